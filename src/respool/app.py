@@ -1,0 +1,460 @@
+"""App: the registry of tasks, queues and streams of one application, and its engine."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from .clock import now as wall_clock
+from .codec import codec_for
+from .config import SETTINGS, Location, find_url, parse_url, settings
+from .delivery.model import Lease, NewCall
+from .engines import open_engine, public_id, stored_id
+from .engines.base import Group, Stream
+from .errors import ConfigError, DatabaseGone, DeclarationConflict, UnknownName
+from .options import task_options
+from .producer import Producer, chunks
+from .record import Id, Meta, log_of, new_head, parse_id
+from .result import AsyncResult, Found, ResultSet
+from .running import current_run
+from .stream import StreamHandle, check_name
+from .task import Task
+from .why import explain_waiting
+
+DEFAULT_QUEUE = "default"
+KEYED_PARTITIONS = 64
+_abandoned: list[Any] = []
+"""Engines of a parent process: never touched after fork, and never closed here either (S2)."""
+
+
+class Queue:
+    """A queue as an app declares it."""
+
+    def __init__(self, app: App, name: str) -> None:
+        self.app, self.name = app, name
+
+    def __repr__(self) -> str:
+        return f"<Queue {self.name} of {self.app.name}>"
+
+    settings: dict[str, Any] = {}
+
+
+class Subscription:
+    """A function that a group of this app calls with each event of a stream."""
+
+    def __init__(self, stream: StreamHandle, task: Task[Any, Any], group: str, start: str) -> None:
+        self.stream, self.task, self.group, self.start = stream, task, group, start
+
+
+class App:
+    """An application: its tasks, queues and streams, and the log they live on.
+
+    Parameters:
+        name: tells this app's queues and groups from those of other apps on the same log.
+        url: where the log is, for instance `sqlite:///respool.db`; default: RESPOOL_URL, else respool.db
+            beside the nearest pyproject.toml above the calling module, else in the working directory.
+        options: settings; see `respool.config.SETTINGS`.
+
+    Raises: ConfigError for a setting that does not exist or cannot be. Nothing is opened until used.
+
+    >>> from respool import App
+    >>> app = App("shop", url="sqlite:///:memory:")
+    >>> @app.task
+    ... def add(x: int, y: int) -> int:
+    ...     return x + y
+    >>> add(2, 3)
+    5
+    """
+
+    def __init__(self, name: str, url: str | None = None, **options: Any) -> None:
+        self.name = check_name("app", name)
+        self.settings = settings(options)
+        caller = sys._getframe(1).f_globals.get("__file__")
+        self.url = find_url(url, caller)
+        self.location: Location = parse_url(self.url)
+        self.tasks: dict[str, Task[Any, Any]] = {}
+        self.queues: dict[str, Queue] = {DEFAULT_QUEUE: Queue(self, DEFAULT_QUEUE)}
+        self.stream_handles: dict[str, StreamHandle] = {}
+        self.subscriptions: dict[str, Subscription] = {}
+        self._opening = threading.RLock()
+        self._engine: Any = None
+        self._producer: Producer | None = None
+        self._streams: dict[tuple[str, str], Stream] = {}
+        self._groups: list[Group] = []
+
+    def __repr__(self) -> str:
+        return f"<App {self.name} on {self.location.shown}>"
+
+    # Declaring
+
+    @overload
+    def task(self, fn: Callable[..., Any], /) -> Task[Any, Any]: ...
+    @overload
+    def task(self, **options: Any) -> Callable[[Callable[..., Any]], Task[Any, Any]]: ...
+    def task(self, fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+        """Make a function a task. Options: see `respool.options.OPTIONS`.
+
+        Raises: ConfigError for two tasks of one name, UnknownName for a misspelt option.
+        """
+        if fn is None:
+            return lambda function: self.task(function) if not options else self._add_task(function, options)
+        return self._add_task(fn, options)
+
+    def _add_task(self, fn: Callable[..., Any], options: Mapping[str, Any]) -> Task[Any, Any]:
+        if not callable(fn):
+            raise ConfigError(f"@app.task: {fn!r} is not a function")
+        name = options.get("name") or fn.__name__
+        defaults = self.settings["task_defaults"]
+        checked = task_options(options, defaults, self.settings["max_deliveries"], f"task {name}")
+        task: Task[Any, Any] = Task(self, fn, check_name("task", name), checked)
+        for each in (name, *checked["aliases"]):
+            if each in self.tasks:
+                other = self.tasks[each].fn
+                raise ConfigError(
+                    f"two tasks are called {each!r}: {_where(other)} and {_where(fn)}; give one a name="
+                )
+        if "queue" in options:
+            self.queue(checked["queue"])
+        self.tasks.update({each: task for each in (name, *checked["aliases"])})
+        return task
+
+    def queue(self, name: str) -> Queue:
+        """Declare a queue. A task's `queue=` does so too."""
+        return self.queues.setdefault(check_name("queue", name), Queue(self, name))
+
+    def stream(
+        self, name: str, *, key: str | None = None, partitions: int | None = None, serializer: str = "json"
+    ) -> StreamHandle:
+        """Declare a stream of events, shared by all apps on the log.
+
+        Parameters:
+            key: the field of each event that says whose it is; events of one key stay in one partition.
+            partitions: fixed at creation; default 64 with a key, else 1.
+            serializer: "json" or "msgpack".
+
+        Raises: DeclarationConflict where it is declared otherwise here; on first use, where it was
+            created otherwise.
+        """
+        count = partitions if partitions is not None else (1 if key is None else KEYED_PARTITIONS)
+        if not isinstance(count, int) or not 1 <= count <= 4096:
+            raise ConfigError(f"stream {name}: partitions={partitions!r} is not a number from 1 to 4096")
+        handle = StreamHandle(self, check_name("stream", name), key, count, serializer)
+        known = self.stream_handles.setdefault(name, handle)
+        _compare("stream", name, known.settings, handle.settings)
+        return known
+
+    def add_subscription(
+        self, stream: StreamHandle, fn: Callable[..., Any], group: str | None, start: str, options: Mapping[str, Any]
+    ) -> Task[Any, Any]:
+        """Register a function for a group of a stream; see `StreamHandle.subscribe`."""
+        name = options.get("name") or fn.__name__
+        group = check_name("group", group or name)
+        what = f"subscription {name}"
+        checked = task_options(
+            options, self.settings["task_defaults"], self.settings["max_deliveries"], what
+        )
+        if group in self.subscriptions:
+            raise ConfigError(f"two subscriptions of app {self.name} use the group {group!r}; name another group=")
+        task: Task[Any, Any] = Task(self, fn, name, checked)
+        self.subscriptions[group] = Subscription(stream, task, group, start)
+        return task
+
+    # The engine
+
+    @property
+    def engine(self) -> Any:
+        """The engine, opened when first used, and again in each process (safe across fork)."""
+        engine = self._engine
+        if engine is None or not engine.usable():
+            with self._opening:
+                if self._engine is not None and not self._engine.usable():
+                    _abandoned.append((self._engine, self._producer))
+                    self._forget()
+                if self._engine is None:
+                    self._open()
+            engine = self._engine
+        return engine
+
+    def _open(self) -> None:
+        durability = self.location.options.get("durability", self.settings["durability"])
+        SETTINGS["durability"].check(durability, "durability")
+        engine = open_engine(self.location, durability, self.settings["append_timeout"])
+        try:
+            self._producer = Producer(engine, self.settings["max_record_size"])
+            for queue in self.queues.values():
+                self._create(engine, "queue", self.name, queue.name, 1, queue.settings)
+            for handle in self.stream_handles.values():
+                self._create(engine, "stream", "", handle.name, handle.partitions, handle.settings)
+            self._create_subscriptions(engine)
+        except BaseException:
+            engine.close()
+            self._forget()
+            raise
+        self._engine = engine
+
+    def _create(
+        self, engine: Any, kind: Any, app: str, name: str, partitions: int, declared: dict[str, Any]
+    ) -> Stream:
+        stream: Stream = engine.create_stream(kind, app, name, partitions, declared)
+        _compare(kind, name, stream.settings, declared)
+        self._streams[kind, name] = stream
+        return stream
+
+    def _create_subscriptions(self, engine: Any) -> None:
+        known = {(g.stream, g.app, g.name) for g in engine.groups()}
+        for subscription in self.subscriptions.values():
+            stream = self._streams["stream", subscription.stream.name]
+            if (stream.id, self.name, subscription.group) in known:
+                continue
+            latest = subscription.start == "latest"
+            bounds = [(log, end if latest else first, None) for log, first, end in engine.bounds(stream)]
+            engine.create_group(stream, self.name, subscription.group, "subscription", {}, bounds)
+
+    def _forget(self) -> None:
+        self._engine = self._producer = None
+        self._streams.clear()
+        self._groups.clear()
+
+    def close(self) -> None:
+        """Close the engine; the next use opens it again."""
+        with self._opening:
+            if self._engine is not None and self._engine.usable():
+                self._engine.close()
+            self._forget()
+
+    def __enter__(self) -> App:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def producer(self) -> Producer:
+        """What appends for this process."""
+        _ = self.engine
+        assert self._producer is not None
+        return self._producer
+
+    def stream_of(self, kind: str, name: str) -> Stream:
+        """Return a declared queue or stream as stored, creating it where it is new."""
+        engine = self.engine
+        stream = self._streams.get((kind, name))
+        if stream is not None:
+            return stream
+        with self._opening:
+            if kind == "queue" and name in self.queues:
+                return self._create(engine, kind, self.name, name, 1, self.queues[name].settings)
+            if kind == "stream" and name in self.stream_handles:
+                handle = self.stream_handles[name]
+                return self._create(engine, kind, "", name, handle.partitions, handle.settings)
+        if kind == "queue":
+            raise UnknownName("queue", name, self.queues, f"declare it: app.queue({name!r})")
+        raise UnknownName("stream", name, self.stream_handles, f"declare it: app.stream({name!r})")
+
+    # Sending
+
+    def send_task(
+        self,
+        name: str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        queue: str | None = None,
+        **options: Any,
+    ) -> AsyncResult[Any]:
+        """Append a call of a task by name, without its code.
+
+        Arguments are not checked here unless the task is registered. Options: as `Task.apply_async`.
+        """
+        task = self.tasks.get(name)
+        if task is None:
+            checked = task_options({"name": name}, {}, self.settings["max_deliveries"], f"task {name}")
+            task = Task(self, _anything, check_name("task", name), checked)
+        return task.apply_async(args, kwargs, queue=queue, **options)
+
+    def send_call(self, queue: str, task: str, body: bytes, meta: Meta, id: Id | None) -> AsyncResult[Any]:
+        """Append one encoded call, or put it in the outbox of the present run."""
+        log = self.stream_of("queue", queue).logs[0]
+        run = current_run.get()
+        if run is not None:
+            sent = run.send(log, task, body, meta, id)
+            return AsyncResult(self, sent, unsent=run)
+        row = self._row(log, task, body, meta, id)
+        self._append(row)
+        return AsyncResult(self, public_id(row.id))
+
+    async def asend_call(
+        self, queue: str, task: str, body: bytes, meta: Meta, id: Id | None
+    ) -> AsyncResult[Any]:
+        """Append one encoded call without holding up the event loop."""
+        log = self.stream_of("queue", queue).logs[0]
+        run = current_run.get()
+        if run is not None:
+            return AsyncResult(self, run.send(log, task, body, meta, id), unsent=run)
+        row = self._row(log, task, body, meta, id)
+        await self.producer.aappend(row)
+        return AsyncResult(self, public_id(row.id))
+
+    def _row(self, log: int, task: str, body: bytes, meta: Meta, id: Id | None, space: str = "") -> NewCall:
+        moment = wall_clock()
+        stored = new_head(moment) if id is None else stored_id(space or self.name, id)
+        return NewCall(log, task, body, meta.packed(), stored, moment)
+
+    def _append(self, row: NewCall) -> None:
+        try:
+            self.producer.append(row)
+        except DatabaseGone:
+            self.close()  # the next call opens what is there then
+            raise
+
+    def send_run(self, queue: str, task: str, bodies: Iterator[bytes], meta: Meta) -> ResultSet[Any]:
+        """Append many encoded calls of one task."""
+        log = self.stream_of("queue", queue).logs[0]
+        results: ResultSet[Any] = ResultSet(self)
+        run = current_run.get()
+        if run is not None:
+            for body in bodies:
+                results.add_run(run.send(log, task, body, meta, None), 1)  # type: ignore[arg-type]
+            return results
+        self._append_run(log, task, bodies, meta, results)
+        return results
+
+    def _append_run(
+        self, log: int, task: str, bodies: Iterator[bytes], meta: Meta, results: ResultSet[Any] | None
+    ) -> int:
+        producer, packed, sent = self.producer, meta.packed(), 0
+        for chunk in chunks(bodies):
+            producer.check_size(max(chunk, key=len), packed)
+            head = producer.append_run(log, task, chunk, packed, wall_clock())
+            sent += len(chunk)
+            if results is not None:
+                results.add_run(head, len(chunk))
+        return sent
+
+    def publish(
+        self, stream: StreamHandle, partition: int, type: str, body: bytes, meta: Meta, id: Id | None
+    ) -> Id:
+        """Append one encoded event; return its id."""
+        row = self._event_row(stream, partition, type, body, meta, id)
+        self._append(row)
+        return public_id(row.id)
+
+    async def apublish(
+        self, stream: StreamHandle, partition: int, type: str, body: bytes, meta: Meta, id: Id | None
+    ) -> Id:
+        """Append one encoded event without holding up the event loop."""
+        row = self._event_row(stream, partition, type, body, meta, id)
+        await self.producer.aappend(row)
+        return public_id(row.id)
+
+    def _event_row(
+        self, stream: StreamHandle, partition: int, type: str, body: bytes, meta: Meta, id: Id | None
+    ) -> NewCall:
+        log = self.stream_of("stream", stream.name).logs[partition]
+        return self._row(log, type, body, meta, id, f"stream:{stream.name}")
+
+    def publish_run(self, stream: StreamHandle, type: str, bodies: Iterator[bytes], meta: Meta) -> int:
+        """Append many encoded events to a stream without a key; return how many."""
+        return self._append_run(self.stream_of("stream", stream.name).logs[0], type, bodies, meta, None)
+
+    def publish_keyed(self, stream: StreamHandle, type: str, events: Iterable[tuple[bytes, Meta, int]]) -> int:
+        """Append many encoded events to the partitions of their keys; return how many."""
+        logs = self.stream_of("stream", stream.name).logs
+        waiting: dict[int, list[NewCall]] = {}
+        sent = 0
+        for body, meta, partition in events:
+            self.producer.check_size(body, None)
+            rows = waiting.setdefault(partition, [])
+            rows.append(self._row(logs[partition], type, body, meta, None))
+            sent += 1
+            if len(rows) >= 256:
+                self.producer.append_rows(waiting.pop(partition))
+        for rows in waiting.values():
+            self.producer.append_rows(rows)
+        return sent
+
+    # Looking up
+
+    def AsyncResult(self, id: str, group: str = "main") -> AsyncResult[Any]:
+        """Return the handle of a call by its id."""
+        return AsyncResult(self, parse_id(id), group)
+
+    def groups(self) -> list[Group]:
+        """Return all consumer groups on the log, as of now."""
+        self._groups = self.engine.groups()
+        return self._groups
+
+    def group_at(self, pos: int, name: str) -> Group:
+        """Return the group of this name that reads the stream of a position. Raises UnknownName."""
+        stream = self.stream_at(pos)
+        for attempt in (self._groups, None):
+            here = [g for g in (attempt if attempt is not None else self.groups()) if g.stream == stream.id]
+            for group in here:
+                if group.name == name and group.app in (self.name, stream.app):
+                    return group
+        raise UnknownName("group", name, [g.name for g in here], f"on {stream.kind} {stream.name}")
+
+    def stream_at(self, pos: int) -> Stream:
+        """Return the stream that a position lies in."""
+        log = log_of(pos)
+        for stream in self._streams.values():
+            if log in stream.logs:
+                return stream
+        for stream in self.engine.streams():
+            if log in stream.logs:
+                return stream  # type: ignore[no-any-return]
+        raise UnknownName("log", str(log), ())
+
+    def windows(
+        self, stream: StreamHandle, since: float | None, until: float | None
+    ) -> list[tuple[int, int, int]]:
+        """Return (partition, first, one past the last) position of a window in time."""
+        stored = self.stream_of("stream", stream.name)
+        return [
+            (stored.logs.index(log), lo, hi) for log, lo, hi in self.engine.window(stored, since, until)
+        ]
+
+    @staticmethod
+    def public_id(id: Id) -> Id:
+        """Return an id as it was given, without the namespace it is stored with."""
+        return public_id(id)
+
+    def decode_value(self, body: bytes) -> Any:
+        """Return what a task returned."""
+        return codec_for("msgpack").decode(body)
+
+    def is_running(self, lease: Lease, pos: int) -> bool:
+        """Say whether a leased record is being run, as of its worker's last beat."""
+        for worker in self.engine.workers():
+            if worker.id == lease.owner:
+                return any(pos == running[0] for running in worker.info.get("running", ()))
+        return False
+
+    def why_waiting(self, found: Found, pos: int, group: Group) -> str:
+        """Say what an unfinished call waits for."""
+        return explain_waiting(self.engine, self.stream_at(pos), group, pos, found.reason)
+
+
+def _anything(*args: Any, **kwargs: Any) -> None:
+    """Stand for a task whose code is elsewhere."""
+
+
+def _where(fn: Any) -> str:
+    code = getattr(fn, "__code__", None)
+    return f"{fn.__module__}.{fn.__qualname__}" + (f" ({Path(code.co_filename).name}:{code.co_firstlineno})" if code else "")
+
+
+def _compare(kind: str, name: str, stored: Mapping[str, Any], declared: Mapping[str, Any]) -> None:
+    differ = [key for key in declared if stored.get(key) != declared[key]]
+    if differ:
+        raise DeclarationConflict(
+            f"{kind} {name} was declared with "
+            + ", ".join(f"{key}={stored.get(key)!r}" for key in differ)
+            + ", now with "
+            + ", ".join(f"{key}={declared[key]!r}" for key in differ)
+        )
+
+

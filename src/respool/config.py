@@ -1,0 +1,225 @@
+"""Every setting, in one table; durations, moments and URLs as users write them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from .errors import ConfigError, UnknownName
+
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d|w)")
+
+
+def duration(value: float | timedelta | str, what: str = "duration") -> float:
+    """Return a duration in seconds, from seconds, a timedelta, or text like "90s", "1h30m", "7d".
+
+    Raises ConfigError for anything else, for NaN and for negative values.
+    """
+    if isinstance(value, timedelta):
+        seconds = value.total_seconds()
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value)
+    elif isinstance(value, str) and (parts := _DURATION.findall(value)) and not _DURATION.sub("", value).strip():
+        seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    elif isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?", value):
+        seconds = float(value)
+    else:
+        raise ConfigError(f'{what}: {value!r} is no duration; give seconds, a timedelta, or text like "90s" or "7d"')
+    if not 0 <= seconds < float("inf"):
+        raise ConfigError(f"{what}: {value!r} is negative or not a number")
+    return seconds
+
+
+def moment(value: datetime | float, what: str = "moment") -> float:
+    """Return an aware datetime as seconds since 1970. Raises ConfigError for a naive one."""
+    if isinstance(value, datetime):
+        if value.tzinfo is None or value.utcoffset() is None:
+            raise ConfigError(
+                f"{what}: {value.isoformat()} has no time zone; use datetime.now(timezone.utc) or .astimezone()"
+            )
+        return value.timestamp()
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    raise ConfigError(f"{what}: {value!r} is not an aware datetime")
+
+
+def spoken_moment(text: str, now: datetime) -> datetime:
+    """Return the moment that a command line names: `1h` (ago), `14:00` (today), an ISO date or time.
+
+    Without a zone it is local time, that of `now`, which must be aware.
+    """
+    text = text.strip()
+    if text == "now":
+        return now
+    if _DURATION.findall(text) and not _DURATION.sub("", text).strip():
+        return now - timedelta(seconds=duration(text))
+    try:
+        if re.fullmatch(r"\d{1,2}:\d{2}(:\d{2})?", text):
+            parts = [int(part) for part in text.split(":")]
+            return now.replace(hour=parts[0], minute=parts[1], second=(*parts, 0)[2], microsecond=0)
+        parsed = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigError(f"{text!r} is no moment: try 1h, 30d, 14:00, 2026-01-31 or 2026-01-31T14:00") from error
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=now.tzinfo)
+
+
+def size(value: int | str, what: str = "size") -> int:
+    """Return a size in bytes, from a number or text like "64KiB", "1MB"."""
+    units = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1024, "mib": 1024**2, "gib": 1024**3}
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    match = re.fullmatch(r"(\d+)\s*([a-z]*)", value.lower()) if isinstance(value, str) else None
+    if match is None or match[2] not in units or not int(match[1]):
+        raise ConfigError(f'{what}: {value!r} is no size; give bytes or text like "1MiB"')
+    return int(match[1]) * units[match[2]]
+
+
+def _flag(value: object, what: str) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ConfigError(f"{what}: {value!r} is neither True nor False")
+
+
+def _text(value: object, what: str) -> str:
+    if isinstance(value, str) and value:
+        return value
+    raise ConfigError(f"{what}: {value!r} is not text")
+
+
+def _choice(*names: str) -> Callable[[Any, str], str]:
+    def check(value: object, what: str) -> str:
+        if value in names:
+            return str(value)
+        raise ConfigError(f"{what}: {value!r} is none of {', '.join(names)}")
+
+    return check
+
+
+def _count(value: object, what: str) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    raise ConfigError(f"{what}: {value!r} is not a whole number above 0")
+
+
+def _maybe(check: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+    return lambda value, what: None if value is None else check(value, what)
+
+
+def _options(value: object, what: str) -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise ConfigError(f"{what}: {value!r} is not a dict of task options")
+
+
+def _key(value: object, what: str) -> bytes:
+    if isinstance(value, bytes) and len(value) >= 16:
+        return value
+    raise ConfigError(f"{what}: a signing key is at least 16 bytes")
+
+
+class Setting(NamedTuple):
+    """One setting: how it is checked, what it is without being set, what it means."""
+
+    check: Callable[[Any, str], Any]
+    default: Any
+    meaning: str
+
+
+SETTINGS: dict[str, Setting] = {
+    "url": Setting(_maybe(_text), None, "where the log is; else RESPOOL_URL, else a file beside pyproject.toml"),
+    "durability": Setting(
+        _choice("full", "os"), "full", '"full": synced to disk; "os": survives a crash of the process, not of the power'
+    ),
+    "append_timeout": Setting(duration, 10.0, "seconds that delay() and publish() wait for the engine at most"),
+    "max_record_size": Setting(size, 1024**2, "bytes of an encoded call or event, at most"),
+    "result_ttl": Setting(_maybe(duration), None, "how long outcomes are kept; None: as long as their records"),
+    "outbox_hold": Setting(
+        _maybe(duration), 1.0, "seconds after which the calls of a run leave before it ends; None: only when it ends"
+    ),
+    "max_deliveries": Setting(_count, 3, "runs of a call that may end with the death of their process"),
+    "beat": Setting(duration, 1.0, "seconds between a worker's signs of life"),
+    "worker_ttl": Setting(duration, 10.0, "seconds without a beat after which a worker elsewhere is taken for dead"),
+    "poll_interval": Setting(duration, 1.0, "seconds between looks at the log when no doorbell rings"),
+    "task_defaults": Setting(_options, {}, "options that hold for every task that does not set them"),
+    "pickle_key": Setting(_maybe(_key), None, "signing key that allows serializer='pickle'"),
+}
+
+
+def settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all settings, checked. Raises UnknownName, ConfigError."""
+    for name in given:
+        if name not in SETTINGS:
+            raise UnknownName("setting", name, SETTINGS)
+    checked = {name: setting.default for name, setting in SETTINGS.items()}
+    checked.update({name: SETTINGS[name].check(value, name) for name, value in given.items()})
+    if checked["worker_ttl"] < 3 * checked["beat"]:
+        raise ConfigError("worker_ttl must be at least three beats")
+    return checked
+
+
+class Location(NamedTuple):
+    """A URL taken apart."""
+
+    scheme: str
+    path: str | None  # None: in memory
+    options: dict[str, str]
+
+    @property
+    def shown(self) -> str:
+        """The URL for people: full path, no options."""
+        return "sqlite:///:memory:" if self.path is None else f"sqlite:///{self.path}"
+
+
+SQLITE_PRAGMAS = {
+    "cache_size": r"-?\d{1,9}",
+    "mmap_size": "0",  # S2: a mapped file turns I/O errors into crashes
+    "journal_size_limit": r"-?\d{1,12}",
+    "page_size": r"512|1024|2048|4096|8192|16384|32768|65536",
+    "temp_store": r"memory|file|default",
+}
+"""Pragmas that a URL may set, with the values they may have."""
+
+
+def parse_url(url: str) -> Location:
+    """Take a URL apart. Raises ConfigError where no engine has it, or an option is misspelt.
+
+    `sqlite:///relative.db`, `sqlite:////absolute.db`, `sqlite:///:memory:`.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "sqlite":
+        raise ConfigError(f"no engine for {parts.scheme or url!r}; a URL looks like sqlite:///respool.db")
+    if parts.netloc or not parts.path.startswith("/") or parts.path == "/":
+        raise ConfigError(
+            f"{url!r}: three slashes for a relative path (sqlite:///respool.db), four for an absolute one"
+        )
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    known = [*SQLITE_PRAGMAS, "durability"]
+    for name, value in options.items():
+        if name not in known:
+            raise UnknownName("option", name, known, f"in {url!r}")
+        if name in SQLITE_PRAGMAS and not re.fullmatch(SQLITE_PRAGMAS[name], value.lower()):
+            raise ConfigError(f"{url!r}: {name} cannot be {value!r}")
+    path = unquote(parts.path[1:])
+    return Location("sqlite", None if path == ":memory:" else os.path.abspath(path), options)
+
+
+def find_url(given: str | None, beside: str | None) -> str:
+    """Return the URL to use: the one given, RESPOOL_URL, or respool.db beside the nearest pyproject.toml.
+
+    `beside` is the file of the module that makes the App; without one the working directory counts.
+    """
+    if given:
+        return given
+    if url := os.environ.get("RESPOOL_URL"):
+        return url
+    start = Path(beside).resolve().parent if beside and os.path.exists(beside) else Path.cwd()
+    for folder in (start, *start.parents):
+        if (folder / "pyproject.toml").exists():
+            return f"sqlite:///{folder / 'respool.db'}"
+    return f"sqlite:///{Path.cwd() / 'respool.db'}"

@@ -1,0 +1,151 @@
+"""Handing out work: which records a worker is granted next.
+
+A claim moves the cursor over a range without looking at a record of it, so that a claim of a thousand
+costs what a claim of one costs. Records that are not to run now (due later, unknown, expired) are found
+by the worker as it reads them, and come back as verdicts.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .model import MAX_LEASE, Change, Lease, Parked, View
+from .spans import Span, count, take
+
+
+class Request(NamedTuple):
+    """What a worker asks for: `want` records, for its child number `child`, under a new lease id.
+
+    `turn` counts the child's claims; it decides who goes first where there is not enough for all (H11).
+    """
+
+    want: int
+    owner: int
+    child: int
+    lease: int
+    now: float
+    turn: int = 0
+
+
+def claim(view: View, change: Change, request: Request) -> Lease | None:
+    """Grant up to `request.want` records; None where there is nothing to do.
+
+    What is due, what was given back and what is new each get a third of the lease, and what one does
+    not need goes to the others: a storm of retries cannot stop new work, nor the other way round (H11).
+    """
+    alone = _claim_alone(view, change, request)
+    if alone is not None:
+        return alone
+    want = min(request.want, MAX_LEASE)
+    due = [parked for parked in view.due if not parked.alone]
+    returned = [(lease, [s for s in lease.spans if not s.alone]) for lease in view.returned]
+    available = (
+        len(due),
+        sum(count(spans) for _, spans in returned),
+        sum(_unread(p.cursor, p.end, p.stop) for p in view.positions),
+    )
+    from_due, from_returned, from_new = shares(want, available, request.turn)
+    lease = Lease(request.lease, request.owner, request.child, [], {}, request.now)
+    _take_due(due[:from_due], change, lease)
+    _take_returned(returned, from_returned, change, lease)
+    _take_new(view, from_new, change, lease, request.turn)
+    if not lease.spans:
+        return None
+    change.leases.append(lease)
+    return lease
+
+
+def shares(want: int, available: tuple[int, int, int], turn: int) -> tuple[int, ...]:
+    """Split `want` among three sources by thirds, what one cannot fill going to the others.
+
+    The source that comes first, and gets what cannot be split evenly, changes with `turn`.
+    """
+    given = [0, 0, 0]
+    left = min(want, sum(available))
+    while left:
+        hungry = [s for s in ((turn + step) % 3 for step in range(3)) if given[s] < available[s]]
+        each = max(left // len(hungry), 1)
+        for source in hungry:
+            more = min(available[source] - given[source], each, left)
+            given[source] += more
+            left -= more
+    return tuple(given)
+
+
+def _unread(cursor: int, end: int, stop: int | None) -> int:
+    return max((end if stop is None else min(end, stop)) - cursor, 0)
+
+
+def _claim_alone(view: View, change: Change, request: Request) -> Lease | None:
+    """Grant one record singly where one is to be run so, and it is its turn or there is nothing else."""
+    suspects = [(parked, None) for parked in view.due if parked.alone]
+    suspects += [(s, lease) for lease in view.returned for s in lease.spans if s.alone]  # type: ignore[misc]
+    if not suspects:
+        return None
+    other = (
+        any(not parked.alone for parked in view.due)
+        or any(not s.alone for lease in view.returned for s in lease.spans)
+        or any(_unread(p.cursor, p.end, p.stop) for p in view.positions)
+    )
+    if other and request.turn % 2:
+        return None
+    suspect, source = suspects[0]
+    granted = Lease(request.lease, request.owner, request.child, [], {}, request.now)
+    if source is None:
+        assert isinstance(suspect, Parked)
+        _take_due([suspect], change, granted)
+    else:
+        assert isinstance(suspect, Span)
+        granted.spans = [suspect.part(suspect.lo, suspect.lo + 1)]
+        rest = [s for s in source.spans if s is not suspect]
+        if suspect.hi - suspect.lo > 1:
+            rest.append(suspect.part(suspect.lo + 1, suspect.hi))
+        _shrink(source, rest, granted, change)
+    change.leases.append(granted)
+    return granted
+
+
+def _take_due(due: list[Parked], change: Change, lease: Lease) -> None:
+    for parked in due:
+        lease.spans.append(parked.span())
+        if parked.body is not None:
+            lease.bodies[parked.pos] = parked.body
+        change.unparked.append(parked.pos)
+
+
+def _take_returned(
+    returned: list[tuple[Lease, list[Span]]], want: int, change: Change, lease: Lease
+) -> None:
+    for source, spans in returned:
+        if not want:
+            return
+        taken, rest = take(spans, want)
+        want -= count(taken)
+        lease.spans += taken
+        _shrink(source, rest + [s for s in source.spans if s.alone], lease, change)
+
+
+def _shrink(source: Lease, rest: list[Span], target: Lease, change: Change) -> None:
+    """Leave `rest` in a returned lease; the bodies of what was taken go along."""
+    kept: dict[int, bytes] = {}
+    for pos, body in source.bodies.items():
+        left_here = any(span.lo <= pos < span.hi for span in rest)
+        (kept if left_here else target.bodies)[pos] = body
+    if rest:
+        change.leases.append(Lease(source.id, None, source.child, rest, kept, source.since))
+    else:
+        change.dropped_leases.append(source.id)
+
+
+def _take_new(view: View, want: int, change: Change, lease: Lease, turn: int) -> None:
+    """Advance the cursors, beginning with another log each turn."""
+    positions = view.positions
+    for step in range(len(positions)):
+        if not want:
+            return
+        at = positions[(turn + step) % len(positions)]
+        size = min(_unread(at.cursor, at.end, at.stop), want)
+        if size:
+            lease.spans.append(Span(at.cursor, at.cursor + size))
+            change.cursors.append((at.log, at.cursor + size))
+            want -= size

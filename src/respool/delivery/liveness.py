@@ -1,0 +1,36 @@
+"""Telling dead workers from living ones, by counters and never by clocks (H4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+
+class BeatObserver:
+    """One worker's view of the others' beats.
+
+    A worker is dead when its counter stood still while the observer committed `patience` beats of its
+    own. After an outage of the database everybody's counter stood still, but nobody has committed a beat
+    either: the first one back waits as long as anyone.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self._patience = patience
+        self._own_beats = 0
+        self._seen: dict[int, tuple[int, int]] = {}  # worker -> its counter, our beat when it changed
+
+    def beat_committed(self, counters: Mapping[int, int]) -> list[int]:
+        """Take the others' counters as read with our own committed beat; return who is dead."""
+        self._own_beats += 1
+        dead = []
+        for worker, counter in counters.items():
+            last, since = self._seen.get(worker, (-1, self._own_beats))
+            if counter != last:
+                self._seen[worker] = (counter, self._own_beats)
+            elif self._own_beats - since >= self._patience:
+                dead.append(worker)
+        self._forget(counters)
+        return dead
+
+    def _forget(self, present: Iterable[int]) -> None:
+        for worker in set(self._seen) - set(present):
+            del self._seen[worker]

@@ -1,0 +1,196 @@
+"""The words of the delivery core as data: what an engine reads (`View`) and writes (`Change`).
+
+For every group, a record within its bounds is in exactly one place (P2):
+
+    pending   at or above the cursor of its log
+    leased    in a lease: owned by a worker, or ownerless ("returned")
+    parked    one row: scheduled, retry, unknown, dead, …
+    done      below the cursor and in none of these; needs no row
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from .spans import Span
+
+Reason = Literal["scheduled", "retry", "blocked", "limited", "unknown", "gap", "dead"]
+Ending = Literal["success", "failure", "revoked"]
+"""How a call ended; the states SUCCESS, FAILURE and REVOKED."""
+
+MAX_LEASE = 4096
+"""Records in a lease, at most. The journal's look-up and a worker's shared memory rely on it."""
+
+
+class Parked(NamedTuple):
+    """A record that waits by itself: until `due`, or until someone acts on it (`due` None)."""
+
+    pos: int
+    reason: Reason
+    due: float | None
+    task: str
+    retries: int = 0
+    deliveries: int = 0
+    redrives: int = 0
+    alone: bool = False
+    body: bytes | None = None  # what is run instead of the record's own body (H15, edits)
+    error: bytes | None = None  # why it was parked, as `codec.encode_error` gives it
+    at: float = 0.0  # since when
+
+    def span(self) -> Span:
+        """Return the record as a lease's span."""
+        return Span(self.pos, self.pos + 1, self.retries, self.deliveries, self.redrives, self.alone)
+
+
+class Lease(msgspec.Struct):
+    """Records handed out and not finished: `spans` in the order in which they are to run."""
+
+    id: int
+    owner: int | None  # a worker's number; None: returned, for whoever comes next
+    child: int
+    spans: list[Span]
+    bodies: dict[int, bytes] = {}
+    since: float = 0.0
+
+
+class Position(NamedTuple):
+    """How far a group has come in one log: it reads cursor <= p < min(end, stop)."""
+
+    log: int
+    cursor: int
+    end: int  # one past the last record there is
+    stop: int | None = None  # one past the last record the group is to read, None: no bound
+
+
+class NewCall(msgspec.Struct, array_like=True):
+    """A call made by a run, waiting in its outbox to be sent with the settlement (P4)."""
+
+    log: int
+    task: str
+    body: bytes
+    meta: bytes | None
+    id: Any  # an Id
+    time: float
+
+
+class Verdict(msgspec.Struct, array_like=True, omit_defaults=True):
+    """How one run of one record ended, where there is more to say than "done, returned None".
+
+    `ending` is None where the record is parked instead (`reason`, `due`), and for a record that the
+    group leaves out (`skipped`).
+    """
+
+    pos: int
+    ending: Ending | None = None
+    value: bytes | None = None  # what it returned, or the error
+    reason: Reason | None = None
+    due: float | None = None
+    task: str = ""
+    error: bytes | None = None
+    body: bytes | None = None
+    charge: bool = False  # count a delivery: its process died
+    retried: bool = False  # count a retry
+    skipped: bool = False
+    quiet: bool = False  # store no outcome (ignore_result)
+    ttl: float | None = None  # seconds that its outcome is kept
+    calls: list[NewCall] = []
+    dropped: int = 0  # calls it made that its group does not send
+    note: str | None = None  # for the history: "retry: ValueError: …"
+    started: float = 0.0
+    ended: float = 0.0
+    progressed: bool = False  # it called update_state: there is a progress row to clear
+
+
+class Settlement(msgspec.Struct):
+    """What a worker has to say of one of its leases.
+
+    `done` are the ranges it has been through, the records with a verdict included. With `release`
+    what is left of the lease is given back, ownerless.
+    """
+
+    lease: int
+    owner: int
+    done: list[tuple[int, int]]
+    verdicts: list[Verdict] = []
+    started: float = 0.0
+    ended: float = 0.0
+    release: bool = False
+    records: int = 0  # how many were run
+
+
+class Outcome(NamedTuple):
+    """What a run gave, kept per group."""
+
+    pos: int
+    ending: Ending
+    value: bytes | None
+    at: float
+    until: float | None = None  # kept so long; 0: the value is gone, the ending stands
+
+    def expired(self, now: float) -> bool:
+        """Say whether the value is past its `result_ttl`."""
+        return self.until is not None and self.until <= now
+
+
+class JournalEntry(NamedTuple):
+    """Who went through which positions, when, and how it ended (`how` "done", or what else happened)."""
+
+    lo: int
+    hi: int
+    owner: int | None
+    child: int
+    started: float
+    ended: float
+    how: str
+    retries: int = 0
+    note: str | None = None
+
+
+class View:
+    """What a decision needs to know, read by the engine inside the transaction."""
+
+    __slots__ = ("due", "leases", "positions", "returned")
+
+    def __init__(self) -> None:
+        self.positions: list[Position] = []
+        self.due: list[Parked] = []  # parked records to hand out, the earliest first
+        self.returned: list[Lease] = []  # ownerless leases, the oldest first
+        self.leases: dict[int, Lease] = {}  # those asked for, that exist
+
+
+class Change:
+    """What a decision wants written, all of it in the transaction of the view."""
+
+    __slots__ = (
+        "calls",
+        "counted",
+        "cursors",
+        "dropped_leases",
+        "forgotten",
+        "journal",
+        "leases",
+        "outcomes",
+        "parked",
+        "unparked",
+        "unprogressed",
+    )
+
+    def __init__(self) -> None:
+        self.cursors: list[tuple[int, int]] = []  # log, new cursor
+        self.leases: list[Lease] = []  # stored, replacing those with the same id
+        self.dropped_leases: list[int] = []
+        self.parked: list[Parked] = []
+        self.unparked: list[int] = []
+        self.outcomes: list[Outcome] = []
+        self.forgotten: list[int] = []  # outcomes to remove: the record runs again
+        self.unprogressed: list[int] = []
+        self.journal: list[JournalEntry] = []
+        self.calls: list[NewCall] = []
+        self.counted: dict[str, int] = {}
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Add to one of the group's counters: skipped, refused, dropped calls, …"""
+        if by:
+            self.counted[name] = self.counted.get(name, 0) + by

@@ -1,0 +1,106 @@
+"""Taking work back: what becomes of records that were run, left out, or given back.
+
+A settlement is fenced by its lease: where the lease is no longer the worker's, nothing of the settlement
+is written and the refusal is counted (P4). It is idempotent by record: what the supervisor has settled
+already is passed over when the child says it again (H2).
+"""
+
+from __future__ import annotations
+
+from .model import Change, JournalEntry, Lease, Outcome, Parked, Settlement, Verdict, View
+from .spans import Span, count, find, intersect, merge, subtract
+
+
+def settle(view: View, change: Change, settlement: Settlement) -> bool:
+    """Write down what a worker says of a lease; False where the lease is not its own any more."""
+    lease = view.leases.get(settlement.lease)
+    if lease is None or lease.owner != settlement.owner:
+        change.count("refused settlements")
+        return False
+    _settle_verdicts(lease, change, settlement)
+    before = count(lease.spans)
+    left = subtract(lease.spans, settlement.done)
+    if count(left) != before:
+        _write_journal(lease, change, settlement)
+    keep_or_return(change, lease, left, release=settlement.release)
+    return True
+
+
+def keep_or_return(change: Change, lease: Lease, left: list[Span], *, release: bool) -> None:
+    """Store what is left of a lease, with its owner or without; drop it where nothing is."""
+    if not left:
+        change.dropped_leases.append(lease.id)
+        return
+    bodies = {pos: body for pos, body in lease.bodies.items() if find(left, pos)} if lease.bodies else {}
+    owner = None if release else lease.owner
+    change.leases.append(Lease(lease.id, owner, lease.child, left, bodies, lease.since))
+
+
+def _settle_verdicts(lease: Lease, change: Change, settlement: Settlement) -> None:
+    for verdict in settlement.verdicts:
+        span = find(lease.spans, verdict.pos)
+        if span is None:
+            continue  # settled before, by the supervisor
+        _settle_one(lease, span, change, settlement, verdict)
+
+
+def _settle_one(lease: Lease, span: Span, change: Change, settlement: Settlement, verdict: Verdict) -> None:
+    pos, at = verdict.pos, verdict.ended or settlement.ended
+    if verdict.progressed:
+        change.unprogressed.append(pos)
+    if verdict.skipped:
+        change.count("skipped")
+    if verdict.ending is not None and not (verdict.quiet and verdict.ending == "success"):
+        until = None if verdict.ttl is None else at + verdict.ttl
+        change.outcomes.append(Outcome(pos, verdict.ending, verdict.value, at, until))
+    if verdict.reason is not None:
+        change.parked.append(
+            Parked(
+                pos,
+                verdict.reason,
+                verdict.due,
+                verdict.task,
+                span.retries + verdict.retried,
+                span.deliveries + verdict.charge,
+                span.redrives,
+                span.alone,
+                verdict.body if verdict.body is not None else lease.bodies.get(pos),
+                verdict.error,
+                at,
+            )
+        )
+    if verdict.calls:
+        change.calls.extend(verdict.calls)
+    change.count("calls dropped", verdict.dropped)
+    if verdict.note is not None:
+        entry = JournalEntry(
+            pos,
+            pos + 1,
+            settlement.owner,
+            lease.child,
+            verdict.started or settlement.started,
+            at,
+            verdict.note.partition(":")[0],
+            span.retries,
+            verdict.note,
+        )
+        change.journal.append(entry)
+
+
+def _write_journal(lease: Lease, change: Change, settlement: Settlement) -> None:
+    """One row for each unbroken range, the records with rows of their own left out of it."""
+    apart = [(v.pos, v.pos + 1) for v in settlement.verdicts if v.note is not None or v.reason is not None]
+    settled = intersect(lease.spans, settlement.done)
+    if apart:
+        settled = subtract(settled, apart)
+    retries = {span.retries for span in settled}
+    if retries == {0}:  # the common case: ranges that touch are one row
+        runs = [(lo, hi, 0) for lo, hi in merge((span.lo, span.hi) for span in settled)]
+    else:
+        runs = [(span.lo, span.hi, span.retries) for span in settled]
+    for lo, hi, retried in runs:
+        change.journal.append(
+            JournalEntry(
+                lo, hi, settlement.owner, lease.child, settlement.started, settlement.ended, "done", retried
+            )
+        )

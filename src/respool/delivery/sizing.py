@@ -1,0 +1,32 @@
+"""How many records a worker claims at once, from how long they have taken it."""
+
+from __future__ import annotations
+
+from .model import MAX_LEASE
+
+TARGET = 0.075  # seconds of work in a lease: long enough to amortise a claim, short enough to share out
+LARGEST = min(2000, MAX_LEASE)
+_WEIGHT = 0.3  # of the newest lease in the moving average
+_GROWTH = 8  # a lease is at most so many times the last: one lucky record proves little
+
+
+class LeaseSizer:
+    """Learns from each finished lease; `want` is the size of the next."""
+
+    def __init__(self) -> None:
+        self.want = 1
+        self._per_record: float | None = None
+
+    def ran(self, records: int, seconds: float) -> None:
+        """Take note that `records` runs took `seconds` in all.
+
+        Slower than expected counts at once, faster only by and by: claiming too little costs a
+        transaction, claiming too much keeps calls from workers that are free.
+        """
+        if records <= 0:
+            return
+        took = max(seconds / records, 1e-7)
+        known = self._per_record
+        self._per_record = took if known is None or took > known else known + (took - known) * _WEIGHT
+        fitting = int(TARGET / self._per_record)
+        self.want = max(1, min(fitting, max(records, 1) * _GROWTH, LARGEST))

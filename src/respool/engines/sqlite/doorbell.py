@@ -1,0 +1,479 @@
+"""Processes that share one SQLite file wake each other.
+
+SQLite cannot tell a process that another one has committed, so whoever waits has to poll. The doorbell
+makes the usual wait short: a folder beside the database holds
+
+    bell              a page that every process maps: who is asleep, and for what
+    bell-<slot>       one FIFO per sleeper; a byte in it is a ring
+    bell-<slot>.lock  held (flock) by the process that owns the slot, as long as it lives
+
+A ring is a **hint**. It may be lost (the ringer dies in the middle, the folder is deleted), and it may
+come for nothing; with every ring lost all still works, at the polling interval. Hence nothing here
+raises because a ring did not get through, and every sleep has a timeout.
+
+Why no ring is lost in the normal course of things:
+
+    sleeper                              ringer
+    1  empty the FIFO                    1  commit to the database
+    2  set the asleep flag               2  read the flag
+    3  look at the database once more    3  clear the flag
+    4  poll the FIFO                     4  write a byte to the FIFO
+
+Either the ringer's step 2 sees the flag, or the sleeper's step 3 sees the commit. (Both sides pass
+through SQLite's file locks in between, which keeps the processor from reordering the two.) The FIFO is
+emptied *before* the flag is set, and the flag is cleared *before* the byte is written: in any other order
+a sleeper could be left with its flag clear and its FIFO empty, where no later ring looks for it.
+
+There is no lock around the ringer's steps 2 and 3. Two ringers within the same fraction of a microsecond
+may ring one sleeper twice where two were meant; the one left out finds its work when it polls next.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import fcntl
+import math
+import mmap
+import os
+import select
+import stat
+import struct
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NoReturn
+
+__all__ = ["ALL", "MAX_SLEEP", "SLOTS", "Doorbell", "Kind", "Sleeper", "mask_of"]
+
+ALL: Final = (1 << 64) - 1
+"""The mask that matches every stream."""
+
+SLOTS: Final = 1024
+"""How many sleepers one database can have; any beyond that only poll."""
+
+MAX_SLEEP: Final = 3600.0
+"""The longest single sleep, in seconds. Longer ones (infinity included) are cut to this."""
+
+# The page: a header, one byte a slot for workers, one byte a slot for waiters, one entry a slot. The flags
+# lie together so that "is anybody asleep?" is one `find`. Over all slots it takes as long as over eight
+# (measured on 3.11 to 3.13), so no "highest slot in use" is kept, which would need a lock to be kept right.
+_MAGIC: Final = b"respbel1"  # the last character is the layout's version
+_WORKERS: Final = 64
+_WAITERS: Final = _WORKERS + SLOTS
+_ENTRIES: Final = _WAITERS + SLOTS
+# Mask and service; native and aligned, so that neither is ever read half written.
+_ENTRY: Final = struct.Struct("QQ")
+_SIZE: Final = _ENTRIES + SLOTS * _ENTRY.size
+_ASLEEP: Final = b"\x01"
+_FIFOS: Final = tuple(f"bell-{slot}" for slot in range(SLOTS))
+_DRAIN: Final = 4096
+
+
+class Kind(enum.Enum):
+    """What a sleeper waits for."""
+
+    WORKER = _WORKERS
+    """Records to run: rung by `Doorbell.ring_workers`, one worker of each service."""
+
+    WAITER = _WAITERS
+    """Results: rung by `Doorbell.ring_waiters`, every waiter concerned."""
+
+
+def mask_of(ids: Iterable[int]) -> int:
+    """Return the mask in which the bit `id % 64` of each id is set.
+
+    Two ids may share a bit, which costs a needless wake and never a missed one.
+    """
+    mask = 0
+    for each in ids:
+        mask |= 1 << (each & 63)
+    return mask
+
+
+class Doorbell:
+    """The bells of one database, as seen by one process.
+
+    Opening takes well under a millisecond, and any number of processes may do it at once. Where the folder
+    or the page cannot be created or used (read-only, a file system without FIFOs, another version's page),
+    the doorbell is *degraded*: every ring returns 0 and every sleep lasts its timeout, unless a wake_fd ends
+    it. The same holds for those who keep a doorbell open whose folder was deleted: they poll until they open
+    it again. Shortening the page while it is mapped would kill the processes that use it, so nothing does.
+
+    Rings may come from any thread. A doorbell is not usable across `fork()`: in the child all but `close()`
+    raise RuntimeError, and the child opens its own.
+
+    Parameters:
+        folder: made if absent, with the rights of the folder it is in, less the umask. That one must exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self._pid = os.getpid()
+        self._sleepers: set[Sleeper] = set()
+        self._degraded = ""
+        try:
+            self._folder_fd, self._page = _open(self.folder)
+        except OSError as error:
+            self._degraded = f"the doorbell in {self.folder} is off, waits last a polling interval: {error}"
+            self._folder_fd, self._page = -1, mmap.mmap(-1, _SIZE)
+
+    def __enter__(self) -> Doorbell:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def degraded(self) -> str:
+        """Why this process can neither ring nor be rung; empty if it can."""
+        return self._degraded
+
+    def sleeper(
+        self, kind: Kind, streams: int = ALL, service: int = 0, wake_fds: tuple[int, ...] = ()
+    ) -> Sleeper:
+        """Claim a slot for one thread (or event loop) that will sleep.
+
+        Takes over the slot of a process that died. If there is no free slot, the sleeper only polls
+        (`Sleeper.slot` is None).
+
+        Parameters:
+            kind: what it waits for.
+            streams: 64-bit mask of what it waits for; see `mask_of`.
+            service: workers that can stand in for each other give the same number (any 64 bits): of those
+                that match, an append wakes only one.
+            wake_fds: further descriptors that end a sleep when they are readable. They stay the caller's.
+
+        Raises:
+            RuntimeError: after a fork.
+            OSError: the process has no descriptors left.
+        """
+        if os.getpid() != self._pid:
+            _forked("Doorbell")
+        sleeper = Sleeper(self, kind, streams, service, wake_fds)
+        self._sleepers.add(sleeper)
+        return sleeper
+
+    def ring_workers(self, streams: int, everyone: bool = False) -> int:
+        """Wake, after an append, one sleeping worker of each service that matches; return how many were rung.
+
+        With nobody asleep, which is the rule under load, this is a look at memory and nothing else.
+
+        Parameters:
+            streams: mask of the streams appended to.
+            everyone: wake all that match (for shutdown, new settings, a large append).
+        """
+        if os.getpid() != self._pid:
+            _forked("Doorbell")
+        if self._page.find(_ASLEEP, _WORKERS, _WAITERS) < 0:
+            return 0
+        return self._ring(Kind.WORKER, streams, everyone)
+
+    def ring_waiters(self, mask: int) -> int:
+        """Wake, after a settlement, every sleeping waiter whose mask has a bit of `mask`; return how many."""
+        if os.getpid() != self._pid:
+            _forked("Doorbell")
+        if self._page.find(_ASLEEP, _WAITERS, _ENTRIES) < 0:
+            return 0
+        return self._ring(Kind.WAITER, mask, everyone=True)
+
+    def waiters_present(self, mask: int = ALL) -> bool:
+        """Return whether a waiter that matches is asleep (or died so). As cheap as a ring."""
+        if os.getpid() != self._pid:
+            _forked("Doorbell")
+        if self._page.find(_ASLEEP, _WAITERS, _ENTRIES) < 0:
+            return False
+        return any(True for _ in _flagged(self._page, Kind.WAITER, mask))
+
+    def asleep(self, kind: Kind, mask: int = ALL) -> int:
+        """Return how many that match have their flag set: those asleep, and those that died so."""
+        if os.getpid() != self._pid:
+            _forked("Doorbell")
+        return sum(1 for _ in _flagged(self._page, kind, mask))
+
+    def close(self) -> None:
+        """Close the sleepers too, and let go of the page. Rings after that return 0. May be called twice."""
+        for sleeper in list(self._sleepers):
+            sleeper.close()
+        # The page is let go of, not closed: another thread may be in the middle of a ring.
+        self._page = mmap.mmap(-1, _SIZE)
+        self._degraded = self._degraded or "closed"
+        folder_fd, self._folder_fd = self._folder_fd, -1
+        if folder_fd >= 0:
+            os.close(folder_fd)
+
+    def _ring(self, kind: Kind, mask: int, everyone: bool, only: int | None = None) -> int:
+        """Ring the sleepers that match, and with `only` are of this service."""
+        page = self._page
+        rung = 0
+        served: set[int] = set()
+        for slot, service in _flagged(page, kind, mask):
+            if service in served or (only is not None and service != only):
+                continue
+            # One that does not answer is no reason to leave the next one of its service asleep.
+            if self._ring_slot(page, kind.value + slot, slot):
+                rung += 1
+                if not everyone:
+                    served.add(service)
+        return rung
+
+    def _ring_slot(self, page: mmap.mmap, flag: int, slot: int) -> bool:
+        if not page[flag]:
+            return False  # another ringer was faster, or it woke by itself and will look
+        page[flag] = 0
+        try:
+            # Fails with ENXIO when nobody has the FIFO open for reading: the sleeper is dead.
+            fd = os.open(_FIFOS[slot], os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=self._folder_fd)
+        except OSError as error:
+            if error.errno not in (errno.ENXIO, errno.ENOENT):
+                # Our trouble (no descriptors, no rights) and not the sleeper's: others may ring it.
+                page[flag] = 1
+            return False
+        try:
+            os.write(fd, b"!")
+        except OSError:
+            return False  # full, and it has more than enough to wake from; or it died just now
+        finally:
+            os.close(fd)
+        return True
+
+
+class Sleeper:
+    """One slot of a `Doorbell`, for one thread at a time. Made by `Doorbell.sleeper`.
+
+    To wait without missing a ring:
+
+        sleeper.prepare()
+        if work_in_database():      # once more, now that ringers can see the flag
+            sleeper.cancel()
+        else:
+            sleeper.sleep(polling_interval)
+
+    In asyncio, give `fileno()` to `loop.add_reader`; the callback calls `sleep(0)`, which takes the ring.
+    """
+
+    def __init__(
+        self, bell: Doorbell, kind: Kind, streams: int, service: int, wake_fds: tuple[int, ...]
+    ) -> None:
+        self._bell = bell
+        self._pid = os.getpid()
+        self._kind, self._streams, self._service = kind, streams & ALL, service & ALL
+        self._fds: tuple[int, ...] = ()
+        self._poll = select.poll()
+        for fd in wake_fds:
+            self._poll.register(fd, select.POLLIN)
+        claimed = None if bell.degraded else _claim(bell, kind, self._streams, self._service)
+        self._page: mmap.mmap | bytearray
+        if claimed is None:
+            # A pipe and a flag that nobody knows of: the same code then simply waits.
+            self.slot: int | None = None
+            self._page, self._flag = bytearray(1), 0
+            self._fds = os.pipe()
+            os.set_blocking(self._fds[0], False)
+        else:
+            self.slot, self._fds = claimed
+            self._page, self._flag = bell._page, kind.value + self.slot
+        self._read_fd = self._fds[0]
+        self._poll.register(self._read_fd, select.POLLIN)
+        _live.add(self)
+
+    def __enter__(self) -> Sleeper:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def prepare(self) -> None:
+        """Set the asleep flag. The caller now looks at the database once more, then sleeps or cancels."""
+        self._check()
+        self._drain()
+        self._page[self._flag] = 1
+
+    def sleep(self, timeout: float) -> bool:
+        """Wait for a ring and return whether there was one. The flag is clear afterwards, whatever happened.
+
+        Returns False after `timeout` seconds (negative: 0; at most `MAX_SLEEP`) or when one of the wake_fds
+        became readable. A signal does not end the wait, unless its handler raises.
+
+        Raises:
+            OSError: (EBADF) one of the wake_fds was closed.
+        """
+        self._check()
+        # In this order NaN gives 0. Rounded up, or a wait below a millisecond would be none, in a busy loop.
+        milliseconds = math.ceil(min(max(0.0, timeout), MAX_SLEEP) * 1000)
+        try:
+            events = self._poll.poll(milliseconds)
+        finally:
+            self._page[self._flag] = 0
+        for fd, event in events:
+            if event & select.POLLNVAL:
+                raise OSError(errno.EBADF, f"descriptor {fd} of wake_fds is closed")
+        # The FIFO is asked, not `events`: a ring may have come between the timeout and the flag's clearing.
+        return self._drain()
+
+    def cancel(self) -> None:
+        """Clear the flag without sleeping."""
+        self._check()
+        self._page[self._flag] = 0
+
+    def set_mask(self, streams: int) -> None:
+        """Change what it waits for. To be sure of the next ring, do it before `prepare()`."""
+        self._check()
+        self._streams = streams & ALL
+        if self.slot is not None:
+            _ENTRY.pack_into(self._page, _ENTRIES + self.slot * _ENTRY.size, self._streams, self._service)
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when there is a ring (never, in degraded mode)."""
+        self._check()
+        return self._read_fd
+
+    def close(self) -> None:
+        """Give the slot back. A ring that came and was not taken goes to another worker of the service."""
+        if not self._fds:
+            return
+        self._page[self._flag] = 0
+        if self._drain() and self._kind is Kind.WORKER:
+            self._bell._ring(Kind.WORKER, self._streams, everyone=False, only=self._service)
+        self._release()
+        self._bell._sleepers.discard(self)
+
+    def _drain(self) -> bool:
+        """Empty the FIFO; return whether there was anything in it."""
+        rung = False
+        try:
+            while True:
+                size = len(os.read(self._read_fd, _DRAIN))
+                rung = True
+                if size < _DRAIN:
+                    return rung
+        except BlockingIOError:
+            return rung
+
+    def _check(self) -> None:
+        if os.getpid() != self._pid:
+            _forked("Sleeper")
+        if not self._fds:
+            raise RuntimeError("this Sleeper is closed")
+
+    def _release(self) -> None:
+        # In order: the lock last, or the next owner of the slot would meet the reader of the one before.
+        fds, self._fds, self._read_fd = self._fds, (), -1
+        self._page, self._flag = bytearray(1), 0  # lets go of the mapping, which has a descriptor too
+        for fd in fds:
+            with suppress(OSError):
+                os.close(fd)
+
+
+_live: weakref.WeakSet[Sleeper] = weakref.WeakSet()
+
+
+def _release_in_child() -> None:
+    """Close what a forked child has inherited.
+
+    Through the copies, a sleeper whose process was killed would look alive for as long as the child lives,
+    and swallow the rings of its service. (A child that calls exec keeps none: they are not inheritable.)
+    """
+    for sleeper in list(_live):
+        sleeper._release()
+
+
+os.register_at_fork(after_in_child=_release_in_child)
+
+
+def _forked(what: str) -> NoReturn:
+    raise RuntimeError(f"a {what} cannot be used across fork(): open a new Doorbell in the child process")
+
+
+def _flagged(page: mmap.mmap, kind: Kind, mask: int) -> Iterator[tuple[int, int]]:
+    """Yield slot and service of those that have their flag set and match."""
+    flags = page[kind.value : kind.value + SLOTS]
+    slot = flags.find(_ASLEEP)
+    while slot >= 0:
+        wanted, service = _ENTRY.unpack_from(page, _ENTRIES + slot * _ENTRY.size)
+        if wanted & mask:
+            yield slot, service
+        slot = flags.find(_ASLEEP, slot + 1)
+
+
+def _open(folder: Path) -> tuple[int, mmap.mmap]:
+    """Open the folder and map its page, and make what is not there.
+
+    All that follows goes through the folder's descriptor: page and FIFOs always belong together, even if
+    another folder has taken the place of this one.
+    """
+    # Only those who can reach the database need the bell. 0o777: without sticky and set-group bits.
+    folder.mkdir(folder.parent.stat().st_mode & 0o777, exist_ok=True)
+    folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        flags = os.O_RDWR | os.O_NOFOLLOW
+        try:
+            fd = os.open("bell", flags, dir_fd=folder_fd)
+        except FileNotFoundError:
+            _create_page(folder_fd)
+            fd = os.open("bell", flags, dir_fd=folder_fd)
+        try:
+            status = os.fstat(fd)
+            usable = stat.S_ISREG(status.st_mode) and status.st_size >= _SIZE
+            if not usable or os.pread(fd, len(_MAGIC), 0) != _MAGIC:
+                raise OSError(errno.EINVAL, "no doorbell's page, or another version's", str(folder / "bell"))
+            return folder_fd, mmap.mmap(fd, _SIZE)
+        finally:
+            os.close(fd)
+    except BaseException:
+        os.close(folder_fd)
+        raise
+
+
+def _create_page(folder_fd: int) -> None:
+    """Make the page under another name and link it, so that nobody ever maps one that is not complete.
+
+    It is written in full, not stretched: touching a hole of a mapped file on a full disk kills the process.
+    """
+    name = f".bell-{os.urandom(8).hex()}"
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=folder_fd)
+    try:
+        try:
+            page = _MAGIC.ljust(_SIZE, b"\0")
+            if os.write(fd, page) != _SIZE:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(fd)
+        with suppress(FileExistsError):  # another process was faster: its page is as good
+            os.link(name, "bell", src_dir_fd=folder_fd, dst_dir_fd=folder_fd)
+    finally:
+        os.unlink(name, dir_fd=folder_fd)
+
+
+def _claim(bell: Doorbell, kind: Kind, streams: int, service: int) -> tuple[int, tuple[int, ...]] | None:
+    """Take the first slot nobody owns; return it and its descriptors (reader, writer, lock), or None."""
+    page, folder_fd = bell._page, bell._folder_fd
+    lock_flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    for slot, name in enumerate(_FIFOS):
+        fds: list[int] = []
+        try:
+            # A lock file, since macOS cannot flock a FIFO. It is never deleted: two processes could then
+            # hold the lock of one slot, each on a file of its own.
+            fds.append(os.open(f"{name}.lock", lock_flags, 0o666, dir_fd=folder_fd))
+            fcntl.flock(fds[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The flags of an owner that died asleep.
+            page[_WORKERS + slot] = page[_WAITERS + slot] = 0
+            with suppress(FileExistsError):
+                os.mkfifo(bell.folder / name, 0o666)
+            reader = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=folder_fd)
+            fds.insert(0, reader)
+            if not stat.S_ISFIFO(os.fstat(reader).st_mode):
+                raise PermissionError(errno.EPERM, "not a FIFO", str(bell.folder / name))
+            # Our own writer keeps the FIFO from reporting its end each time a ringer closes it.
+            fds.insert(1, os.open(name, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=folder_fd))
+            _ENTRY.pack_into(page, _ENTRIES + slot * _ENTRY.size, streams, service)
+            return slot, tuple(fds)
+        except OSError as error:
+            for fd in fds:
+                os.close(fd)
+            # Taken, another user's, or in the way: try the next. Anything else (no descriptors, folder
+            # deleted, disk full) would be the same for all of them.
+            if not isinstance(error, BlockingIOError | PermissionError):
+                return None
+    return None

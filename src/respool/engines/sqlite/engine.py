@@ -1,0 +1,287 @@
+"""SQLite: log and state in one file, or in memory for tests."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import apsw
+
+from ...clock import now as wall_clock
+from ...delivery.model import NewCall
+from ..base import Capabilities, Conflict, Group, LeaseLost, Registration, Stream, Worker
+from .connection import Connection, prepare
+from .doorbell import ALL, Doorbell, Kind, Sleeper, mask_of
+from .log import SQLiteLog, append_rows, append_run, find
+from .sql import SQL
+from .state import SQLiteState
+
+_memory_names = itertools.count()
+WAL_PAGES = 4000  # of 4 KiB: checkpointed by a worker beyond this, by a producer beyond twice as many
+
+
+@dataclass(frozen=True, slots=True)
+class SQLiteOptions:
+    """How to open a file: `path` None for memory."""
+
+    path: Path | None
+    durability: Literal["full", "os"] = "full"
+    timeout: float = 10.0  # seconds to wait for the lock
+    pragmas: dict[str, str] = field(default_factory=dict)
+    vfs: str | None = None  # for tests that inject faults
+
+
+class SQLiteEngine(SQLiteLog, SQLiteState):
+    """The embedded engine. Connections open when first used, and only in the process that uses them."""
+
+    def __init__(self, options: SQLiteOptions) -> None:
+        self.options = options
+        self.capabilities = Capabilities(
+            "SQLite" if options.path else "SQLite in memory",
+            one_transaction=True,
+            many_hosts=False,
+            id_index=True,
+            durable=options.path is not None,
+        )
+        self._connections: dict[str, Connection] = {}
+        self._bell: Doorbell | None = None
+        self._pid = os.getpid()
+        if options.path is None:
+            self.target = f"file:/respool-{os.getpid()}-{next(_memory_names)}?vfs=memdb"
+            self.run_folder = Path(tempfile.mkdtemp(prefix="respool-"))
+            self._connect("keeper", synced=False)  # the database lives as long as one connection does
+        else:
+            self.target = str(options.path) if options.vfs is None else f"file:{options.path}?vfs={options.vfs}"
+            self.run_folder = options.path.with_name(options.path.name + "-run")
+        prepare(self.target, options.timeout)
+
+    def _connect(self, role: str, *, synced: bool) -> Connection:
+        connection = self._connections.get(role)
+        if connection is None:
+            connection = Connection(
+                self.target, synced=synced, timeout=self.options.timeout, pragmas=self.options.pragmas
+            )
+            self._connections[role] = connection
+        return connection
+
+    @property
+    def _writer(self) -> Connection:  # type: ignore[override]
+        return self._connect("writer", synced=self.options.durability == "full")
+
+    @property
+    def _state(self) -> Connection:  # type: ignore[override]
+        return self._connect("state", synced=False)
+
+    @property
+    def _reader(self) -> Connection:  # type: ignore[override]
+        return self._connect("reader", synced=False)
+
+    @property
+    def bell(self) -> Doorbell:
+        """The doorbell beside the file."""
+        if self._bell is None:
+            self._bell = Doorbell(self.run_folder)
+        return self._bell
+
+    def ring(self, log: int, *, everyone: bool = False) -> None:
+        """Wake workers that sleep and serve a log: one of each kind, or all."""
+        self.bell.ring_workers(1 << log % 64, everyone)
+
+    def ring_waiters(self, positions: Sequence[int]) -> None:
+        """Wake those who wait for one of these records, if anybody waits."""
+        bell = self.bell
+        if bell.waiters_present():
+            bell.ring_waiters(ALL if len(positions) > 64 else mask_of(positions))
+
+    @contextmanager
+    def waiter(self, pos: int) -> Iterator[Sleeper]:
+        """Give a sleeper that is woken when the record may be finished."""
+        sleeper = self.bell.sleeper(Kind.WAITER, 1 << pos % 64)
+        try:
+            yield sleeper
+        finally:
+            sleeper.close()
+
+    def sleeper(self, logs: Sequence[int], service: int, wake_fds: tuple[int, ...] = ()) -> Sleeper:
+        """Return a sleeper that is woken when one of these logs has grown."""
+        return self.bell.sleeper(Kind.WORKER, mask_of(logs), service, wake_fds)
+
+    def usable(self) -> bool:
+        """Say whether this process opened the engine: nothing is used across fork (S2)."""
+        return self._pid == os.getpid()
+
+    def close(self) -> None:
+        """Close the connections; in memory, that ends the database."""
+        for connection in self._connections.values():
+            connection.close()
+        self._connections.clear()
+        if self._bell is not None:
+            self._bell.close()
+            self._bell = None
+        if self.options.path is None:
+            shutil.rmtree(self.run_folder, ignore_errors=True)
+
+    # Log: appending
+
+    def append_run(
+        self, log: int, task: str, bodies: Sequence[bytes], meta: bytes | None, head: bytes, now: float
+    ) -> None:
+        """Append records that share all but their bodies; the same head again appends nothing."""
+        with self._writer.writing() as db:
+            append_run(db, log, task, bodies, meta, head, now)
+        self._after_append()
+
+    def append_rows(self, rows: Sequence[NewCall], fence: tuple[int, int] | None = None) -> list[Conflict]:
+        """Append records of one log, each with an id of its own."""
+        lost = False
+        with self._writer.writing() as db:
+            try:
+                conflicts = append_rows(db, rows, fence)
+            except LeaseLost:
+                lost, conflicts = True, []
+        if lost:
+            raise LeaseLost
+        self._after_append()
+        return conflicts
+
+    def _after_append(self) -> None:
+        """Where no worker does it, a producer copies the log into the file, now and then."""
+        self._appends = getattr(self, "_appends", 0) + 1
+        if self._appends % 64 == 0:
+            self.tidy(2 * WAL_PAGES)
+
+    def tidy(self, pages: int = WAL_PAGES) -> None:
+        """Checkpoint the write-ahead log where it is longer than so many pages."""
+        if self.options.path is None:
+            return
+        wal = self.options.path.with_name(self.options.path.name + "-wal")
+        try:
+            if os.stat(wal).st_size < pages * 4096:
+                return
+        except FileNotFoundError:
+            return
+        self._state.checkpoint("RESTART")
+
+    def exists(self, namespace: str, id: bytes | str) -> bool:
+        """Say whether an id is taken."""
+        with self._reader.waiting() as db:
+            return find(db, namespace, id) is not None
+
+    # Registry: streams, groups, workers
+
+    def create_stream(
+        self, kind: Literal["queue", "stream"], app: str, name: str, partitions: int, settings: dict[str, Any]
+    ) -> Stream:
+        """Create a stream, a queue with its `main` at 0 (H10); return the stored one where it exists."""
+        with self._writer.writing() as db:
+            db.execute("BEGIN IMMEDIATE")
+            if db.execute(SQL["stream"], (kind, app, name)).get is None:
+                created = wall_clock()
+                stream = db.execute(SQL["add_stream"], (kind, app, name, json.dumps(settings), created)).get
+                for partition in range(partitions):
+                    db.execute(SQL["add_log"], (stream, partition))
+                db.execute(SQL["set_floor"], (stream,))
+                if kind == "queue":
+                    db.execute(SQL["add_group"], (stream, app, "main", "main", "{}", created))
+            db.execute("COMMIT")
+            row = db.execute(SQL["stream"], (kind, app, name)).get
+            return _stream(db, row)
+
+    def streams(self) -> list[Stream]:
+        """Return all streams."""
+        with self._reader.waiting() as db:
+            return [_stream(db, row) for row in db.execute(SQL["streams"]).fetchall()]
+
+    def groups(self) -> list[Group]:
+        """Return all groups."""
+        with self._reader.waiting() as db:
+            return [_group(row) for row in db.execute(SQL["groups"]).fetchall()]
+
+    def create_group(
+        self,
+        stream: Stream,
+        app: str,
+        name: str,
+        kind: Literal["main", "subscription", "replay", "group"],
+        settings: dict[str, Any],
+        bounds: Sequence[tuple[int, int, int | None]],
+    ) -> Group | None:
+        """Create a group that reads lo <= p < hi (None: no end) of each log; None where it exists."""
+        with self._writer.writing() as db:
+            db.execute("BEGIN IMMEDIATE")
+            bound = (stream.id, app, name, kind, json.dumps(settings), wall_clock())
+            if any(g[1] == stream.id and g[2] == app and g[3] == name for g in db.execute(SQL["groups"]).fetchall()):
+                db.execute("ROLLBACK")
+                return None
+            id = db.execute(SQL["add_group"], bound).get
+            for log, start, stop in bounds:
+                db.execute(SQL["add_position"], (id, log, start, stop))
+            db.execute("COMMIT")
+            return Group(id, stream.id, app, name, kind, settings, 0, bound[-1])
+
+    def drop_group(self, group: Group) -> None:
+        """Forget a group and all that it knows; the records stay."""
+        with self._writer.writing() as db:
+            db.execute("BEGIN IMMEDIATE")
+            for table in ("positions", "leases", "parked", "outcomes", "progress", "journal", "counters"):
+                db.execute(SQL[f"drop_group_{table}"], (group.id,))
+            db.execute(SQL["drop_group"], (group.id,))
+            db.execute("COMMIT")
+
+    def register(self, worker: Registration) -> int:
+        """Enter a worker that starts; return its number, never used before."""
+        with self._writer.writing() as db:
+            bound = (*worker[:6], json.dumps(worker.info))
+            return db.execute(SQL["add_worker"], bound).get  # type: ignore[no-any-return]
+
+    def beat(self, worker: int, draining: bool, info: dict[str, Any], *, synced: bool) -> int | None:
+        """Say that a worker lives, in one statement (H1); None where it has been declared dead.
+
+        A synced beat also makes durable what others wrote without syncing (S4).
+        """
+        connection = self._writer if synced else self._state
+        with connection.writing() as db:
+            return db.execute(SQL["beat"], (worker, wall_clock(), draining, json.dumps(info))).get  # type: ignore[no-any-return]
+
+    def drop_worker(self, worker: int) -> None:
+        """Remove a worker that has ended and holds no lease."""
+        with self._state.writing() as db:
+            db.execute(SQL["drop_worker"], (worker,))
+
+    def workers(self) -> list[Worker]:
+        """Return the workers registered."""
+        with self._reader.waiting() as db:
+            found = db.execute(SQL["workers"]).fetchall()
+        return [Worker(*row[:9], bool(row[9]), json.loads(row[10])) for row in found]
+
+    def changes_seen(self) -> int:
+        """Return a number that changes when any other connection has committed."""
+        with self._reader.waiting() as db:
+            return db.execute("PRAGMA data_version").get  # type: ignore[no-any-return]
+
+    def integrity(self) -> list[str]:
+        """Return what SQLite's own check finds wrong with the file."""
+        with self._reader.waiting() as db:
+            found = [row[0] for row in db.execute("PRAGMA integrity_check").fetchall()]
+        return [] if found == ["ok"] else found
+
+
+def _stream(db: apsw.Connection, row: Any) -> Stream:
+    id, kind, app, name, settings, created = row
+    logs = tuple(log for (log,) in db.execute(SQL["logs"], (id,)).fetchall())
+    return Stream(id, kind, app, name, logs, json.loads(settings), created)
+
+
+def _group(row: Any) -> Group:
+    id, stream, app, name, kind, settings, generation, created = row
+    return Group(id, stream, app, name, kind, json.loads(settings), generation, created)
+
+

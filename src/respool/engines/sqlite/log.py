@@ -1,0 +1,147 @@
+"""The log in SQLite: appending, reading, finding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any
+
+import apsw
+
+from ...delivery.model import NewCall
+from ...delivery.spans import Span
+from ...errors import EngineError
+from ...record import NO_META, Id, Row, id_of, unpack_meta
+from .. import stored_id
+from ..base import Conflict, LeaseLost, Record, Stream
+from .connection import Connection
+from .sql import SQL
+
+ROWS_A_STATEMENT = 256
+_MICRO = 1_000_000
+
+
+def append_run(
+    db: apsw.Connection, log: int, task: str, bodies: Sequence[bytes], meta: bytes | None, head: bytes, now: float
+) -> int:
+    """Append a run in one statement; return how many records that added (0: the head is known)."""
+    run = apsw.carray(bodies if isinstance(bodies, tuple) else tuple(bodies))
+    db.execute(SQL["append_run"], (log, task, run, meta, head, int(now * _MICRO)))
+    return db.changes()
+
+
+def append_rows(db: apsw.Connection, rows: Sequence[NewCall], fence: tuple[int, int] | None) -> list[Conflict]:
+    """Append records of one log with ids of their own, in one statement for each 256.
+
+    Positions are counted up from the first free one; an id that is known leaves its position empty.
+    """
+    conflicts: list[Conflict] = []
+    for start in range(0, len(rows), ROWS_A_STATEMENT):
+        conflicts += _append_some(db, rows[start : start + ROWS_A_STATEMENT], start, fence)
+    return conflicts
+
+
+def _append_some(
+    db: apsw.Connection, rows: Sequence[NewCall], start: int, fence: tuple[int, int] | None
+) -> list[Conflict]:
+    log = rows[0].log
+    bound: list[Any] = [log, *(fence or (None, None))]
+    for row in rows:
+        bound += (row.task, row.body, row.meta, row.id, int(row.time * _MICRO))
+    db.execute(_rows_statement(len(rows)), bound)
+    if db.changes() == len(rows):
+        return []
+    if fence is not None and db.execute(SQL["fence"], fence).get is None:
+        raise LeaseLost
+    if db.execute(SQL["log"], (log,)).get is None:
+        raise EngineError(f"log {log} does not exist: its stream was dropped")
+    return _conflicts(db, rows, start)
+
+
+def _conflicts(db: apsw.Connection, rows: Sequence[NewCall], start: int) -> list[Conflict]:
+    """Find out which rows were known before: theirs is another time or body than what we sent."""
+    conflicts = []
+    for index, row in enumerate(rows):
+        pos, time, task, body = db.execute(SQL["whole_by_id"], (row.id,)).get
+        same = task == row.task and body == row.body
+        if not same or time != int(row.time * _MICRO):
+            conflicts.append(Conflict(start + index, pos, same))
+    return conflicts
+
+
+@cache
+def _rows_statement(rows: int) -> str:
+    """Return the insert of so many rows: fixed text and placeholders, nothing of the rows themselves."""
+    fields = 5
+    values = ",".join(
+        f"({n}, " + ", ".join(f"?{4 + fields * n + field}" for field in range(fields)) + ")" for n in range(rows)
+    )
+    return (
+        f"WITH new (n, task, body, meta, id, time) AS (VALUES {values}) "  # noqa: S608
+        "INSERT INTO record (pos, task, body, meta, id, time) "
+        f"SELECT ({SQL['next_pos']}) + n, task, body, meta, id, time FROM new "
+        "WHERE EXISTS (SELECT 1 FROM log WHERE id = ?1) "
+        "AND (?2 IS NULL OR EXISTS (SELECT 1 FROM lease WHERE id = ?2 AND owner = ?3)) "
+        "ON CONFLICT (id) WHERE id IS NOT NULL DO NOTHING"
+    )
+
+
+class SQLiteLog:
+    """Reads of the log, on a connection that never holds a read transaction open."""
+
+    _reader: Connection
+
+    def rows(self, spans: Iterable[Span]) -> list[Row]:
+        """Return the records that exist in the spans, in the spans' order."""
+        found: list[Any] = []
+        with self._reader.waiting() as db:
+            for span in spans:
+                found += db.execute(SQL["rows"], (span.lo, span.hi))
+        return found
+
+    def records(self, lo: int, hi: int, limit: int) -> list[Record]:
+        """Return the records at lo <= p < hi in full, at most `limit`."""
+        with self._reader.waiting() as db:
+            found = db.execute(SQL["records"], (lo, hi, limit)).fetchall()
+        return [
+            Record(pos, id_of(head, seq), micros / _MICRO, task, body, unpack_meta(meta) if meta else NO_META)
+            for pos, task, body, meta, seq, head, micros in found
+        ]
+
+    def find(self, namespace: str, id: Id) -> int | None:
+        """Return the position of the record with this id."""
+        with self._reader.waiting() as db:
+            return find(db, namespace, id)
+
+    def window(self, stream: Stream, since: float | None, until: float | None) -> list[tuple[int, int, int]]:
+        """Return (log, first, one past the last) position that can have a time in since <= t < until."""
+        windows = []
+        with self._reader.waiting() as db:
+            for log, first, end in db.execute(SQL["log_bounds"], (stream.id,)).fetchall():
+                lo, hi = first, end
+                if since is not None:
+                    lo = db.execute(SQL["first_since"], (log, int(since * _MICRO))).get or end
+                if until is not None:
+                    last = db.execute(SQL["last_head_until"], (log, int(until * _MICRO))).get
+                    hi = first if last is None else db.execute(SQL["next_head"], (log, last)).get or end
+                windows.append((log, lo, max(lo, hi)))
+        return windows
+
+    def bounds(self, stream: Stream) -> list[tuple[int, int, int]]:
+        """Return (log, first, one past the last) position there is."""
+        with self._reader.waiting() as db:
+            return db.execute(SQL["log_bounds"], (stream.id,)).fetchall()
+
+
+def find(db: apsw.Connection, namespace: str, id: Id) -> int | None:
+    """Return the position of an id: one given as text, or a member of a run."""
+    if isinstance(id, str):
+        return db.execute(SQL["by_id"], (stored_id(namespace, id),)).get
+    found = db.execute(SQL["by_run_id"], (id, id[:13] + b"\0\0\0")).get
+    if found is None:
+        return None
+    pos, head = found
+    seq = int.from_bytes(id[13:], "big") - int.from_bytes(head[13:], "big")
+    if seq == 0:
+        return int(pos)
+    return pos + seq if db.execute(SQL["is_member"], (pos + seq, seq)).get else None

@@ -1,0 +1,139 @@
+-- One file holds the log and the state. Positions are log << 40 | offset.
+
+CREATE TABLE stream (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used twice: state is keyed by it (H10)
+    kind        TEXT NOT NULL,                      -- queue | stream
+    app         TEXT NOT NULL,                      -- '' for streams
+    name        TEXT NOT NULL,
+    settings    TEXT NOT NULL,                      -- JSON
+    created     REAL NOT NULL,
+    UNIQUE (app, name, kind)
+);
+
+CREATE TABLE log (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    stream      INTEGER NOT NULL REFERENCES stream,
+    priority    INTEGER,                            -- of the lane, NULL for the common one
+    partition   INTEGER NOT NULL,
+    floor       INTEGER NOT NULL,                   -- no position below it is ever given out again (S5)
+    UNIQUE (stream, priority, partition)
+);
+
+-- Records appended together are a run. Its first record, the head, carries the id and the time; the
+-- others stand `seq` places after it, have the head's id plus seq, and cost no index entry.
+CREATE TABLE record (
+    pos         INTEGER PRIMARY KEY,
+    task        TEXT NOT NULL,                      -- the task of a call, the type of an event
+    body        BLOB NOT NULL,
+    meta        BLOB,                               -- msgpack of the attributes most records lack
+    seq         INTEGER,
+    id,                                             -- BLOB: made by us; TEXT: given, with its namespace
+    time        INTEGER                             -- microseconds since 1970
+);
+CREATE UNIQUE INDEX record_id ON record (id) WHERE id IS NOT NULL;
+CREATE INDEX record_time ON record (pos >> 40, time) WHERE time IS NOT NULL;  -- time is not monotone (H19)
+
+CREATE TABLE grp (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    stream      INTEGER NOT NULL REFERENCES stream,
+    app         TEXT NOT NULL,
+    name        TEXT NOT NULL,
+    kind        TEXT NOT NULL,                      -- main | subscription | replay | group
+    settings    TEXT NOT NULL,                      -- JSON: tasks, since, until, outbox
+    generation  INTEGER NOT NULL DEFAULT 0,
+    created     REAL NOT NULL,
+    UNIQUE (stream, app, name)
+);
+
+CREATE TABLE position (
+    grp         INTEGER NOT NULL,
+    log         INTEGER NOT NULL,
+    cursor      INTEGER NOT NULL,
+    start       INTEGER NOT NULL,
+    stop        INTEGER,
+    PRIMARY KEY (grp, log)
+) WITHOUT ROWID;
+
+CREATE TABLE lease (
+    id          INTEGER PRIMARY KEY,                -- worker << 32 | child << 24 | count: unique for good
+    grp         INTEGER NOT NULL,
+    owner       INTEGER,                            -- worker; NULL: returned
+    child       INTEGER NOT NULL,
+    spans       BLOB NOT NULL,                      -- msgpack, in the order they are run
+    bodies      BLOB,
+    since       REAL NOT NULL
+);
+CREATE INDEX lease_grp ON lease (grp, owner);
+
+CREATE TABLE parked (
+    grp         INTEGER NOT NULL,
+    pos         INTEGER NOT NULL,
+    reason      TEXT NOT NULL,
+    due         REAL,
+    task        TEXT NOT NULL,
+    retries     INTEGER NOT NULL,
+    deliveries  INTEGER NOT NULL,
+    redrives    INTEGER NOT NULL,
+    alone       INTEGER NOT NULL,
+    body        BLOB,
+    error       BLOB,
+    at          REAL NOT NULL,
+    PRIMARY KEY (grp, pos)
+) WITHOUT ROWID;
+CREATE INDEX parked_due ON parked (grp, due) WHERE due IS NOT NULL;
+CREATE INDEX parked_reason ON parked (grp, reason, task) WHERE due IS NULL;
+
+CREATE TABLE outcome (
+    grp         INTEGER NOT NULL,
+    pos         INTEGER NOT NULL,
+    ending      INTEGER NOT NULL,                   -- 0 success, 1 failure, 2 revoked
+    value       BLOB,
+    at          REAL NOT NULL,
+    until       REAL,                               -- result_ttl; 0: the value is gone, the ending stands
+    PRIMARY KEY (grp, pos)
+) WITHOUT ROWID;
+CREATE INDEX outcome_until ON outcome (until) WHERE until > 0;
+
+CREATE TABLE progress (                             -- what running tasks said by update_state
+    grp         INTEGER NOT NULL,
+    pos         INTEGER NOT NULL,
+    value       BLOB NOT NULL,
+    PRIMARY KEY (grp, pos)
+) WITHOUT ROWID;
+
+CREATE TABLE journal (
+    grp         INTEGER NOT NULL,
+    lo          INTEGER NOT NULL,
+    n           INTEGER NOT NULL,                   -- sets apart the entries with the same lo
+    hi          INTEGER NOT NULL,
+    owner       INTEGER,
+    child       INTEGER NOT NULL,
+    started     REAL NOT NULL,
+    ended       REAL NOT NULL,
+    how         TEXT NOT NULL,
+    retries     INTEGER NOT NULL,
+    note        TEXT,
+    PRIMARY KEY (grp, lo, n)
+) WITHOUT ROWID;
+CREATE INDEX journal_purged ON journal (grp, lo, hi) WHERE how = 'purged';  -- the only long ranges
+
+CREATE TABLE counter (
+    grp         INTEGER NOT NULL,
+    name        TEXT NOT NULL,
+    value       INTEGER NOT NULL,
+    PRIMARY KEY (grp, name)
+) WITHOUT ROWID;
+
+CREATE TABLE worker (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    app         TEXT NOT NULL,
+    name        TEXT NOT NULL,
+    host        TEXT NOT NULL,
+    boot        TEXT NOT NULL,
+    pid         INTEGER NOT NULL,
+    beat        INTEGER NOT NULL DEFAULT 0,
+    started     REAL NOT NULL,
+    beaten      REAL NOT NULL,
+    draining    INTEGER NOT NULL DEFAULT 0,
+    info        TEXT NOT NULL                       -- JSON
+);

@@ -1,0 +1,270 @@
+"""The state in SQLite: one short IMMEDIATE transaction for each decision."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import apsw
+import msgspec
+
+from ...delivery.model import (
+    MAX_LEASE,
+    Change,
+    JournalEntry,
+    Lease,
+    NewCall,
+    Outcome,
+    Parked,
+    Position,
+    View,
+)
+from ...delivery.spans import Span, count, find, intersect
+from ..base import Counts, Group, ParkedFilter, Reads, Status
+from .connection import Connection
+from .log import append_rows
+from .sql import SQL
+
+ENDINGS = ("success", "failure", "revoked")
+_ENDING_NUMBER = {name: number for number, name in enumerate(ENDINGS)}
+_pack = msgspec.msgpack.Encoder().encode
+_unpack_spans = msgspec.msgpack.Decoder(list[Span]).decode
+_unpack_bodies = msgspec.msgpack.Decoder(dict[int, bytes]).decode
+
+
+class SQLiteState:
+    """What groups know. `_state` does not sync its commits, `_writer` does."""
+
+    _state: Connection
+    _writer: Connection
+    _reader: Connection
+
+    def transact(
+        self, reads: Reads, decide: Callable[[View, Change], Any], *, synced: bool = False
+    ) -> Any:
+        """Lock, read, let `decide` fill the change, write, commit; return what `decide` returned."""
+        connection = self._writer if synced else self._state
+        with connection.writing() as db:
+            db.execute("BEGIN IMMEDIATE")
+            change = Change()
+            answer = decide(read_view(db, reads), change)
+            write_change(db, reads.group, change)
+            db.execute("COMMIT")
+        return answer
+
+    def status(self, group: Group, pos: int) -> Status:
+        """Return where a record is in a group, from one snapshot."""
+        with self._reader.waiting() as db:
+            db.execute("BEGIN")
+            try:
+                return _status(db, group.id, pos)
+            finally:
+                db.execute("COMMIT")
+
+    def journal(self, group: int, pos: int) -> list[JournalEntry]:
+        """Return the entries that cover a position, the oldest first."""
+        with self._reader.waiting() as db:
+            return [JournalEntry(*row) for row in db.execute(SQL["journal"], (group, pos, pos - MAX_LEASE))]
+
+    def outcomes(self, group: int, lo: int, hi: int) -> list[Outcome]:
+        """Return the outcomes stored for lo <= p < hi."""
+        with self._reader.waiting() as db:
+            return [_outcome(row) for row in db.execute(SQL["outcomes"], (group, lo, hi))]
+
+    def parked(self, chosen: ParkedFilter, limit: int) -> list[tuple[int, Parked]]:
+        """Return (group, parked record), the oldest first."""
+        bound = (
+            json.dumps(list(chosen.groups)),
+            json.dumps(list(chosen.reasons)) if chosen.reasons else None,
+            chosen.task,
+            json.dumps(list(chosen.positions)) if chosen.positions else None,
+            limit,
+        )
+        with self._reader.waiting() as db:
+            return [(row[0], _parked(row[1:])) for row in db.execute(SQL["parked_list"], bound)]
+
+    def positions(self, group: Group) -> list[Position]:
+        """Return how far a group is in each log."""
+        with self._reader.waiting() as db:
+            return [Position(*row) for row in db.execute(SQL["positions"], (group.id,))]
+
+    def leases(self, group: Group) -> list[Lease]:
+        """Return a group's leases, the returned ones among them."""
+        with self._reader.waiting() as db:
+            return [_lease(row) for row in db.execute(SQL["leases"], (group.id,))]
+
+    def leases_of(self, owner: int) -> list[tuple[int, Lease]]:
+        """Return (group, lease) of a worker."""
+        with self._reader.waiting() as db:
+            found = db.execute(SQL["leases_of_owner"], (owner,)).fetchall()
+        return [(row[0], _lease(row[1:])) for row in found]
+
+    def counts(self, group: Group) -> Counts:
+        """Return how many of a group's records are where, from one snapshot."""
+        with self._reader.waiting() as db:
+            db.execute("BEGIN")
+            try:
+                return _counts(db, group.id)
+            finally:
+                db.execute("COMMIT")
+
+    def counters(self, group: int) -> dict[str, int]:
+        """Return what was skipped, refused, dropped: counted since the group was made."""
+        with self._reader.waiting() as db:
+            return dict(db.execute(SQL["counters"], (group,)).fetchall())
+
+    def unfinished(self, group: Group, lo: int, hi: int) -> int:
+        """Return how many of the records at lo <= p < hi, in one log, are not done in a group."""
+        with self._reader.waiting() as db:
+            db.execute("BEGIN")
+            try:
+                at = next(p for p in map(Position._make, db.execute(SQL["positions"], (group.id,))) if p.log == lo >> 40)
+                left = max(hi - max(at.cursor, lo), 0)
+                for row in db.execute(SQL["leases"], (group.id,)):
+                    left += count(intersect(_lease(row).spans, [(lo, hi)]))
+                return int(left + db.execute(SQL["parked_between"], (group.id, lo, hi)).get)
+            finally:
+                db.execute("COMMIT")
+
+    def expire_outcomes(self, now: float, limit: int) -> int:
+        """Drop the values of outcomes past their `result_ttl`, at most `limit`; return how many."""
+        with self._state.writing() as db:
+            db.execute(SQL["expire_outcomes"], (now, limit))
+            return db.changes()
+
+    def next_due(self, group: int) -> float | None:
+        """Return when the next of the group's parked records is due."""
+        with self._reader.waiting() as db:
+            return db.execute(SQL["next_due"], (group,)).get  # type: ignore[no-any-return]
+
+    def unknown_tasks(self, group: int) -> set[str]:
+        """Return the names of tasks that no worker knew so far (P11)."""
+        with self._reader.waiting() as db:
+            return {row[0] for row in db.execute(SQL["unknown_tasks"], (group,))}
+
+    def set_progress(self, group: int, pos: int, value: bytes) -> None:
+        """Keep what a running task says of itself: one statement (H1)."""
+        with self._state.writing() as db:
+            db.execute(SQL["put_progress"], (group, pos, value))
+
+
+def read_view(db: apsw.Connection, reads: Reads) -> View:
+    """Read what a decision asked for."""
+    view, group = View(), reads.group
+    for lease_id in reads.leases:
+        row = db.execute(SQL["lease"], (group, lease_id)).fetchone()
+        if row is not None:
+            view.leases[lease_id] = _lease(row)
+    if reads.returned:
+        view.returned = [_lease(row) for row in db.execute(SQL["returned"], (group, reads.returned))]
+    if reads.due:
+        view.due = [_parked(row) for row in db.execute(SQL["due"], (group, reads.now, reads.due))]
+    if reads.tasks and len(view.due) < reads.due:
+        bound = (group, json.dumps(list(reads.tasks)), reads.due - len(view.due))
+        view.due += [_parked(row) for row in db.execute(SQL["unknown"], bound)]
+    for pos in reads.parked:
+        row = db.execute(SQL["parked_one"], (group, pos)).fetchone()
+        if row is not None:
+            view.due.append(_parked(row))
+    if reads.positions:
+        view.positions = [Position(*row) for row in db.execute(SQL["positions"], (group,))]
+    return view
+
+
+def write_change(db: apsw.Connection, group: int, change: Change) -> None:
+    """Write what was decided. Rows are removed before others are put in their place."""
+    execute, many = db.execute, db.executemany
+    for lease_id in change.dropped_leases:
+        execute(SQL["drop_lease"], (lease_id,))
+    for lease in change.leases:
+        bodies = _pack(lease.bodies) if lease.bodies else None
+        execute(
+            SQL["put_lease"],
+            (lease.id, group, lease.owner, lease.child, _pack(lease.spans), bodies, lease.since),
+        )
+    if change.unparked:
+        many(SQL["drop_parked"], [(group, pos) for pos in change.unparked])
+    for log, cursor in change.cursors:
+        execute(SQL["set_cursor"], (group, log, cursor))
+    if change.parked:
+        many(SQL["put_parked"], [(group, *parked) for parked in change.parked])
+    if change.forgotten:
+        many(SQL["forget_outcome"], [(group, pos) for pos in change.forgotten])
+    if change.outcomes:
+        many(SQL["put_outcome"], [(group, o[0], _ENDING_NUMBER[o[1]], *o[2:]) for o in change.outcomes])
+    if change.unprogressed:
+        many(SQL["drop_progress"], [(group, pos) for pos in change.unprogressed])
+    if change.journal:
+        many(SQL["put_journal"], [(group, *entry) for entry in change.journal])
+    if change.calls:
+        _append_calls(db, change)
+    for name, by in change.counted.items():
+        execute(SQL["add_count"], (group, name, by))
+
+
+def _append_calls(db: apsw.Connection, change: Change) -> None:
+    by_log: dict[int, list[NewCall]] = {}
+    for call in change.calls:
+        by_log.setdefault(call.log, []).append(call)
+    for calls in by_log.values():
+        append_rows(db, calls, None)
+
+
+def _lease(row: Any) -> Lease:
+    id, owner, child, spans, bodies, since = row
+    return Lease(id, owner, child, _unpack_spans(spans), _unpack_bodies(bodies) if bodies else {}, since)
+
+
+def _parked(row: Any) -> Parked:
+    return Parked(*row)
+
+
+def _outcome(row: Any) -> Outcome:
+    pos, ending, value, at, until = row
+    return Outcome(pos, ENDINGS[ending], value, at, until)  # type: ignore[arg-type]
+
+
+def _status(db: apsw.Connection, group: int, pos: int) -> Status:
+    outcome = db.execute(SQL["outcome"], (group, pos)).fetchone()
+    known = _outcome(outcome) if outcome else None
+    row = db.execute(SQL["parked_one"], (group, pos)).fetchone()
+    if row:
+        return Status("parked", parked=_parked(row), outcome=known)
+    if known:
+        return Status("done", outcome=known)
+    log = pos >> 40
+    at = next((p for p in map(Position._make, db.execute(SQL["positions"], (group,))) if p.log == log), None)
+    starts = dict(db.execute(SQL["starts"], (group,)).fetchall())
+    if at is None or pos < starts[log] or (at.stop is not None and pos >= at.stop):
+        return Status("outside")
+    if pos >= at.cursor:
+        return Status("pending")
+    for each in db.execute(SQL["leases"], (group,)):
+        lease = _lease(each)
+        if find(lease.spans, pos):
+            progress = db.execute(SQL["progress"], (group, pos)).get
+            return Status("leased", lease=lease, progress=progress)
+    entries = db.execute(SQL["journal"], (group, pos, pos - MAX_LEASE)).fetchall()
+    return Status("done", how=entries[-1][6] if entries else None)
+
+
+def _counts(db: apsw.Connection, group: int) -> Counts:
+    pending, oldest = 0, None
+    for at in map(Position._make, db.execute(SQL["positions"], (group,)).fetchall()):
+        end = at.end if at.stop is None else min(at.end, at.stop)
+        if end > at.cursor:
+            pending += end - at.cursor
+            row = db.execute(SQL["records"], (at.cursor, end, 1)).fetchone()
+            if row and (oldest is None or row[6] < oldest):
+                oldest = row[6]
+    owned = returned = 0
+    for row in db.execute(SQL["leases"], (group,)):
+        lease = _lease(row)
+        if lease.owner is None:
+            returned += count(lease.spans)
+        else:
+            owned += count(lease.spans)
+    parked = dict(db.execute(SQL["parked_counts"], (group,)).fetchall())
+    due = db.execute(SQL["next_due"], (group,)).get
+    return Counts(pending, owned, returned, parked, oldest / 1e6 if oldest else None, due)

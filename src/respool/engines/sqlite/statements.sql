@@ -1,0 +1,243 @@
+-- Every statement the engine runs, by name. `?1` and the like are bound; nothing is ever pasted in.
+
+-- name: append_run
+-- One statement, so that lock, write and sync happen in one call that does not hold the GIL (H1).
+INSERT INTO record (pos, task, body, meta, seq, id, time)
+SELECT (SELECT max(ifnull((SELECT max(pos) FROM record WHERE pos BETWEEN ?1 << 40 AND (?1 << 40) + 1099511627775) + 1, 0),
+                   (SELECT floor FROM log WHERE id = ?1))) + run.rowid - 1,
+       ?2, run.value, ?4,
+       nullif(run.rowid - 1, 0),
+       iif(run.rowid = 1, ?5, NULL),
+       iif(run.rowid = 1, ?6, NULL)
+FROM carray(?3) AS run
+WHERE NOT EXISTS (SELECT 1 FROM record WHERE id IS NOT NULL AND id = ?5);
+
+-- name: next_pos
+SELECT max(ifnull((SELECT max(pos) FROM record WHERE pos BETWEEN ?1 << 40 AND (?1 << 40) + 1099511627775) + 1, 0),
+           (SELECT floor FROM log WHERE id = ?1));
+
+-- name: by_id
+SELECT pos FROM record WHERE id IS NOT NULL AND id = ?1;
+
+-- name: whole_by_id
+SELECT pos, time, task, body FROM record WHERE id IS NOT NULL AND id = ?1;
+
+-- name: log
+SELECT id FROM log WHERE id = ?1;
+
+-- name: by_run_id
+SELECT pos, id FROM record WHERE id IS NOT NULL AND id <= ?1 AND id >= ?2 ORDER BY id DESC LIMIT 1;
+
+-- name: is_member
+SELECT 1 FROM record WHERE pos = ?1 AND seq = ?2;
+
+-- name: rows
+SELECT pos, task, body, meta FROM record WHERE pos >= ?1 AND pos < ?2;
+
+-- name: records
+SELECT r.pos, r.task, r.body, r.meta, r.seq, h.id, h.time
+FROM record r JOIN record h ON h.pos = r.pos - ifnull(r.seq, 0)
+WHERE r.pos >= ?1 AND r.pos < ?2 ORDER BY r.pos LIMIT ?3;
+
+-- name: first_since
+-- The first record of the log that can have a time of ?2 or later: the first head that has one. Others
+-- of that head's run have the same time.
+SELECT min(pos) FROM record WHERE pos >> 40 = ?1 AND time IS NOT NULL AND time >= ?2;
+
+-- name: last_head_until
+SELECT max(pos) FROM record WHERE pos >> 40 = ?1 AND time IS NOT NULL AND time < ?2;
+
+-- name: next_head
+SELECT min(pos) FROM record INDEXED BY record_time WHERE pos >> 40 = ?1 AND time IS NOT NULL AND pos > ?2;
+
+-- name: log_bounds
+SELECT l.id,
+       ifnull((SELECT min(pos) FROM record WHERE pos BETWEEN l.id << 40 AND (l.id << 40) + 1099511627775), l.floor),
+       max(ifnull((SELECT max(pos) FROM record WHERE pos BETWEEN l.id << 40 AND (l.id << 40) + 1099511627775) + 1, 0), l.floor)
+FROM log l WHERE l.stream = ?1 ORDER BY l.id;
+
+-- name: streams
+SELECT id, kind, app, name, settings, created FROM stream ORDER BY id;
+
+-- name: stream
+SELECT id, kind, app, name, settings, created FROM stream WHERE kind = ?1 AND app = ?2 AND name = ?3;
+
+-- name: add_stream
+INSERT INTO stream (kind, app, name, settings, created) VALUES (?, ?, ?, ?, ?) RETURNING id;
+
+-- name: logs
+SELECT id FROM log WHERE stream = ?1 ORDER BY id;
+
+-- name: add_log
+INSERT INTO log (stream, partition, floor) VALUES (?1, ?2, 0) RETURNING id;
+
+-- name: set_floor
+UPDATE log SET floor = id << 40 WHERE stream = ?1 AND floor = 0;
+
+-- name: groups
+SELECT id, stream, app, name, kind, settings, generation, created FROM grp ORDER BY id;
+
+-- name: add_group
+INSERT INTO grp (stream, app, name, kind, settings, created) VALUES (?, ?, ?, ?, ?, ?) RETURNING id;
+
+-- name: add_position
+INSERT INTO position (grp, log, cursor, start, stop) VALUES (?1, ?2, ?3, ?3, ?4);
+
+-- name: positions
+SELECT l.id, ifnull(p.cursor, l.id << 40),
+       max(ifnull((SELECT max(pos) FROM record WHERE pos BETWEEN l.id << 40 AND (l.id << 40) + 1099511627775) + 1, 0), l.floor),
+       p.stop
+FROM grp g JOIN log l ON l.stream = g.stream LEFT JOIN position p ON p.grp = g.id AND p.log = l.id
+WHERE g.id = ?1 ORDER BY l.id;
+
+-- name: starts
+SELECT l.id, ifnull(p.start, l.id << 40) FROM grp g JOIN log l ON l.stream = g.stream
+LEFT JOIN position p ON p.grp = g.id AND p.log = l.id WHERE g.id = ?1;
+
+-- name: set_cursor
+INSERT INTO position (grp, log, cursor, start) VALUES (?1, ?2, ?3, ?2 << 40)
+ON CONFLICT (grp, log) DO UPDATE SET cursor = excluded.cursor;
+
+-- name: lease
+SELECT id, owner, child, spans, bodies, since FROM lease WHERE id = ?2 AND grp = ?1;
+
+-- name: returned
+SELECT id, owner, child, spans, bodies, since FROM lease WHERE grp = ?1 AND owner IS NULL ORDER BY id LIMIT ?2;
+
+-- name: leases
+SELECT id, owner, child, spans, bodies, since FROM lease WHERE grp = ?1 ORDER BY id;
+
+-- name: leases_of_owner
+SELECT grp, id, owner, child, spans, bodies, since FROM lease WHERE owner = ?1 ORDER BY id;
+
+-- name: put_lease
+INSERT INTO lease (id, grp, owner, child, spans, bodies, since) VALUES (?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (id) DO UPDATE SET owner = excluded.owner, spans = excluded.spans, bodies = excluded.bodies;
+
+-- name: drop_lease
+DELETE FROM lease WHERE id = ?;
+
+-- name: fence
+SELECT 1 FROM lease WHERE id = ?1 AND owner = ?2;
+
+-- name: due
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at
+FROM parked WHERE grp = ?1 AND due <= ?2 ORDER BY due LIMIT ?3;
+
+-- name: unknown
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at
+FROM parked WHERE grp = ?1 AND reason = 'unknown' AND due IS NULL
+AND task IN (SELECT value FROM json_each(?2)) ORDER BY pos LIMIT ?3;
+
+-- name: unknown_tasks
+SELECT DISTINCT task FROM parked WHERE grp = ?1 AND reason = 'unknown' AND due IS NULL;
+
+-- name: parked_one
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at
+FROM parked WHERE grp = ?1 AND pos = ?2;
+
+-- name: parked_list
+SELECT grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at
+FROM parked WHERE grp IN (SELECT value FROM json_each(?1))
+AND (?2 IS NULL OR reason IN (SELECT value FROM json_each(?2)))
+AND (?3 IS NULL OR task = ?3)
+AND (?4 IS NULL OR pos IN (SELECT value FROM json_each(?4)))
+ORDER BY at, pos LIMIT ?5;
+
+-- name: parked_between
+SELECT count(*) FROM parked WHERE grp = ?1 AND pos >= ?2 AND pos < ?3 AND reason <> 'dead';
+
+-- name: next_due
+SELECT min(due) FROM parked WHERE grp = ?1 AND due IS NOT NULL;
+
+-- name: put_parked
+INSERT OR REPLACE INTO parked (grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: drop_parked
+DELETE FROM parked WHERE grp = ? AND pos = ?;
+
+-- name: parked_counts
+SELECT reason, count(*) FROM parked WHERE grp = ?1 GROUP BY reason;
+
+-- name: put_outcome
+INSERT OR REPLACE INTO outcome (grp, pos, ending, value, at, until) VALUES (?, ?, ?, ?, ?, ?);
+
+-- name: outcome
+SELECT pos, ending, value, at, until FROM outcome WHERE grp = ?1 AND pos = ?2;
+
+-- name: outcomes
+SELECT pos, ending, value, at, until FROM outcome WHERE grp = ?1 AND pos >= ?2 AND pos < ?3 ORDER BY pos;
+
+-- name: forget_outcome
+DELETE FROM outcome WHERE grp = ? AND pos = ?;
+
+-- name: expire_outcomes
+-- H9: the ending stays, so that nobody takes "no row" for "returned None".
+UPDATE outcome SET value = NULL, until = 0
+WHERE (grp, pos) IN (SELECT grp, pos FROM outcome WHERE until > 0 AND until <= ?1 LIMIT ?2);
+
+-- name: put_progress
+INSERT OR REPLACE INTO progress (grp, pos, value) VALUES (?1, ?2, ?3);
+
+-- name: progress
+SELECT value FROM progress WHERE grp = ?1 AND pos = ?2;
+
+-- name: drop_progress
+DELETE FROM progress WHERE grp = ? AND pos = ?;
+
+-- name: put_journal
+INSERT INTO journal (grp, lo, n, hi, owner, child, started, ended, how, retries, note)
+SELECT ?1, ?2, ifnull((SELECT max(n) FROM journal WHERE grp = ?1 AND lo = ?2), -1) + 1, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10;
+
+-- name: journal
+-- Ranges are no longer than the largest purge or lease; those that begin far below are found by ?3.
+SELECT lo, hi, owner, child, started, ended, how, retries, note
+FROM journal WHERE grp = ?1 AND lo <= ?2 AND lo > ?3 AND hi > ?2
+UNION ALL
+SELECT lo, hi, owner, child, started, ended, how, retries, note
+FROM journal WHERE grp = ?1 AND lo <= ?3 AND hi > ?2 AND how = 'purged'
+ORDER BY ended;
+
+-- name: journal_range
+SELECT lo, hi, owner, child, started, ended, how, retries, note
+FROM journal WHERE grp = ?1 ORDER BY lo, n;
+
+-- name: add_count
+INSERT INTO counter (grp, name, value) VALUES (?1, ?2, ?3)
+ON CONFLICT (grp, name) DO UPDATE SET value = value + excluded.value;
+
+-- name: counters
+SELECT name, value FROM counter WHERE grp = ?1 ORDER BY name;
+
+-- name: add_worker
+INSERT INTO worker (app, name, host, boot, pid, started, beaten, info) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, ?7) RETURNING id;
+
+-- name: workers
+SELECT id, app, name, host, boot, pid, beat, started, beaten, draining, info FROM worker ORDER BY id;
+
+-- name: beat
+UPDATE worker SET beat = beat + 1, beaten = ?2, draining = ?3, info = ?4 WHERE id = ?1 RETURNING beat;
+
+-- name: drop_worker
+DELETE FROM worker WHERE id = ?1;
+
+-- name: worker_leases
+SELECT DISTINCT grp FROM lease WHERE owner = ?1;
+
+-- name: drop_group_positions
+DELETE FROM position WHERE grp = ?1;
+-- name: drop_group_leases
+DELETE FROM lease WHERE grp = ?1;
+-- name: drop_group_parked
+DELETE FROM parked WHERE grp = ?1;
+-- name: drop_group_outcomes
+DELETE FROM outcome WHERE grp = ?1;
+-- name: drop_group_progress
+DELETE FROM progress WHERE grp = ?1;
+-- name: drop_group_journal
+DELETE FROM journal WHERE grp = ?1;
+-- name: drop_group_counters
+DELETE FROM counter WHERE grp = ?1;
+-- name: drop_group
+DELETE FROM grp WHERE id = ?1;

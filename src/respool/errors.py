@@ -1,0 +1,185 @@
+"""Every error Respool raises, as one tree.
+
+RespoolError
+├── ConfigError                 a setting, option, name or URL that cannot be used
+│   ├── UnknownName             no such queue, stream, group, task or setting (suggests the near one)
+│   └── DeclarationConflict     stored at creation, declared differently now
+├── AppendError                 what `delay()` and `publish()` raise
+│   ├── Refused                 nothing was sent
+│   │   ├── BadArguments        they do not fit the task's signature or types
+│   │   ├── NotEncodable        the value would not arrive as it was sent
+│   │   ├── RecordTooLarge      over `max_record_size`
+│   │   ├── IdConflict          the id is taken by a record with another body
+│   │   └── EngineUnavailable   locked, full, read-only or out of reach for longer than allowed
+│   └── AppendUnknown           it may have been sent: send the same id again
+├── EngineError                 the file or server itself
+│   ├── EngineTooOld            a library or server version that is not safe to use
+│   ├── SchemaTooNew            written by a newer Respool
+│   └── DatabaseGone            the file was deleted or replaced while in use
+├── CorruptBody                 a record that cannot be decoded
+├── ResultError                 what `get()` raises by itself
+│   ├── GetTimeout              not finished in time, and why
+│   ├── ResultExpired           finished, but the value is past `result_ttl`
+│   ├── Revoked                 expired, purged or revoked: it will not run
+│   ├── UnknownCall             never appended, past retention, or outside the group
+│   ├── GetInsideTask           `get()` within a run would block the worker
+│   └── RemoteError             the task's exception, where its own type cannot be imported
+├── Retry                       raised by `self.retry()`: not a failure, run it again later
+├── SoftTimeLimitExceeded       raised inside a task that ran longer than `soft_time_limit`
+├── TimeLimitExceeded           the outcome of a task killed at `time_limit`
+└── WorkerLost                  the outcome of a call whose worker process died too often
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RespoolError(Exception):
+    """Base of every error raised by Respool."""
+
+
+class ConfigError(RespoolError):
+    """A setting, option, name or URL that cannot be used; raised as early as it can be seen."""
+
+
+class UnknownName(ConfigError):
+    """A name that nothing was declared under. The message suggests the nearest known name."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        self.kind, self.name, self.known = kind, name, sorted(known)
+        super().__init__(f"unknown {kind} {name!r}{suggest(name, self.known)}{hint and '; ' + hint}")
+
+
+class DeclarationConflict(ConfigError):
+    """A queue or stream declared with other settings than those stored when it was created."""
+
+
+class AppendError(RespoolError):
+    """Sending a call or an event did not succeed; the subclass says whether it may have been sent."""
+
+
+class Refused(AppendError):
+    """Nothing was sent."""
+
+
+class BadArguments(Refused, TypeError):
+    """The arguments do not fit the task's signature or its annotations."""
+
+
+class NotEncodable(Refused, TypeError):
+    """The value cannot be encoded, or would arrive as something else than was sent."""
+
+
+class RecordTooLarge(Refused, ValueError):
+    """The encoded record is larger than `max_record_size`."""
+
+
+class IdConflict(Refused, ValueError):
+    """Another record with this id and another body exists."""
+
+
+class EngineUnavailable(Refused):
+    """The engine could not be reached or written to within the time allowed. Nothing was sent."""
+
+
+class AppendUnknown(AppendError):
+    """The record may or may not have been stored.
+
+    Sending it again with the same id (`self.ids`) is safe: a record that did arrive is not repeated.
+    """
+
+    def __init__(self, message: str, ids: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.ids = ids
+
+
+class EngineError(RespoolError):
+    """The file or server that holds the log."""
+
+
+class EngineTooOld(EngineError):
+    """The library or server version has a defect that can lose data."""
+
+
+class SchemaTooNew(EngineError):
+    """The log was written by a newer version of Respool."""
+
+
+class DatabaseGone(EngineError):
+    """The database file was deleted or replaced while it was open."""
+
+
+class CorruptBody(RespoolError):
+    """A record's body cannot be decoded: damaged, or of an unknown content type or version."""
+
+
+class ResultError(RespoolError):
+    """Raised by `get()`, as against errors raised by the task."""
+
+
+class GetTimeout(ResultError, TimeoutError):
+    """The call was not finished in time. The message says what it was waiting for."""
+
+
+class ResultExpired(ResultError):
+    """The call is finished, but what it returned is past its `result_ttl`."""
+
+
+class Revoked(ResultError):
+    """The call was ended without running: expired, purged or revoked."""
+
+
+class UnknownCall(ResultError, LookupError):
+    """No call of this id: never appended, past retention, or outside the group."""
+
+
+class GetInsideTask(ResultError, RuntimeError):
+    """`get()` inside a running task would block the process that other calls wait for."""
+
+
+class RemoteError(ResultError):
+    """A task's exception whose own type cannot be imported or rebuilt here.
+
+    `type_name` is its qualified name, `remote_traceback` the traceback in the worker.
+    """
+
+    def __init__(self, type_name: str, message: str, remote_traceback: str = "") -> None:
+        super().__init__(f"{type_name}: {message}")
+        self.type_name, self.message, self.remote_traceback = type_name, message, remote_traceback
+
+
+class Retry(RespoolError):
+    """Raised by `self.retry()` to end this run and have the call run again later.
+
+    `countdown` is in seconds, None for the task's own backoff; `cause` is the error that led to it.
+    """
+
+    def __init__(self, message: str = "retry", *, countdown: float | None = None, cause: BaseException | None = None):
+        super().__init__(message)
+        self.countdown, self.cause = countdown, cause
+
+
+class SoftTimeLimitExceeded(RespoolError):
+    """Raised inside a task that ran longer than its `soft_time_limit`, so that it can clean up."""
+
+
+class TimeLimitExceeded(RespoolError):
+    """The task ran longer than its `time_limit` and its process was killed."""
+
+
+class WorkerLost(RespoolError):
+    """The process that ran the call died, more often than `max_deliveries` allows."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?`, or the known names where none is near (at most ten)."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    if not known:
+        return "; none is declared"
+    shown = ", ".join(sorted(known)[:10]) + (", …" if len(known) > 10 else "")
+    return f"; known: {shown}"

@@ -1,0 +1,139 @@
+"""The options of a task, in one table; Celery's names and meanings where Celery has the option."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .config import duration
+from .delivery.retry import RetryPolicy
+from .errors import ConfigError, UnknownName
+
+
+def _errors(value: object, what: str) -> tuple[type[BaseException], ...]:
+    classes = value if isinstance(value, tuple | list) else (value,)
+    for each in classes:
+        if not (isinstance(each, type) and issubclass(each, BaseException)):
+            raise ConfigError(f"{what}: {each!r} is no exception class")
+    return tuple(classes)
+
+
+def _count(value: object, what: str) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    raise ConfigError(f"{what}: {value!r} is not a whole number, 0 or more")
+
+
+def _at_least_one(value: object, what: str) -> int:
+    if _count(value, what) < 1:
+        raise ConfigError(f"{what}: must be 1 or more")
+    return value  # type: ignore[return-value]
+
+
+def _positive(value: Any, what: str) -> float:
+    seconds = duration(value, what)
+    if seconds <= 0:
+        raise ConfigError(f"{what}: {value!r} must be more than 0")
+    return seconds
+
+
+def _flag(value: object, what: str) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ConfigError(f"{what}: {value!r} is neither True nor False")
+
+
+def _backoff(value: Any, what: str) -> float:
+    """Celery writes retry_backoff=True for one second."""
+    if isinstance(value, bool):
+        return 1.0 if value else 0.0
+    return duration(value, what)
+
+
+def _text(value: object, what: str) -> str:
+    if isinstance(value, str) and value and len(value) <= 200 and value.isprintable():
+        return value
+    raise ConfigError(f"{what}: {value!r} is not printable text of 1 to 200 characters")
+
+
+def _texts(value: object, what: str) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, tuple | list):
+        raise ConfigError(f"{what}: {value!r} is not a list of names")
+    return tuple(_text(each, what) for each in value)
+
+
+def _maybe(check: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+    return lambda value, what: None if value is None else check(value, what)
+
+
+class Option(NamedTuple):
+    """One option: how it is checked, its default, its meaning."""
+
+    check: Callable[[Any, str], Any]
+    default: Any
+    meaning: str
+
+
+OPTIONS: dict[str, Option] = {
+    "bind": Option(_flag, False, "the function's first argument is the task: self.request, self.retry()"),
+    "name": Option(_maybe(_text), None, "what calls are recorded under; default: the function's name"),
+    "aliases": Option(_texts, (), "former names, still run by this task"),
+    "queue": Option(_text, "default", "the queue its calls go to"),
+    "autoretry_for": Option(_errors, (), "errors after which a call is retried by itself"),
+    "max_retries": Option(_maybe(_count), 3, "retries at most; None: for ever"),
+    "default_retry_delay": Option(_maybe(duration), None, "exact seconds before a retry, instead of the backoff"),
+    "retry_backoff": Option(_backoff, 1.0, "first step of the exponential backoff, in seconds"),
+    "retry_backoff_max": Option(duration, 600.0, "the backoff's longest step"),
+    "retry_jitter": Option(_flag, True, "spread retries at random over the backoff's step"),
+    "time_limit": Option(_maybe(_positive), None, "seconds after which the run is killed and has failed"),
+    "soft_time_limit": Option(_maybe(_positive), None, "seconds after which SoftTimeLimitExceeded is raised in it"),
+    "ignore_result": Option(_flag, False, "do not store what it returns"),
+    "result_ttl": Option(_maybe(duration), None, "how long its outcomes are kept; None: as long as the record"),
+    "expires": Option(_maybe(_positive), None, "seconds after which an unstarted call is revoked"),
+    "throws": Option(_errors, (), "errors that are expected: FAILURE, but no dead letter"),
+    "acks_late": Option(_flag, True, "False: a call is never run twice, even if its process died"),
+    "max_deliveries": Option(_maybe(_at_least_one), None, "runs that may end with the death of their process"),
+    "serializer": Option(_maybe(_text), None, "msgpack (default for tasks), json (for streams) or pickle"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """A task's options, checked."""
+
+    values: Mapping[str, Any]
+    retry: RetryPolicy
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+
+def task_options(
+    given: Mapping[str, Any], defaults: Mapping[str, Any], max_deliveries: int, what: str
+) -> TaskOptions:
+    """Return checked options: those given, else the app's defaults, else the table's.
+
+    Raises UnknownName for one that does not exist, ConfigError for one that cannot be.
+    """
+    for name in (*given, *defaults):
+        if name not in OPTIONS:
+            raise UnknownName("task option", name, OPTIONS, what)
+    values = {name: option.default for name, option in OPTIONS.items()}
+    for name, value in {**defaults, **given}.items():
+        values[name] = OPTIONS[name].check(value, f"{what}: {name}")
+    if values["max_deliveries"] is None:
+        values["max_deliveries"] = max_deliveries
+    if not values["acks_late"]:
+        values["max_deliveries"] = 1
+    soft, hard = values["soft_time_limit"], values["time_limit"]
+    if soft is not None and hard is not None and soft >= hard:
+        raise ConfigError(f"{what}: soft_time_limit {soft:g} must be less than time_limit {hard:g}")
+    retry = RetryPolicy(
+        values["max_retries"],
+        values["default_retry_delay"],
+        values["retry_backoff"],
+        values["retry_backoff_max"],
+        values["retry_jitter"],
+    )
+    return TaskOptions(values, retry)

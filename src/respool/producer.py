@@ -1,0 +1,204 @@
+"""Appending with group commit: callers that arrive while a commit is on its way share the next one."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from .delivery.model import NewCall
+from .errors import AppendUnknown, IdConflict, RecordTooLarge, RespoolError
+from .record import RUN_BITS, id_text, new_head
+
+CHUNK_RECORDS = 5000
+CHUNK_BYTES = 1 << 20
+MAX_TOGETHER = 256  # callers whose records are appended in one statement
+
+_RUN_LENGTH = 1 << RUN_BITS
+assert CHUNK_RECORDS < _RUN_LENGTH
+
+
+class _Pending:
+    """One caller's record on its way: `finished` once it is stored, or `error` says why not.
+
+    `wake` is set when it is finished or when its caller should lead; a spurious one does no harm.
+    """
+
+    __slots__ = ("error", "finished", "row", "wake")
+
+    def __init__(self, row: NewCall, wake: Any) -> None:
+        self.row = row
+        self.wake = wake
+        self.finished = False
+        self.error: BaseException | None = None
+
+
+class _LoopEvent:
+    """An asyncio event that other threads may set."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._event = asyncio.Event()
+        self.wait, self.clear = self._event.wait, self._event.clear
+
+    def set(self) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._event.set)
+
+
+class Producer:
+    """Appends single records and runs of records for one engine.
+
+    The first caller to come leads: it takes the lock and appends for all who wait. A leader cannot be
+    cancelled in the middle (the append is one call into the engine), and who waits takes over the lead
+    when it becomes free (H17).
+    """
+
+    def __init__(self, engine: Any, max_record_size: int) -> None:
+        self._engine = engine
+        self._max = max_record_size
+        self._lead = threading.Lock()
+        self._waiting: deque[_Pending] = deque()
+
+    def append(self, row: NewCall) -> None:
+        """Append one record; returns when it is stored (P1). Raises Refused or AppendUnknown."""
+        self.check_size(row.body, row.meta)
+        mine = _Pending(row, threading.Event())
+        self._waiting.append(mine)
+        while not mine.finished:
+            if not self._try_lead(mine):
+                mine.wake.wait()
+                mine.wake.clear()
+        if mine.error is not None:
+            raise mine.error
+
+    async def aappend(self, row: NewCall) -> None:
+        """Append one record without holding up the event loop; calls made meanwhile are combined."""
+        self.check_size(row.body, row.meta)
+        mine = _Pending(row, _LoopEvent())
+        self._waiting.append(mine)
+        loop = asyncio.get_running_loop()
+        while not mine.finished:
+            if self._lead.locked() or not await loop.run_in_executor(None, self._try_lead, mine):
+                await mine.wake.wait()
+                mine.wake.clear()
+        if mine.error is not None:
+            raise mine.error
+
+    def _try_lead(self, mine: _Pending) -> bool:
+        """Append all that waits, unless somebody else is at it."""
+        if not self._lead.acquire(blocking=False):
+            return False
+        try:
+            if not mine.finished:
+                self._append_waiting()
+        finally:
+            self._lead.release()
+            self._wake_next()
+        return True
+
+    def _wake_next(self) -> None:
+        """Where somebody came too late for this commit, make one of them the next leader."""
+        try:
+            self._waiting[0].wake.set()
+        except IndexError:
+            return
+
+    def _append_waiting(self) -> None:
+        """Append what waits. Popping exactly what is appended loses nobody who joins meanwhile."""
+        batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), MAX_TOGETHER))]
+        by_log: dict[int, list[_Pending]] = {}
+        for pending in batch:
+            by_log.setdefault(pending.row.log, []).append(pending)
+        try:
+            for log, together in by_log.items():
+                self._append_to_log(log, together)
+        finally:
+            for pending in batch:
+                pending.finished = True
+                pending.wake.set()
+
+    def _append_to_log(self, log: int, together: list[_Pending]) -> None:
+        for pending in together:  # holds unless the append returns
+            pending.error = AppendUnknown("the append was interrupted", (id_text(_given(pending.row.id)),))
+        try:
+            conflicts = self._engine.append_rows([pending.row for pending in together])
+        except RespoolError as error:
+            for pending in together:
+                pending.error = _with_ids(error, (pending.row,))
+            return
+        for pending in together:
+            pending.error = None
+        for conflict in conflicts:
+            if not conflict.same:
+                together[conflict.index].error = _conflict_error(together[conflict.index].row)
+        self._engine.ring(log)
+
+    def check_size(self, body: bytes, meta: bytes | None) -> None:
+        """Raise RecordTooLarge for a record over `max_record_size`."""
+        length = len(body) + len(meta or b"")
+        if length > self._max:
+            raise RecordTooLarge(
+                f"the record has {length:,} bytes, max_record_size allows {self._max:,}; "
+                "store the data elsewhere and send where it is, or raise max_record_size"
+            )
+
+    def append_rows(self, rows: Sequence[NewCall]) -> None:
+        """Append records of one log, each with an id of its own. Raises Refused or AppendUnknown."""
+        self._engine.append_rows(rows)
+        self._engine.ring(rows[0].log, everyone=True)
+
+    def append_run(
+        self, log: int, task: str, bodies: Sequence[bytes], meta: bytes | None, now: float
+    ) -> bytes:
+        """Append records that share everything but their bodies; return the id of the first.
+
+        The others' ids count up from it. Raises Refused or AppendUnknown for the whole run.
+        """
+        head = new_head(now)
+        try:
+            self._engine.append_run(log, task, bodies, meta, head, now)
+        except AppendUnknown as error:
+            error.ids = (id_text(head),)
+            raise
+        self._engine.ring(log, everyone=len(bodies) > 1)
+        return head
+
+
+def _with_ids(error: BaseException, rows: Sequence[NewCall]) -> BaseException:
+    if isinstance(error, AppendUnknown):
+        ids = tuple(id_text(_given(row.id)) for row in rows)
+        return AppendUnknown(f"{error}; send it again with the same id: {', '.join(ids)}", ids)
+    return error
+
+
+def _given(id: Any) -> Any:
+    return id.partition("\0")[2] if isinstance(id, str) else id
+
+
+def _conflict_error(row: NewCall) -> IdConflict:
+    return IdConflict(
+        f"the id {id_text(_given(row.id))} is taken by a record with another body; nothing was sent. "
+        "Use another id, or send the same arguments"
+    )
+
+
+def chunks(bodies: Iterator[bytes]) -> Iterator[tuple[bytes, ...]]:
+    """Group encoded bodies into chunks of at most 5,000 records and about 1 MiB."""
+    while chunk := tuple(islice(bodies, CHUNK_RECORDS)):
+        total = sum(map(len, chunk))
+        if total <= CHUNK_BYTES:
+            yield chunk
+            continue
+        part: list[bytes] = []
+        held = 0
+        for body in chunk:
+            if part and held + len(body) > CHUNK_BYTES:
+                yield tuple(part)
+                part, held = [], 0
+            part.append(body)
+            held += len(body)
+        yield tuple(part)

@@ -1,0 +1,380 @@
+"""Handles of calls: their state, and waiting for their outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
+
+from .clock import now as wall_clock
+from .codec import codec_for, decode_error, error_summary
+from .config import duration
+from .delivery.model import JournalEntry
+from .engines.base import Group, Record, Status
+from .errors import GetInsideTask, GetTimeout, ResultExpired, Revoked, UnknownCall
+from .record import Id, id_of, id_text
+from .running import current_run
+
+if TYPE_CHECKING:
+    from .app import App
+
+R = TypeVar("R")
+
+READY = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
+_WAITING = {"scheduled": "SCHEDULED", "retry": "RETRY", "dead": "FAILURE"}  # others: PENDING
+_ENDED = {"success": "SUCCESS", "failure": "FAILURE", "revoked": "REVOKED"}
+_HOW = {"done": "SUCCESS", "purged": "REVOKED", "expired": "REVOKED"}
+
+
+class Found(NamedTuple):
+    """Where a call is, as of now: its state, and what there is to say about it."""
+
+    state: str
+    status: Status | None
+    reason: str | None = None
+
+
+class AsyncResult(Generic[R]):
+    """One call in one group. Cheap to make; asks the engine only when asked."""
+
+    __slots__ = ("_app", "_group", "_id", "_namespace", "_place", "_unsent")
+
+    def __init__(self, app: App, id: Id, group: str = "main", namespace: str | None = None, unsent: Any = None):
+        self._app, self._id, self._group = app, id, group
+        self._namespace = app.name if namespace is None else namespace
+        self._place: tuple[int, Group] | None = None
+        self._unsent = unsent  # the run whose outbox it waits in
+
+    def __repr__(self) -> str:
+        return f"<AsyncResult {self.id}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AsyncResult) and (self._id, self._group) == (other._id, other._group)
+
+    def __hash__(self) -> int:
+        return hash((self._id, self._group))
+
+    @property
+    def id(self) -> str:
+        """The call's id."""
+        return id_text(self._id)
+
+    task_id = id
+
+    @property
+    def group(self) -> str:
+        """The consumer group it speaks of."""
+        return self._group
+
+    def of(self, group: str) -> AsyncResult[R]:
+        """Return the same call in another group, such as a replay's."""
+        return AsyncResult(self._app, self._id, group, self._namespace)
+
+    @property
+    def state(self) -> str:
+        """PENDING, SCHEDULED, STARTED, PROGRESS, RETRY, SUCCESS, FAILURE, REVOKED or UNKNOWN."""
+        return self.find().state
+
+    status = state
+
+    def ready(self) -> bool:
+        """Say whether the call is finished."""
+        return self.state in READY
+
+    def successful(self) -> bool:
+        """Say whether it finished without an error."""
+        return self.state == "SUCCESS"
+
+    def failed(self) -> bool:
+        """Say whether it finished with an error."""
+        return self.state == "FAILURE"
+
+    @property
+    def info(self) -> Any:
+        """What a running task said last by `update_state`; the result or the error once there is one."""
+        found = self.find()
+        if found.status is None:
+            return None
+        if found.status.progress is not None:
+            return codec_for("msgpack").decode(found.status.progress)
+        if found.state in ("FAILURE", "RETRY"):
+            body = _error_of(found.status)
+            return decode_error(body) if body else None
+        return self.get() if found.state == "SUCCESS" else None
+
+    def get(self, timeout: Any = None, *, propagate: bool = True) -> R:
+        """Wait for the call to finish and return what it returned.
+
+        Parameters:
+            timeout: seconds at most; None waits for ever (Ctrl-C interrupts).
+            propagate: False returns the task's exception instead of raising it.
+
+        Raises: the task's own exception, as its own type where that can be imported, with the remote
+            traceback; GetTimeout (which says what it waited for), Revoked, ResultExpired, UnknownCall;
+            GetInsideTask inside a running task.
+        """
+        if current_run.get() is not None:
+            raise GetInsideTask(
+                f"get() of {self.id} inside a task would block the process that others wait for; "
+                "await aget() in a coroutine task, or let the task that needs the value be called with it"
+            )
+        deadline = None if timeout is None else time.monotonic() + duration(timeout, "timeout")
+        pos, group = self._locate()
+        with self._app.engine.waiter(pos) as waiter:
+            while True:
+                waiter.prepare()
+                found = self.find()
+                if found.state in READY or found.state == "UNKNOWN":
+                    waiter.cancel()
+                    return self._value(found, propagate)
+                wait = _next_wait(deadline, self._app.settings["poll_interval"])
+                if wait is None:
+                    waiter.cancel()
+                    raise self._timed_out(timeout, found, pos, group)
+                waiter.sleep(wait)
+
+    async def aget(self, timeout: Any = None, *, propagate: bool = True) -> R:
+        """Wait for the call to finish without holding up the event loop; else like `get`."""
+        deadline = None if timeout is None else time.monotonic() + duration(timeout, "timeout")
+        pos, group = self._locate()
+        loop, rung = asyncio.get_running_loop(), asyncio.Event()
+        with self._app.engine.waiter(pos) as waiter:
+            descriptor = waiter.fileno()
+            if descriptor >= 0:
+                loop.add_reader(descriptor, rung.set)
+            try:
+                while True:
+                    rung.clear()
+                    waiter.prepare()
+                    found = self.find()
+                    if found.state in READY or found.state == "UNKNOWN":
+                        return self._value(found, propagate)
+                    wait = _next_wait(deadline, self._app.settings["poll_interval"])
+                    if wait is None:
+                        raise self._timed_out(timeout, found, pos, group)
+                    await _wait_for(rung, wait)
+                    waiter.sleep(0)  # takes the ring
+            finally:
+                waiter.cancel()
+                if descriptor >= 0:
+                    loop.remove_reader(descriptor)
+
+    @property
+    def result(self) -> Any:
+        """What it returned, its exception where it failed, None where it is not finished."""
+        return self.get(propagate=False) if self.ready() else None
+
+    @property
+    def traceback(self) -> str | None:
+        """The remote traceback of a call that failed."""
+        found = self.find()
+        body = _error_of(found.status) if found.status else None
+        return getattr(decode_error(body), "remote_traceback", None) if body else None
+
+    def history(self) -> list[Attempt]:
+        """Return what happened to the call, the oldest first: when, which worker, how it ended."""
+        pos, group = self._locate()
+        return [Attempt.of(entry) for entry in self._app.engine.journal(group.id, pos)]
+
+    def record(self) -> Record:
+        """Return the call as it was recorded. Raises UnknownCall."""
+        pos, _ = self._locate()
+        return self._app.engine.records(pos, pos + 1, 1)[0]  # type: ignore[no-any-return]
+
+    # Looking up
+
+    def _locate(self) -> tuple[int, Group]:
+        """Return the call's position and the group. Raises UnknownCall."""
+        if self._unsent is not None:
+            self._unsent.flush()
+            self._unsent = None
+        if self._place is None:
+            pos = self._app.engine.find(self._namespace, self._id)
+            if pos is None:
+                raise UnknownCall(f"no call {self.id} in app {self._app.name}: never appended, or past retention")
+            self._place = pos, self._app.group_at(pos, self._group)
+        return self._place
+
+    def find(self) -> Found:
+        """Return the call's state together with what is behind it."""
+        try:
+            pos, group = self._locate()
+        except UnknownCall as error:
+            return Found("UNKNOWN", None, str(error))
+        return state_of(self._app, self._app.engine.status(group, pos), pos, group)
+
+    def _value(self, found: Found, propagate: bool) -> Any:
+        status = found.status
+        if found.state == "UNKNOWN" or status is None:
+            raise UnknownCall(found.reason or f"nothing is known of {self.id}")
+        if found.state == "REVOKED":
+            raise Revoked(f"call {self.id} was revoked: {found.reason or 'it will not run'}")
+        outcome = status.outcome
+        if outcome is not None and outcome.expired(wall_clock()):
+            raise ResultExpired(f"call {self.id} ended as {found.state}, but its result_ttl is over")
+        if found.state == "SUCCESS":
+            if outcome is None or outcome.value is None:
+                return None
+            return self._app.decode_value(outcome.value)
+        body = _error_of(status)
+        error = decode_error(body) if body else UnknownCall(f"the error of {self.id} was not kept")
+        if propagate:
+            raise error
+        return error
+
+    def _timed_out(self, timeout: Any, found: Found, pos: int, group: Group) -> GetTimeout:
+        why = self._app.why_waiting(found, pos, group)
+        return GetTimeout(f"call {self.id} is {found.state} after {duration(timeout):g} s: {why}")
+
+
+class Attempt(NamedTuple):
+    """One entry of a call's history."""
+
+    started: float
+    ended: float
+    worker: int | None
+    child: int
+    how: str  # done, retry, failed, lost, scheduled, expired, purged, redriven, …
+    retries: int
+    note: str | None
+
+    @classmethod
+    def of(cls, entry: JournalEntry) -> Attempt:
+        """Return a journal entry without its positions."""
+        return cls(entry.started, entry.ended, entry.owner, entry.child, entry.how, entry.retries, entry.note)
+
+
+class ResultSet(Generic[R]):
+    """The handles of calls appended together; kept as one id for each run, made when asked for."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._runs: list[tuple[bytes, int]] = []
+        self._size = 0
+
+    def add_run(self, head: bytes, size: int) -> None:
+        """Take in a run of `size` calls, whose ids count up from `head`."""
+        self._runs.append((head, size))
+        self._size += size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __repr__(self) -> str:
+        return f"<ResultSet of {self._size:,} calls>"
+
+    def __iter__(self) -> Iterator[AsyncResult[R]]:
+        for head, size in self._runs:
+            for seq in range(size):
+                yield AsyncResult(self._app, id_of(head, seq))
+
+    @overload
+    def __getitem__(self, index: int) -> AsyncResult[R]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[AsyncResult[R]]: ...
+    def __getitem__(self, index: int | slice) -> AsyncResult[R] | list[AsyncResult[R]]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._size))]
+        if not -self._size <= index < self._size:
+            raise IndexError(f"call {index} of {self._size}")
+        index %= self._size
+        for head, size in self._runs:
+            if index < size:
+                return AsyncResult(self._app, id_of(head, index))
+            index -= size
+        raise AssertionError("runs do not add up")
+
+    def _places(self) -> Iterator[tuple[Group, int, int, bytes]]:
+        for head, size in self._runs:
+            pos = self._app.engine.find(self._app.name, head)
+            if pos is None:
+                raise UnknownCall(f"calls from {id_text(head)} on are past retention")
+            yield self._app.group_at(pos, "main"), pos, pos + size, head
+
+    def unfinished(self) -> int:
+        """Return how many of the calls are not finished."""
+        return sum(self._app.engine.unfinished(group, lo, hi) for group, lo, hi, _ in self._places())
+
+    def ready(self) -> bool:
+        """Say whether all calls are finished."""
+        return self.unfinished() == 0
+
+    def wait(self, timeout: Any = None) -> None:
+        """Wait until all calls are finished. Raises GetTimeout."""
+        if current_run.get() is not None:
+            raise GetInsideTask("waiting for calls inside a task would block the process that others wait for")
+        deadline = None if timeout is None else time.monotonic() + duration(timeout, "timeout")
+        for group, lo, hi, _ in self._places():
+            with self._app.engine.waiter(hi - 1) as waiter:
+                while True:
+                    waiter.prepare()
+                    left = self._app.engine.unfinished(group, lo, hi)
+                    wait = _next_wait(deadline, self._app.settings["poll_interval"])
+                    if not left:
+                        break
+                    if wait is None:
+                        why = self._app.why_waiting(Found("PENDING", None), lo, group)
+                        raise GetTimeout(f"{self.unfinished():,} of {self._size:,} calls are not finished: {why}")
+                    waiter.sleep(wait)
+
+    def iterate(self, timeout: Any = None, *, propagate: bool = True) -> Iterator[R]:
+        """Wait for all calls, then yield what they returned, in order, reading run by run."""
+        self.wait(timeout)
+        for group, lo, hi, head in self._places():
+            values = {outcome.pos: outcome for outcome in self._app.engine.outcomes(group.id, lo, hi)}
+            for pos in range(lo, hi):
+                outcome = values.get(pos)
+                if outcome is not None and outcome.ending == "success" and not outcome.expired(wall_clock()):
+                    yield None if outcome.value is None else self._app.decode_value(outcome.value)
+                else:  # failed, revoked, expired, or nothing returned: as `get` would have it
+                    yield AsyncResult[R](self._app, id_of(head, pos - lo)).get(0, propagate=propagate)
+
+    def get(self, timeout: Any = None, *, propagate: bool = True) -> list[R]:
+        """Wait for all calls and return what they returned, in order. Raises as `AsyncResult.get`."""
+        return list(self.iterate(timeout, propagate=propagate))
+
+
+def state_of(app: App, status: Status, pos: int, group: Group) -> Found:
+    """Name the state of a record, from where it is."""
+    if status.place == "outside":
+        return Found("UNKNOWN", status, f"outside the bounds of group {group.name}")
+    if status.place == "pending":
+        return Found("PENDING", status)
+    if status.parked is not None:
+        return Found(_WAITING.get(status.parked.reason, "PENDING"), status, status.parked.reason)
+    if status.place == "leased":
+        if status.lease is not None and status.lease.owner is not None and app.is_running(status.lease, pos):
+            return Found("PROGRESS" if status.progress is not None else "STARTED", status)
+        return Found("PENDING", status)
+    if status.outcome is not None:
+        reason = None
+        if status.outcome.ending == "revoked" and status.outcome.value is not None:
+            reason = error_summary(status.outcome.value)[1]
+        return Found(_ENDED[status.outcome.ending], status, reason)
+    if status.how in _HOW:
+        return Found(_HOW[status.how], status, status.how)
+    if status.how == "skipped":
+        return Found("UNKNOWN", status, f"left out by the filter of group {group.name}")
+    return Found("UNKNOWN", status, "its history is not kept any more")
+
+
+def _error_of(status: Status) -> bytes | None:
+    if status.outcome is not None and status.outcome.ending == "failure":
+        return status.outcome.value
+    return status.parked.error if status.parked is not None else None
+
+
+def _next_wait(deadline: float | None, poll: float) -> float | None:
+    """Return how long to sleep before looking again, None where the time is up."""
+    if deadline is None:
+        return poll
+    left = deadline - time.monotonic()
+    return min(left, poll) if left > 0 else None
+
+
+async def _wait_for(event: asyncio.Event, seconds: float) -> None:
+    try:
+        await asyncio.wait_for(event.wait(), seconds)
+    except TimeoutError:
+        return

@@ -1,0 +1,27 @@
+"""The run that the present code is part of, if any: calls made in it go to its outbox (P4)."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+from .record import Id
+
+
+class Run(Protocol):
+    """What a worker gives to the code it runs."""
+
+    def send(self, log: int, task: str, body: bytes, meta: Any, id: Id | None) -> Id:
+        """Put a call in the outbox; return its id."""
+
+    def flush(self) -> None:
+        """Send what is in the outbox now: somebody asks for the state of one of its calls."""
+
+    def request(self) -> Any:
+        """Return what is known of the call that is running."""
+
+    def update_state(self, meta: Any) -> None:
+        """Publish progress."""
+
+
+current_run: ContextVar[Run | None] = ContextVar("respool_run", default=None)

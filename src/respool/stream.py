@@ -1,0 +1,173 @@
+"""Streams: logs of events that any number of groups read, each at its own pace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+
+from .codec import codec_for
+from .config import moment
+from .engines.base import Record
+from .errors import BadArguments, ConfigError, UnknownName
+from .keys import partition_of
+from .record import Meta, id_text, offset_of, parse_id
+
+if TYPE_CHECKING:
+    from .app import App
+
+PAGE = 1000  # records read at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One record of a stream, as `Stream.read` gives it."""
+
+    id: str
+    time: datetime
+    partition: int
+    offset: int
+    key: str | None
+    type: str
+    headers: Mapping[str, str]
+    value: Any
+
+
+class StreamHandle:
+    """A stream as an app declares it. Made by `app.stream`."""
+
+    def __init__(self, app: App, name: str, key: str | None, partitions: int, content_type: str) -> None:
+        self.app, self.name, self.key = app, name, key
+        self.partitions = partitions
+        self.content_type = content_type
+        self.codec = codec_for(content_type, app.settings["pickle_key"])
+        self._stored_type = None if content_type == "json" else content_type
+
+    def __repr__(self) -> str:
+        return f"<Stream {self.name}>"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is stored at creation, and compared with later declarations."""
+        return {"key": self.key, "partitions": self.partitions, "serializer": self.content_type}
+
+    def publish(
+        self, value: Any, *, record_id: str | None = None, headers: Mapping[str, str] | None = None, type: str = ""
+    ) -> str:
+        """Append one event; it is on disk when this returns (P1).
+
+        Parameters:
+            value: what JSON returns exactly (or msgpack, with `serializer="msgpack"`).
+            record_id: an id of your own; the same id and value again append nothing.
+            headers: text by name. type: a name for the kind of event, "" for none.
+
+        Returns: the record's id. Raises: NotEncodable, RecordTooLarge, EngineUnavailable, AppendUnknown.
+        """
+        body, meta, partition = self._encoded(value, headers)
+        id = None if record_id is None else parse_id(record_id)
+        return id_text(self.app.publish(self, partition, type, body, meta, id))
+
+    async def apublish(
+        self, value: Any, *, record_id: str | None = None, headers: Mapping[str, str] | None = None, type: str = ""
+    ) -> str:
+        """Append one event without holding up the event loop; else like `publish`."""
+        body, meta, partition = self._encoded(value, headers)
+        id = None if record_id is None else parse_id(record_id)
+        return id_text(await self.app.apublish(self, partition, type, body, meta, id))
+
+    def publish_many(self, values: Iterable[Any], *, type: str = "") -> int:
+        """Append many events in large synced chunks; return how many."""
+        if self.key is None:
+            encode = self.codec.encode
+            bodies = (encode(value) for value in values)
+            return self.app.publish_run(self, type, bodies, Meta(content_type=self._stored_type))
+        return self.app.publish_keyed(self, type, (self._encoded(value, None) for value in values))
+
+    def read(
+        self, *, since: Any = None, until: Any = None, offset: int | None = None, partition: int | None = None
+    ) -> Iterator[Event]:
+        """Yield the events of a window, a partition at a time, each in the order it was appended.
+
+        Parameters:
+            since, until: aware datetimes; since <= time < until.
+            offset: with `partition` (default 0): begin there instead.
+        """
+        low = None if since is None else moment(since, "since")
+        high = None if until is None else moment(until, "until")
+        if offset is not None and partition is None:
+            partition = 0
+        for number, lo, hi in self.app.windows(self, low, high):
+            if partition is not None and number != partition:
+                continue
+            start = lo if offset is None else max(lo, (lo & ~((1 << 40) - 1)) | offset)
+            yield from self._read_range(number, start, hi, low, high)
+
+    def _read_range(self, number: int, lo: int, hi: int, since: float | None, until: float | None) -> Iterator[Event]:
+        while lo < hi:
+            page = self.app.engine.records(lo, hi, PAGE)
+            for record in page:
+                if (since is None or record.time >= since) and (until is None or record.time < until):
+                    yield self._event(record, number)
+            if len(page) < PAGE:
+                return
+            lo = page[-1].pos + 1
+
+    def _event(self, record: Record, number: int) -> Event:
+        meta = record.meta
+        return Event(
+            id_text(self.app.public_id(record.id)),
+            datetime.fromtimestamp(record.time, UTC),
+            number,
+            offset_of(record.pos),
+            meta.key,
+            record.task,
+            meta.headers or {},
+            codec_for(meta.content_type or "json", self.app.settings["pickle_key"]).decode(record.body),
+        )
+
+    def subscribe(
+        self, fn: Callable[..., Any] | None = None, *, group: str | None = None, start: str = "latest", **options: Any
+    ) -> Any:
+        """Register a function that is called with each event, by this app's workers.
+
+        Parameters:
+            group: the consumer group's name within the app; default: the function's name.
+            start: "earliest" or "latest": where a new group begins. Ignored where the group exists.
+            options: a task's options.
+
+        >>> @events.subscribe(group="audit", start="earliest")  # doctest: +SKIP
+        ... def audit(event): print(event)
+        """
+        if start not in ("earliest", "latest"):
+            raise UnknownName("start", start, ("earliest", "latest"))
+
+        def register(function: Callable[..., Any]) -> Any:
+            return self.app.add_subscription(self, function, group, start, options)
+
+        return register if fn is None else register(fn)
+
+    def _encoded(self, value: Any, headers: Mapping[str, str] | None) -> tuple[bytes, Meta, int]:
+        key = None
+        if self.key is not None:
+            key = self._key_of(value)
+        meta = Meta(key=key, headers=dict(headers) if headers else None, content_type=self._stored_type)
+        return self.codec.encode(value), meta, 0 if key is None else partition_of(key, self.partitions)
+
+    def _key_of(self, value: Any) -> str:
+        if not isinstance(value, Mapping) or self.key not in value:
+            raise BadArguments(f"stream {self.name}: the event has no {self.key!r}, which is the stream's key")
+        key = value[self.key]
+        if not isinstance(key, str | int) or isinstance(key, bool):
+            raise BadArguments(f"stream {self.name}: key {self.key!r} is {key!r}, neither text nor a whole number")
+        return str(key)
+
+
+def check_name(kind: str, name: object) -> str:
+    """Return a stream's, queue's, group's or app's name; raise ConfigError for one that cannot be."""
+    if isinstance(name, str) and 0 < len(name) <= 200 and name.isprintable() and name == name.strip():
+        return name
+    raise ConfigError(f"{name!r} cannot name a {kind}: printable text of 1 to 200 characters, no blanks around it")
+
+

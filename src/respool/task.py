@@ -1,0 +1,222 @@
+"""Tasks: functions whose calls are records."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
+
+from .clock import now as wall_clock
+from .codec import Codec, codec_for
+from .config import duration, moment
+from .errors import BadArguments, ConfigError, Retry, UnknownName
+from .options import TaskOptions
+from .record import Meta, parse_id
+from .result import AsyncResult, ResultSet
+from .running import current_run
+from .signature import Signature
+
+if TYPE_CHECKING:
+    from .app import App
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_CALL_OPTIONS = ("countdown", "eta", "expires", "queue", "task_id", "headers")
+
+
+class Task(Generic[P, R]):
+    """A function whose calls can be sent to a queue. Made by `@app.task`.
+
+    Calling it runs the function here and now. `delay`, `apply_async` and the like append a call to the
+    task's queue and return a handle; a worker runs it.
+    """
+
+    def __init__(self, app: App, fn: Callable[..., R], name: str, options: TaskOptions) -> None:
+        self.app = app
+        self.name = name
+        self.options = options
+        self.fn = fn
+        self.signature = Signature(fn, bound=options["bind"], name=name)
+        self.content_type: str = options["serializer"] or "msgpack"
+        self.codec: Codec = codec_for(self.content_type, app.settings["pickle_key"])
+        functools.update_wrapper(self, fn, updated=())
+        self._plain_meta = self._meta(None, None, None)
+
+    def __repr__(self) -> str:
+        return f"<Task {self.name} of {self.app.name}>"
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the function here and now, with nothing recorded."""
+        if self.options["bind"]:
+            return self.fn(self, *args, **kwargs)
+        return self.fn(*args, **kwargs)
+
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """Append a call; it is on disk when this returns (P1).
+
+        Returns: the call's handle.
+        Raises: BadArguments, NotEncodable, RecordTooLarge, EngineUnavailable: nothing was sent.
+            AppendUnknown: it may have been; send the same `task_id` again.
+
+        >>> add.delay(2, 3).get(timeout=5)  # doctest: +SKIP
+        5
+        """
+        return self._send(args, kwargs)
+
+    async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """Append a call without holding up the event loop; else like `delay`."""
+        return await self._asend(args, kwargs)
+
+    def apply_async(
+        self,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        countdown: Any = None,
+        eta: datetime | None = None,
+        expires: Any = None,
+        queue: str | None = None,
+        task_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        **unknown: Any,
+    ) -> AsyncResult[R]:
+        """Append a call with options.
+
+        Parameters:
+            args, kwargs: the call's arguments.
+            countdown: seconds (or timedelta, "5m") before which it does not start.
+            eta: the same as an aware datetime.
+            expires: seconds, or an aware datetime, after which it is revoked instead of started.
+            queue: another queue than the task's; it must be declared.
+            task_id: an id of your own, text of up to 200 bytes, unique in the app. Sending the same id
+                with the same arguments again sends nothing and returns the handle.
+            headers: text by name, carried along to `self.request.headers`.
+
+        Returns: the call's handle. Raises: as `delay`; ConfigError for an option that cannot be used.
+        """
+        _no_unknown(unknown, self.name)
+        meta = self._meta(_due(countdown, eta), expires, headers)
+        return self._send(tuple(args), dict(kwargs or {}), meta=meta, queue=queue, task_id=task_id)
+
+    def delay_many(self, items: Iterable[Any]) -> ResultSet[R]:
+        """Append one call for each item (its one argument), in large synced chunks.
+
+        Returns: the calls' handles, of which ten million take a few hundred kilobytes.
+        Raises: as `delay`; what was appended before the error stays (its handles are lost).
+        """
+        encode, check = self.codec.encode, self.signature.check
+        return self._send_many((encode(check((item,), {}), "args") for item in items), None)
+
+    def apply_many(
+        self, calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]], *, queue: str | None = None
+    ) -> ResultSet[R]:
+        """Append many calls, each given as (args, kwargs), in large synced chunks.
+
+        >>> add.apply_many([((1, 2), {}), ((3, 4), {})])  # doctest: +SKIP
+        """
+        return self._send_many((self._encode(tuple(a), dict(k)) for a, k in calls), queue)
+
+    def AsyncResult(self, id: str) -> AsyncResult[R]:
+        """Return the handle of a call by its id."""
+        return self.app.AsyncResult(id)
+
+    # For a bound task, inside a run
+
+    @property
+    def request(self) -> Any:
+        """What is known of the call that is running: id, retries, deliveries, headers, queue, …"""
+        return self._run("request").request()
+
+    def retry(
+        self, *, countdown: Any = None, eta: datetime | None = None, exc: BaseException | None = None, **unknown: Any
+    ) -> NoReturn:
+        """End this run and have the call run again later; raise what this raises.
+
+        Parameters:
+            countdown: exact seconds to wait; default: the task's backoff.
+            eta: the same as an aware datetime.
+            exc: the error that led to it; raised instead where `max_retries` is used up.
+        """
+        self._run("retry")
+        if unknown:
+            raise UnknownName("retry option", next(iter(unknown)), ("countdown", "eta", "exc"))
+        wait = None if countdown is None else duration(countdown, "countdown")
+        if eta is not None:
+            wait = max(moment(eta, "eta") - wall_clock(), 0.0)
+        raise Retry(f"retry: {exc!r}" if exc else "retry", countdown=wait, cause=exc)
+
+    def update_state(self, meta: Any = None, state: str = "PROGRESS") -> None:
+        """Say how far this run is; seen as state PROGRESS and `AsyncResult.info`."""
+        if state != "PROGRESS":
+            raise ConfigError(f"update_state: state {state!r} is not PROGRESS; put more in meta=")
+        self._run("update_state").update_state(meta)
+
+    def _run(self, what: str) -> Any:
+        run = current_run.get()
+        if run is None:
+            raise ConfigError(f"{self.name}: self.{what} exists only while a worker runs the task")
+        return run
+
+    # Sending
+
+    def _meta(self, due: float | None, expires: Any, headers: Mapping[str, str] | None) -> Meta:
+        if expires is None:
+            expires = self.options["expires"]
+        if isinstance(expires, datetime):
+            expires = moment(expires, "expires")
+        elif expires is not None:
+            expires = wall_clock() + duration(expires, "expires")
+        if headers is not None:
+            headers = _headers(headers)
+        content_type = None if self.content_type == "msgpack" else self.content_type
+        return Meta(headers=headers, due=due, expires=expires, content_type=content_type)  # type: ignore[arg-type]
+
+    def _default_meta(self) -> Meta:
+        """`expires` counts from the call; without it one object serves all calls."""
+        return self._plain_meta if self.options["expires"] is None else self._meta(None, None, None)
+
+    def _encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+        return self.codec.encode(self.signature.check(args, kwargs), "args")
+
+    def _send(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        meta: Meta | None = None,
+        queue: str | None = None,
+        task_id: str | None = None,
+    ) -> AsyncResult[R]:
+        body = self._encode(args, kwargs)
+        id = None if task_id is None else parse_id(task_id)
+        return self.app.send_call(queue or self.options["queue"], self.name, body, meta or self._default_meta(), id)
+
+    async def _asend(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AsyncResult[R]:
+        body = self._encode(args, kwargs)
+        return await self.app.asend_call(self.options["queue"], self.name, body, self._default_meta(), None)
+
+    def _send_many(self, bodies: Iterator[bytes], queue: str | None) -> ResultSet[R]:
+        return self.app.send_run(queue or self.options["queue"], self.name, bodies, self._default_meta())
+
+
+def _headers(headers: Mapping[str, str]) -> dict[str, str]:
+    for name, value in headers.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise BadArguments(f"headers: {name!r}: {value!r} is not text by name")
+    return dict(headers)
+
+
+def _due(countdown: Any, eta: datetime | None) -> float | None:
+    if countdown is not None and eta is not None:
+        raise ConfigError("countdown and eta: give one of them")
+    if eta is not None:
+        return moment(eta, "eta")
+    return None if countdown is None else wall_clock() + duration(countdown, "countdown")
+
+
+def _no_unknown(unknown: Mapping[str, Any], name: str) -> None:
+    if unknown:
+        raise UnknownName("call option", next(iter(unknown)), _CALL_OPTIONS, f"in {name}.apply_async()")
+
+
