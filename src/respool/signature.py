@@ -12,7 +12,7 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import InitVar, dataclass, fields, is_dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -30,7 +30,10 @@ from .errors import BadArguments, ConfigError, NotEncodable, suggest
 _Convert = Callable[[Any], Any]
 _CARRIED: Final = (datetime, date, time, timedelta, UUID, Decimal)
 _KEPT: Final = (*_CARRIED, bytes, bytearray, memoryview)  # what `to_builtins` is to leave alone
+# What msgspec raises: for a value that does not fit, and for a class whose fields it cannot make sense of.
+_NO_STRUCT: Final = (msgspec.ValidationError, NotImplementedError, TypeError, NameError)
 _EMPTY: Final = inspect.Parameter.empty
+_NOTHING: Final = frozenset[type]()
 
 
 class Signature:
@@ -77,12 +80,8 @@ class Signature:
         Example:
             `signature.check((Point(1, 2),), {"at": datetime.now(UTC)})`
         """
-        if not kwargs and self._fewest <= len(args) <= self._most:
-            for value, exact in zip(args, self._exact, strict=False):
-                if exact is not None and type(value) not in exact:
-                    break
-            else:
-                return args, kwargs
+        if self._fits(args, kwargs):
+            return args, kwargs
         return self._walk(args, kwargs, "send")
 
     def convert(self, args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
@@ -101,12 +100,8 @@ class Signature:
         Example:
             `args, kwargs = signature.convert(*codec.decode(body))`
         """
-        if not kwargs and self._fewest <= len(args) <= self._most:
-            for value, exact in zip(args, self._exact, strict=False):
-                if exact is not None and type(value) not in exact:
-                    break
-            else:
-                return args, kwargs
+        if self._fits(args, kwargs):
+            return args, kwargs
         return self._walk(args, kwargs, "receive")
 
     def _add(self, parameter: _Parameter) -> None:
@@ -124,18 +119,42 @@ class Signature:
                 self._by_keyword[parameter.name] = parameter
 
     def _compile_fast_path(self) -> None:
-        """Arguments of the very types declared need no walk: `_exact` has them, with None for any."""
+        """What `_fits` looks at: the types that pass untouched, None for any, by position and by name."""
         found = [*self._positional, *self._by_keyword.values()]
         found += [parameter for parameter in (self._more, self._others) if parameter]
         self.needs_convert = not all(parameter.kind.identity for parameter in found)
-        exact = [None if p.kind.is_any else p.kind.exact for p in self._positional]
-        self._exact = tuple(exact) if any(types is not None for types in exact) else ()
-        self._fewest = sum(parameter.required for parameter in self._positional)
-        self._most = len(self._positional)
-        if self._more and self._more.kind.is_any:
-            self._most = sys.maxsize
-        if any(p.required and p.place is inspect.Parameter.KEYWORD_ONLY for p in self._by_keyword.values()):
-            self._fewest = sys.maxsize  # never without keywords
+        exact = tuple(parameter.passes for parameter in self._positional)
+        self._exact = exact if any(types is not None for types in exact) else ()
+        self._exact_by_name = {name: parameter.passes for name, parameter in self._by_keyword.items()}
+        keyword = [p for p in self._by_keyword.values() if p.place is inspect.Parameter.KEYWORD_ONLY]
+        required = [p.name for p in keyword if p.required]
+        self._fewest = sum(p.required for p in self._positional) if not required else sys.maxsize
+        self._most = sys.maxsize if self._more and self._more.kind.is_any else len(self._positional)
+        # By the number of positional arguments: the names still needed, and those that are taken.
+        names = [p.name if p.name in self._by_keyword else "" for p in self._positional]
+        needed = [p.name for p in self._positional if p.required]
+        places = range(len(names) + 1)
+        self._needed = [frozenset(needed[count:] + required) for count in places]
+        self._taken = [frozenset(names[:count]) for count in places]
+
+    def _fits(self, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+        """Whether all is there and of the very types declared. Hot; False only means: look closely."""
+        count = len(args)
+        if kwargs:
+            if count >= len(self._needed) or not self._needed[count] <= kwargs.keys():
+                return False
+            if not self._taken[count].isdisjoint(kwargs):
+                return False
+            for name, value in kwargs.items():
+                exact = self._exact_by_name.get(name, _NOTHING)
+                if exact is not None and type(value) not in exact:
+                    return False
+        elif not self._fewest <= count <= self._most:
+            return False
+        for exact, value in zip(self._exact, args):  # noqa: B905 - saying strict=False costs as much as the rest
+            if exact is not None and type(value) not in exact:
+                return False
+        return True
 
     def _walk(
         self, args: Iterable[Any], kwargs: dict[str, Any], way: Literal["send", "receive"]
@@ -213,6 +232,11 @@ class _Parameter:
     place: Any
     required: bool
     kind: _Kind
+
+    @property
+    def passes(self) -> frozenset[type] | None:
+        """The types that need no further look; None for any."""
+        return None if self.kind.is_any else self.kind.exact
 
 
 def _same(value: Any) -> Any:
@@ -312,8 +336,7 @@ def _model(name: str, cls: Any, hint: Any) -> _Kind:
     if hasattr(cls, "model_validate") and hasattr(cls, "model_dump"):
         return _Kind(name, partial(_send_pydantic, name, cls), partial(_receive_pydantic, name, cls))
     if issubclass(cls, msgspec.Struct) or hasattr(cls, "__attrs_attrs__"):
-        receive = partial(_receive_struct, name, hint)
-        return _Kind(name, partial(_send_struct, name, cls, receive), receive)
+        return _Kind(name, partial(_send_struct, name, cls, hint), partial(_converted, name, hint))
     if _is_record(cls):
         return _Kind(name, partial(_send_record, name, cls), partial(_receive_record, name, cls))
     if hasattr(cls, "_fields") and issubclass(cls, tuple):
@@ -401,10 +424,12 @@ def _carried(name: str, cls: type) -> _Kind:
     return _Kind(name, send, receive, frozenset({cls}))
 
 
-def _converted(name: str, hint: Any, value: Any) -> Any:
+def _converted(name: str, hint: Any, value: Any, strictly: bool = False) -> Any:
+    """What msgspec makes of plain data; `strictly`: without the JSON forms of dates and the like."""
+    kept = _KEPT if strictly else None
     try:
-        return msgspec.convert(value, hint, builtin_types=_KEPT, dec_hook=_decode_foreign)
-    except (msgspec.ValidationError, NotImplementedError) as error:
+        return msgspec.convert(value, hint, builtin_types=kept, dec_hook=_decode_foreign)
+    except _NO_STRUCT as error:
         raise _Mismatch(name, value, str(error)) from error
 
 
@@ -428,7 +453,7 @@ def _constrained(hint: Any, inner: _Kind) -> _Kind:
 
     def send(value: Any) -> Any:
         plain = inner.send(value)
-        _converted(_name(hint), hint, plain)
+        _converted(_name(hint), hint, plain, strictly=True)
         return plain
 
     def receive(value: Any) -> Any:
@@ -556,7 +581,7 @@ def _items(name: str, ours: Any, kind: _Kind, way: str, value: Any) -> Any:
     # On arrival a set may be a list: from JSON, or because its items have no hash as plain data.
     _instance(name, _ACCEPTED[ours] if way == "send" else (list, tuple, *_ACCEPTED[ours]), value)
     out: Any = value
-    if not (kind.is_any or kind.exact.issuperset(map(type, value))):
+    if not _all_exact(kind, value):
         out = _all(getattr(kind, way), value)
     try:
         return out if type(out) is ours else ours(out)
@@ -566,11 +591,18 @@ def _items(name: str, ours: Any, kind: _Kind, way: str, value: Any) -> Any:
         raise _Mismatch(name, value, str(error)) from error
 
 
+def _is_dict(value: Any) -> bool:
+    return type(value) is dict
+
+
+def _all_exact(kind: _Kind, values: Iterable[Any]) -> bool:
+    return kind.is_any or kind.exact.issuperset(map(type, values))
+
+
 def _entries(name: str, key: _Kind, kind: _Kind, way: str, value: Any) -> Any:
     _instance(name, abc.Mapping, value)
-    if all(k.is_any or k.exact.issuperset(map(type, v)) for k, v in ((key, value), (kind, value.values()))):
-        plain: Any = value
-        return plain if type(plain) is dict else dict(plain)
+    if _all_exact(key, value) and _all_exact(kind, value.values()):
+        return value if _is_dict(value) else dict(value)
     keys = [_step(getattr(key, way), k, "<key>") for k in value]
     convert = getattr(kind, way)
     try:
@@ -585,11 +617,19 @@ def _fields(cls: type) -> dict[str, _Kind]:
     return {name: _kind(hint) for name, hint in _hints(cls, inspect.get_annotations(cls)).items()}
 
 
+@cache
+def _required(cls: Any) -> frozenset[str]:
+    """The keys that a TypedDict needs; `__required_keys__` is blind to marks in annotations kept as text."""
+    marked = {name: typing.get_origin(hint) for name, hint in _hints(cls, {}).items()}
+    needed = {name for name in cls.__required_keys__ if marked.get(name) is not typing.NotRequired}
+    return frozenset(needed | {name for name, mark in marked.items() if mark is typing.Required})
+
+
 def _typed_dict(name: str, cls: Any) -> _Kind:
     def pass_all(way: str, value: Any) -> Any:
         _instance(name, dict, value)
         kinds = _fields(cls)
-        wrong = [key for key in value if key not in kinds] or sorted(cls.__required_keys__ - value.keys())
+        wrong = [key for key in value if key not in kinds] or sorted(_required(cls) - value.keys())
         if wrong:
             raise _Mismatch(name, value, f"{'unknown' if wrong[0] in value else 'missing'} key {wrong[0]!r}")
         return {key: _step(getattr(kinds[key], way), item, f"[{key!r}]") for key, item in value.items()}
@@ -660,18 +700,17 @@ def _named_items(way: str, cls: Any, value: Any) -> list[Any]:
     return [_step(getattr(kinds.get(n, _ANY), way), item, f".{n}") for n, item in items]
 
 
-def _send_struct(name: str, cls: type, receive: _Convert, value: Any) -> Any:
+def _send_struct(name: str, cls: type, hint: Any, value: Any) -> Any:
     _exactly(name, cls, value)
     try:
         plain = msgspec.to_builtins(value, builtin_types=_KEPT, enc_hook=_encode_foreign)
-    except (TypeError, NotImplementedError) as error:
+        # A Struct does not check its fields when it is made.
+        made = msgspec.convert(plain, hint, builtin_types=_KEPT, dec_hook=_decode_foreign)
+    except _NO_STRUCT as error:
         raise _Mismatch(name, value, str(error)) from error
-    receive(plain)  # a Struct does not check its fields when it is made
+    if made != value and repr(made) != repr(value):  # NaN differs from itself, and so may a class without eq
+        raise _Mismatch(name, value, f"it would arrive as {brief(made)}")
     return plain
-
-
-def _receive_struct(name: str, hint: Any, value: Any) -> Any:
-    return _converted(name, hint, value)
 
 
 def _send_pydantic(name: str, cls: Any, value: Any) -> Any:

@@ -8,6 +8,7 @@ import math
 import pickle
 import traceback
 from collections import OrderedDict, namedtuple
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
@@ -109,14 +110,14 @@ atoms = st.one_of(
     *(datetimes, times, st.dates(), st.timedeltas()),
 )
 hashable = st.recursive(
-    atoms, lambda inner: st.frozensets(inner, max_size=4) | st.tuples(inner, inner), max_leaves=6
+    atoms, lambda inner: st.frozensets(inner, max_size=4) | st.tuples(inner, inner), max_leaves=4
 )
 values = st.recursive(
     hashable | st.sets(hashable, max_size=4),
     lambda inner: (
         st.lists(inner, max_size=10) | st.tuples(inner) | st.dictionaries(hashable, inner, max_size=10)
     ),
-    max_leaves=20,
+    max_leaves=10,
 )
 foreign = st.sampled_from(
     [
@@ -144,8 +145,8 @@ foreign = st.sampled_from(
 )
 anything = st.recursive(
     values | foreign,
-    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner, max_size=3),
-    max_leaves=8,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text() | st.integers(), inner, max_size=3),
+    max_leaves=4,
 )
 
 
@@ -158,24 +159,24 @@ def test_msgpack_arrives_as_sent(value: Any) -> None:
     assert same(value, arrives(MSGPACK, value))
 
 
+def check_arrives_or_refused(codec: codec.Codec, value: Any) -> None:
+    try:
+        body = codec.encode(value)
+    except NotEncodable:
+        with pytest.raises(NotEncodable, match=r"^here"):
+            codec.encode(value, "here")
+    else:
+        assert same(value, codec.decode(body))
+
+
 @given(anything)
 def test_msgpack_arrives_as_sent_or_is_refused(value: Any) -> None:
-    try:
-        body = MSGPACK.encode(value)
-    except NotEncodable as error:
-        assert str(error).startswith("value")
-    else:
-        assert same(value, MSGPACK.decode(body))
+    check_arrives_or_refused(MSGPACK, value)
 
 
 @given(anything)
 def test_json_arrives_as_sent_or_is_refused(value: Any) -> None:
-    try:
-        body = JSON.encode(value)
-    except NotEncodable as error:
-        assert str(error).startswith("value")
-    else:
-        assert same(value, JSON.decode(body))
+    check_arrives_or_refused(JSON, value)
 
 
 json_values = st.recursive(
@@ -197,26 +198,25 @@ def test_what_holds_something_foreign_is_refused(value: Any, codec: codec.Codec)
 
 @given(st.binary())
 def test_any_bytes_decode_or_are_corrupt(body: bytes) -> None:
-    for codec in (MSGPACK, JSON):
-        try:
-            codec.decode(body)
-        except CorruptBody:
-            pass
+    for each in (MSGPACK, JSON):
+        with suppress(CorruptBody):
+            each.decode(body)
 
 
 @given(values, st.data())
 def test_damage_is_a_value_or_corrupt(value: Any, data: st.DataObject) -> None:
     body = bytearray(MSGPACK.encode(value))
     body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
-    try:
+    with suppress(CorruptBody):
         MSGPACK.decode(bytes(body))
-    except CorruptBody:
-        pass
 
 
 @given(st.sets(st.text() | st.integers() | st.tuples(st.text(), st.dates())))
 def test_equal_sets_are_equal_bytes(items: set[Any]) -> None:
-    assert MSGPACK.encode(items) == MSGPACK.encode(set(sorted(items, key=repr, reverse=True)))
+    grown: set[Any] = set(range(1000))  # a larger table has another order
+    grown.update(items)
+    grown.difference_update(set(range(1000)) - items)
+    assert MSGPACK.encode(items) == MSGPACK.encode(grown)
 
 
 @pytest.mark.parametrize(
@@ -420,8 +420,8 @@ def test_the_format_stays() -> None:
     for value, body in {
         date(2026, 1, 31): "c70a02" + b"2026-01-31".hex(),
         datetime(2026, 1, 2, tzinfo=UTC): "c71701" + "93b3" + b"2026-01-02T00:00:00".hex() + "0000",
-        time(1, 2, 3, fold=1): "d80393a8" + b"01:02:03".hex() + "01c0" + "",
-        timedelta(1, 2, 3): "c7040493010203",
+        time(1, 2, 3, fold=1): "c70c0393a8" + b"01:02:03".hex() + "01c0",
+        timedelta(1, 2, 3): "d60493010203",
         UUID(int=1): "d805" + "00" * 15 + "01",
         Decimal("1.50"): "d606" + b"1.50".hex(),
         frozenset({2, 1}): "c7050882" + "01c002c0",
@@ -506,7 +506,7 @@ class Unprintable(Exception):
 def raised(exc: BaseException) -> BaseException:
     try:
         raise exc
-    except BaseException as caught:
+    except BaseException as caught:  # noqa: BLE001 - whatever was passed
         return caught
 
 

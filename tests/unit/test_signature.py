@@ -12,7 +12,18 @@ from decimal import Decimal
 from enum import Enum, Flag, IntEnum, StrEnum
 from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, NewType, NotRequired, Protocol, TypedDict, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    NewType,
+    NotRequired,
+    Protocol,
+    TypedDict,
+    TypeVar,
+)
 from uuid import UUID
 
 import msgspec
@@ -126,12 +137,21 @@ class Square(msgspec.Struct, tag=True):
     r: float
 
 
+@dataclass
+class Private:
+    _hidden: int = 1
+
+
+class Holder(msgspec.Struct):
+    inner: Private
+
+
 class Pair(NamedTuple):
     a: int
     point: Point | None = None
 
 
-Loose = namedtuple("Loose", "a b")  # noqa: PYI024 - the untyped one
+Loose = namedtuple("Loose", "a b")
 
 
 class Movie(TypedDict):
@@ -154,7 +174,9 @@ class Model:
         assert by_alias
         if mode == "python":
             return dict(self.values)
-        return {name: value.value if isinstance(value, Enum) else value for name, value in self.values.items()}
+        return {
+            name: value.value if isinstance(value, Enum) else value for name, value in self.values.items()
+        }
 
     @classmethod
     def model_validate(cls, plain: Any) -> Model:
@@ -230,7 +252,6 @@ CASES: list[tuple[Any, list[Any]]] = [
     (object, [1]),
     (T, [1]),
     (UserId, [7]),
-    (Callable[[], int], [1]),
     (Closable, [1]),
     (list, [[1, "a"]]),
     (list[int], [[], [1, 2]]),
@@ -268,7 +289,10 @@ CASES: list[tuple[Any, list[Any]]] = [
     (Cell, [Cell(1, Color.GREEN)]),
     (Node, [Node("a", [Node("b", [Node("c")])])]),
     (Doubling, [Doubling(2)]),
-    (Order, [Order(UUID(int=1), Decimal("1.0"), datetime(2026, 1, 1, tzinfo=UTC), {"a"}, Color.GREEN, b"\xff")]),
+    (
+        Order,
+        [Order(UUID(int=1), Decimal("1.0"), datetime(2026, 1, 1, tzinfo=UTC), {"a"}, Color.GREEN, b"\xff")],
+    ),
     (list[Order], [[Order(UUID(int=1), Decimal(1), datetime(2026, 1, 1))]]),
     (Circle | Square, [Circle(1.0), Square(1.0)]),
     (Pair, [Pair(1), Pair(1, Point(2))]),
@@ -277,7 +301,7 @@ CASES: list[tuple[Any, list[Any]]] = [
     (list[Movie], [[{"name": "x"}]]),
     (Model, [Model(x=1), Model(x=1, color=Color.RED)]),
     (list[Model], [[Model(x=1)]]),
-    (Wrapper, []),
+    (Wrapper, [Wrapper(Model(x=1))]),
     (Point | None, [None, Point(1)]),
     (int | str | None, [1, "a", None]),
     (UUID | str, [UUID(int=1), "x", str(UUID(int=1))]),
@@ -293,7 +317,8 @@ CASES: list[tuple[Any, list[Any]]] = [
 
 
 @pytest.mark.parametrize(
-    ("hint", "value"), [pytest.param(hint, value, id=f"{hint}-{value}"[:60]) for hint, values in CASES for value in values]
+    ("hint", "value"),
+    [pytest.param(hint, value, id=f"{hint}-{value}"[:60]) for hint, values in CASES for value in values],
 )
 def test_a_declared_value_arrives_as_it_was_sent(hint: Any, value: Any) -> None:
     sig = signature(hint)
@@ -337,6 +362,8 @@ def test_a_declared_value_arrives_as_it_was_sent(hint: Any, value: Any) -> None:
         (list[Point], [Point(1), Point(1, at=3)], r"'x'\[1\]\.at should be datetime"),  # type: ignore[arg-type]
         (Order, Order(1, 2, 3), "should be Order, got Order.*Expected `uuid`"),  # type: ignore[arg-type]
         (Order, {}, "should be Order"),
+        (Order, Order(str(UUID(int=1)), Decimal(1), datetime.min), "Expected `uuid`, got `str`"),  # type: ignore[arg-type]
+        (Callable[[], int], 1, "should be .*Callable"),
         (Pair, (1, None), "should be Pair"),
         (Pair, Pair("a"), r"'x'\.a should be int"),  # type: ignore[arg-type]
         (Movie, {}, "missing key 'name'"),
@@ -379,7 +406,9 @@ def test_a_wrong_value_is_refused(hint: Any, value: Any, message: str) -> None:
 def test_a_subclass_arrives_as_declared(hint: Any, sent: Any, arrives: Any) -> None:
     (got,), _ = crosses(signature(hint), sent)
     assert same(got, arrives)
-    assert all(type(g) is type(a) for g, a in zip(got, arrives, strict=True)) if isinstance(got, list) else True
+    assert (
+        all(type(g) is type(a) for g, a in zip(got, arrives, strict=True)) if isinstance(got, list) else True
+    )
 
 
 @pytest.mark.parametrize(
@@ -429,17 +458,21 @@ def test_what_does_not_fit_is_refused_in_the_worker_too(hint: Any, value: Any) -
         signature(hint).convert([value], {})
 
 
-@pytest.mark.parametrize("hint", [int, str, bytes, bool, None, float, Any, list[int], dict[str, list[Any]], int | None])
+@pytest.mark.parametrize(
+    "hint", [int, str, bytes, bool, None, float, Any, list[int], dict[str, list[Any]], int | None]
+)
 def test_identity_needs_no_conversion(hint: Any) -> None:
     assert not signature(hint).needs_convert
 
 
-@pytest.mark.parametrize("hint", [Point, tuple, set[int], datetime, Color, list[Point], dict[str, UUID], Point | None])
+@pytest.mark.parametrize(
+    "hint", [Point, tuple, set[int], datetime, Color, list[Point], dict[str, UUID], Point | None]
+)
 def test_others_need_it(hint: Any) -> None:
     assert signature(hint).needs_convert
 
 
-def plain(a, b=2):  # type: ignore[no-untyped-def] # noqa: ANN
+def plain(a, b=2):  # type: ignore[no-untyped-def]
     pass
 
 
@@ -460,7 +493,7 @@ def test_an_untyped_call_passes_untouched() -> None:
     [
         ((), {}, r"plain\(\) misses 'a'$"),
         ((), {"b": 1}, r"plain\(\) misses 'a'$"),
-        ((1, 2, 3), {}, r"plain\(\) takes at most 2 argument\(s\) by position, got 3$"),
+        ((1, 2, 3), {}, r"plain\(\) takes at most 2 positional argument\(s\), got 3$"),
         ((1,), {"a": 1}, r"plain\(\) got argument 'a' twice"),
         ((1,), {"c": 1}, r"plain\(\) has no argument 'c'; known: a, b$"),
     ],
@@ -491,7 +524,9 @@ def test_a_misspelt_name_suggests_the_near_one() -> None:
         (("x", 2), {"c": 3}, "argument 'a' should be int"),
     ],
 )
-def test_every_kind_of_parameter_is_checked(args: tuple[Any, ...], kwargs: dict[str, Any], message: str) -> None:
+def test_every_kind_of_parameter_is_checked(
+    args: tuple[Any, ...], kwargs: dict[str, Any], message: str
+) -> None:
     with pytest.raises(BadArguments, match=message):
         Signature(kinds, bound=False, name="kinds").check(args, kwargs)
 
@@ -499,7 +534,10 @@ def test_every_kind_of_parameter_is_checked(args: tuple[Any, ...], kwargs: dict[
 def test_every_kind_of_parameter_passes() -> None:
     sig = Signature(kinds, bound=False, name="kinds")
     assert crosses(sig, 1, 2, 3, 4, c=5, e="6") == ([1, 2, 3, 4], {"c": 5, "e": "6"})
-    assert crosses(sig, 1, b=2, c=3, a="not the first one") == ([1], {"b": 2, "c": 3, "a": "not the first one"})
+    assert crosses(sig, 1, b=2, c=3, a="not the first one") == (
+        [1],
+        {"b": 2, "c": 3, "a": "not the first one"},
+    )
 
 
 def test_a_positional_only_name_is_no_keyword() -> None:
@@ -507,6 +545,46 @@ def test_a_positional_only_name_is_no_keyword() -> None:
 
     with pytest.raises(BadArguments, match="has no argument 'a'"):
         Signature(run, bound=False, name="run").check((), {"a": 1})
+
+
+@given(
+    st.lists(st.sampled_from([1, "x", Level.LOW]), max_size=4),
+    st.dictionaries(st.sampled_from("abcdex"), st.sampled_from([1, "x"]), max_size=4),
+)
+def test_binding_agrees_with_python(args: list[Any], kwargs: dict[str, Any]) -> None:
+    def one(a: int, b: int = 2) -> None: ...
+    def two(a: int, /, b: int, *, c: int, d: int = 4) -> None: ...
+    def three(a: int, /, *more: int, c: int = 1, **others: int) -> None: ...
+    def four(a, b=2, *more, c=3) -> None: ...  # type: ignore[no-untyped-def]
+
+    for fn in (one, two, three, four, kinds):
+        try:
+            inspect.signature(fn).bind(*args, **kwargs)
+            binds = True
+        except TypeError:
+            binds = False
+        values = [*args, *kwargs.values()]
+        sig = Signature(fn, bound=False, name="run")
+        try:
+            sig.check(tuple(args), kwargs)
+        except BadArguments:
+            assert not binds or fn is kinds or "x" in values
+        else:
+            assert binds
+            assert fn in (four, kinds) or "x" not in values
+
+
+def test_what_msgspec_would_lose_is_refused() -> None:
+    with pytest.raises(BadArguments, match="it would arrive as Holder"):
+        signature(Holder).check((Holder(Private(2)),), {})
+
+
+def test_a_struct_whose_fields_name_nothing_is_refused() -> None:
+    class Lost(msgspec.Struct):
+        x: Missing
+
+    with pytest.raises(BadArguments, match="'Missing' is not defined"):
+        signature(Lost).check((Lost(1),), {})
 
 
 def test_open_parameters_of_any_type() -> None:
@@ -617,9 +695,10 @@ HINTS: dict[Any, st.SearchStrategy[Any]] = {
     datetime: st.datetimes(),
     Cell: st.builds(Cell, st.integers(), st.sampled_from(Color)),
     Point: st.builds(Point, st.integers(), st.floats(allow_nan=False), st.none() | st.datetimes()),
-    Circle | Square: st.builds(Circle, st.floats(allow_nan=False)) | st.builds(Square, st.floats(allow_nan=False)),
+    Circle | Square: st.builds(Circle, st.floats(allow_nan=False))
+    | st.builds(Square, st.floats(allow_nan=False)),
 }
-hints = st.sampled_from([hint for hint in HINTS])
+hints = st.sampled_from(list(HINTS))
 
 
 def widened(data: st.DataObject, depth: int) -> tuple[Any, st.SearchStrategy[Any]]:

@@ -48,6 +48,10 @@ class Connection:
         with self.waiting(timeout):
             self._configure(synced, pragmas or {})
         self._identity = _identity(self._path)
+        self.log_pages = 0
+        """Pages in the write-ahead log after this connection's last commit."""
+        if self._path:
+            self.db.set_wal_hook(self._note_log)
 
     def _configure(self, synced: bool, pragmas: dict[str, str]) -> None:
         execute = self.db.execute
@@ -69,6 +73,10 @@ class Connection:
     def _keep_log(self) -> None:
         flag = ctypes.c_int(1)
         self.db.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, ctypes.addressof(flag))
+
+    def _note_log(self, db: apsw.Connection, name: str, pages: int) -> int:
+        self.log_pages = pages
+        return apsw.SQLITE_OK
 
     def _wait(self, tries: int) -> bool:
         """Busy handler: yield, then short sleeps. SQLite's own backs off so far that it starves some."""

@@ -137,7 +137,7 @@ class SQLiteEngine(SQLiteLog, SQLiteState):
         """Append records that share all but their bodies; the same head again appends nothing."""
         with self._writer.writing() as db:
             append_run(db, log, task, bodies, meta, head, now)
-        self._after_append()
+        self.tidy(2 * WAL_PAGES)
 
     def append_rows(self, rows: Sequence[NewCall], fence: tuple[int, int] | None = None) -> list[Conflict]:
         """Append records of one log, each with an id of its own."""
@@ -149,26 +149,19 @@ class SQLiteEngine(SQLiteLog, SQLiteState):
                 lost, conflicts = True, []
         if lost:
             raise LeaseLost
-        self._after_append()
+        self.tidy(2 * WAL_PAGES)
         return conflicts
 
-    def _after_append(self) -> None:
-        """Where no worker does it, a producer copies the log into the file, now and then."""
-        self._appends = getattr(self, "_appends", 0) + 1
-        if self._appends % 64 == 0:
-            self.tidy(2 * WAL_PAGES)
-
     def tidy(self, pages: int = WAL_PAGES) -> None:
-        """Checkpoint the write-ahead log where it is longer than so many pages."""
-        if self.options.path is None:
-            return
-        wal = self.options.path.with_name(self.options.path.name + "-wal")
-        try:
-            if os.stat(wal).st_size < pages * 4096:
-                return
-        except FileNotFoundError:
-            return
-        self._state.checkpoint("RESTART")
+        """Checkpoint the write-ahead log where it has more than so many pages.
+
+        Workers do it off the hot path. A producer does it only where the log is twice as long, that is
+        where no worker does.
+        """
+        if any(connection.log_pages > pages for connection in self._connections.values()):
+            for connection in self._connections.values():
+                connection.log_pages = 0
+            self._state.checkpoint("RESTART")
 
     def exists(self, namespace: str, id: bytes | str) -> bool:
         """Say whether an id is taken."""

@@ -11,13 +11,14 @@ import apsw
 from ...delivery.model import NewCall
 from ...delivery.spans import Span
 from ...errors import EngineError
-from ...record import NO_META, Id, Row, id_of, unpack_meta
+from ...record import NO_META, Id, Row, first_pos, id_of, unpack_meta
 from .. import stored_id
 from ..base import Conflict, LeaseLost, Record, Stream
 from .connection import Connection
 from .sql import SQL
 
 ROWS_A_STATEMENT = 256
+_FIELDS = 5
 _MICRO = 1_000_000
 
 
@@ -26,7 +27,8 @@ def append_run(
 ) -> int:
     """Append a run in one statement; return how many records that added (0: the head is known)."""
     run = apsw.carray(bodies if isinstance(bodies, tuple) else tuple(bodies))
-    db.execute(SQL["append_run"], (log, task, run, meta, head, int(now * _MICRO)))
+    first = first_pos(log)
+    db.execute(SQL["append_run"], (log, task, run, meta, head, int(now * _MICRO), first, first_pos(log + 1) - 1))
     return db.changes()
 
 
@@ -45,16 +47,17 @@ def _append_some(
     db: apsw.Connection, rows: Sequence[NewCall], start: int, fence: tuple[int, int] | None
 ) -> list[Conflict]:
     log = rows[0].log
-    bound: list[Any] = [log, *(fence or (None, None))]
+    bound: list[Any] = [log, *(fence or (None, None)), first_pos(log), first_pos(log + 1) - 1]
     for row in rows:
         bound += (row.task, row.body, row.meta, row.id, int(row.time * _MICRO))
-    db.execute(_rows_statement(len(rows)), bound)
+    try:
+        db.execute(_rows_statement(len(rows)), bound)
+    except apsw.MismatchError:
+        raise EngineError(f"log {log} does not exist: its stream was dropped") from None
     if db.changes() == len(rows):
         return []
     if fence is not None and db.execute(SQL["fence"], fence).get is None:
         raise LeaseLost
-    if db.execute(SQL["log"], (log,)).get is None:
-        raise EngineError(f"log {log} does not exist: its stream was dropped")
     return _conflicts(db, rows, start)
 
 
@@ -72,18 +75,10 @@ def _conflicts(db: apsw.Connection, rows: Sequence[NewCall], start: int) -> list
 @cache
 def _rows_statement(rows: int) -> str:
     """Return the insert of so many rows: fixed text and placeholders, nothing of the rows themselves."""
-    fields = 5
-    values = ",".join(
-        f"({n}, " + ", ".join(f"?{4 + fields * n + field}" for field in range(fields)) + ")" for n in range(rows)
+    values = ", ".join(
+        f"({n}, " + ", ".join(f"?{6 + _FIELDS * n + field}" for field in range(_FIELDS)) + ")" for n in range(rows)
     )
-    return (
-        f"WITH new (n, task, body, meta, id, time) AS (VALUES {values}) "  # noqa: S608
-        "INSERT INTO record (pos, task, body, meta, id, time) "
-        f"SELECT ({SQL['next_pos']}) + n, task, body, meta, id, time FROM new "
-        "WHERE EXISTS (SELECT 1 FROM log WHERE id = ?1) "
-        "AND (?2 IS NULL OR EXISTS (SELECT 1 FROM lease WHERE id = ?2 AND owner = ?3)) "
-        "ON CONFLICT (id) WHERE id IS NOT NULL DO NOTHING"
-    )
+    return SQL["append_rows"].replace("(values)", f"(VALUES {values})")
 
 
 class SQLiteLog:

@@ -2,9 +2,10 @@
 
 -- name: append_run
 -- One statement, so that lock, write and sync happen in one call that does not hold the GIL (H1).
+-- ?7 and ?8 are the first and the last position of the log.
 INSERT INTO record (pos, task, body, meta, seq, id, time)
-SELECT (SELECT max(ifnull((SELECT max(pos) FROM record WHERE pos BETWEEN ?1 << 40 AND (?1 << 40) + 1099511627775) + 1, 0),
-                   (SELECT floor FROM log WHERE id = ?1))) + run.rowid - 1,
+SELECT ifnull((SELECT max(floor, ifnull((SELECT max(pos) FROM record WHERE pos BETWEEN ?7 AND ?8) + 1, 0))
+               FROM log WHERE id = ?1) + run.rowid - 1, 'no such log'),
        ?2, run.value, ?4,
        nullif(run.rowid - 1, 0),
        iif(run.rowid = 1, ?5, NULL),
@@ -12,18 +13,23 @@ SELECT (SELECT max(ifnull((SELECT max(pos) FROM record WHERE pos BETWEEN ?1 << 4
 FROM carray(?3) AS run
 WHERE NOT EXISTS (SELECT 1 FROM record WHERE id IS NOT NULL AND id = ?5);
 
--- name: next_pos
-SELECT max(ifnull((SELECT max(pos) FROM record WHERE pos BETWEEN ?1 << 40 AND (?1 << 40) + 1099511627775) + 1, 0),
-           (SELECT floor FROM log WHERE id = ?1));
+-- name: append_rows
+-- `(values)` is replaced by as many rows of placeholders as there are records. ?2 and ?3 are the fence,
+-- ?4 and ?5 the first and the last position of the log. Where the log is gone, the text in place of the
+-- position is refused: a NULL would be taken for "any free one".
+INSERT INTO record (pos, task, body, meta, id, time)
+SELECT ifnull((SELECT max(floor, ifnull((SELECT max(pos) FROM record WHERE pos BETWEEN ?4 AND ?5) + 1, 0))
+               FROM log WHERE id = ?1) + column1, 'no such log'),
+       column2, column3, column4, column5, column6
+FROM (values)
+WHERE ?2 IS NULL OR EXISTS (SELECT 1 FROM lease WHERE id = ?2 AND owner = ?3)
+ON CONFLICT (id) WHERE id IS NOT NULL DO NOTHING;
 
 -- name: by_id
 SELECT pos FROM record WHERE id IS NOT NULL AND id = ?1;
 
 -- name: whole_by_id
 SELECT pos, time, task, body FROM record WHERE id IS NOT NULL AND id = ?1;
-
--- name: log
-SELECT id FROM log WHERE id = ?1;
 
 -- name: by_run_id
 SELECT pos, id FROM record WHERE id IS NOT NULL AND id <= ?1 AND id >= ?2 ORDER BY id DESC LIMIT 1;
