@@ -23,7 +23,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import is_dataclass
-from datetime import date, datetime, time, timedelta, timezone, tzinfo
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import Enum
 from typing import Any, Final, cast
@@ -53,7 +53,7 @@ _LONG: Final = 8  # from this length on, a set's own loop over the types beats o
 _BY_VALUE: Final = (OverflowError, ValueError, RecursionError)
 
 # The path to a value: the root's name, or (the container's path, step). Made into text only for a message.
-_Path = tuple[Any, str] | str
+_Path = tuple[Any, Any] | str
 _Pack = Callable[[Any, _Path, int], Any]
 
 
@@ -104,13 +104,18 @@ class _MsgpackCodec(Codec):
     name = MSGPACK
 
     def encode(self, value: object, what: str = "value") -> bytes:
-        kind = type(value)
-        if _exact(value, MAX_DEPTH - 2) if kind is list or kind is tuple else _exact((value,), MAX_DEPTH - 1):
-            try:
+        items: Any = value
+        try:
+            # The same said twice: for a short list, as the arguments of a call are, the first saves a level.
+            if (type(items) is list or type(items) is tuple) and len(items) < _LONG:  # pyright: ignore
+                exact = _exact(items, MAX_DEPTH - 2)
+            else:
+                exact = _exact((value,), MAX_DEPTH - 1)
+            if exact:
                 return _encode(value)
-            except _BY_VALUE:
-                pass
-        return _encode(_rebuild(value, what, MAX_DEPTH, _pack, _pack_key))
+        except _BY_VALUE:
+            pass
+        return _encode(_careful(value, what, _pack, _pack_key))
 
     def decode(self, body: bytes) -> object:
         return _unpacked(body)
@@ -122,12 +127,12 @@ class _JsonCodec(Codec):
     name = JSON
 
     def encode(self, value: object, what: str = "value") -> bytes:
-        if _json_exact((value,), MAX_DEPTH):
-            try:
+        try:
+            if _json_exact((value,), MAX_DEPTH):
                 return msgspec.json.encode(value)
-            except _BY_VALUE:
-                pass
-        return msgspec.json.encode(_rebuild(value, what, MAX_DEPTH, _json_leaf, _json_key))
+        except _BY_VALUE:
+            pass
+        return msgspec.json.encode(_careful(value, what, _json_leaf, _json_key))
 
     def decode(self, body: bytes) -> object:
         try:
@@ -211,7 +216,7 @@ def _exact(items: Any, depth: int) -> bool:
         elif kind is dict:
             if item:  # asking is cheaper than the iterator, and most calls have no kwargs
                 for key, inner in item.items():
-                    if type(key) not in _ATOMS:
+                    if type(key) is not str and type(key) not in _ATOMS:
                         return False
                     if type(inner) not in _ATOMS and (not depth or not _exact((inner,), depth - 1)):
                         return False
@@ -241,6 +246,13 @@ def _json_exact(items: Iterable[Any], depth: int) -> bool:
     return True
 
 
+def _careful(value: Any, what: str, leaf: _Pack, key: _Pack) -> Any:
+    try:
+        return _rebuild(value, what, MAX_DEPTH, leaf, key)
+    except RecursionError:
+        raise NotEncodable(f"{what} is nested deeper than the stack that is left here allows") from None
+
+
 def _rebuild(value: Any, path: _Path, depth: int, leaf: _Pack, key: _Pack) -> Any:
     """The careful walk: `value` with `leaf` and `key` applied, either of which may refuse."""
     kind = type(value)  # pyright: ignore[reportUnknownVariableType]
@@ -250,10 +262,21 @@ def _rebuild(value: Any, path: _Path, depth: int, leaf: _Pack, key: _Pack) -> An
         raise NotEncodable(f"{_shown(path)[:200]}… is nested more than {MAX_DEPTH} deep, or contains itself")
     if kind is dict:
         return {
-            key(k, (path, "<key>"), depth): _rebuild(v, (path, f"[{k!r}]"), depth - 1, leaf, key)
+            key(k, (path, _AT_KEY), depth): _rebuild(v, (path, k), depth - 1, leaf, key)
             for k, v in value.items()
         }
-    return [_rebuild(v, (path, f"[{i}]"), depth - 1, leaf, key) for i, v in enumerate(value)]
+    return [_rebuild(v, (path, i), depth - 1, leaf, key) for i, v in enumerate(value)]
+
+
+class _Place:
+    """A step of a path that is no index."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+_AT_KEY: Final = _Place("<key>")
+_AT_ITEM: Final = _Place("<item>")
 
 
 class _Key:
@@ -342,7 +365,7 @@ def _shown(path: _Path) -> str:
     steps: list[str] = []
     while not isinstance(path, str):
         path, step = path
-        steps.append(step)
+        steps.append(step.name if isinstance(step, _Place) else f"[{brief(step)}]")
     return path + "".join(reversed(steps))
 
 
@@ -399,6 +422,8 @@ def _from_zone(value: datetime | time) -> object:
     zone = value.tzinfo
     if zone is None:
         return None
+    if zone is UTC:
+        return 0
     if isinstance(zone, ZoneInfo) and zone.key:
         return zone.key
     offset = value.utcoffset()
@@ -441,7 +466,7 @@ def _from_set(value: Iterable[Any], path: _Path, depth: int) -> bytes:
     """The items as keys, so that tuples stay hashable; sorted, so that equal sets are equal bytes."""
     if not depth:
         raise NotEncodable(f"{_shown(path)[:200]}… is nested more than {MAX_DEPTH} deep")
-    items = [_pack_key(item, (path, "<item>"), depth - 1) for item in value]
+    items = [_pack_key(item, (path, _AT_ITEM), depth - 1) for item in value]
     return _encode(dict.fromkeys(sorted(items, key=_encode)))
 
 

@@ -80,7 +80,15 @@ class Signature:
         Example:
             `signature.check((Point(1, 2),), {"at": datetime.now(UTC)})`
         """
-        if self._fits(args, kwargs):
+        if not kwargs and self._fewest <= len(args) <= self._most:  # as in `_fits`, less the call of it
+            if not self._exact:
+                return args, kwargs
+            for exact, value in zip(self._exact, args):  # noqa: B905 - see there
+                if exact is not None and type(value) not in exact:
+                    break
+            else:
+                return args, kwargs
+        elif self._fits(args, kwargs):
             return args, kwargs
         return self._walk(args, kwargs, "send")
 

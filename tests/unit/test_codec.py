@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import inspect
 import math
 import pickle
+import sys
 import traceback
 from collections import OrderedDict, namedtuple
 from contextlib import suppress
@@ -374,6 +376,21 @@ def test_deep_keys_arrive_or_are_refused(wrap: Any) -> None:
     assert arrives(MSGPACK, {nested(50, wrap): 1}) == {nested(50, wrap): 1}
     with pytest.raises(NotEncodable, match="nested more than 100 deep"):
         MSGPACK.encode({nested(150, wrap): 1})
+
+
+@pytest.mark.parametrize("encoder", [MSGPACK, JSON])
+def test_a_stack_that_is_nearly_used_up(encoder: codec.Codec) -> None:
+    value = nested(codec.MAX_DEPTH, lambda inner: [inner, {"a": 10**30}])
+
+    def within(frames: int) -> None:
+        if frames:
+            within(frames - 1)
+        else:
+            encoder.encode(value)
+
+    used = len(inspect.stack())
+    with pytest.raises(NotEncodable, match="nested deeper than the stack"):
+        within(sys.getrecursionlimit() - used - 60)
 
 
 def test_a_cycle_is_refused() -> None:

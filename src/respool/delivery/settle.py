@@ -26,6 +26,20 @@ def settle(view: View, change: Change, settlement: Settlement) -> bool:
     return True
 
 
+def give_back(view: View, change: Change, lease_id: int, owner: int, ranges: list[tuple[int, int]], new_id: int) -> int:
+    """Make part of a lease ownerless, for whoever comes next (P7); return how many records that are."""
+    lease = view.leases.get(lease_id)
+    if lease is None or lease.owner != owner:
+        return 0
+    given = intersect(lease.spans, ranges)
+    if not given:
+        return 0
+    bodies = {pos: body for pos, body in lease.bodies.items() if find(given, pos)} if lease.bodies else {}
+    change.leases.append(Lease(new_id, None, lease.child, given, bodies, lease.since))
+    keep_or_return(change, lease, subtract(lease.spans, ranges), release=False)
+    return count(given)
+
+
 def keep_or_return(change: Change, lease: Lease, left: list[Span], *, release: bool) -> None:
     """Store what is left of a lease, with its owner or without; drop it where nothing is."""
     if not left:

@@ -20,6 +20,7 @@ from ...delivery.model import NewCall
 from ..base import Capabilities, Conflict, Group, LeaseLost, Registration, Stream, Worker
 from .connection import Connection, prepare
 from .doorbell import ALL, Doorbell, Kind, Sleeper, mask_of
+from .inspect import SQLiteInspect
 from .log import SQLiteLog, append_rows, append_run, find
 from .sql import SQL
 from .state import SQLiteState
@@ -39,7 +40,7 @@ class SQLiteOptions:
     vfs: str | None = None  # for tests that inject faults
 
 
-class SQLiteEngine(SQLiteLog, SQLiteState):
+class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect):
     """The embedded engine. Connections open when first used, and only in the process that uses them."""
 
     def __init__(self, options: SQLiteOptions) -> None:

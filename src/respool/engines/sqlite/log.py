@@ -122,6 +122,15 @@ class SQLiteLog:
                 windows.append((log, lo, max(lo, hi)))
         return windows
 
+    def outside(self, spans: Iterable[Span], since: float | None, until: float | None) -> list[int]:
+        """Return the positions in the spans whose time is not in since <= t < until."""
+        low = -(1 << 62) if since is None else int(since * _MICRO)
+        high = (1 << 62) if until is None else int(until * _MICRO)
+        with self._reader.waiting() as db:
+            return [
+                pos for span in spans for (pos,) in db.execute(SQL["outside"], (span.lo, span.hi, low, high)).fetchall()
+            ]
+
     def bounds(self, stream: Stream) -> list[tuple[int, int, int]]:
         """Return (log, first, one past the last) position there is."""
         with self._reader.waiting() as db:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import apsw
@@ -133,6 +133,14 @@ class SQLiteState:
             db.execute(SQL["expire_outcomes"], (now, limit))
             return db.changes()
 
+    def has_work(self, group: int, now: float, tasks: Sequence[str]) -> bool:
+        """Say whether a claim would find something, without taking the write lock."""
+        with self._reader.waiting() as db:
+            for at in map(Position._make, db.execute(SQL["positions"], (group,)).fetchall()):
+                if at.cursor < (at.end if at.stop is None else min(at.end, at.stop)):
+                    return True
+            return bool(db.execute(SQL["has_work"], (group, now, json.dumps(tasks))).get)
+
     def next_due(self, group: int) -> float | None:
         """Return when the next of the group's parked records is due."""
         with self._reader.waiting() as db:
@@ -217,7 +225,7 @@ def _lease(row: Any) -> Lease:
 
 
 def _parked(row: Any) -> Parked:
-    return Parked(*row)
+    return Parked(*row[:7], bool(row[7]), *row[8:])
 
 
 def _outcome(row: Any) -> Outcome:

@@ -247,3 +247,100 @@ DELETE FROM journal WHERE grp = ?1;
 DELETE FROM counter WHERE grp = ?1;
 -- name: drop_group
 DELETE FROM grp WHERE id = ?1;
+
+-- name: has_work
+SELECT EXISTS (SELECT 1 FROM parked WHERE grp = ?1 AND due <= ?2)
+    OR EXISTS (SELECT 1 FROM lease WHERE grp = ?1 AND owner IS NULL)
+    OR EXISTS (SELECT 1 FROM parked WHERE grp = ?1 AND reason = 'unknown' AND due IS NULL
+               AND task IN (SELECT value FROM json_each(?3)));
+
+-- name: outside
+SELECT r.pos FROM record r JOIN record h ON h.pos = r.pos - ifnull(r.seq, 0)
+WHERE r.pos >= ?1 AND r.pos < ?2 AND NOT (h.time >= ?3 AND h.time < ?4);
+
+-- What commands and checks ask; none of it is on a worker's way.
+
+-- name: tasks_between
+SELECT r.task, count(*) FROM record r JOIN record h ON h.pos = r.pos - ifnull(r.seq, 0)
+WHERE r.pos >= ?1 AND r.pos < ?2
+AND h.time >= ?3 AND h.time < ?4
+GROUP BY r.task;
+
+-- name: briefs
+-- Bodies longer than ?6 bytes are left out, so that a page of large records fits in memory.
+SELECT r.pos, r.task, length(r.body), iif(length(r.body) <= ?6, r.body, NULL), r.meta, r.seq, h.id, h.time
+FROM record r JOIN record h ON h.pos = r.pos - ifnull(r.seq, 0)
+WHERE r.pos >= ?1 AND r.pos < ?2 AND (?3 IS NULL OR r.task = ?3)
+AND h.time >= ?4 AND h.time < ?5
+ORDER BY r.pos;
+
+-- name: group_bounds
+SELECT l.id, ifnull(p.start, l.id << 40), ifnull(p.cursor, l.id << 40), p.stop
+FROM grp g JOIN log l ON l.stream = g.stream LEFT JOIN position p ON p.grp = g.id AND p.log = l.id
+WHERE g.id = ?1 ORDER BY l.id;
+
+-- name: parked_after
+SELECT pos, task FROM parked WHERE grp = ?1 AND pos > ?2
+AND (?3 IS NULL OR reason IN (SELECT value FROM json_each(?3)))
+AND (?4 IS NULL OR task = ?4)
+AND (?5 IS NULL OR pos IN (SELECT value FROM json_each(?5)))
+ORDER BY pos LIMIT ?6;
+
+-- name: parked_by_task
+SELECT reason, task, count(*) FROM parked WHERE grp = ?1 GROUP BY reason, task;
+
+-- name: parked_within
+-- Bodies and errors are left out: a page may hold ten thousand.
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, iif(body IS NULL, NULL, x''), NULL, at
+FROM parked WHERE grp = ?1 AND pos >= ?2 AND pos < ?3 ORDER BY pos;
+
+-- name: outcomes_within
+SELECT pos, ending, NULL, at, until FROM outcome WHERE grp = ?1 AND pos >= ?2 AND pos < ?3 ORDER BY pos;
+
+-- name: journal_within
+-- As `journal`, for all positions from ?2 to ?3; ?4 is ?2 less the longest lease.
+SELECT lo, hi, how, ended FROM journal WHERE grp = ?1 AND lo > ?4 AND lo < ?3 AND hi > ?2
+UNION ALL
+SELECT lo, hi, how, ended FROM journal INDEXED BY journal_purged
+WHERE grp = ?1 AND lo <= ?4 AND hi > ?2 AND how = 'purged'
+ORDER BY ended;
+
+-- name: count_between
+SELECT count(*) FROM record WHERE pos >= ?1 AND pos < ?2;
+
+-- name: positions_between
+SELECT pos FROM record WHERE pos >= ?1 AND pos < ?2 ORDER BY pos;
+
+-- name: broken_runs
+-- A record is the head of its run, with id and time, or stands `seq` places after one in the same log.
+SELECT r.pos FROM record r LEFT JOIN record h ON h.pos = r.pos - r.seq
+WHERE r.pos >= ?1 AND r.pos < ?2 AND iif(r.seq IS NULL,
+    r.id IS NULL OR r.time IS NULL,
+    r.seq <= 0 OR h.pos IS NULL OR h.id IS NULL OR h.time IS NULL OR h.pos >> 40 <> r.pos >> 40)
+LIMIT ?3;
+
+-- name: all_logs
+SELECT l.id, l.stream, l.floor, (SELECT 1 FROM stream s WHERE s.id = l.stream) FROM log l ORDER BY l.id;
+
+-- name: first_between
+SELECT pos FROM record WHERE pos >= ?1 AND pos < ?2 ORDER BY pos LIMIT 1;
+
+-- name: stray_parked
+-- Parked where the group has not been: outside its logs, below its start, at or above its cursor.
+SELECT k.pos FROM parked k JOIN grp g ON g.id = k.grp
+LEFT JOIN log l ON l.id = k.pos >> 40 AND l.stream = g.stream
+LEFT JOIN position p ON p.grp = k.grp AND p.log = l.id
+WHERE k.grp = ?1 AND (l.id IS NULL OR k.pos < ifnull(p.start, l.id << 40)
+                      OR k.pos >= ifnull(p.cursor, l.id << 40) OR k.pos >= p.stop)
+LIMIT ?2;
+
+-- name: orphans
+SELECT 'leases', grp FROM lease WHERE grp NOT IN (SELECT id FROM grp)
+UNION SELECT 'parked records', grp FROM parked WHERE grp NOT IN (SELECT id FROM grp)
+UNION SELECT 'positions', grp FROM position WHERE grp NOT IN (SELECT id FROM grp);
+
+-- name: worker_ids
+SELECT id FROM worker;
+
+-- name: last_between
+SELECT max(pos) FROM record WHERE pos >= ?1 AND pos < ?2;

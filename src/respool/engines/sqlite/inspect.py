@@ -1,0 +1,213 @@
+"""What commands and `check` ask of a log and its groups: in pages, each from one snapshot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import apsw
+
+from ...delivery.model import MAX_LEASE, Lease, Outcome, Parked
+from ...record import NO_META, Id, Meta, first_pos, id_of, unpack_meta
+from ..base import Group, ParkedFilter
+from .connection import Connection
+from .sql import SQL
+from .state import _lease, _outcome, _parked
+
+_MICRO = 1_000_000
+_EVER = 1 << 62  # microseconds
+
+
+class Brief(NamedTuple):
+    """A record as lists show it: `body` is None where it is longer than was asked for."""
+
+    pos: int
+    id: Id
+    time: float
+    task: str
+    size: int
+    body: bytes | None
+    meta: Meta
+
+
+class Bounds(NamedTuple):
+    """What a group reads of one log, start <= p < stop (None: no end), and how far it is."""
+
+    log: int
+    start: int
+    cursor: int
+    stop: int | None
+
+
+class GroupPage(NamedTuple):
+    """Everything a group knows of lo <= p < hi, positions of one log, at one moment."""
+
+    lo: int
+    hi: int
+    bounds: Bounds
+    leases: list[Lease]  # all of the group
+    parked: list[Parked]  # without bodies (b"" where there is one) and errors
+    outcomes: list[Outcome]  # without values
+    journal: list[tuple[int, int, str]]  # lo, hi, how; the oldest first
+    records: list[tuple[int, int]]  # ranges of positions that hold a record
+
+
+class GroupState(NamedTuple):
+    """A group as a whole at one moment, for `check`."""
+
+    bounds: list[Bounds]
+    leases: list[Lease]
+    workers: set[int]
+    stray_parked: list[int]
+
+
+class LogState(NamedTuple):
+    """One log: its lowest free position as far as it was stored, and the range it holds."""
+
+    log: int
+    stream: int | None  # None: its stream is gone
+    floor: int
+    first: int
+    end: int
+
+
+class SQLiteInspect:
+    """Reads for people. No read transaction lasts longer than a page takes."""
+
+    _reader: Connection
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[apsw.Connection]:
+        with self._reader.waiting() as db:
+            db.execute("BEGIN")
+            try:
+                yield db
+            finally:
+                db.execute("COMMIT")
+
+    def task_counts(self, lo: int, hi: int, since: float | None, until: float | None) -> dict[str, int]:
+        """Return how many records of each task there are at lo <= p < hi and since <= time < until."""
+        with self._reader.waiting() as db:
+            return dict(db.execute(SQL["tasks_between"], (lo, hi, *_times(since, until))).fetchall())
+
+    def briefs(
+        self, lo: int, hi: int, task: str | None, since: float | None, until: float | None, max_body: int
+    ) -> list[Brief]:
+        """Return the records at lo <= p < hi that match, without bodies of more than `max_body` bytes."""
+        with self._reader.waiting() as db:
+            found = db.execute(SQL["briefs"], (lo, hi, task, *_times(since, until), max_body)).fetchall()
+        return [
+            Brief(pos, id_of(head, seq), micros / _MICRO, name, size, body, unpack_meta(meta) if meta else NO_META)
+            for pos, name, size, body, meta, seq, head, micros in found
+        ]
+
+    def group_bounds(self, group: Group) -> list[Bounds]:
+        """Return what a group reads of each log."""
+        with self._reader.waiting() as db:
+            return _bounds(db, group.id)
+
+    def parked_after(self, chosen: ParkedFilter, group: int, after: int, limit: int) -> list[tuple[int, str]]:
+        """Return (position, task) of parked records in one group past `after`, in the order of positions.
+
+        Paging by position, unlike `parked` with its order by age, costs the same for each page.
+        """
+        bound = (
+            group,
+            after,
+            json.dumps(list(chosen.reasons)) if chosen.reasons else None,
+            chosen.task,
+            json.dumps(list(chosen.positions)) if chosen.positions else None,
+            limit,
+        )
+        with self._reader.waiting() as db:
+            return db.execute(SQL["parked_after"], bound).fetchall()
+
+    def parked_by_task(self, group: int) -> list[tuple[str, str, int]]:
+        """Return (reason, task, how many) of a group's parked records."""
+        with self._reader.waiting() as db:
+            return db.execute(SQL["parked_by_task"], (group,)).fetchall()
+
+    def group_page(self, group: Group, lo: int, hi: int) -> GroupPage:
+        """Return all a group knows of lo <= p < hi, from one snapshot."""
+        with self._snapshot() as db:
+            bounds = next(b for b in _bounds(db, group.id) if b.log == lo >> 40)
+            return GroupPage(
+                lo,
+                hi,
+                bounds,
+                [_lease(row) for row in db.execute(SQL["leases"], (group.id,))],
+                [_parked(row) for row in db.execute(SQL["parked_within"], (group.id, lo, hi))],
+                [_outcome(row) for row in db.execute(SQL["outcomes_within"], (group.id, lo, hi))],
+                [row[:3] for row in db.execute(SQL["journal_within"], (group.id, lo, hi, lo - MAX_LEASE))],
+                _present(db, lo, hi),
+            )
+
+    def group_state(self, group: Group, limit: int) -> GroupState:
+        """Return a group as a whole, from one snapshot; of what is astray at most `limit`."""
+        with self._snapshot() as db:
+            return GroupState(
+                _bounds(db, group.id),
+                [_lease(row) for row in db.execute(SQL["leases"], (group.id,))],
+                {row[0] for row in db.execute(SQL["worker_ids"])},
+                [row[0] for row in db.execute(SQL["stray_parked"], (group.id, limit))],
+            )
+
+    def log_states(self) -> list[LogState]:
+        """Return all logs."""
+        with self._snapshot() as db:
+            return [
+                LogState(log, stream if known else None, floor, *_range(db, log, floor))
+                for log, stream, floor, known in db.execute(SQL["all_logs"]).fetchall()
+            ]
+
+    def broken_runs(self, lo: int, hi: int, limit: int) -> list[int]:
+        """Return positions of records at lo <= p < hi whose id and time cannot be told: at most `limit`."""
+        with self._reader.waiting() as db:
+            return [row[0] for row in db.execute(SQL["broken_runs"], (lo, hi, limit))]
+
+    def record_count(self, lo: int, hi: int) -> int:
+        """Return how many records there are at lo <= p < hi."""
+        with self._reader.waiting() as db:
+            return db.execute(SQL["count_between"], (lo, hi)).get  # type: ignore[no-any-return]
+
+    def first_record(self, lo: int, hi: int) -> int | None:
+        """Return the first position at lo <= p < hi that holds a record."""
+        with self._reader.waiting() as db:
+            return db.execute(SQL["first_between"], (lo, hi)).get  # type: ignore[no-any-return]
+
+    def orphans(self) -> list[tuple[str, int]]:
+        """Return (what, group) of state that belongs to groups that are gone."""
+        with self._reader.waiting() as db:
+            return db.execute(SQL["orphans"]).fetchall()
+
+
+def _times(since: float | None, until: float | None) -> tuple[int, int]:
+    """Return a window in microseconds, cut as `outside` and `window` cut it."""
+    return (-_EVER if since is None else int(since * _MICRO)), (_EVER if until is None else int(until * _MICRO))
+
+
+def _bounds(db: apsw.Connection, group: int) -> list[Bounds]:
+    return [Bounds(*row) for row in db.execute(SQL["group_bounds"], (group,))]
+
+
+def _present(db: apsw.Connection, lo: int, hi: int) -> list[tuple[int, int]]:
+    """Return the ranges of positions that hold records; most logs have no gaps."""
+    if db.execute(SQL["count_between"], (lo, hi)).get == hi - lo:
+        return [(lo, hi)]
+    ranges: list[tuple[int, int]] = []
+    for (pos,) in db.execute(SQL["positions_between"], (lo, hi)):
+        if ranges and ranges[-1][1] == pos:
+            ranges[-1] = (ranges[-1][0], pos + 1)
+        else:
+            ranges.append((pos, pos + 1))
+    return ranges
+
+
+def _range(db: apsw.Connection, log: int, floor: int) -> tuple[int, int]:
+    first = db.execute(SQL["first_between"], (first_pos(log), first_pos(log + 1))).get
+    if first is None:
+        return floor, floor
+    last = db.execute(SQL["last_between"], (first_pos(log), first_pos(log + 1))).get
+    return first, max(floor, last + 1)

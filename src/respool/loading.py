@@ -1,0 +1,82 @@
+"""Finding the App that a command names: `shop`, `shop.py`, `shop:app`, or a function that returns one."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from .app import App
+from .config import parse_url
+from .errors import ConfigError, UnknownName
+
+
+class AppImportError(ConfigError):
+    """The app's module raised while it was imported; the cause is what it raised."""
+
+
+def load_app(spec: str, url: str | None = None) -> App:
+    """Import the App that `spec` names; `url` takes the place of its own.
+
+    `spec` is `module`, `module:name`, `path/to/file.py` or `path/to/file.py:name`; the name may be that
+    of a function without arguments that returns an App. Without a name the module's only App is meant.
+
+    Raises: ConfigError where there is no such module or no single App; AppImportError where the module
+        itself fails.
+    """
+    place, _, name = spec.partition(":")
+    module = _module(place)
+    app = _named(module, name) if name else _only(module)
+    if url is not None and url != app.url:
+        app.close()
+        app.url, app.location = url, parse_url(url)
+    return app
+
+
+def _module(place: str) -> ModuleType:
+    if place.endswith(".py"):
+        path = Path(place)
+        if not path.exists():
+            raise ConfigError(f"there is no file {place}; give a module or a file with an App, as in -A shop")
+        folder, place = str(path.parent.resolve()), path.stem
+    else:
+        folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (place == error.name or place.startswith(error.name + ".")):
+            raise ConfigError(
+                f"there is no module {place!r} here ({os.getcwd()}) nor among the installed ones; -A takes "
+                "shop, shop.py or shop:app"
+            ) from None
+        raise AppImportError(f"{place} could not be imported: {error}") from error
+    except Exception as error:
+        raise AppImportError(f"{place} could not be imported: {type(error).__name__}: {error}") from error
+
+
+def _named(module: ModuleType, name: str) -> App:
+    found: Any = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise UnknownName("name", part, [n for n in vars(found) if not n.startswith("_")], f"in {module.__name__}")
+        found = getattr(found, part)
+    if not isinstance(found, App) and callable(found):
+        found = found()
+    if not isinstance(found, App):
+        raise ConfigError(f"{module.__name__}:{name} is {type(found).__name__}, not an App")
+    return found
+
+
+def _only(module: ModuleType) -> App:
+    found = {id(value): name for name, value in vars(module).items() if isinstance(value, App)}
+    if len(found) == 1:
+        return getattr(module, next(iter(found.values())))  # type: ignore[no-any-return]
+    if not found:
+        raise ConfigError(f"module {module.__name__} has no App; it needs: app = App({module.__name__!r})")
+    names = ", ".join(f"{module.__name__}:{name}" for name in found.values())
+    raise ConfigError(f"module {module.__name__} has several Apps; say which: {names}")

@@ -1,0 +1,27 @@
+"""Running again, and ending: replays, dead letters given back, queues purged, and checks of it all.
+
+None of these functions prints or asks; `respool.cli` does. Where one takes a `source`, that is an App, or
+an engine where no code is needed.
+"""
+
+from .checking import Report, check
+from .create import ReplaySummary, create_replay, plan_replay
+from .dead import DeadFilter, DeadLetter, count_dead, dead_letters, redrive
+from .find import queue_of
+from .purging import purge, purgeable
+
+__all__ = [
+    "DeadFilter",
+    "DeadLetter",
+    "ReplaySummary",
+    "Report",
+    "check",
+    "count_dead",
+    "create_replay",
+    "dead_letters",
+    "plan_replay",
+    "purge",
+    "purgeable",
+    "queue_of",
+    "redrive",
+]

@@ -1,0 +1,59 @@
+"""Purging: ending what a queue's own group has not started."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..clock import now as wall_clock
+from ..codec import encode_error
+from ..delivery import admin
+from ..engines.base import Group, ParkedFilter, Reads
+from ..errors import Revoked
+from .find import parked_slices, queue_of, sides
+
+RETURNED = 200  # leases purged in one transaction
+WAITING = ("scheduled", "retry", "unknown", "blocked", "limited", "gap")
+
+
+def purgeable(source: Any, queue: str, *, app: str | None = None) -> int:
+    """Return how many records `purge` would end now."""
+    engine, app = sides(source, app)
+    counts = engine.counts(_main(engine, app, queue))
+    return int(counts.pending + counts.returned + sum(n for r, n in counts.parked.items() if r != "dead"))
+
+
+def purge(source: Any, queue: str, *, app: str | None = None) -> int:
+    """End as REVOKED what `main` of a queue has not started; return how many records.
+
+    Records stay, and so do dead letters and what workers hold. What is sent meanwhile may be left.
+    """
+    engine, app = sides(source, app)
+    group = _main(engine, app, queue)
+    reason = encode_error(Revoked("purged"))
+
+    def end(reads: Reads) -> tuple[int, int]:
+        return engine.transact(  # type: ignore[no-any-return]
+            reads,
+            lambda view, change: (
+                admin.purge(view, change, list(view.due), reason, wall_clock()),
+                len(view.returned),
+            ),
+            synced=True,
+        )
+
+    before = engine.positions(group)
+    ended, leases = end(Reads(group.id, positions=True, returned=RETURNED))
+    while leases == RETURNED:
+        more, leases = end(Reads(group.id, returned=RETURNED))
+        ended += more
+    for found in parked_slices(engine, group, ParkedFilter((), WAITING)):
+        ended += end(Reads(group.id, parked=tuple(pos for pos, _ in found)))[0]
+        engine.ring_waiters([pos for pos, _ in found])
+    for at in before:
+        engine.ring_waiters(range(at.cursor, at.end))
+    return ended
+
+
+def _main(engine: Any, app: str | None, queue: str) -> Group:
+    stream = queue_of(engine, queue, app=app)
+    return next(g for g in engine.groups() if g.stream == stream.id and g.kind == "main")

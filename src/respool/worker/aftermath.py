@@ -1,0 +1,102 @@
+"""After a death: settle what was finished, blame who is to be blamed, give the rest back (P6, H2, H6)."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from typing import Any
+
+from ..clock import now as wall_clock
+from ..codec import encode_error
+from ..delivery.death import Cause, Suspect, bury_lease
+from ..delivery.model import Change, Lease, Settlement, Verdict, View
+from ..delivery.settle import settle
+from ..delivery.spans import Span, ranges_of
+from ..engines.base import Reads
+from ..errors import TimeLimitExceeded, WorkerLost
+from .page import Snapshot
+
+DEFAULT_DELIVERIES = 3
+
+
+def how_it_died(status: int) -> str:
+    """Return a process's exit status, as `Popen.returncode` gives it, in words."""
+    if status >= 0:
+        return f"its process exited with status {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = "a signal"
+    hint = "; if nobody sent it, the system was out of memory" if -status == signal.SIGKILL else ""
+    return f"its process was killed by {name} (signal {-status}){hint}"
+
+
+class Aftermath:
+    """Clears up after processes of one worker that are dead."""
+
+    def __init__(self, engine: Any, owner: int, deliveries: Mapping[str, int]) -> None:
+        self._engine, self._owner, self._deliveries = engine, owner, deliveries
+
+    def of_child(self, child: int, seen: Snapshot | None, cause: Cause, how: str) -> int:
+        """Give back what a dead child held; `seen` are its last words. Returns how many leases it had."""
+        held = [(group, lease) for group, lease in self._engine.leases_of(self._owner) if lease.child == child]
+        for group, lease in held:
+            if seen is not None and lease.id == seen.lease:
+                self._bury(group, lease, seen, cause, how)
+            else:  # claimed, and not begun: nobody is to blame
+                self._bury(group, lease, None, Cause.ORDERED, how)
+        return len(held)
+
+    def of_stranger(self, cause: Cause) -> int:
+        """Give back all that a worker held of whose children nothing is known any more."""
+        held = self._engine.leases_of(self._owner)
+        for group, lease in held:
+            self._bury(group, lease, None, cause, "its machine or its worker was lost")
+        return len(held)
+
+    def _bury(self, group: int, lease: Lease, seen: Snapshot | None, cause: Cause, how: str) -> None:
+        finished = suspect = None
+        now = wall_clock()
+        if seen is not None:
+            finished = self._finished(lease, seen, now)
+            if seen.running is not None:
+                suspect = self._suspect(seen, seen.running, how)
+
+        def decide(view: View, change: Change) -> bool:
+            return bury_lease(view, change, lease.id, self._owner, cause, finished, suspect, now)
+
+        self._engine.transact(Reads(group, (lease.id,)), decide)
+        if finished is not None:
+            self._engine.ring_waiters(seen.through if seen else [])
+        self._engine.ring(lease.spans[0].lo >> 40, everyone=True)
+
+    def _finished(self, lease: Lease, seen: Snapshot, now: float) -> Settlement | None:
+        if not seen.finished:
+            return None
+        done = ranges_of(seen.through)
+        return Settlement(lease.id, self._owner, done, seen.verdicts, seen.lease_began, now, records=seen.finished)
+
+    def _suspect(self, seen: Snapshot, pos: int, how: str) -> Suspect:
+        rows = self._engine.rows([Span(pos, pos + 1)])
+        task = rows[0][1] if rows else ""
+        allowed = self._deliveries.get(task, DEFAULT_DELIVERIES)
+        return Suspect(pos, task, allowed, how, encode_error(WorkerLost(f"{how} while it ran {task or 'this call'}")))
+
+    def time_limit(self, seen: Snapshot, pos: int, seconds: float, child: int) -> None:
+        """Fail a record whose process we killed at its time limit; only that record fails."""
+        rows = self._engine.rows([Span(pos, pos + 1)])
+        task, now = (rows[0][1] if rows else ""), wall_clock()
+        error = encode_error(TimeLimitExceeded(f"{task} was killed after {seconds:g} s, its time_limit"))
+        verdict = Verdict(
+            pos, "failure", error, "dead", task=task, error=error, note=f"failed: time_limit {seconds:g} s",
+            started=now - seconds, ended=now,
+        )  # fmt: skip
+        done = ranges_of([*seen.through, pos])
+        settlement = Settlement(
+            seen.lease, self._owner, done, [*seen.verdicts, verdict], seen.lease_began, now, release=True
+        )
+        self._engine.transact(
+            Reads(seen.group, (seen.lease,)), lambda view, change: settle(view, change, settlement)
+        )
+        self._engine.ring_waiters([*seen.through, pos])
+        self._engine.ring(pos >> 40, everyone=True)

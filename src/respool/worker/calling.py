@@ -1,0 +1,162 @@
+"""Calling a task's function for one record, and saying how that ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from ..clock import boottime_ns
+from ..clock import now as wall_clock
+from ..codec import codec_for
+from ..delivery.model import Lease, Verdict
+from ..delivery.spans import Span
+from ..errors import CorruptBody, NotEncodable, SoftTimeLimitExceeded
+from ..record import NO_META, Meta, Row, unpack_meta
+from . import page as p
+from . import verdicts
+from .run import CurrentRun
+from .services import Runner, Service
+
+log = logging.getLogger("respool.worker")
+
+
+class Caller:
+    """Runs single records in this process; the executor's helper for all but the plainest of them."""
+
+    def __init__(self, slot: p.Slot, run: CurrentRun, limited: Callable[[], None]) -> None:
+        self.slot, self.run, self._limited = slot, run, limited
+        self._encode = codec_for("msgpack").encode
+        self._loop: asyncio.Runner | None = None
+        self._task: asyncio.Task[Any] | None = None
+
+    def close(self) -> None:
+        """Close the event loop, if coroutine tasks have used one."""
+        if self._loop is not None:
+            self._loop.close()
+
+    def call_with_care(
+        self,
+        service: Service,
+        lease: Lease,
+        runner: Runner | None,
+        row: Row,
+        span: Span,
+        skip: frozenset[int],
+        charge: Callable[[int], bool],
+    ) -> Verdict | None:
+        """Run, park, or leave out a record that has more to it than a body."""
+        pos, task, body, packed = row
+        now = wall_clock()
+        if pos in skip or (service.tasks is not None and task not in service.tasks):
+            return verdicts.skipped(pos)
+        if runner is None:
+            return verdicts.unknown(row, now)
+        try:
+            meta = unpack_meta(packed) if packed is not None else NO_META
+        except ValueError as error:
+            return verdicts.unreadable(row, CorruptBody(f"its attributes cannot be read: {error}"), now)
+        if service.group.kind != "replay":  # a replay runs what was due or expired long ago
+            if meta.due is not None and meta.due > now:
+                return verdicts.scheduled(row, meta.due, now)
+            if meta.expires is not None and meta.expires <= now:
+                return verdicts.expired(row, meta.expires, now)
+        if span.deliveries and span.deliveries >= runner.max_deliveries:
+            return verdicts.ran_too_often(row, span, now)
+        if runner.max_deliveries == 1 and not charge(pos):
+            self.slot.words[p.BOUND] = 0  # the lease is lost: nothing more of it is ours to run
+            return None
+        return self._call(runner, row, span, lease.bodies.get(pos, body), meta)
+
+    def _call(self, runner: Runner, row: Row, span: Span, body: bytes, meta: Meta) -> Verdict | None:
+        words = self.slot.words
+        self._set_limits(runner)
+        try:
+            args, kwargs = runner.arguments(body, meta)
+            words[p.USER] = 1
+            try:
+                value = runner.fn(*args, **kwargs)
+                if runner.coroutine:
+                    value = self._run_coroutine(value)
+            finally:
+                words[p.USER] = 0
+        except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
+            return self.failure(runner, row, span, error)
+        finally:
+            words[p.SOFT_AT] = words[p.HARD_AT] = 0
+        return self.success(runner, row, span, value)
+
+    def _run_coroutine(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        if self._loop is None:
+            self._loop = asyncio.Runner()
+        return self._loop.get_loop().run_until_complete(self._supervised(coroutine))
+
+    async def _supervised(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        words = self.slot.words
+        self._task = asyncio.current_task()
+        try:
+            return await coroutine
+        except asyncio.CancelledError:
+            if words[p.SOFT_FOR] == words[p.STARTED]:
+                raise SoftTimeLimitExceeded("the task ran longer than its soft_time_limit") from None
+            raise
+        finally:
+            self._task = None
+
+    def on_soft_limit(self, *_: Any) -> None:
+        """Signal handler: a soft time limit is over. Acts only while that record's code runs (H17)."""
+        words = self.slot.words
+        if not words[p.USER] or words[p.SOFT_FOR] != words[p.STARTED]:
+            return
+        if self._task is not None:
+            self._task.get_loop().call_soon_threadsafe(self._task.cancel)
+            return
+        raise SoftTimeLimitExceeded("the task ran longer than its soft_time_limit")
+
+    def _set_limits(self, runner: Runner) -> None:
+        words, now = self.slot.words, boottime_ns()
+        words[p.BEGAN] = now
+        if runner.soft is not None or runner.hard is not None:
+            words[p.SOFT_FOR] = 0
+            words[p.SOFT_AT] = now + int(runner.soft * 1e9) if runner.soft else 0
+            words[p.HARD_AT] = now + int(runner.hard * 1e9) if runner.hard else 0
+            self._limited()
+
+    def failure(self, runner: Runner, row: Row, span: Span, error: BaseException) -> Verdict:
+        """Return the verdict on a run that raised."""
+        now = wall_clock()
+        if isinstance(error, CorruptBody):
+            return verdicts.unreadable(row, error, now)
+        began = now - (boottime_ns() - self.slot.words[p.BEGAN]) / 1e9
+        verdict = verdicts.failed(runner, row, span, error, began, now, random.random())
+        verdict.calls, verdict.dropped, verdict.progressed = self.run.end()
+        if verdict.reason == "dead":
+            log.error("task %s is a dead letter: %s", row[1], verdict.note)
+        return verdict
+
+    def success(self, runner: Runner, row: Row, span: Span, value: Any) -> Verdict | None:
+        """Return the verdict on a run that returned, None where there is nothing to keep of it."""
+        options = runner.options
+        encoded = None
+        if value is not None and not options["ignore_result"]:
+            try:
+                encoded = self._encode(value, "the result")
+            except NotEncodable as error:
+                return self.failure(runner, row, span, error)
+        if not self.run.used:
+            return None if encoded is None else Verdict(row[0], "success", encoded, ttl=options["result_ttl"])
+        calls, dropped, progressed = self.run.end()
+        return Verdict(
+            row[0],
+            "success",
+            encoded,
+            quiet=encoded is None,
+            ttl=options["result_ttl"],
+            calls=calls,
+            dropped=dropped,
+            progressed=progressed,
+        )
+
+

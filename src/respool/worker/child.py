@@ -1,0 +1,198 @@
+"""A process of the processes pool: imports the app, says hello, and runs leases until told to stop."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..app import App
+from ..errors import RespoolError, UnknownName
+from ..loading import AppImportError, load_app
+from . import page as p
+from .executor import Executor
+from .host import idle
+from .options import EXIT_LOST, EXIT_RECYCLED, EXIT_REFUSED, Hello, Refusal, Welcome, WorkerOptions, encode
+from .services import Service, services
+
+log = logging.getLogger("respool.worker")
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with(parent: int, life: int) -> None:
+    """End this process when its supervisor does (H5).
+
+    Linux kills it at once; elsewhere, and where the thread that forked was not the last to go, a thread
+    sees the end of the pipe that the supervisor holds.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(EXIT_LOST)
+
+    def watch() -> None:
+        while os.read(life, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="respool-watch", daemon=True).start()
+
+
+class Child:
+    """The process's side of the conversation with the supervisor."""
+
+    def __init__(self, options: WorkerOptions, control: socket.socket) -> None:
+        self.options, self.control = options, control
+        self._busy = False
+        self._reader = control.makefile("rb")
+
+    def say(self, message: msgspec.Struct) -> None:
+        """Send one line to the supervisor."""
+        self.control.sendall(encode(message) + b"\n")
+
+    def load(self) -> tuple[App, list[Service]] | None:
+        """Import the app and open its log; None where that failed, which is then said."""
+        try:
+            app = load_app(self.options.app, self.options.url)
+            return app, services(app, self.options.queues, self.options.group)
+        except AppImportError as error:
+            traceback.print_exception(error.__cause__ or error)
+            self.say(Refusal(str(error)))
+        except RespoolError as error:
+            self.say(Refusal(str(error), usage=isinstance(error, UnknownName)))
+        return None
+
+    def run(self) -> int:
+        """Serve until told to stop; return the exit status."""
+        loaded = self.load()
+        if loaded is None:
+            return EXIT_REFUSED
+        app, served = loaded
+        self.say(_hello(app, served))
+        line = self._reader.readline()
+        if not line:
+            return EXIT_LOST
+        welcome = msgspec.json.decode(line, type=Welcome)
+        self.control.setblocking(False)
+        file = p.WorkerFile(Path(welcome.file), 0)
+        file.hold()
+        self.slot = file.slot(welcome.index)
+        self.slot.words[p.PID] = os.getpid()
+        executor = Executor(
+            app.engine, served, welcome.worker, welcome.index, self.slot, self, app.settings["outbox_hold"]
+        )
+        signal.signal(signal.SIGUSR1, executor.caller.on_soft_limit)
+        try:
+            return self._serve(app, executor)
+        finally:
+            executor.caller.close()
+
+    def _serve(self, app: App, executor: Executor) -> int:
+        limit = self.options.max_tasks_per_child
+        logs = [log for service in executor.services for log in service.stream.logs]
+        kind = hash(tuple(service.group.id for service in executor.services)) & 0xFFFF_FFFF_FFFF_FFFF
+        sleeper = app.engine.sleeper(logs, kind, (self.control.fileno(),))
+        while not executor.stopping:
+            worked = executor.work()
+            if limit is not None and executor.done >= limit:
+                return EXIT_RECYCLED
+            if not worked and not executor.stopping:
+                self.busy(False)
+                idle(app.engine, executor.services, sleeper, app.settings["poll_interval"])
+                self._drain()
+        return 0
+
+    def _drain(self) -> None:
+        """Take what the supervisor sent to wake us; what it wants stands in the slot."""
+        try:
+            self.control.recv(4096)
+        except BlockingIOError:
+            return
+
+    # Host
+
+    def _poke(self) -> None:
+        try:
+            self.control.send(b"\n")
+        except BlockingIOError:
+            return  # it has plenty to read
+
+    def limited(self) -> None:
+        """Ask the supervisor to look: a record with a time limit was begun."""
+        self._poke()
+
+    def busy(self, busy: bool) -> None:
+        """Tell the supervisor that there is work to watch."""
+        if busy != self._busy:
+            self._busy = busy
+            self.slot.words[p.BUSY] = busy
+            self._poke()
+
+    def between_leases(self) -> None:
+        """Nothing: the supervisor does what is to be done besides."""
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but no longer than until the supervisor says something."""
+        select.select([self.control], [], [], seconds)
+        self._drain()
+
+
+def _hello(app: App, served: list[Service]) -> Hello:
+    runners = {name: runner for service in served for name, runner in service.runners.items()}
+    runners.update({service.only.name: service.only for service in served if service.only})
+    names = ("beat", "worker_ttl", "poll_interval", "append_timeout")
+    return Hello(
+        os.getpid(),
+        app.name,
+        app.url,
+        app.location.shown,
+        {name: app.settings[name] for name in names},
+        app.location.options.get("durability", app.settings["durability"]),
+        [(service.group.id, service.shown, list(service.stream.logs)) for service in served],
+        {name: runner.max_deliveries for name, runner in runners.items()},
+        any(runner.hard for runner in runners.values()),
+    )
+
+
+def _ignore(*_: Any) -> None:
+    """Take a signal without acting on it: the supervisor decides when we stop.
+
+    A handler rather than SIG_IGN, which the programs that tasks start would inherit.
+    """
+
+
+def main() -> None:
+    """Run a child as the supervisor starts it: options, control socket, life pipe, supervisor's pid."""
+    options = msgspec.json.decode(sys.argv[1], type=WorkerOptions)
+    control, life, parent = (int(argument) for argument in sys.argv[2:5])
+    signal.signal(signal.SIGINT, _ignore)
+    signal.signal(signal.SIGTERM, _ignore)
+    die_with(parent, life)
+    os.set_inheritable(control, False)
+    os.set_inheritable(life, False)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s child: %(message)s", datefmt="%H:%M:%S")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    child = Child(options, socket.socket(fileno=control))
+    try:
+        status = child.run()
+    except Exception:  # the last line of defence: say what happened, and let the supervisor clear up
+        log.exception("the process ends because of an error that is not the task's")
+        status = EXIT_LOST
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # threads that tasks have left behind must not keep it alive
+
+
+if __name__ == "__main__":
+    main()

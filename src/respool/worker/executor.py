@@ -1,0 +1,301 @@
+"""Claim, read, run, settle: the loop that every pool stands on, in one process and one thread."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from ..clock import boottime_ns
+from ..clock import now as wall_clock
+from ..delivery.claim import Request, claim
+from ..delivery.death import charge_before
+from ..delivery.model import Change, Lease, Settlement, Verdict, View
+from ..delivery.settle import settle
+from ..delivery.sizing import LeaseSizer
+from ..delivery.spans import find, ranges_of
+from ..engines.base import Reads
+from ..errors import EngineUnavailable
+from ..record import Row
+from ..running import current_run
+from . import page as p
+from .calling import Caller
+from .run import CurrentRun
+from .services import Service
+
+log = logging.getLogger("respool.worker")
+
+UNSETTLED = 10_000_000  # ns of finished work that may be unsettled (H1, H2)
+STAY = 0.1  # seconds with one service before the others get their turn
+PATIENCE = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds between tries while the engine cannot be reached
+
+
+class Host(Protocol):
+    """Who the executor works for: a child process, or the solo pool."""
+
+    def limited(self) -> None:
+        """Ask to be watched: a record with a time limit was begun, or the deadline is over."""
+
+    def busy(self, busy: bool) -> None:
+        """Say whether there is work."""
+
+    def between_leases(self) -> None:
+        """Do what is to be done while no user code runs."""
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but no longer than until the worker is to stop."""
+
+
+class Executor:
+    """Serves groups one lease at a time."""
+
+    def __init__(
+        self,
+        engine: Any,
+        services: Sequence[Service],
+        worker: int,
+        child: int,
+        slot: p.Slot,
+        host: Host,
+        hold: float | None,
+    ) -> None:
+        self.engine, self.services, self.host = engine, list(services), host
+        self.worker, self.child, self.slot = worker, child, slot
+        self.run = CurrentRun(engine, hold)
+        self.caller = Caller(slot, self.run, host.limited)
+        self.done = 0
+        self.rows: list[Row] = []
+        self._forked = False
+        self._skip: frozenset[int] = frozenset()
+        self._sizers = {service.group.id: LeaseSizer() for service in services}
+        self._next_lease = (worker << 32) | (child << 24)
+        self._turn = 0
+        self._offered = 0.0
+        os.register_at_fork(after_in_child=self._after_fork)
+        current_run.set(self.run)
+
+    def _after_fork(self) -> None:
+        """A process that a task forks, and that comes back here, must not go on as if it were us."""
+        self._forked = True
+        self.rows.clear()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether nothing more is to be started."""
+        return bool(self.slot.words[p.STOP])
+
+    def work(self) -> bool:
+        """Give each service its turn; False where none had anything to do."""
+        worked = False
+        for service in self.services:
+            if self.stopping:
+                break
+            # A look without the write lock, which others may want.
+            if self.engine.has_work(service.group.id, wall_clock(), tuple(service.runners)):
+                worked = self._serve(service) or worked
+        return worked
+
+    def _serve(self, service: Service) -> bool:
+        """Run leases of one service, for a while."""
+        until = time.monotonic() + STAY
+        lease = self._exchange(service, None)
+        if lease is None:
+            return False
+        self.host.busy(True)
+        while lease is not None:
+            settlement = self._run_lease(service, lease)
+            self.host.between_leases()
+            go_on = not self.stopping and time.monotonic() < until
+            lease = self._exchange(service, settlement, claim_next=go_on)
+        return True
+
+    # Transactions
+
+    def _exchange(
+        self, service: Service, settlement: Settlement | None, *, claim_next: bool = True
+    ) -> Lease | None:
+        """Settle one lease and claim the next, in one transaction."""
+        group, sizer, now = service.group.id, self._sizers[service.group.id], wall_clock()
+        self._next_lease += 1
+        self._turn += 1
+        request = Request(sizer.want, self.worker, self.child, self._next_lease, now, self._turn)
+        settled = True
+
+        def decide(view: View, change: Change) -> Lease | None:
+            nonlocal settled
+            if settlement is not None:
+                settled = settle(view, change, settlement)
+            return claim(view, change, request) if claim_next else None
+
+        settles = (settlement.lease,) if settlement else ()
+        reads = Reads(group, settles)
+        if claim_next:
+            reads = Reads(group, settles, True, sizer.want, 8, now, self._offer(service))
+        lease: Lease | None = self._transact(reads, decide)
+        if settlement is not None:
+            self._announce(settlement, settled)
+        if lease is None:
+            self.slot.settled()
+            return None
+        self._read(service, lease, now)
+        return lease
+
+    def _transact(
+        self, reads: Reads, decide: Callable[[View, Change], Any], *, synced: bool = False
+    ) -> Any:
+        """Run a decision; where the engine cannot be reached nothing was changed, and it is tried again.
+
+        Any other error ends the process: its supervisor then finds out what was left.
+        """
+        tries = 0
+        while True:
+            try:
+                return self.engine.transact(reads, decide, synced=synced)
+            except EngineUnavailable as error:
+                if tries == 0:
+                    log.error("waiting for the engine: %s", error)
+                if self.stopping and tries >= len(PATIENCE):
+                    raise
+                self.host.pause(PATIENCE[min(tries, len(PATIENCE) - 1)])
+                tries += 1
+
+    def _offer(self, service: Service) -> tuple[str, ...]:
+        """Once a second, ask for calls of our tasks that nobody knew so far (P11)."""
+        now = time.monotonic()
+        if now - self._offered < 1.0:
+            return ()
+        self._offered = now
+        return tuple(service.runners)
+
+    def _read(self, service: Service, lease: Lease, now: float) -> None:
+        self.rows = self.engine.rows(lease.spans)
+        self.slot.claimed(lease.id, service.group.id, [row[0] for row in self.rows], now)
+        self._skip = frozenset()
+        if service.since is not None or service.until is not None:
+            self._skip = frozenset(self.engine.outside(lease.spans, service.since, service.until))
+
+    def _announce(self, settlement: Settlement, settled: bool) -> None:
+        """Wake those whom a settlement concerns; say it where the lease was lost."""
+        if not settled:
+            log.warning("a lease was lost: %d run(s) are not counted, and repeated", settlement.records)
+            return
+        engine = self.engine
+        engine.ring_waiters([pos for lo, hi in settlement.done[:65] for pos in range(lo, min(hi, lo + 65))])
+        for verdict in settlement.verdicts:
+            for call in verdict.calls:
+                engine.ring(call.log)
+            if verdict.due is not None and verdict.due < settlement.ended + 1.0:
+                engine.ring(verdict.pos >> 40)
+
+    def _settle_part(
+        self, service: Service, lease: Lease, rows: Sequence[Row], kept: list[Verdict], began: float
+    ) -> None:
+        """Settle what is finished in the middle of a lease."""
+        done = ranges_of(row[0] for row in rows)
+        settlement = Settlement(lease.id, self.worker, done, kept, began, wall_clock(), records=len(rows))
+        reads = Reads(service.group.id, (lease.id,))
+        settled = self._transact(reads, lambda view, change: settle(view, change, settlement))
+        self.slot.words[p.SETTLED] += len(rows)
+        self.slot.forget_verdicts()
+        self._announce(settlement, settled)
+        if not settled:
+            self.slot.words[p.BOUND] = 0  # nothing more of this lease is ours to run
+
+    # One lease
+
+    def _run_lease(self, service: Service, lease: Lease) -> Settlement:
+        """Run the records of a lease in order; return what is left to settle at its end.
+
+        This is the hot path: what a record does not need is not done for it.
+        """
+        words, rows, slot, run, caller = self.slot.words, self.rows, self.slot, self.run, self.caller
+        started_word, bound, deadline, began_word = p.STARTED, p.BOUND, p.DEADLINE, p.BEGAN
+        only, get_runner, skip, clock = service.only, service.runners.get, self._skip, boottime_ns
+        first = lease.spans[0]
+        simple = len(lease.spans) == 1 and not any(first[2:]) and not lease.bodies
+        careful = not simple or service.tasks is not None or bool(skip)
+        kept: list[Verdict] = []  # verdicts since the last settlement
+        settled = 0  # rows settled
+        count = 0  # rows run
+        wall = wall_clock()
+        span = run.span = first
+        run.begin_lease(service, lease.id, self.worker)
+
+        def charge(pos: int) -> bool:
+            reads = Reads(service.group.id, (lease.id,))
+            return bool(
+                self._transact(
+                    reads, lambda view, change: charge_before(view, change, lease.id, self.worker, pos), synced=True
+                )
+            )
+
+        start = began = last = clock()
+        for row in rows:
+            # First say that it is started, then look at the bound: the supervisor, who gives records
+            # back, does the two in the other order, and so never gives back one that runs (H3).
+            words[started_word] = count + 1
+            if count >= words[bound] or (last > words[deadline] and not self._prove_alive()):
+                words[started_word] = count
+                break
+            runner = only or get_runner(row[1])
+            run.row = row
+            verdict = None
+            settle_now = False
+            if careful or row[3] is not None or runner is None or not runner.plain:
+                if not simple:
+                    span = run.span = find(lease.spans, row[0]) or first
+                if runner is not None and runner.max_deliveries == 1:  # claimed singly, settled at once (H7)
+                    if count > settled:
+                        words[p.FINISHED] = count
+                        self._settle_part(service, lease, rows[settled:count], kept, wall)
+                        settled, kept = count, []
+                    settle_now = True
+                verdict = caller.call_with_care(service, lease, runner, row, span, skip, charge)
+            else:
+                words[began_word] = last
+                try:
+                    args, kwargs = runner.decode(row[2])  # type: ignore[misc]
+                    if runner.convert is not None:
+                        args, kwargs = runner.convert(args, kwargs)
+                    value = runner.fn(*args, **kwargs)
+                except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
+                    verdict = caller.failure(runner, row, span, error)
+                else:
+                    if value is not None or run.used:
+                        verdict = caller.success(runner, row, span, value)
+            count += 1
+            if self._forked:
+                os._exit(0)
+            last = clock()
+            if verdict is not None:
+                kept.append(verdict)
+                settle_now = not slot.add(verdict) or settle_now
+                words[p.FINISHED] = count
+            if (settle_now or last - began >= UNSETTLED) and count < len(rows):
+                words[p.FINISHED] = count
+                self._settle_part(service, lease, rows[settled:count], kept, wall)
+                settled, kept, wall = count, [], wall_clock()
+                began = last = clock()
+        run.row = None
+        words[p.FINISHED] = count
+        self.done += count
+        words[p.DONE] = self.done
+        self._sizers[service.group.id].ran(count, (last - start) / 1e9)
+        if count == len(rows):
+            done = [(span.lo, span.hi) for span in lease.spans]
+        else:
+            done = ranges_of(row[0] for row in rows[settled:count])
+        return Settlement(
+            lease.id, self.worker, done, kept, wall, wall_clock(), release=True, records=count - settled
+        )
+
+    def _prove_alive(self) -> bool:
+        """The supervisor cannot prove that it lives: start nothing until it can (H5). False: stop."""
+        while boottime_ns() > self.slot.words[p.DEADLINE]:
+            if self.stopping or self.slot.words[p.BOUND] == 0:
+                return False
+            self.host.limited()
+            self.host.pause(0.05)
+        return True

@@ -1,0 +1,49 @@
+"""What the two pools share: idling, and the numbers that describe this machine."""
+
+from __future__ import annotations
+
+import functools
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..clock import now as wall_clock
+from .services import Service
+
+
+@functools.cache
+def boot_id() -> str:
+    """Return what identifies this machine since it started: pids and locks mean nothing beyond it."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:  # not Linux: the start of the clock that counts from there, to ten seconds
+        return f"{socket.gethostname()}-{round((time.time() - time.monotonic()) / 10)}"
+
+
+def idle(engine: Any, services: Sequence[Service], sleeper: Any, poll: float) -> None:
+    """Sleep until the bell rings, something is due, or the polling interval is over."""
+    sleeper.prepare()
+    now = wall_clock()
+    wait = poll
+    for service in services:
+        if engine.has_work(service.group.id, now, tuple(service.runners)):
+            sleeper.cancel()
+            return
+        due = engine.next_due(service.group.id)
+        if due is not None:
+            wait = min(wait, max(due - now, 0.0))
+    sleeper.sleep(wait)
+
+
+def all_done(engine: Any, groups: Sequence[Any]) -> bool:
+    """Say whether `--burst` has nothing to wait for: nothing pending, taken, due, or to be retried."""
+    now = wall_clock()
+    for group in groups:
+        counts = engine.counts(group)
+        if counts.pending or counts.leased or counts.returned or counts.parked.get("retry"):
+            return False
+        if counts.next_due is not None and counts.next_due <= now:
+            return False
+    return True

@@ -1,0 +1,242 @@
+"""What a child shares with its supervisor, and with whoever comes after both: a mapped file.
+
+One file a worker, one slot a child. The child writes what it has claimed, what it is running and how
+finished runs ended *before* the next run starts, so that nothing of that is lost with it (H2). The file
+is also the worker's sign of life on this host: its processes hold a shared lock on it for as long as
+they live, so whoever gets an exclusive one knows that all of them are dead.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from ..delivery.model import MAX_LEASE, Verdict
+
+# Words of a slot, 8 bytes each.
+SEQ = 0  # odd while the child changes what it has claimed
+LEASE = 1
+GROUP = 2
+ROWS = 3  # records of the lease
+STARTED = 4  # how many of them have been started …
+FINISHED = 5  # … and how many are known to be finished; all but the last one started are, too
+BOUND = 6  # none is started at or beyond this number (P7)
+BUFFER = 7  # bytes of verdicts
+STOP = 8  # set by the supervisor: start nothing more
+DEADLINE = 9  # boottime in ns: past it the supervisor cannot prove that it lives; start nothing (H5)
+BEGAN = 10  # boottime in ns when the running record was started
+SOFT_AT = 11  # boottime in ns when its soft time limit is reached, 0: none
+HARD_AT = 12
+DONE = 13  # records run since the child started
+PID = 14
+BUSY = 15
+LEASE_BEGAN = 16  # wall clock in µs
+SOFT_FOR = 17  # the supervisor asks for SoftTimeLimitExceeded in the record with this number
+USER = 18  # 1 while the code of a record with limits runs
+SETTLED = 19  # how many records of the lease the child has settled itself
+_WORDS = 32
+NO_BOUND = (1 << 64) - 1
+
+_HEADER = _WORDS * 8
+_ROWS_BYTES = MAX_LEASE * 8
+BUFFER_BYTES = 256 * 1024
+SLOT_BYTES = _HEADER + _ROWS_BYTES + BUFFER_BYTES
+_LENGTH = struct.Struct("<I")
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder(Verdict).decode
+
+
+@dataclass
+class Snapshot:
+    """What a child's slot said at one moment."""
+
+    lease: int
+    group: int
+    rows: list[int]
+    started: int
+    finished: int
+    verdicts: list[Verdict] = field(default_factory=list)
+    began: float = 0.0  # boottime of the running record's start
+    lease_began: float = 0.0
+    settled: int = 0
+
+    @property
+    def running(self) -> int | None:
+        """The position of the record that is being run."""
+        return self.rows[self.started - 1] if self.started > self.finished else None
+
+    @property
+    def unstarted(self) -> list[int]:
+        """The positions that were not begun."""
+        return self.rows[self.started :]
+
+    @property
+    def through(self) -> list[int]:
+        """The positions that were run to their end."""
+        return self.rows[: self.finished]
+
+
+class WorkerFile:
+    """The mapped file of one worker."""
+
+    def __init__(self, path: Path, children: int, *, create: bool = False) -> None:
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+        self.path = path
+        self.fd = os.open(path, flags, 0o666)
+        try:
+            if create:
+                os.ftruncate(self.fd, children * SLOT_BYTES)
+            size = os.fstat(self.fd).st_size
+            self.map = mmap.mmap(self.fd, size)
+        except BaseException:
+            os.close(self.fd)
+            raise
+        self.children = size // SLOT_BYTES
+        self._slots: list[Slot] = []
+
+    def hold(self) -> None:
+        """Take the shared lock that says: a process of this worker lives."""
+        fcntl.flock(self.fd, fcntl.LOCK_SH)
+        os.register_at_fork(after_in_child=self._let_go)
+
+    def _let_go(self) -> None:
+        """A process that a task forks must not keep the worker alive."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def seize(self) -> bool:
+        """Take the exclusive lock; False where a process of the worker is alive."""
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def slot(self, index: int) -> Slot:
+        """Return a child's slot."""
+        slot = Slot(memoryview(self.map)[index * SLOT_BYTES : (index + 1) * SLOT_BYTES])
+        self._slots.append(slot)
+        return slot
+
+    def close(self, *, remove: bool = False) -> None:
+        """Unmap the file, give up the lock, and remove the file where asked."""
+        for slot in self._slots:
+            slot.release()
+        self._slots.clear()
+        self.map.close()
+        if remove:
+            self.path.unlink(missing_ok=True)
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class Slot:
+    """One child's part of the file. The child writes, but for BOUND, STOP, DEADLINE and SOFT_FOR."""
+
+    def __init__(self, memory: memoryview) -> None:
+        self._memory = memory
+        self.words = memory[:_HEADER].cast("Q")
+        self._rows = memory[_HEADER : _HEADER + _ROWS_BYTES].cast("Q")
+        self._buffer = memory[_HEADER + _ROWS_BYTES :]
+
+    def release(self) -> None:
+        """Let go of the mapping."""
+        self.words.release()
+        self._rows.release()
+        self._buffer.release()
+        self._memory.release()
+
+    def clear(self) -> None:
+        """Forget the child that had the slot before."""
+        for word in range(_WORDS):
+            self.words[word] = 0
+
+    def claimed(self, lease: int, group: int, rows: Sequence[int], began: float) -> None:
+        """Say which records were claimed, in the order in which they will be run."""
+        words = self.words
+        words[SEQ] += 1
+        words[STARTED] = words[FINISHED] = words[SETTLED] = words[BUFFER] = 0
+        words[SOFT_AT] = words[HARD_AT] = words[SOFT_FOR] = 0
+        words[BOUND] = NO_BOUND
+        for index, pos in enumerate(rows):
+            self._rows[index] = pos
+        words[ROWS] = len(rows)
+        words[GROUP] = group
+        words[LEASE_BEGAN] = int(began * 1e6)
+        words[LEASE] = lease
+        words[SEQ] += 1
+
+    def settled(self) -> None:
+        """Say that nothing is claimed any more."""
+        words = self.words
+        words[SEQ] += 1
+        words[LEASE] = words[ROWS] = words[STARTED] = words[FINISHED] = words[BUFFER] = 0
+        words[SEQ] += 1
+
+    def add(self, verdict: Verdict) -> bool:
+        """Keep a verdict; False where there is no room, and the lease must be settled first."""
+        data = _pack(verdict)
+        start = self.words[BUFFER]
+        end = start + _LENGTH.size + len(data)
+        if end > BUFFER_BYTES:
+            return False
+        _LENGTH.pack_into(self._buffer, start, len(data))
+        self._buffer[start + _LENGTH.size : end] = data
+        self.words[BUFFER] = end
+        return True
+
+    def forget_verdicts(self) -> None:
+        """Empty the buffer: its verdicts are settled."""
+        words = self.words
+        words[SEQ] += 1
+        words[BUFFER] = 0
+        words[SEQ] += 1
+
+    def snapshot(self) -> Snapshot | None:
+        """Return what the slot says, None where nothing is claimed or it is just being changed."""
+        words = self.words
+        seq = words[SEQ]
+        if seq % 2 or not words[LEASE]:
+            return None
+        started, finished = words[STARTED], words[FINISHED]
+        seen = Snapshot(
+            words[LEASE],
+            words[GROUP],
+            list(self._rows[: min(words[ROWS], MAX_LEASE)]),
+            started,
+            max(finished, started - 1, 0),
+            [],
+            words[BEGAN] / 1e9,
+            words[LEASE_BEGAN] / 1e6,
+            words[SETTLED],
+        )
+        seen.verdicts = self._verdicts(min(words[BUFFER], BUFFER_BYTES), set(seen.through))
+        return seen if words[SEQ] == seq else None
+
+    def last_words(self) -> Snapshot | None:
+        """Return the snapshot of a child that is dead, which may have died in the middle of a change."""
+        if self.words[SEQ] % 2:
+            # It was between two leases: what it had run was settled, what it claimed was not begun.
+            return None
+        return self.snapshot()
+
+    def _verdicts(self, length: int, through: set[int]) -> list[Verdict]:
+        """Return the verdicts of finished runs; one just being written counts as not there."""
+        verdicts, start = [], 0
+        while start + _LENGTH.size <= length:
+            (size,) = _LENGTH.unpack_from(self._buffer, start)
+            start += _LENGTH.size
+            verdict = _unpack(bytes(self._buffer[start : start + size]))
+            if verdict.pos in through:
+                verdicts.append(verdict)
+            start += size
+        return verdicts

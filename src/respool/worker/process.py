@@ -1,0 +1,131 @@
+"""One child process as its supervisor sees it."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import Any
+
+import msgspec
+
+from . import page as p
+from .options import Hello, Refusal, Welcome, WorkerOptions, encode
+
+
+class ChildProcess:
+    """A process of the pool: starting it, talking to it, ending it."""
+
+    def __init__(self, index: int, options: WorkerOptions) -> None:
+        self.index = index
+        self.started = time.monotonic()
+        self.ready = False
+        self.slot: p.Slot | None = None
+        self.over_limit: tuple[int, float] | None = None  # position and seconds: why we killed it
+        self.ordered = False  # we ended it
+        self.settled: tuple[int, int] = (0, 0)  # lease, records of it that we settled
+        self.given_back = 0  # lease whose rest we gave back
+        self._received = b""
+        ours, theirs = socket.socketpair()
+        life_read, self._life = os.pipe()
+        try:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    *subprocess._args_from_interpreter_flags(),  # type: ignore[attr-defined]
+                    "-m",
+                    "respool.worker.child",
+                    encode(options).decode(),
+                    str(theirs.fileno()),
+                    str(life_read),
+                    str(os.getpid()),
+                ],
+                pass_fds=(theirs.fileno(), life_read),
+                stdin=subprocess.DEVNULL,
+            )
+        except BaseException:
+            os.close(self._life)
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(life_read)
+        ours.setblocking(False)
+        self.control = ours
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has work."""
+        return self.slot is not None and bool(self.slot.words[p.BUSY])
+
+    def receive(self) -> Hello | Refusal | None:
+        """Read what it sent; return the first message if that came in whole."""
+        try:
+            data = self.control.recv(65536)
+        except (BlockingIOError, ConnectionResetError):
+            return None
+        if self.ready or not data:
+            return None  # a poke: what it wants stands in its slot
+        self._received += data
+        line, newline, _ = self._received.partition(b"\n")
+        if not newline:
+            return None
+        fields: Any = msgspec.json.decode(line)
+        return msgspec.convert(fields, Refusal if "error" in fields else Hello)
+
+    def wait_for_message(self, until: float) -> Hello | Refusal | None:
+        """Wait for its first message, until a moment of the monotonic clock or its death."""
+        while time.monotonic() < until:
+            select.select([self.control], [], [], 0.1)
+            message = self.receive()
+            if message is not None:
+                return message
+            if self.process.poll() is not None:
+                return self.receive()
+        return None
+
+    def welcome(self, welcome: Welcome, slot: p.Slot, deadline: int) -> None:
+        """Give it its slot; from now on it works."""
+        slot.clear()
+        slot.words[p.DEADLINE] = deadline
+        self.slot = slot
+        self.ready = True
+        self.control.setblocking(True)
+        self.control.sendall(encode(welcome) + b"\n")
+        self.control.setblocking(False)
+
+    def wake(self) -> None:
+        """End its sleep, so that it looks at its slot."""
+        try:
+            self.control.send(b"\n")
+        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+            return  # it is awake, or dead
+
+    def stop(self) -> None:
+        """Ask it to end after the record that it runs."""
+        self.ordered = True
+        if self.slot is not None:
+            self.slot.words[p.STOP] = 1
+            self.slot.words[p.BOUND] = 0
+            self.wake()
+        else:
+            self.kill()
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        """Close what connects us; it is dead."""
+        self.control.close()
+        os.close(self._life)

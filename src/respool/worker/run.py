@@ -1,0 +1,228 @@
+"""The run that is going on: its request, its outbox, its progress."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..clock import now as wall_clock
+from ..codec import codec_for
+from ..delivery.model import NewCall
+from ..delivery.spans import Span
+from ..engines import public_id
+from ..engines.base import LeaseLost, Record
+from ..errors import Refused, RespoolError
+from ..record import Id, Meta, Row, derived_id, id_text, offset_of
+from .services import Service
+
+log = logging.getLogger("respool.worker")
+MANY_CALLS = 10_000
+MANY_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a task can know of the call it runs (`self.request`)."""
+
+    id: str
+    task: str
+    retries: int
+    deliveries: int  # runs before this one that ended with the death of their process
+    consumer_group: str
+    replay: bool
+    headers: Mapping[str, str]
+    queue: str
+    partition: int
+    offset: int
+    key: str | None
+    time: float
+    root_id: str | None
+    parent_id: str | None
+
+
+class CurrentRun:
+    """What a worker's present run is, for the code that it runs. One object, moved from run to run."""
+
+    def __init__(self, engine: Any, hold: float | None) -> None:
+        self._engine = engine
+        self._hold = hold
+        self._lock = threading.RLock()
+        self._record: Record | None = None
+        self._calls: list[NewCall] = []
+        self._bytes = 0
+        self._made: dict[bytes, int] = {}  # how often the same call was made in this run
+        self._flusher: _Flusher | None = None
+        self._sends_at: float | None = None  # when what is in the outbox leaves
+        self.row: Row | None = None
+        self.span = Span(0, 0)
+        self.used = False
+        """Whether the run made calls or said how far it is: else there is nothing to look after."""
+        self.dropped = 0
+        self.progressed = False
+
+    def begin_lease(self, service: Service, lease: int, owner: int) -> None:
+        """Move on to another lease. A run begins by setting `row` and `span`."""
+        self.service = service
+        self._fence = (lease, owner)
+
+    def end(self) -> tuple[list[NewCall], int, bool]:
+        """Close the outbox; return the calls to settle, how many are dropped, whether there was progress."""
+        with self._lock:
+            ended = self._calls, self.dropped, self.progressed
+            self._calls, self._bytes, self.dropped = [], 0, 0
+            self._made, self._record, self._sends_at = {}, None, None
+            self.used = self.progressed = False
+        return ended
+
+    @property
+    def record(self) -> Record:
+        """The record in full, read when first asked for."""
+        assert self.row is not None
+        pos = self.row[0]
+        if self._record is None or self._record.pos != pos:
+            self._record = self._engine.records(pos, pos + 1, 1)[0]
+        return self._record
+
+    def request(self) -> Request:
+        """Return what is known of the call."""
+        record, group = self.record, self.service.group
+        meta = record.meta
+        return Request(
+            id_text(public_id(record.id)),
+            record.task,
+            self.span.retries,
+            self.span.deliveries,
+            group.name,
+            group.kind == "replay",
+            meta.headers or {},
+            self.service.stream.name,
+            self.service.stream.logs.index(record.pos >> 40),
+            offset_of(record.pos),
+            meta.key,
+            record.time,
+            _shown(meta.root),
+            _shown(meta.parent),
+        )
+
+    def update_state(self, meta: Any) -> None:
+        """Keep what the task says of its progress: one statement (H1)."""
+        assert self.row is not None
+        value = codec_for("msgpack").encode(meta, "meta")
+        self.used = self.progressed = True
+        self._engine.set_progress(self.service.group.id, self.row[0], value)
+
+    # The outbox
+
+    def send(self, log: int, task: str, body: bytes, meta: Meta, id: Id | None) -> Id:
+        """Put a call in the outbox; it leaves with the settlement, or after `outbox_hold` (P4)."""
+        with self._lock:
+            if self.row is None:
+                raise Refused("the run that made this call has ended; nothing was sent")
+            call = self._call(log, task, body, meta, id)
+            self.used = True
+            if not self.service.sends:
+                self.dropped += 1
+                return public_id(call.id)
+            self._calls.append(call)
+            self._bytes += len(body)
+            if self._hold is not None and self._sends_at is None:
+                self._sends_at = time.monotonic() + self._hold
+                self._watch()
+            too_many = len(self._calls) >= MANY_CALLS or self._bytes >= MANY_BYTES
+            if too_many or (self._sends_at is not None and time.monotonic() >= self._sends_at):
+                self.flush()
+            return public_id(call.id)
+
+    def _call(self, log: int, task: str, body: bytes, meta: Meta, id: Id | None) -> NewCall:
+        parent = self.record
+        group = self.service.group
+        lineage = Meta(
+            meta.key,
+            meta.headers,
+            meta.due,
+            meta.expires,
+            meta.priority,
+            meta.content_type,
+            meta.version,
+            parent.id,
+            parent.meta.root or parent.id,
+            group.name,
+            group.generation,
+        )
+        if id is None:
+            id = self._derived(log, task, body, parent)
+        elif isinstance(id, str):
+            id = f"{self.service.stream.app}\0{id}"
+        return NewCall(log, task, body, lineage.packed(), id, wall_clock())
+
+    def _derived(self, log: int, task: str, body: bytes, parent: Record) -> bytes:
+        """Return an id that a rerun gives to the same call, and to no other (H8)."""
+        group, span = self.service.group, self.span
+        history = (group.id, group.generation, parent.pos, span.retries, span.redrives, log)
+        parts = (repr(history).encode(), task.encode(), body)
+        first = derived_id(parent.time, *parts, b"")
+        occurrence = self._made[first] = self._made.get(first, 0) + 1
+        return first if occurrence == 1 else derived_id(parent.time, *parts, str(occurrence).encode())
+
+    def flush(self) -> None:
+        """Send what is in the outbox now. The append checks that the lease is still ours.
+
+        Raises: what `delay()` raises; the calls then stay for the settlement. LeaseLost: the run is void.
+        """
+        with self._lock:
+            for log in {call.log for call in self._calls}:
+                together = [call for call in self._calls if call.log == log]
+                self._engine.append_rows(together, self._fence)
+                self._engine.ring(log, everyone=len(together) > 1)
+                self._calls = [call for call in self._calls if call.log != log]
+            self._bytes = 0
+
+    def _watch(self) -> None:
+        if self._flusher is None:
+            self._flusher = _Flusher(self)
+            self._flusher.start()
+        self._flusher.wake.set()
+
+    def flush_if_held(self) -> float | None:
+        """Send what has waited long enough; return how long the rest may still wait, None: nothing does."""
+        with self._lock:
+            if self._sends_at is None or not self._calls:
+                return None
+            left = self._sends_at - time.monotonic()
+            if left <= 0:
+                self.flush()
+                return None
+            return left
+
+
+class _Flusher(threading.Thread):
+    """Sends the calls of a run that goes on for long. Started by the first call made in any run."""
+
+    def __init__(self, run: CurrentRun) -> None:
+        super().__init__(name="respool-outbox", daemon=True)
+        self._run = run
+        self.wake = threading.Event()
+
+    def run(self) -> None:
+        """Sleep until there are calls, then until they have waited long enough."""
+        while True:
+            self.wake.wait()
+            self.wake.clear()
+            while (left := self._flush()) is not None:
+                self.wake.wait(left)
+                self.wake.clear()
+
+    def _flush(self) -> float | None:
+        try:
+            return self._run.flush_if_held()
+        except (RespoolError, LeaseLost) as error:
+            log.warning("calls wait for the end of their run: %s", error)
+            return None
+
+
+def _shown(id: Any) -> str | None:
+    return None if id is None else id_text(public_id(id))

@@ -1,0 +1,132 @@
+"""What a worker serves: its groups, and how each record of theirs is run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..app import App
+from ..codec import Codec, codec_for
+from ..engines.base import Group, Stream
+from ..errors import CorruptBody, RespoolError, UnknownName
+from ..record import Meta
+from ..task import Task
+
+
+class Runner:
+    """A task, compiled for running: what it needs is looked up once, what it does not use is left out."""
+
+    __slots__ = ("content_type", "convert", "coroutine", "decode", "event", "fn", "hard", "max_deliveries", "name",
+                 "options", "plain", "retry", "soft", "task")  # fmt: skip
+
+    def __init__(self, task: Task[Any, Any], *, event: bool) -> None:
+        options = task.options
+        self.task, self.name, self.options, self.event = task, task.name, options, event
+        self.coroutine = inspect.iscoroutinefunction(task.fn)
+        self.fn: Callable[..., Any] = (lambda *a, **k: task.fn(task, *a, **k)) if options["bind"] else task.fn
+        self.retry = options.retry
+        self.soft, self.hard = options["soft_time_limit"], options["time_limit"]
+        self.max_deliveries: int = options["max_deliveries"]
+        self.convert = task.signature.convert if task.signature.needs_convert else None
+        self.content_type = "json" if event else "msgpack"
+        self.decode = codec_for(self.content_type).decode
+        self.plain = not (self.coroutine or self.soft or self.hard or self.max_deliveries == 1)
+        """Whether nothing but the function is to be called."""
+
+    def arguments(self, body: bytes, meta: Meta) -> tuple[Sequence[Any], dict[str, Any]]:
+        """Return a record's arguments. Raises CorruptBody, BadArguments."""
+        if meta.version != 1:
+            raise CorruptBody(f"the record is of version {meta.version}, this Respool reads version 1")
+        decode = self.decode
+        if meta.content_type is not None and meta.content_type != self.content_type:
+            decode = self._codec(meta.content_type).decode
+        value = decode(body)
+        if self.event:
+            args, kwargs = (value,), {}
+        else:
+            args, kwargs = _call(value)
+        return self.convert(list(args), kwargs) if self.convert else (args, kwargs)
+
+    def _codec(self, content_type: str) -> Codec:
+        try:
+            return codec_for(content_type, self.task.app.settings["pickle_key"])
+        except RespoolError as error:
+            raise CorruptBody(f"the body cannot be read: {error}") from error
+
+
+def _call(value: Any) -> tuple[Sequence[Any], dict[str, Any]]:
+    if isinstance(value, list) and len(value) == 2 and isinstance(value[0], list) and isinstance(value[1], dict):
+        return value[0], value[1]
+    raise CorruptBody(f"the body is not a call: {value!r:.80}")
+
+
+@dataclass
+class Service:
+    """One group that a worker serves."""
+
+    group: Group
+    stream: Stream
+    runners: dict[str, Runner]
+    only: Runner | None = None  # a subscription runs one function for whatever type of event
+    sends: bool = True  # the calls its runs make are sent
+    tasks: frozenset[str] | None = None  # a replay's: others are left out
+    since: float | None = None
+    until: float | None = None
+    turn: int = field(default=0)
+
+    @property
+    def shown(self) -> str:
+        """The service in words."""
+        name = f"{self.stream.kind} {self.stream.name}"
+        return name if self.group.name == "main" else f"{name}, group {self.group.name}"
+
+    def runner(self, task: str) -> Runner | None:
+        """Return how to run a record of this task or type."""
+        return self.only if self.only is not None else self.runners.get(task)
+
+
+def services(app: App, queues: Sequence[str] | None, group: str | None) -> list[Service]:
+    """Return what a worker of this app serves.
+
+    Without a group: `main` of the queues, and the app's subscriptions unless queues are named.
+    Raises: UnknownName for a queue or group that does not exist.
+    """
+    names = list(app.queues) if queues is None else list(queues)
+    for name in names:
+        if name not in app.queues:
+            raise UnknownName("queue", name, app.queues, f"declare it: app.queue({name!r})")
+    runners = {name: Runner(task, event=False) for name, task in app.tasks.items()}
+    known = app.groups()
+    wanted = group or "main"
+    found = []
+    for name in names:
+        stream = app.stream_of("queue", name)
+        found += [_service(g, stream, runners) for g in known if g.stream == stream.id and g.name == wanted]
+    if queues is None:
+        for subscription in app.subscriptions.values():
+            if group not in (None, subscription.group):
+                continue
+            stream = app.stream_of("stream", subscription.stream.name)
+            only = Runner(subscription.task, event=True)
+            for g in known:
+                if (g.stream, g.app, g.name) == (stream.id, app.name, subscription.group):
+                    found.append(Service(g, stream, {}, only))
+    if not found:
+        raise UnknownName("group", wanted, sorted({g.name for g in known if g.app == app.name}), "see: respool groups list")
+    return found
+
+
+def _service(group: Group, stream: Stream, runners: dict[str, Runner]) -> Service:
+    kept = group.settings
+    tasks = kept.get("tasks")
+    return Service(
+        group,
+        stream,
+        runners,
+        sends=group.kind == "main" or kept.get("outbox") == "send",
+        tasks=None if tasks is None else frozenset(tasks),
+        since=kept.get("since"),
+        until=kept.get("until"),
+    )

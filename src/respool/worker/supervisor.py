@@ -1,0 +1,468 @@
+"""The supervisor: starts the children, beats, watches what they run, clears up when one dies.
+
+It imports none of the user's code: what it must know of the app its first child tells it. So nothing
+that a task or an app does can keep it from beating (P5).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import platform
+import select
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ..clock import boottime_ns
+from ..clock import now as wall_clock
+from ..config import parse_url
+from ..delivery.death import Cause
+from ..delivery.model import Change, Settlement, View
+from ..delivery.settle import give_back, settle
+from ..delivery.spans import Span, ranges_of
+from ..engines import open_engine
+from ..engines.base import Reads, Registration
+from ..errors import DatabaseGone, EngineUnavailable
+from . import page as p
+from .aftermath import Aftermath, how_it_died
+from .host import all_done, boot_id
+from .options import EXIT_LOST, EXIT_RECYCLED, EXIT_REFUSED, Hello, Refusal, Welcome, WorkerOptions
+from .page import Snapshot, WorkerFile
+from .process import ChildProcess
+from .takeover import Watch, file_of
+
+log = logging.getLogger("respool.worker")
+
+BUSY_TICK = 0.02  # seconds between looks at children that work
+GIVE_BACK = 50_000_000  # ns that a record runs before the rest of its lease goes back (P7)
+SETTLE_FOR = 10_000_000  # ns that a record runs before what was finished earlier is settled for the child
+IMPORT_TIMEOUT = 300.0
+BACKOFF = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before a child that died early is replaced
+EARLY = 5.0  # seconds: a child that dies sooner than that after its start died "early"
+HOUSEKEEPING = 30.0
+_SPARE_CHILD = 255  # number under which the supervisor makes leases of its own
+
+
+class Deposed(Exception):
+    """This worker was declared dead: its leases are others' now."""
+
+
+class Supervisor:
+    """One worker: a supervisor and its children."""
+
+    def __init__(self, options: WorkerOptions) -> None:
+        self.options = options
+        self.count = options.concurrency or os.cpu_count() or 1
+        self.name = options.name or f"{platform.node()}-{os.getpid()}"
+        self.children: dict[int, ChildProcess] = {}
+        self.engine: Any = None
+        self.worker = 0
+        self._file: WorkerFile | None = None
+        self._early_deaths = 0
+        self._respawn_at: dict[int, float] = {}
+        self._signals = 0
+        self._draining = False
+        self._deadline_to_kill: float | None = None
+        self._next_lease = 0
+        self._dirty = True
+        self._said_unreachable = False
+        self.on_started: Any = lambda hello: None
+
+    # Starting
+
+    def run(self) -> int:
+        """Work until told to stop; return the command's exit status."""
+        wake_read, wake_write = os.pipe()
+        os.set_blocking(wake_write, False)
+        old = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        signal.set_wakeup_fd(wake_write)
+        self._wake = wake_read
+        try:
+            while True:
+                try:
+                    return self._session()
+                except Deposed:
+                    log.error("this worker was declared dead while it could not beat; it starts again as another")
+                except DatabaseGone as error:
+                    log.error("%s", error)
+                    self._wait_for_file()
+                finally:
+                    self._end_session()
+                if self._draining:
+                    return 1
+        finally:
+            signal.set_wakeup_fd(-1)
+            for number, handler in old.items():
+                signal.signal(number, handler)
+            os.close(wake_read)
+            os.close(wake_write)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self._signals += 1
+
+    def _session(self) -> int:
+        first = ChildProcess(0, self.options)
+        self.children[0] = first
+        hello = first.wait_for_message(time.monotonic() + IMPORT_TIMEOUT)
+        if not isinstance(hello, Hello):
+            return self._refused(hello, first)
+        self._open(hello)
+        self.on_started(hello)
+        self._welcome(first)
+        for index in range(1, self.count):
+            self._spawn(index)
+        return self._loop()
+
+    def _refused(self, said: Refusal | None, child: ChildProcess) -> int:
+        if said is not None:
+            log.error("Error: %s", said.error)
+            return 2 if said.usage else 1
+        status = child.process.poll()
+        if self._signals:
+            return 0
+        how = f"did not answer in {IMPORT_TIMEOUT:g} s" if status is None else how_it_died(status)
+        log.error("Error: the app could not be started: %s", how)
+        return 1
+
+    def _open(self, hello: Hello) -> None:
+        self.hello = hello
+        location = parse_url(hello.url)
+        self.engine = open_engine(location, hello.durability, hello.settings["append_timeout"])
+        self.groups = [group for group in self.engine.groups() if group.id in {s[0] for s in hello.services}]
+        self._logs = sorted({log for service in hello.services for log in service[2]})
+        registration = Registration(
+            hello.app, self.name, socket.gethostname(), boot_id(), os.getpid(), wall_clock(), self._info()
+        )
+        self.worker = self.engine.register(registration)
+        self._file = WorkerFile(file_of(self.engine, self.worker), self.count, create=True)
+        self._file.hold()
+        self._slots = [self._file.slot(index) for index in range(self.count)]
+        patience = max(3, round(hello.settings["worker_ttl"] / hello.settings["beat"]))
+        self._watch = Watch(self.engine, boot_id(), patience, hello.tasks)
+        self._next_lease = (self.worker << 32) | (_SPARE_CHILD << 24)
+        self._deadline = 0
+        self._beat_at = self._housekeeping_at = 0.0
+        self._beat()
+
+    def _spawn(self, index: int) -> None:
+        self.children[index] = ChildProcess(index, self.options)
+
+    def _welcome(self, child: ChildProcess) -> None:
+        assert self._file is not None
+        child.welcome(
+            Welcome(self.worker, str(self._file.path), child.index, self.options.burst),
+            self._slots[child.index],
+            self._deadline,
+        )
+
+    def _end_session(self) -> None:
+        for child in self.children.values():
+            child.kill()
+        for child in self.children.values():
+            child.process.wait()
+            child.close()
+        self.children.clear()
+        self._respawn_at.clear()
+        if self._file is not None:
+            self._file.close(remove=True)
+            self._file = None
+        if self.engine is not None:
+            self.engine.close()
+            self.engine = None
+
+    def _wait_for_file(self) -> None:
+        """The file is gone: wait until one is there again, or until told to stop."""
+        path = parse_url(self.hello.url).path
+        while path is not None and not os.path.exists(path) and not self._signals:
+            select.select([self._wake], [], [], 1.0)
+
+    # The loop
+
+    def _loop(self) -> int:
+        while True:
+            self._wait()
+            self._obey_signals()
+            self._hear()
+            self._bury_the_dead()
+            if self._draining and not self.children:
+                return self._finish()
+            for child in list(self.children.values()):
+                if child.busy:
+                    self._look_after(child)
+            now = time.monotonic()
+            if now >= self._beat_at:
+                self._beat()
+                if self.options.burst and not self._draining and self._nothing_left():
+                    self._drain()
+            self._respawn(now)
+
+    def _wait(self) -> None:
+        """Sleep until the next beat, a message, a signal; shortly while a child works."""
+        now = time.monotonic()
+        until = self._beat_at
+        if any(child.busy for child in self.children.values()):
+            until = min(until, now + BUSY_TICK)
+        elif self.options.burst:
+            until = min(until, now + 0.1)
+            self._beat_at = min(self._beat_at, until)
+        if self._deadline_to_kill is not None:
+            until = min(until, self._deadline_to_kill)
+        for at in self._respawn_at.values():
+            until = min(until, at)
+        watched: list[Any] = [child.control for child in self.children.values()]
+        ready, _, _ = select.select([self._wake, *watched], [], [], max(until - now, 0))
+        if self._wake in ready:
+            os.read(self._wake, 4096)
+        self._ready = ready
+
+    def _obey_signals(self) -> None:
+        if self._signals and not self._draining:
+            log.info("stopping: running tasks finish%s; once more to end them now", self._grace_shown())
+            self._drain()
+        elif self._signals > 1 or (
+            self._deadline_to_kill is not None and time.monotonic() >= self._deadline_to_kill
+        ):
+            self._deadline_to_kill = None
+            self._signals = 1
+            log.info("ending the running tasks; they go back and will be run again")
+            for child in self.children.values():
+                child.kill()
+
+    def _grace_shown(self) -> str:
+        return "" if self.options.grace is None else f" for at most {self.options.grace:g} s"
+
+    def _drain(self) -> None:
+        self._draining = True
+        if self.options.grace is not None:
+            self._deadline_to_kill = time.monotonic() + self.options.grace
+        self._respawn_at.clear()
+        self._beat()  # says that we are draining: nobody is blamed for what follows (H6)
+        for child in self.children.values():
+            child.stop()
+
+    def _nothing_left(self) -> bool:
+        ready = all(child.ready and not child.busy for child in self.children.values())
+        return ready and bool(self.children) and all_done(self.engine, self.groups)
+
+    def _hear(self) -> None:
+        for child in list(self.children.values()):
+            if child.control not in self._ready:
+                continue
+            message = child.receive()
+            if isinstance(message, Hello):
+                if self._draining:
+                    child.stop()
+                else:
+                    self._welcome(child)
+                self._early_deaths = 0
+            elif isinstance(message, Refusal):
+                log.error("a new process cannot start: %s", message.error)
+
+    def _finish(self) -> int:
+        if not self.engine.leases_of(self.worker):
+            self.engine.drop_worker(self.worker)
+        log.info("stopped")
+        return 0
+
+    # Beating
+
+    def _beat(self) -> None:
+        """Say that we live, to the others by the engine and to the children by their deadline (H5)."""
+        sent = boottime_ns()
+        self._beat_at = time.monotonic() + self.hello.settings["beat"]
+        busy = any(child.busy for child in self.children.values())
+        try:
+            beat = self.engine.beat(self.worker, self._draining, self._info(), synced=busy or self._dirty)
+            if beat is None:
+                raise Deposed
+            self._dirty = busy
+            self._deadline = sent + int(self.hello.settings["worker_ttl"] * 0.8e9)
+            for child in self.children.values():
+                if child.slot is not None:
+                    child.slot.words[p.DEADLINE] = self._deadline
+            self._watch.look(self.worker, beaten=True)
+            self._keep_house()
+        except EngineUnavailable as error:
+            if not self._said_unreachable:
+                log.error("cannot beat: %s", error)
+            self._said_unreachable = True
+            return
+        if self._said_unreachable:
+            log.info("the engine is back")
+        self._said_unreachable = False
+
+    def _keep_house(self) -> None:
+        self.engine.tidy()
+        now = time.monotonic()
+        if now >= self._housekeeping_at:
+            self._housekeeping_at = now + HOUSEKEEPING
+            self.engine.expire_outcomes(wall_clock(), 1000)
+
+    def _info(self) -> dict[str, Any]:
+        """What others see of this worker as of its last beat."""
+        running, children = [], []
+        for child in self.children.values():
+            if child.slot is None:
+                continue
+            words = child.slot.words
+            children.append({"pid": child.pid, "index": child.index, "done": words[p.DONE]})
+            seen = child.slot.snapshot()
+            if seen is not None and seen.running is not None:
+                since = wall_clock() - (boottime_ns() / 1e9 - seen.began)
+                rows = self.engine.rows([Span(seen.running, seen.running + 1)])
+                running.append([seen.running, rows[0][1] if rows else "", since])
+        return {
+            "groups": [service[0] for service in self.hello.services],
+            "running": running,
+            "children": children,
+            "pool": self.options.pool,
+            "concurrency": self.count,
+        }
+
+    # Watching
+
+    def _look_after(self, child: ChildProcess) -> None:
+        """Settle for a child what it cannot while it runs, give back what it will not start, keep limits."""
+        assert child.slot is not None
+        words, now = child.slot.words, boottime_ns()
+        if words[p.HARD_AT] or words[p.SOFT_AT]:
+            self._keep_limits(child, now)
+        if words[p.STARTED] == 0 or now - words[p.BEGAN] < SETTLE_FOR:
+            return
+        seen = child.slot.snapshot()
+        if seen is None or seen.running is None:
+            return
+        ran = now - int(seen.began * 1e9)
+        finished = seen.finished if child.settled[0] != seen.lease else seen.finished - child.settled[1]
+        settle_now = ran >= SETTLE_FOR and seen.finished > seen.settled and finished > 0
+        give = ran >= GIVE_BACK and bool(seen.unstarted) and child.given_back != seen.lease
+        if settle_now or give:
+            back = self._lower_bound(child, seen) if give else []
+            self._settle_for(child, seen, back)
+
+    def _lower_bound(self, child: ChildProcess, seen: Snapshot) -> list[int]:
+        """Bar a child from what it has not started; return what is sure not to be started (H3).
+
+        We lower the bound, then read how far it is; the child says that it starts, then looks at the
+        bound. The barrier in between makes sure that one of us sees the other.
+        """
+        assert child.slot is not None
+        words = child.slot.words
+        words[p.BOUND] = seen.started
+        _barrier()
+        if words[p.LEASE] != seen.lease or words[p.SEQ] % 2:
+            return []
+        return seen.rows[max(words[p.STARTED], seen.started) :]
+
+    def _settle_for(self, child: ChildProcess, seen: Snapshot, back: Sequence[int]) -> None:
+        finished = Settlement(
+            seen.lease,
+            self.worker,
+            ranges_of(seen.through),
+            seen.verdicts,
+            seen.lease_began,
+            wall_clock(),
+            records=seen.finished,
+        )
+        self._next_lease += 1
+        new_id = self._next_lease
+
+        def decide(view: View, change: Change) -> int:
+            if not settle(view, change, finished):
+                return 0
+            rest = Change()
+            if back and change.leases:
+                view.leases[seen.lease] = change.leases.pop()
+                given = give_back(view, rest, seen.lease, self.worker, ranges_of(back), new_id)
+                change.leases += rest.leases or [view.leases[seen.lease]]
+                change.dropped_leases += rest.dropped_leases
+                return given
+            return 0
+
+        given = self.engine.transact(Reads(seen.group, (seen.lease,)), decide)
+        child.settled = (seen.lease, seen.finished)
+        self.engine.ring_waiters(seen.through)
+        if back:
+            child.given_back = seen.lease
+        if given:
+            self.engine.ring(back[0] >> 40, everyone=given > 1)
+
+    def _keep_limits(self, child: ChildProcess, now: int) -> None:
+        assert child.slot is not None
+        words = child.slot.words
+        soft, hard, started = words[p.SOFT_AT], words[p.HARD_AT], words[p.STARTED]
+        if hard and now >= hard and child.over_limit is None:
+            seen = child.slot.snapshot()
+            if seen is not None and seen.running is not None and words[p.HARD_AT] == hard:
+                child.over_limit = (seen.running, (hard - words[p.BEGAN]) / 1e9)
+                child.kill()
+        elif soft and now >= soft and words[p.SOFT_FOR] != started:
+            words[p.SOFT_FOR] = started
+            if words[p.SOFT_AT] == soft:
+                child.process.send_signal(signal.SIGUSR1)
+
+    # Death
+
+    def _bury_the_dead(self) -> None:
+        for child in list(self.children.values()):
+            status = child.process.poll()
+            if status is not None:
+                del self.children[child.index]
+                self._clear_up(child, status)
+                child.close()
+
+    def _clear_up(self, child: ChildProcess, status: int) -> None:
+        aftermath = Aftermath(self.engine, self.worker, self.hello.tasks)
+        seen = child.slot.last_words() if child.slot is not None else None
+        if child.over_limit is not None and seen is not None and seen.running == child.over_limit[0]:
+            log.warning("a task ran longer than its time_limit; its process was killed")
+            aftermath.time_limit(seen, *child.over_limit, child.index)
+        ours = child.ordered or self._draining or child.over_limit is not None
+        clean = status in (0, EXIT_RECYCLED, EXIT_LOST, EXIT_REFUSED)
+        cause = Cause.ORDERED if ours or clean else Cause.CHILD
+        how = how_it_died(status)
+        if cause is Cause.CHILD:
+            what = "" if seen is None or seen.running is None else ", running a call"
+            log.warning("child %d (pid %d): %s%s", child.index, child.pid, how, what)
+        aftermath.of_child(child.index, seen, cause, how)
+        if child.slot is not None:
+            child.slot.clear()
+        if not self._draining:
+            self._plan_respawn(child, status)
+
+    def _plan_respawn(self, child: ChildProcess, status: int) -> None:
+        """Replace a dead child, the sooner the longer it lived: no storm where each dies at import."""
+        early = status != EXIT_RECYCLED and time.monotonic() - child.started < EARLY and not child.over_limit
+        if not child.ready or (early and status == EXIT_LOST):
+            self._early_deaths = min(self._early_deaths + 1, len(BACKOFF) - 1)
+            wait = BACKOFF[self._early_deaths]
+            log.error("child %d ended right after its start; the next starts in %g s", child.index, wait)
+        else:
+            wait = 0.0
+        self._respawn_at[child.index] = time.monotonic() + wait
+
+    def _respawn(self, now: float) -> None:
+        for index, at in list(self._respawn_at.items()):
+            if now >= at and not self._draining:
+                del self._respawn_at[index]
+                self._spawn(index)
+
+
+_MEMBARRIER = {"x86_64": 324, "aarch64": 283}
+_MEMBARRIER_GLOBAL = 1
+
+
+def _barrier() -> None:
+    """Order our write before our next read, on all processors at once: the children need no barrier.
+
+    See membarrier(2). Where it does not exist, the children's writes get a millisecond to arrive.
+    """
+    number = _MEMBARRIER.get(platform.machine()) if platform.system() == "Linux" else None
+    if number is None or ctypes.CDLL(None).syscall(number, _MEMBARRIER_GLOBAL, 0, 0) != 0:
+        time.sleep(0.001)
+
+

@@ -1,0 +1,74 @@
+"""Other workers that died: on this host their lock tells at once, elsewhere their beats do (H4)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..delivery.death import Cause
+from ..delivery.liveness import BeatObserver
+from ..engines.base import Worker
+from .aftermath import Aftermath
+from .page import WorkerFile
+
+log = logging.getLogger("respool.worker")
+
+
+def file_of(engine: Any, worker: int) -> Path:
+    """Return where a worker of this host keeps its mapped file."""
+    return Path(engine.run_folder) / f"worker-{worker}"
+
+
+class Watch:
+    """Looks for dead workers and clears up after them."""
+
+    def __init__(self, engine: Any, boot: str, patience: int, deliveries: Mapping[str, int]) -> None:
+        self._engine, self._boot, self._deliveries = engine, boot, deliveries
+        self._observer = BeatObserver(patience)
+
+    def look(self, own: int, *, beaten: bool) -> int:
+        """Take over from those who are dead; `beaten` says that our own beat was committed before.
+
+        Returns how many workers were found dead.
+        """
+        others = [worker for worker in self._engine.workers() if worker.id != own]
+        silent = set(self._observer.beat_committed({w.id: w.beat for w in others}) if beaten else ())
+        return sum(self._take_over(worker, worker.id in silent) for worker in others)
+
+    def _take_over(self, worker: Worker, silent: bool) -> bool:
+        path = file_of(self._engine, worker.id)
+        if worker.boot == self._boot and path.exists():
+            return self._seize(worker, path)
+        if not silent:
+            return False
+        left = Aftermath(self._engine, worker.id, self._deliveries).of_stranger(_cause(worker))
+        log.warning("worker %s was silent for too long: %d lease(s) go back", worker.name, left)
+        self._engine.drop_worker(worker.id)
+        return True
+
+    def _seize(self, worker: Worker, path: Path) -> bool:
+        try:
+            file = WorkerFile(path, 0)
+        except FileNotFoundError:
+            return False  # another worker was faster
+        if not file.seize():
+            file.close()
+            return False
+        try:
+            aftermath = Aftermath(self._engine, worker.id, self._deliveries)
+            left = 0
+            for child in range(file.children):
+                seen = file.slot(child).last_words()
+                left += aftermath.of_child(child, seen, _cause(worker), "its worker was killed")
+            left += aftermath.of_stranger(Cause.ORDERED)  # claimed, and not begun
+            self._engine.drop_worker(worker.id)
+        finally:
+            file.close(remove=True)
+        log.warning("worker %s is dead: took over %d lease(s)", worker.name, left)
+        return True
+
+
+def _cause(worker: Worker) -> Cause:
+    return Cause.ORDERED if worker.draining else Cause.WORKER

@@ -1,0 +1,95 @@
+"""How a run ended, as a verdict: pure but for the random part of a backoff, which is passed in."""
+
+from __future__ import annotations
+
+from ..codec import encode_error
+from ..delivery.model import Verdict
+from ..delivery.retry import delay, may_retry
+from ..delivery.spans import Span
+from ..errors import CorruptBody, Retry, Revoked, WorkerLost
+from ..record import Row
+from .services import Runner
+
+NOTE_LENGTH = 500
+
+
+def failed(runner: Runner, row: Row, span: Span, error: BaseException, began: float, now: float, random: float) -> Verdict:
+    """Return what becomes of a call whose run raised: a retry, or its end."""
+    cause = error
+    countdown = None
+    if isinstance(error, Retry):
+        cause = error.cause or error
+        countdown = error.countdown
+        again = True
+    else:
+        again = isinstance(error, runner.options["autoretry_for"])
+    if again and may_retry(runner.retry, span.retries):
+        due = now + delay(runner.retry, span.retries, countdown, random)
+        encoded = encode_error(cause)
+        note = _note("retry", cause)
+        return Verdict(
+            row[0], reason="retry", due=due, task=row[1], error=encoded, retried=True, note=note, started=began, ended=now
+        )
+    encoded = encode_error(cause)
+    verdict = Verdict(
+        row[0], ending="failure", value=encoded, ttl=runner.options["result_ttl"], note=_note("failed", cause),
+        task=row[1], started=began, ended=now,
+    )  # fmt: skip
+    if not isinstance(cause, runner.options["throws"]):
+        verdict.reason, verdict.error = "dead", encoded
+    return verdict
+
+
+def unreadable(row: Row, error: BaseException, now: float) -> Verdict:
+    """Return the verdict on a record that cannot be decoded: a dead letter with the reason."""
+    encoded = encode_error(error)
+    return Verdict(
+        row[0], ending="failure", value=encoded, reason="dead", task=row[1], error=encoded,
+        note=_note("failed", error), started=now, ended=now,
+    )  # fmt: skip
+
+
+def unreadable_meta(error: Exception) -> CorruptBody:
+    """Return the error of a record whose attributes cannot be decoded."""
+    return CorruptBody(f"the record's attributes cannot be read: {error}")
+
+
+def unknown(row: Row, now: float) -> Verdict:
+    """Return the verdict on a call of a task that this worker does not know (P11)."""
+    note = f"unknown: no task {row[1]!r} here"
+    return Verdict(row[0], reason="unknown", task=row[1], note=note, started=now, ended=now)
+
+
+def scheduled(row: Row, due: float, now: float) -> Verdict:
+    """Return the verdict on a call that is due later (P9)."""
+    return Verdict(row[0], reason="scheduled", due=due, task=row[1], note="scheduled", started=now, ended=now)
+
+
+def expired(row: Row, expires: float, now: float) -> Verdict:
+    """Return the verdict on a call that nobody started in time."""
+    error = encode_error(Revoked(f"expired {now - expires:.1f} s before a worker got to it"))
+    return Verdict(row[0], ending="revoked", value=error, note="expired", started=now, ended=now)
+
+
+def skipped(pos: int) -> Verdict:
+    """Return the verdict on a record that the group's filter leaves out."""
+    return Verdict(pos, skipped=True, note="skipped")
+
+
+def ran_too_often(row: Row, span: Span, now: float) -> Verdict:
+    """Return the verdict on a call that may have run, and may not run again (H7)."""
+    encoded = encode_error(
+        WorkerLost(f"it may have run: its worker was lost, and after {span.deliveries} such run(s) it is not run again")
+    )
+    return Verdict(
+        row[0], ending="failure", value=encoded, reason="dead", task=row[1], error=encoded,
+        note="lost: may have run", started=now, ended=now,
+    )  # fmt: skip
+
+
+def _note(how: str, error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - a user's __str__ may do anything
+        text = "(its message cannot be shown)"
+    return f"{how}: {type(error).__name__}: {text}"[:NOTE_LENGTH]

@@ -1,0 +1,363 @@
+"""A naive model of logs and groups: lists and dicts, one record at a time.
+
+It knows nothing of spans, cursors, views or changes. What an engine and the delivery core make of the same
+events is compared with it, record by record.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from respool.delivery.death import Cause, Suspect
+from respool.delivery.model import Lease, NewCall, Outcome, Parked, Settlement, Verdict
+from respool.engines.base import Counts
+from respool.record import first_pos, log_of
+
+
+class Entry(NamedTuple):
+    """What the journal says of one record, times left out."""
+
+    how: str
+    retries: int
+    owner: int | None
+    child: int
+
+
+TERMINAL = ("done", "purged", "skipped")
+"""How a record can end that leaves nothing but the journal to tell of it."""
+
+
+@dataclass
+class Item:
+    """One record in one group."""
+
+    place: str = "pending"  # pending, leased, parked, done
+    lease: int = 0
+    retries: int = 0
+    deliveries: int = 0
+    redrives: int = 0
+    alone: bool = False
+    body: bytes | None = None
+    parked: Parked | None = None
+    outcome: Outcome | None = None
+    progress: bytes | None = None
+    journal: list[Entry] = field(default_factory=list)
+
+    def note(self, how: str, owner: int | None = None, child: int = 0) -> None:
+        self.journal.append(Entry(how, self.retries, owner, child))
+
+    def park(self, pos: int, reason: Any, due: float | None, task: str, error: bytes | None, at: float) -> None:
+        self.place = "parked"
+        self.parked = Parked(
+            pos, reason, due, task, self.retries, self.deliveries, self.redrives, self.alone, self.body, error, at
+        )
+
+    def last_word(self) -> str | None:
+        """Return how it ended, as far as the journal alone can tell."""
+        return next((entry.how for entry in reversed(self.journal) if entry.how in TERMINAL), None)
+
+
+class LogModel:
+    """The records of some logs, by position; known ids leave a gap where others follow."""
+
+    def __init__(self, logs: Iterable[int]) -> None:
+        self.ends = {log: first_pos(log) for log in logs}
+        self.rows: dict[int, tuple[str, bytes, bytes | str, float]] = {}
+        self.ids: dict[bytes | str, int] = {}
+
+    def append(self, calls: Sequence[NewCall]) -> list[int]:
+        """Append calls of any logs, those of one log together; return the positions that are new."""
+        before = dict(self.ends)
+        for log in dict.fromkeys(call.log for call in calls):
+            base = self.ends[log]
+            for offset, call in enumerate(c for c in calls if c.log == log):
+                if call.id not in self.ids:
+                    self._put(base + offset, call.task, call.body, call.id, call.time)
+        return [pos for log, end in self.ends.items() for pos in range(before[log], end)]
+
+    def append_run(self, log: int, task: str, bodies: Sequence[bytes], head: bytes, now: float) -> list[int]:
+        if head in self.ids:
+            return []
+        base = self.ends[log]
+        for seq, body in enumerate(bodies):
+            id = head[:13] + seq.to_bytes(3, "big")
+            self._put(base + seq, task, body, id, now)
+        return list(range(base, base + len(bodies)))
+
+    def _put(self, pos: int, task: str, body: bytes, id: bytes | str, time: float) -> None:
+        self.rows[pos] = (task, body, id, int(time * 1_000_000) / 1_000_000)
+        self.ids[id] = pos
+        self.ends[log_of(pos)] = pos + 1
+
+
+class Offer(NamedTuple):
+    """What a claim may choose from."""
+
+    due: set[int]
+    returned: set[int]
+    new: set[int]
+    alone: set[int]  # of these, to be granted singly
+
+
+class GroupModel:
+    """One group: each record in one place."""
+
+    def __init__(self, bounds: dict[int, tuple[int, int | None]]) -> None:
+        self.bounds = bounds  # log -> first position, one past the last
+        self.items: dict[int, Item] = {}
+        self.owners: dict[int, tuple[int | None, int]] = {}  # lease -> owner, child
+        self.counted: Counter[str] = Counter()
+
+    def add(self, positions: Iterable[int]) -> None:
+        """Take in records that were appended."""
+        for pos in positions:
+            if self.reads(pos):
+                self.items[pos] = Item()
+
+    def reads(self, pos: int) -> bool:
+        first, stop = self.bounds.get(log_of(pos), (pos + 1, None))
+        return pos >= first and (stop is None or pos < stop)
+
+    def at(self, place: str) -> dict[int, Item]:
+        return {pos: item for pos, item in sorted(self.items.items()) if item.place == place}
+
+    def held(self, lease: int) -> list[int]:
+        return [pos for pos, item in self.at("leased").items() if item.lease == lease]
+
+    # Claiming
+
+    def offer(self, now: float, tasks: Sequence[str]) -> Offer:
+        due = {pos for pos, item in self.at("parked").items() if _may_go(item.parked, now, tasks)}
+        returned = {pos for pos, item in self.at("leased").items() if self.owners[item.lease][0] is None}
+        alone = {pos for pos in due | returned if self.items[pos].alone}
+        return Offer(due, returned, set(self.at("pending")), alone)
+
+    def grant(self, lease: Lease | None, offer: Offer, want: int, turn: int) -> None:
+        """Check that what was granted could be, and that nobody was passed over; then move it."""
+        every = offer.due | offer.returned | offer.new
+        if lease is None:
+            assert not every, "there was work, and none was granted"
+            return
+        granted = list(positions_of(lease))
+        assert granted, "an empty lease"
+        assert len(granted) == len(set(granted)), "granted twice in one lease"
+        assert set(granted) <= every, "granted what could not be"
+        self._check_share(set(granted), offer, want, turn)
+        for span in lease.spans:
+            for pos in range(span.lo, span.hi):
+                self._grant_one(pos, span[2:], lease)
+        self.owners[lease.id] = (lease.owner, lease.child)
+        self._tidy()
+
+    def _check_share(self, granted: set[int], offer: Offer, want: int, turn: int) -> None:
+        others = (offer.returned | offer.new) - offer.alone
+        if granted & offer.alone:
+            assert len(granted) == 1, "what is to run alone was granted with others"
+            return
+        assert not (offer.alone & offer.returned and turn % 2 == 0), "a suspect was passed over in its turn"
+        assert len(granted) <= want
+        if offer.alone:
+            assert others or offer.due - offer.alone
+            return
+        assert len(granted) == min(want, len(offer.due) + len(offer.returned) + len(offer.new))
+        for source in offer[:3]:
+            assert len(granted & source) >= min(len(source), want // 3), "one source starved another (H11)"
+
+    def _grant_one(self, pos: int, history: tuple[Any, ...], lease: Lease) -> None:
+        item = self.items[pos]
+        if item.place == "pending":
+            first = min(p for p in self.at("pending") if log_of(p) == log_of(pos))
+            assert pos == first, "granted out of order"
+        assert history == (item.retries, item.deliveries, item.redrives, item.alone)
+        assert lease.bodies.get(pos) == item.body
+        item.place, item.lease, item.parked = "leased", lease.id, None
+
+    # Taking back
+
+    def settle(self, settlement: Settlement) -> list[NewCall] | None:
+        """Return the calls that are sent with it; None where the lease is not that owner's."""
+        owner, child = self.owners.get(settlement.lease, (None, 0))
+        if owner is None or owner != settlement.owner:
+            self.counted["refused settlements"] += 1
+            return None
+        held = self.held(settlement.lease)
+        ended = [pos for pos in held if any(lo <= pos < hi for lo, hi in settlement.done)]
+        verdicts = {verdict.pos: verdict for verdict in settlement.verdicts}
+        for pos in ended:
+            self._end(pos, verdicts.get(pos), settlement, child)
+        if settlement.release:
+            self.owners[settlement.lease] = (None, child)
+        self._tidy()
+        return [call for v in settlement.verdicts if v.pos in ended for call in v.calls]
+
+    def _end(self, pos: int, verdict: Verdict | None, settlement: Settlement, child: int) -> None:
+        item = self.items[pos]
+        item.place = "done"
+        if verdict is None:
+            item.note("done", settlement.owner, child)
+            return
+        at = verdict.ended or settlement.ended
+        if verdict.note is not None or verdict.skipped:
+            item.note((verdict.note or "skipped").partition(":")[0], settlement.owner, child)
+        elif verdict.reason is None:
+            item.note("done", settlement.owner, child)
+        if verdict.ending is not None and not (verdict.ending == "success" and verdict.quiet):
+            until = None if verdict.ttl is None else at + verdict.ttl
+            item.outcome = Outcome(pos, verdict.ending, verdict.value, at, until)
+        if verdict.progressed:
+            item.progress = None
+        self._count("skipped", verdict.skipped)
+        self._count("calls dropped", verdict.dropped)
+        if verdict.reason is not None:
+            item.retries += verdict.retried
+            item.deliveries += verdict.charge
+            item.body = item.body if verdict.body is None else verdict.body
+            item.park(pos, verdict.reason, verdict.due, verdict.task, verdict.error, at)
+
+    def _count(self, name: str, by: int) -> None:
+        if by:
+            self.counted[name] += by
+
+    # Deaths
+
+    def bury(
+        self, lease: int, owner: int, cause: Cause, finished: Settlement | None, suspect: Suspect | None, now: float
+    ) -> list[NewCall] | None:
+        """Return the calls that the finished runs made; None where the lease is not that owner's."""
+        if owner != self.owners.get(lease, (None, 0))[0]:
+            return None
+        calls = (self.settle(finished) if finished else None) or []
+        if lease not in self.owners:
+            return calls
+        child = self.owners[lease][1]
+        for pos in self.held(lease):
+            if suspect is not None and pos == suspect.pos:
+                self._blame(pos, owner, child, cause, suspect, now)
+            elif suspect is None and cause is Cause.WORKER:
+                item = self.items[pos]
+                item.deliveries += item.alone  # it had been granted singly: no other can have been it (H6)
+                item.alone = True
+        self.owners[lease] = (None, child)
+        self._tidy()
+        return calls
+
+    def _blame(self, pos: int, owner: int, child: int, cause: Cause, suspect: Suspect, now: float) -> None:
+        item = self.items[pos]
+        once = suspect.max_deliveries <= 1
+        charged = cause is Cause.CHILD or (cause is Cause.WORKER and item.alone)
+        if once:
+            item.deliveries = max(item.deliveries, 1)  # charged before it ran, as a rule (H7)
+        elif charged:
+            item.deliveries += 1
+        item.note("lost", owner, child)
+        if once or (charged and item.deliveries >= suspect.max_deliveries):
+            item.outcome = Outcome(pos, "failure", suspect.error, now)
+            item.park(pos, "dead", None, suspect.task, suspect.error, now)
+        elif cause is Cause.WORKER:
+            item.alone = True
+
+    def charge_before(self, lease: int, owner: int, pos: int) -> bool:
+        if self.owners.get(lease, (None, 0))[0] != owner or pos not in self.held(lease):
+            return False
+        self.items[pos].deliveries += 1
+        self.items[pos].alone = True
+        return True
+
+    # Administration
+
+    def redrive(self, positions: Iterable[int], now: float) -> int:
+        given = 0
+        for pos in positions:
+            item = self.items[pos]
+            if item.parked is None or item.parked.reason != "dead":
+                continue
+            item.note("redriven")
+            item.retries = item.deliveries = 0
+            item.redrives += 1
+            item.alone = False
+            item.outcome = None
+            item.park(pos, "scheduled", now, item.parked.task, None, now)
+            given += 1
+        return given
+
+    def purge(self, reason: bytes, now: float) -> int:
+        ended = 0
+        for pos, item in self.items.items():
+            returned = item.place == "leased" and self.owners[item.lease][0] is None
+            waiting = item.parked is not None and item.parked.reason != "dead"
+            if not (item.place == "pending" or returned or waiting):
+                continue
+            if waiting:
+                item.outcome = Outcome(pos, "revoked", reason, now)
+            item.note("purged")
+            item.place, item.parked = "done", None
+            ended += 1
+        self._tidy()
+        return ended
+
+    def expire(self, now: float) -> int:
+        expired = 0
+        for item in self.items.values():
+            if item.outcome is not None and item.outcome.until and item.outcome.until <= now:
+                item.outcome = item.outcome._replace(value=None, until=0.0)
+                expired += 1
+        return expired
+
+    def _tidy(self) -> None:
+        """Forget leases that hold nothing any more."""
+        holding = {item.lease for item in self.items.values() if item.place == "leased"}
+        for lease in set(self.owners) - holding:
+            del self.owners[lease]
+
+    # What an engine should say
+
+    def places(self) -> dict[int, tuple[Any, ...]]:
+        """Return the place of each record that is not done, with all that belongs to it."""
+        found: dict[int, tuple[Any, ...]] = {}
+        for pos, item in self.items.items():
+            if item.place == "pending":
+                found[pos] = ("pending",)
+            elif item.place == "parked":
+                found[pos] = ("parked", item.parked)
+            elif item.place == "leased":
+                history = (item.retries, item.deliveries, item.redrives, item.alone)
+                found[pos] = ("leased", item.lease, *self.owners[item.lease], history, item.body)
+        return found
+
+    def counts(self, log: LogModel) -> Counts:
+        leased = [self.owners[item.lease][0] for item in self.at("leased").values()]
+        parked = [item.parked for item in self.items.values() if item.parked is not None]
+        oldest: dict[int, float] = {}
+        for pos in self.at("pending"):
+            if pos in log.rows:
+                oldest.setdefault(log_of(pos), log.rows[pos][3])
+        return Counts(
+            len(self.at("pending")),
+            len([owner for owner in leased if owner is not None]),
+            len([owner for owner in leased if owner is None]),
+            dict(Counter(each.reason for each in parked)),
+            min(oldest.values(), default=None),
+            min((each.due for each in parked if each.due is not None), default=None),
+        )
+
+    def unfinished(self, lo: int, hi: int) -> int:
+        return sum(
+            1
+            for pos, item in self.items.items()
+            if lo <= pos < hi and item.place != "done" and not (item.parked and item.parked.reason == "dead")
+        )
+
+
+def positions_of(lease: Lease) -> Iterator[int]:
+    for span in lease.spans:
+        yield from range(span.lo, span.hi)
+
+
+def _may_go(parked: Parked | None, now: float, tasks: Sequence[str]) -> bool:
+    assert parked is not None
+    if parked.due is not None:
+        return parked.due <= now
+    return parked.reason == "unknown" and parked.task in tasks

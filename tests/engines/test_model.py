@@ -1,0 +1,620 @@
+"""The delivery core, through an engine, beside the naive model: P2 is asserted after every step."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from tests.engines.model import Entry, GroupModel, Item, LogModel, Offer, positions_of
+
+from respool.delivery.admin import purge, redrive
+from respool.delivery.claim import Request, claim
+from respool.delivery.death import Cause, Suspect, bury_lease, charge_before
+from respool.delivery.model import Change, Lease, NewCall, Settlement, Verdict, View
+from respool.delivery.settle import settle
+from respool.engines.base import Group, LeaseLost, ParkedFilter, Reads, Status
+from respool.engines.sqlite.engine import SQLiteEngine, SQLiteOptions
+from respool.record import first_pos
+
+ALL = 1_000_000
+WORKERS = (1, 2, 3)
+CHILDREN = (0, 1)
+GHOSTS = ("ghost", "phantom")  # tasks that not every worker knows
+KINDS = (
+    ("plain", "value", "kept", "quiet", "dead", "thrown", "retry", "edited", "scheduled", "parked")
+    + ("unknown", "revoked", "skipped", "filtered", "calls", "progressed")
+)  # fmt: skip
+
+picks = st.integers(0, 1000)  # which one of what there is
+kinds = st.lists(st.sampled_from(KINDS), min_size=1, max_size=8)
+wants = st.sampled_from((1, 1, 2, 3, 5, 8, 20))
+turns = st.integers(0, 5)
+jumps = st.sampled_from((0.5, 1, 5, 60, 3600, 10**6, -0.5, -1, -60, -3600))
+known = st.sampled_from(((), GHOSTS[:1], GHOSTS))
+
+
+class Held(NamedTuple):
+    """A lease as its worker knows it, whether or not it still has it."""
+
+    group: str
+    id: int
+    owner: int
+    child: int
+    positions: tuple[int, ...]
+
+
+class DeliveryMachine(RuleBasedStateMachine):
+    """Runs the same events through an engine and through the model.
+
+    There is one queue of two logs, read by `main` and by a replay that comes and goes, and a second
+    queue to which the runs of the first send calls.
+    """
+
+    def __init__(self, make_engine: Callable[[], Any]) -> None:
+        super().__init__()
+        self.engine = make_engine()
+        self.now = 1_000_000.0
+        self.numbers = itertools.count(1)
+        self.groups: dict[str, tuple[Group, GroupModel]] = {}
+        self.held: list[Held] = []  # leases that a worker holds
+        self.lost: deque[Held] = deque(maxlen=8)  # leases that it held once
+        self.touched: set[int] = set()
+        self.went_back = False
+
+    @initialize(records=st.integers(0, 12))
+    def begin(self, records: int) -> None:
+        self.queue = self.engine.create_stream("queue", "shop", "default", 2, {})
+        sink = self.engine.create_stream("queue", "shop", "sink", 1, {})
+        self.sink = sink.logs[0]
+        self.log = LogModel((*self.queue.logs, self.sink))
+        main = next(g for g in self.engine.groups() if g.stream == self.queue.id)
+        self.groups["main"] = main, GroupModel({log: (first_pos(log), None) for log in self.queue.logs})
+        if records:
+            self.append_run(records, 0)
+
+    def teardown(self) -> None:
+        try:
+            self._finish_everything()
+        finally:
+            self.engine.close()
+
+    # Helpers
+
+    def moment(self) -> float:
+        """Return now; every moment is another, in steps that a float holds exactly."""
+        self.now += 1 / 1024
+        return self.now
+
+    def fresh_id(self) -> bytes:
+        return (next(self.numbers) << 24).to_bytes(16, "big")
+
+    def model(self, name: str) -> GroupModel:
+        return self.groups[name][1]
+
+    def appended(self, positions: Sequence[int]) -> None:
+        for _, model in self.groups.values():
+            model.add(positions)
+        self.touched.update(positions)
+
+    def call(self, log: int, again: int | None = None) -> NewCall:
+        """Return a new call, or one that is known already."""
+        if again is not None and self.log.ids:
+            id = sorted(self.log.ids, key=repr)[again % len(self.log.ids)]
+            task, body, _, _ = self.log.rows[self.log.ids[id]]
+            return NewCall(log, task, body, None, id, self.moment())
+        return NewCall(log, "child", b"c", None, self.fresh_id(), self.moment())
+
+    def pick_held(self, pick: int) -> Held:
+        return self.held[pick % len(self.held)]
+
+    def lease_id(self, owner: int, child: int) -> int:
+        return owner << 32 | child << 24 | next(self.numbers)
+
+    def transact(self, name: str, reads: dict[str, Any], decide: Callable[[View, Change], Any]) -> Any:
+        return self.engine.transact(Reads(self.groups[name][0].id, **reads), decide)
+
+    def sort_out(self) -> None:
+        """Tell the leases that are held from those that are lost."""
+        for held in self.held:
+            if self.groups and self._owner(held) != held.owner:
+                self.lost.append(held)
+        self.held = [held for held in self.held if self._owner(held) == held.owner]
+        self.touched.update(pos for held in self.held for pos in held.positions)
+
+    def _owner(self, held: Held) -> int | None:
+        if held.group not in self.groups:
+            return None
+        return self.model(held.group).owners.get(held.id, (None, 0))[0]
+
+    # Appending
+
+    @rule(amount=st.integers(1, 3), partition=st.integers(0, 1), again=st.none() | picks)
+    def append_rows(self, amount: int, partition: int, again: int | None) -> None:
+        log = self.queue.logs[partition]
+        calls = [self.call(log, again if n == 0 else None) for n in range(amount)]
+        known_ids = [n for n, call in enumerate(calls) if call.id in self.log.ids]
+        conflicts = self.engine.append_rows(calls)
+        assert [(c.index, c.same) for c in conflicts] == [(n, True) for n in known_ids]
+        self.appended(self.log.append(calls))
+
+    @rule(amount=st.integers(1, 12), partition=st.integers(0, 1))
+    def append_run(self, amount: int, partition: int) -> None:
+        log, head, now = self.queue.logs[partition], self.fresh_id(), self.moment()
+        bodies = [b"%d" % n for n in range(amount)]
+        for _ in range(2):  # the same head again appends nothing
+            self.engine.append_run(log, "task", bodies, None, head, now)
+            self.appended(self.log.append_run(log, "task", bodies, head, now))
+
+    # Claiming
+
+    @rule(
+        pick=picks,
+        owner=st.sampled_from(WORKERS),
+        child=st.sampled_from(CHILDREN),
+        want=wants,
+        turn=turns,
+        tasks=known,
+    )
+    def claim(self, pick: int, owner: int, child: int, want: int, turn: int, tasks: Sequence[str]) -> None:
+        name = sorted(self.groups)[pick % len(self.groups)]
+        request, offer, reads = self._request(name, owner, child, want, turn, tasks)
+        lease = self.transact(name, reads, lambda view, change: claim(view, change, request))
+        self._granted(name, lease, offer, request)
+
+    def _request(
+        self, name: str, owner: int, child: int, want: int, turn: int, tasks: Sequence[str]
+    ) -> tuple[Request, Offer, dict[str, Any]]:
+        now = self.moment()
+        reads = {"positions": True, "due": want, "returned": ALL, "now": now, "tasks": tasks}
+        request = Request(want, owner, child, self.lease_id(owner, child), now, turn)
+        return request, self.model(name).offer(now, tasks), reads
+
+    def _granted(self, name: str, lease: Lease | None, offer: Offer, request: Request) -> None:
+        if lease is not None:
+            assert (lease.id, lease.owner, lease.child) == (request.lease, request.owner, request.child)
+            self.held.append(Held(name, lease.id, request.owner, lease.child, tuple(positions_of(lease))))
+        self.model(name).grant(lease, offer, request.want, request.turn)
+
+    # Settling
+
+    def verdict(self, pos: int, kind: str, pick: int) -> Verdict | None:
+        if kind == "plain":
+            return None
+        at = self.moment()
+        made: dict[str, dict[str, Any]] = {
+            "value": {"ending": "success", "value": b"v"},
+            "kept": {"ending": "success", "value": b"k", "ttl": 60.0},
+            "quiet": {"ending": "success", "value": b"q", "quiet": True},
+            "dead": {"ending": "failure", "value": b"e", "reason": "dead", "error": b"e", "note": "failed: e"},
+            "thrown": {"ending": "failure", "value": b"t", "quiet": True, "note": "failed: t"},
+            "retry": {"reason": "retry", "due": at + pick % 4, "retried": True, "error": b"r", "note": "retry: r"},
+            "edited": {"reason": "retry", "due": at, "retried": True, "body": b"b%d" % pick, "note": "retry"},
+            "scheduled": {"reason": "scheduled", "due": at + 30.0 * (pick % 3)},
+            "parked": {"reason": "limited", "due": at + 1, "note": "limited"},
+            "unknown": {"reason": "unknown", "task": GHOSTS[pick % 2]},
+            "revoked": {"ending": "revoked", "value": b"x", "note": "expired: long ago"},
+            "skipped": {"skipped": True},
+            "filtered": {"skipped": True, "note": "skipped: by its task"},
+            "calls": {"ending": "success", "calls": self._outbox(pick), "dropped": pick % 3},
+            "progressed": {"ending": "success", "value": b"p", "progressed": True},
+        }
+        return Verdict(pos, **{"task": "task", "ended": at, "started": at, **made[kind]})
+
+    def _outbox(self, pick: int) -> list[NewCall]:
+        """Return calls to both queues; now and then one that was sent before."""
+        again = pick if pick % 3 == 0 else None
+        return [self.call(self.sink), self.call(self.sink, again), self.call(self.queue.logs[0])]
+
+    def settlement(
+        self, held: Held, done: Sequence[int], kinds: Sequence[str], pick: int, release: bool
+    ) -> Settlement:
+        """Return what a worker says that has been through some of a lease's records."""
+        made = [self.verdict(pos, kind, pick) for pos, kind in zip(done, itertools.cycle(kinds), strict=False)]
+        verdicts = [verdict for verdict in made if verdict is not None]
+        ranges = [(pos, pos + 1) for pos in done]
+        started, ended = self.moment(), self.moment()
+        return Settlement(held.id, held.owner, ranges, verdicts, started, ended, release)
+
+    def say(self, held: Held, settlement: Settlement) -> bool:
+        """Settle in both; return what the core says."""
+        if held.group not in self.groups:
+            group = self.dropped
+            return bool(self.engine.transact(Reads(group.id, (held.id,)), _settling(settlement)))
+        said = self.transact(held.group, {"leases": (held.id,)}, _settling(settlement))
+        calls = self.model(held.group).settle(settlement)
+        assert said == (calls is not None)
+        self.appended(self.log.append(calls or []))
+        return bool(said)
+
+    @precondition(lambda self: self.held)
+    @rule(pick=picks, through=st.integers(0, 20), kinds=kinds, release=st.booleans())
+    def settle_some(self, pick: int, through: int, kinds: list[str], release: bool) -> None:
+        held = self.pick_held(pick)
+        assert self.say(held, self.settlement(held, held.positions[:through], kinds, pick, release))
+
+    @precondition(lambda self: self.held)
+    @rule(pick=picks, skip=st.integers(1, 3), kinds=kinds)
+    def settle_here_and_there(self, pick: int, skip: int, kinds: list[str]) -> None:
+        held = self.pick_held(pick)
+        assert self.say(held, self.settlement(held, held.positions[::skip], kinds, pick, False))
+
+    @precondition(lambda self: self.held)
+    @rule(pick=picks, kinds=kinds)
+    def settle_all_at_once_and_again(self, pick: int, kinds: list[str]) -> None:
+        """One range from the first to the last, beyond what is held where the lease has gaps."""
+        held = self.pick_held(pick)
+        settlement = self.settlement(held, held.positions, kinds, pick, False)
+        settlement.done = [(min(held.positions), max(held.positions) + 1)]
+        assert self.say(held, settlement)
+        assert not self.say(held, settlement)
+
+    @precondition(lambda self: self.held)
+    @rule(pick=picks, through=st.integers(1, 8), kinds=kinds)
+    def supervisor_then_child(self, pick: int, through: int, kinds: list[str]) -> None:
+        """What the supervisor has settled is passed over when the child says it again (H2)."""
+        held = self.pick_held(pick)
+        whole = self.settlement(held, held.positions, kinds, pick, False)
+        done = held.positions[:through]
+        part = Settlement(
+            held.id,
+            held.owner,
+            [(pos, pos + 1) for pos in done],
+            [verdict for verdict in whole.verdicts if verdict.pos in done],
+            whole.started,
+            whole.ended,
+        )
+        assert self.say(held, part)
+        assert self.say(held, whole) == (self._owner(held) is not None or len(done) < len(held.positions))
+
+    @precondition(lambda self: self.held)
+    @rule(pick=picks)
+    def give_back(self, pick: int) -> None:
+        held = self.pick_held(pick)
+        assert self.say(held, self.settlement(held, (), ("plain",), 0, True))
+
+    @precondition(lambda self: self.held)
+    @rule(pick=picks, kinds=kinds, release=st.booleans(), want=wants, turn=turns, tasks=known)
+    def settle_and_claim(
+        self, pick: int, kinds: list[str], release: bool, want: int, turn: int, tasks: Sequence[str]
+    ) -> None:
+        """Both in one transaction, as small leases do it."""
+        held = self.pick_held(pick)
+        done = held.positions[: len(held.positions) // 2 + 1]
+        settlement = self.settlement(held, done, kinds, pick, release)
+        request, offer, reads = self._request(held.group, held.owner, held.child, want, turn, tasks)
+
+        def both(view: View, change: Change) -> Lease | None:
+            assert settle(view, change, settlement)
+            return claim(view, change, request)
+
+        lease = self.transact(held.group, {**reads, "leases": (held.id,)}, both)
+        calls = self.model(held.group).settle(settlement)
+        self._granted(held.group, lease, offer, request)
+        self.appended(self.log.append(calls or []))
+
+    @precondition(lambda self: self.lost)
+    @rule(pick=picks, kinds=kinds, release=st.booleans())
+    def stale_settle(self, pick: int, kinds: list[str], release: bool) -> None:
+        """A lease that was lost changes nothing: refused and counted (P4)."""
+        held = self.lost[pick % len(self.lost)]
+        assert not self.say(held, self.settlement(held, held.positions, kinds, pick, release))
+
+    @precondition(lambda self: self.lost)
+    @rule(pick=picks)
+    def stale_append(self, pick: int) -> None:
+        held = self.lost[pick % len(self.lost)]
+        with pytest.raises(LeaseLost):
+            self.engine.append_rows([self.call(self.sink)], (held.id, held.owner))
+
+    @precondition(lambda self: self.held)
+    @rule(pick=picks)
+    def fenced_append(self, pick: int) -> None:
+        held, calls = self.pick_held(pick), [self.call(self.sink), self.call(self.sink)]
+        assert self.engine.append_rows(calls, (held.id, held.owner)) == []
+        self.appended(self.log.append(calls))
+
+    @precondition(lambda self: self.held)
+    @rule(pick=picks, kinds=kinds)
+    def settle_that_fails(self, pick: int, kinds: list[str]) -> None:
+        """An exception in the decision leaves everything as it was."""
+        held = self.pick_held(pick)
+        settlement = self.settlement(held, held.positions, kinds, pick, False)
+
+        def fail(view: View, change: Change) -> None:
+            settle(view, change, settlement)
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            self.transact(held.group, {"leases": (held.id,)}, fail)
+
+    @precondition(lambda self: self.held)
+    @rule(pick=picks)
+    def progress(self, pick: int) -> None:
+        held = self.pick_held(pick)
+        pos = self.model(held.group).held(held.id)[0]
+        self.engine.set_progress(self.groups[held.group][0].id, pos, b"%d" % pick)
+        self.model(held.group).items[pos].progress = b"%d" % pick
+
+    # Dying
+
+    def bury(
+        self, held: Held, cause: Cause, through: int, running: int | None, deliveries: int, kinds: Sequence[str]
+    ) -> bool:
+        """Bury a lease whose worker had finished `through` records and ran the one `running` places on."""
+        done, left = held.positions[:through], held.positions[through:]
+        finished = self.settlement(held, done, kinds, through, False) if done else None
+        now, suspect = self.moment(), None
+        if running is not None and left:
+            pos = left[running % len(left)]
+            suspect = Suspect(pos, "task", deliveries, "killed by SIGKILL (signal 9)", b"lost", now)
+        said = self.transact(
+            held.group,
+            {"leases": (held.id,)},
+            lambda view, change: bury_lease(view, change, held.id, held.owner, cause, finished, suspect, now),
+        )
+        calls = self.model(held.group).bury(held.id, held.owner, cause, finished, suspect, now)
+        assert said == (calls is not None)
+        self.appended(self.log.append(calls or []))
+        return bool(said)
+
+    @precondition(lambda self: self.held)
+    @rule(
+        pick=picks,
+        cause=st.sampled_from(Cause),
+        through=st.integers(0, 4),
+        running=st.none() | st.integers(0, 3),
+        deliveries=st.integers(1, 3),
+        kinds=kinds,
+    )
+    def child_dies(
+        self, pick: int, cause: Cause, through: int, running: int | None, deliveries: int, kinds: list[str]
+    ) -> None:
+        held = self.pick_held(pick)
+        assert self.bury(held, cause, through, running, deliveries, kinds)
+        assert not self.bury(held, cause, through, running, deliveries, kinds)
+
+    @rule(
+        owner=st.sampled_from(WORKERS),
+        cause=st.sampled_from(Cause),
+        running=st.none() | st.just(0),
+        deliveries=st.integers(1, 3),
+    )
+    def worker_dies(self, owner: int, cause: Cause, running: int | None, deliveries: int) -> None:
+        for held in [held for held in self.held if held.owner == owner]:
+            assert self.bury(held, cause, 0, running, deliveries, ())
+
+    @precondition(lambda self: self.held)
+    @rule(pick=picks, running=st.none() | st.just(0), turn=turns)
+    def worker_dies_whenever_it_has_it(self, pick: int, running: int | None, turn: int) -> None:
+        """The first death charges nobody; then single grants are charged, one by one (H6)."""
+        held, before = self.pick_held(pick), self.now
+        history = self._deliveries(held)
+        self.bury(held, Cause.WORKER, 0, running, 3, ())
+        if not any(item.alone for item in history.values()):
+            assert self._deliveries(held) == {pos: item for pos, item in history.items()}
+        for more in range(2):
+            self.claim(sorted(self.groups).index(held.group), 3, 0, 2, turn + more, ())
+            if self.held and self.held[-1].owner == 3:
+                self.bury(self.held[-1], Cause.WORKER, 0, running, 3, ())
+        assert self.now > before
+
+    @precondition(lambda self: self.held)
+    @rule(pick=picks, at=picks, dies=st.booleans())
+    def charge_before_the_run(self, pick: int, at: int, dies: bool) -> None:
+        """A task that may run only once is charged before it does; any death then ends it (H7)."""
+        held = self.pick_held(pick)
+        pos = held.positions[at % len(held.positions)]
+        said = self.transact(
+            held.group,
+            {"leases": (held.id,)},
+            lambda view, change: charge_before(view, change, held.id, held.owner, pos),
+        )
+        assert said == self.model(held.group).charge_before(held.id, held.owner, pos)
+        if dies:
+            self.bury(held, tuple(Cause)[pick % 3], 0, held.positions.index(pos), 1, ())
+            item = self.model(held.group).items[pos]
+            assert not said or (item.parked and item.parked.reason == "dead")
+
+    # What people do
+
+    def _waiting(self, name: str) -> tuple[int, ...]:
+        return tuple(pos for pos, item in self.model(name).items.items() if item.place == "parked")
+
+    @rule(pick=picks, share=st.integers(1, 3))
+    def redrive(self, pick: int, share: int) -> None:
+        name = sorted(self.groups)[pick % len(self.groups)]
+        chosen, now = self._waiting(name)[::share], self.moment()
+        said = self.transact(name, {"parked": chosen}, lambda view, change: redrive(view.due, change, now))
+        assert said == self.model(name).redrive(chosen, now)
+        self.touched.update(chosen)
+
+    @rule(pick=picks, rarely=st.integers(0, 3))
+    def purge(self, pick: int, rarely: int) -> None:
+        if rarely:
+            return
+        name = sorted(self.groups)[pick % len(self.groups)]
+        waiting, now = self._waiting(name), self.moment()
+        self.touched.update(self.model(name).items)
+        said = self.transact(
+            name,
+            {"positions": True, "returned": ALL, "parked": waiting},
+            lambda view, change: purge(view, change, view.due, b"purged", now),
+        )
+        assert said == self.model(name).purge(b"purged", now)
+
+    @rule()
+    def expire_outcomes(self) -> None:
+        now = self.moment()
+        expired = sum(model.expire(now) for _, model in self.groups.values())
+        assert self.engine.expire_outcomes(now, ALL) == expired
+
+    @rule(by=jumps)
+    def jump_in_time(self, by: float) -> None:
+        self.now += by
+        self.went_back |= by < 0
+
+    # Groups
+
+    @precondition(lambda self: "again" not in self.groups)
+    @rule(lows=st.tuples(picks, picks), highs=st.tuples(st.none() | picks, st.none() | picks))
+    def replay(self, lows: tuple[int, int], highs: tuple[int | None, int | None]) -> None:
+        """A second group over old bounds."""
+        bounds: dict[int, tuple[int, int | None]] = {}
+        for log, low, high in zip(self.queue.logs, lows, highs, strict=True):
+            first, size = first_pos(log), self.log.ends[log] - first_pos(log) + 1
+            lo = first + low % size
+            bounds[log] = lo, None if high is None else lo + high % size
+        flat = [(log, lo, hi) for log, (lo, hi) in bounds.items()]
+        group = self.engine.create_group(self.queue, "shop", "again", "replay", {}, flat)
+        assert self.engine.create_group(self.queue, "shop", "again", "replay", {}, flat) is None
+        model = GroupModel(bounds)
+        model.add(pos for log in bounds for pos in range(first_pos(log), self.log.ends[log]))
+        self.groups["again"] = group, model
+        self.touched.update(model.items)
+
+    @precondition(lambda self: "again" in self.groups)
+    @rule()
+    def drop_replay(self) -> None:
+        self.dropped, _ = self.groups.pop("again")
+        self.engine.drop_group(self.dropped)
+        assert self.engine.leases(self.dropped) == []
+        self.lost = deque((held for held in self.lost if held.group != "again"), 8)
+
+    # What must hold
+
+    @invariant()
+    def in_one_place(self) -> None:
+        """P2, and everything that belongs to the place."""
+        self.sort_out()
+        for group, model in self.groups.values():
+            found: dict[int, tuple[Any, ...]] = {}
+            for pos, place in self._places(group):
+                assert pos not in found, f"{pos} is in two places: {found[pos]} and {place}"
+                found[pos] = place
+            assert found == model.places()
+
+    def _places(self, group: Group) -> Iterator[tuple[int, tuple[Any, ...]]]:
+        for at in self.engine.positions(group):
+            for pos in range(at.cursor, at.end if at.stop is None else min(at.end, at.stop)):
+                yield pos, ("pending",)
+        for lease in self.engine.leases(group):
+            for span in lease.spans:
+                for pos in range(span.lo, span.hi):
+                    yield pos, ("leased", lease.id, lease.owner, lease.child, span[2:], lease.bodies.get(pos))
+        for _, parked in self.engine.parked(ParkedFilter((group.id,)), ALL):
+            yield parked.pos, ("parked", parked._replace(alone=bool(parked.alone)))
+
+    @invariant()
+    def sums_agree(self) -> None:
+        for group, model in self.groups.values():
+            counts = model.counts(self.log)
+            assert self.engine.counts(group) == counts
+            assert self.engine.next_due(group.id) == counts.next_due
+            assert self.engine.counters(group.id) == {k: v for k, v in model.counted.items() if v}
+            for log in self.queue.logs:
+                lo, hi = first_pos(log), self.log.ends[log]
+                for a, b in ((lo, hi), ((lo + hi) // 2, hi), (lo, (lo + hi) // 2)):
+                    assert self.engine.unfinished(group, a, b) == model.unfinished(a, b)
+
+    @invariant()
+    def outcomes_agree(self) -> None:
+        for group, model in self.groups.values():
+            kept = [item.outcome for _, item in sorted(model.items.items()) if item.outcome is not None]
+            assert self.engine.outcomes(group.id, 0, 1 << 62) == kept
+
+    @invariant()
+    def log_agrees(self) -> None:
+        ends = {log: end for stream in self.engine.streams() for log, _, end in self.engine.bounds(stream)}
+        assert ends == self.log.ends
+
+    @invariant()
+    def statuses_agree(self) -> None:
+        """Look at each record that may have been touched."""
+        self._check_statuses(self.touched)
+        self.touched = set()
+
+    def _check_statuses(self, positions: set[int]) -> None:
+        for group, model in self.groups.values():
+            for pos in positions:
+                status = self.engine.status(group, pos)
+                if model.reads(pos):
+                    self._check_status(group, pos, model.items[pos], status)
+                else:
+                    assert status.place == "outside"
+
+    def _check_status(self, group: Group, pos: int, item: Item, status: Status) -> None:
+        assert status.place == item.place
+        assert status.outcome == item.outcome
+        assert (status.lease.id if status.lease else 0) == (item.lease if item.place == "leased" else 0)
+        assert status.parked == item.parked
+        assert status.progress == (item.progress if item.place == "leased" else None)
+        entries = [Entry(e.how, e.retries, e.owner, e.child) for e in self.engine.journal(group.id, pos)]
+        assert Counter(entries) == Counter(item.journal)
+        if item.place == "done" and item.outcome is None:
+            assert item.last_word() is not None, "done, and nothing covers it (H9)"
+            assert status.how == item.last_word() or self.went_back
+
+    # The end
+
+    def _finish_everything(self) -> None:
+        """Whatever happened, all that is left can be done (P7, P9), and then nothing is left."""
+        if not self.groups:
+            return
+        for held in list(self.held):
+            assert self.say(held, self.settlement(held, held.positions, ("plain",), 0, False))
+        self.held.clear()
+        self.now += 10**7
+        for name, (group, model) in self.groups.items():
+            turn = 0
+            while model.offer(self.now, GHOSTS) != Offer(set(), set(), set(), set()):
+                self.claim(sorted(self.groups).index(name), 1, 0, 20, turn, GHOSTS)
+                held = self.held.pop()
+                assert self.say(held, self.settlement(held, held.positions, ("plain",), 0, False))
+                turn += 1
+            counts = self.engine.counts(group)
+            assert counts[:3] == (0, 0, 0)
+            assert set(counts.parked) <= {"dead"}
+            self._check_statuses(set(model.items))
+        rows = {record.pos: record for record in self.engine.records(0, 1 << 62, ALL)}
+        found = {pos: (r.task, r.body, r.id, r.time) for pos, r in rows.items()}
+        assert found == self.log.rows
+        assert {id: self.engine.find("shop", id) for id in self.log.ids} == self.log.ids
+
+
+def _settling(settlement: Settlement) -> Callable[[View, Change], bool]:
+    return lambda view, change: settle(view, change, settlement)
+
+
+def memory() -> SQLiteEngine:
+    return SQLiteEngine(SQLiteOptions(None))
+
+
+@pytest.fixture
+def file(request: pytest.FixtureRequest) -> Callable[[], SQLiteEngine]:
+    """Make engines on files that go when the test ends."""
+    folder = tempfile.TemporaryDirectory(prefix="respool-model-")
+    request.addfinalizer(folder.cleanup)
+    numbers = itertools.count()
+    return lambda: SQLiteEngine(SQLiteOptions(Path(folder.name) / f"{next(numbers)}.db", durability="os"))
+
+
+def test_delivery_in_memory() -> None:
+    run_state_machine_as_test(lambda: DeliveryMachine(memory))
+
+
+def test_delivery_in_a_file(file: Callable[[], SQLiteEngine]) -> None:
+    run_state_machine_as_test(lambda: DeliveryMachine(file))
