@@ -62,7 +62,8 @@ def bury_lease(
         if back is not None:
             left = [back, *left]
     elif suspect is None and cause is Cause.WORKER:
-        left = [s._replace(alone=True) for s in left]
+        # What had been granted singly was the only one that can have been running: it is charged (H6).
+        left = [s._replace(alone=True, deliveries=s.deliveries + s.alone) for s in left]
     keep_or_return(change, lease, left, release=True)
     return True
 
@@ -89,7 +90,7 @@ def _charge(
     # A task that may run only once was charged before it ran (H7): any death ends it.
     deliveries = one.deliveries + charged if suspect.max_deliveries > 1 else max(one.deliveries, 1)
     if deliveries >= suspect.max_deliveries and (charged or suspect.max_deliveries <= 1):
-        _bury(change, lease, one, suspect, now)
+        _bury(change, lease, one._replace(deliveries=deliveries), suspect, now)
         return None
     change.journal.append(
         JournalEntry(
@@ -107,7 +108,6 @@ def _bury(change: Change, lease: Lease, one: Span, suspect: Suspect, now: float)
         reason="dead",
         task=suspect.task,
         error=suspect.error,
-        charge=True,
         note=f"lost: {suspect.how}",
         started=suspect.started,
         ended=now,

@@ -86,7 +86,8 @@ def _settle_one(lease: Lease, span: Span, change: Change, settlement: Settlement
     if verdict.calls:
         change.calls.extend(verdict.calls)
     change.count("calls dropped", verdict.dropped)
-    if verdict.note is not None:
+    note = _note_of(verdict)
+    if note is not None:
         entry = JournalEntry(
             pos,
             pos + 1,
@@ -94,16 +95,25 @@ def _settle_one(lease: Lease, span: Span, change: Change, settlement: Settlement
             lease.child,
             verdict.started or settlement.started,
             at,
-            verdict.note.partition(":")[0],
+            note.partition(":")[0],
             span.retries,
-            verdict.note,
+            note,
         )
         change.journal.append(entry)
 
 
+def _note_of(verdict: Verdict) -> str | None:
+    """Return what the history says of a record by itself; left out must not read as done (H9)."""
+    return "skipped" if verdict.note is None and verdict.skipped else verdict.note
+
+
 def _write_journal(lease: Lease, change: Change, settlement: Settlement) -> None:
     """One row for each unbroken range, the records with rows of their own left out of it."""
-    apart = [(v.pos, v.pos + 1) for v in settlement.verdicts if v.note is not None or v.reason is not None]
+    apart = [
+        (v.pos, v.pos + 1)
+        for v in settlement.verdicts
+        if v.note is not None or v.reason is not None or v.skipped
+    ]
     settled = intersect(lease.spans, settlement.done)
     if apart:
         settled = subtract(settled, apart)

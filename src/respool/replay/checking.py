@@ -12,6 +12,7 @@ from typing import Any
 
 from ..delivery.model import Lease, Parked
 from ..engines.base import Group, Stream
+from ..errors import EngineError
 from ..record import log_of, offset_of
 from .find import sides
 from .intervals import common, minus, overlaps, size, union
@@ -41,7 +42,8 @@ class Problems:
     def texts(self) -> list[str]:
         """Return one line for each kind."""
         return [
-            f"{number:,} {what}" + (f": {', '.join(self.places[what])}" if self.places[what] else "")
+            f"{number:,} {what}"
+            + (f": {', '.join(self.places[what])}" if self.places[what] else "")
             + (", …" if number > len(self.places[what]) > 0 else "")
             for what, number in self.counts.items()
         ]
@@ -93,9 +95,13 @@ def check(source: Any, progress: Progress | None = None) -> Report:
     groups, logs = engine.groups(), engine.log_states()
     sizes = {state.log: state.end - state.first for state in logs}
     meter = _Meter(progress, sum(sizes.values()))
-    meter.total += sum(sizes.get(log, 0) for g in groups if g.stream in streams for log in streams[g.stream].logs)
+    read = [log for group in groups if group.stream in streams for log in streams[group.stream].logs]
+    meter.total += sum(sizes.get(log, 0) for log in read)
     report = Report(problems=[f"the file: {text}" for text in engine.integrity()])
-    _check_logs(engine, logs, report, meter)
+    try:
+        _check_logs(engine, logs, report, meter)
+    except EngineError as error:  # the rest may still be readable
+        report.problems.append(f"the log cannot be read further: {error}")
     for what, group in engine.orphans():
         report.problems.append(f"{what} of a group that is gone (number {group})")
     for group in groups:
@@ -138,7 +144,7 @@ def _check_logs(engine: Any, logs: Sequence[Any], report: Report, meter: _Meter)
             report.records += engine.record_count(lo, hi)
             broken = engine.broken_runs(lo, hi, PAGE)
             if broken:
-                problems.add("records without the head of their run, so without id or time", [place(p) for p in broken])
+                problems.add("records without id or time: their run has no head", [place(p) for p in broken])
             meter.advance(hi - lo)
     _check_no_log(engine, edge, 1 << 62, problems)
     report.problems += problems.texts()
@@ -152,6 +158,18 @@ def _check_no_log(engine: Any, lo: int, hi: int, problems: Problems) -> None:
 
 def _check_group(engine: Any, stream: Stream, group: Group, meter: _Meter) -> GroupReport:
     report, problems, warnings = GroupReport(stream, group), Problems(), Problems()
+    try:
+        _look_through(engine, report, problems, warnings, meter)
+    except EngineError as error:
+        problems.add(f"part that cannot be read: {error}")
+    report.problems, report.warnings = problems.texts(), warnings.texts()
+    return report
+
+
+def _look_through(
+    engine: Any, report: GroupReport, problems: Problems, warnings: Problems, meter: _Meter
+) -> None:
+    stream, group = report.stream, report.group
     state = engine.group_state(group, SHOWN)
     ends = {log: end for log, _, end in engine.bounds(stream)}  # read later: it can only have grown
     for at in state.bounds:
@@ -168,8 +186,6 @@ def _check_group(engine: Any, stream: Stream, group: Group, meter: _Meter) -> Gr
     counted = report.pending + report.leased + sum(report.parked.values()) + report.done
     if counted != report.records:
         problems.add(f"records counted in their places, but {report.records:,} within bounds", number=counted)
-    report.problems, report.warnings = problems.texts(), warnings.texts()
-    return report
 
 
 def _check_bounds(at: Any, end: int, problems: Problems) -> None:
@@ -185,8 +201,9 @@ def _check_leases(state: Any, problems: Problems, warnings: Problems) -> None:
     spans = [(span.lo, span.hi) for lease in state.leases for span in lease.spans]
     for lo, hi in spans:
         at = bounds.get(log_of(lo))
-        inside = at is not None and at.start <= lo < hi <= (at.cursor if at.stop is None else min(at.cursor, at.stop))
-        if not inside:
+        if at is None or not at.start <= lo < hi <= (
+            at.cursor if at.stop is None else min(at.cursor, at.stop)
+        ):
             problems.add("leased where the group has not been", _places([(lo, hi)]))
     twice = overlaps(spans)
     if twice:
@@ -217,7 +234,8 @@ def _check_page(page: Any, report: GroupReport, problems: Problems) -> None:
 
 
 def _leased(leases: Sequence[Lease], lo: int, hi: int) -> Ranges:
-    return union((max(s.lo, lo), min(s.hi, hi)) for lease in leases for s in lease.spans if s.lo < hi and s.hi > lo)
+    spans = (span for lease in leases for span in lease.spans if span.lo < hi and span.hi > lo)
+    return union((max(span.lo, lo), min(span.hi, hi)) for span in spans)
 
 
 def _count_parked(page: Any, records: Ranges, report: GroupReport, problems: Problems) -> None:
@@ -236,7 +254,7 @@ def _check_done(page: Any, done: Ranges, problems: Problems) -> None:
     ended = union((max(lo, page.lo), min(hi, page.hi)) for lo, hi, how in page.journal if how not in NO_END)
     unproved = minus(minus(done, ended), outcomes)
     if unproved:
-        problems.add("done, as it seems, without an entry or an outcome that says so", _places(unproved), size(unproved))
+        problems.add("done, but no entry and no outcome says so", _places(unproved), size(unproved))
     dead = union((each.pos, each.pos + 1) for each in page.parked if each.reason == "dead")
     early = minus(common(outcomes, page.records), union([*done, *dead]))
     if early:

@@ -98,16 +98,16 @@ def plan_replay(
     stream = queue_of(app, queue)
     check_name("group", group)
     if group == "main":
-        raise ConfigError("main is the queue's own group, which ran these calls; give the replay another --group")
+        raise ConfigError("main is the group that ran these calls; give the replay a name of its own")
     if since is not None and until is not None and since >= until:
-        raise ConfigError(f"nothing lies between {_when(since)} and {_when(until)}: since must be before until")
+        raise ConfigError(f"since {_when(since)} must be before until {_when(until)}")
     names = None if tasks is None else _with_aliases(app, tasks)
     settings = {"tasks": names, "since": since, "until": until, "outbox": outbox}
     stored = _stored(app, stream, group, settings)
     if stored is None:
         bounds = app.engine.window(stream, since, until)
     else:
-        bounds = [(b.log, b.start, b.start if b.stop is None else b.stop) for b in app.engine.group_bounds(stored)]
+        bounds = [(at.log, at.start, at.stop) for at in app.engine.group_bounds(stored)]
     summary = ReplaySummary(stream, group, settings, bounds, id=stored.id if stored else None)
     _count(app.engine, summary, names, progress)
     if stored is None:
@@ -132,13 +132,17 @@ def _stored(app: App, stream: Stream, group: str, settings: dict[str, Any]) -> G
         return None
     found: Group = here[0]
     if found.kind != "replay":
-        raise ConfigError(f"group {group} of queue {stream.name} is a {found.kind}, not a replay; take another name")
+        raise ConfigError(
+            f"group {group} of queue {stream.name} is a {found.kind}, not a replay; take another name"
+        )
     differ = [key for key in settings if found.settings.get(key) != settings[key]]
     if differ:
+        differences = (
+            f"{k} {_shown(k, found.settings.get(k))}, now {_shown(k, settings[k])}" for k in differ
+        )
         raise ConfigError(
-            f"replay {group} of queue {stream.name} exists with other bounds: "
-            + "; ".join(f"{k} {_shown(k, found.settings.get(k))}, now {_shown(k, settings[k])}" for k in differ)
-            + f". Take another name, or drop it: respool groups drop {group} --queue {stream.name}"
+            f"replay {group} of queue {stream.name} exists with other bounds: {'; '.join(differences)}. "
+            f"Take another name, or drop it: respool groups drop {group} --queue {stream.name}"
         )
     return found
 
@@ -165,7 +169,7 @@ def _refuse_misspelt(app: App, summary: ReplaySummary, tasks: Sequence[str] | No
     known = {*app.tasks, *summary.run, *summary.left_out}
     for name in tasks or ():
         if name not in known:
-            hint = f"the window of queue {summary.queue.name} has no such calls, and app {app.name} no such task"
+            hint = f"neither app {app.name} nor the window of queue {summary.queue.name} has it"
             raise UnknownName("task", name, known, hint)
 
 
@@ -176,9 +180,9 @@ def _refuse_nothing(engine: Any, summary: ReplaySummary) -> None:
     window = _window(since, until)
     if summary.left_out:
         there = ", ".join(f"{name} ({number:,})" for name, number in sorted(summary.left_out.items()))
-        raise ConfigError(f"nothing to run: queue {queue} has no calls of these tasks{window}; it has {there}")
-    held = [r for log, lo, hi in engine.bounds(summary.queue) if hi > lo for r in _ends(engine, lo, hi)]
-    holds = f"it holds calls from {_when(min(held))} to {_when(max(held))}" if held else "it holds no calls at all"
+        raise ConfigError(f"nothing to run: queue {queue} has no such calls{window}; it has {there}")
+    held = [time for _, lo, hi in engine.bounds(summary.queue) if hi > lo for time in _ends(engine, lo, hi)]
+    holds = f"its calls are from {_when(min(held))} to {_when(max(held))}" if held else "it holds none at all"
     raise ConfigError(f"nothing to run: queue {queue} has no calls{window}; {holds}")
 
 

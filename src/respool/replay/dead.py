@@ -13,6 +13,7 @@ from ..errors import UnknownCall, UnknownName
 from ..record import log_of, parse_id
 from .find import parked_slices, sides
 
+
 class DeadFilter(NamedTuple):
     """Which dead letters: of this queue or stream, group, task; with these ids (as text)."""
 
@@ -56,8 +57,8 @@ def count_dead(source: Any, chosen: DeadFilter = ANY, *, app: str | None = None)
     """Return how many dead letters match, by task."""
     engine, app = sides(source, app)
     counts: dict[str, int] = {}
-    for group, slice_ in _dead_slices(engine, app, chosen):
-        for _, task in slice_:
+    for _, slice_ in _dead_slices(engine, app, chosen):
+        for _pos, task in slice_:
             counts[task] = counts.get(task, 0) + 1
     return counts
 

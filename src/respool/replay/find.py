@@ -24,7 +24,8 @@ def queue_of(source: Any, queue: str, *, app: str | None = None) -> Stream:
     if found:
         return found[0]  # type: ignore[no-any-return]
     if any(s.kind == "stream" and s.name == queue for s in streams):
-        raise ConfigError(f"{queue} is a stream of events, not a queue{suggest(queue, [s.name for s in queues])}")
+        near = suggest(queue, [s.name for s in queues])
+        raise ConfigError(f"{queue} is a stream of events, not a queue{near}")
     raise UnknownName("queue", queue, {s.name for s in queues})
 
 

@@ -56,4 +56,5 @@ def purge(source: Any, queue: str, *, app: str | None = None) -> int:
 
 def _main(engine: Any, app: str | None, queue: str) -> Group:
     stream = queue_of(engine, queue, app=app)
-    return next(g for g in engine.groups() if g.stream == stream.id and g.kind == "main")
+    groups: list[Group] = engine.groups()
+    return next(g for g in groups if g.stream == stream.id and g.kind == "main")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import apsw
 
@@ -79,8 +79,17 @@ class SQLiteInspect:
     _reader: Connection
 
     @contextmanager
-    def _snapshot(self) -> Iterator[apsw.Connection]:
+    def _reading(self) -> Iterator[apsw.Connection]:
+        """Give the reader; what SQLite finds wrong comes out as an error of ours."""
         with self._reader.waiting() as db:
+            try:
+                yield db
+            except apsw.Error as error:
+                raise self._reader._translated(error) from error
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[apsw.Connection]:
+        with self._reading() as db:
             db.execute("BEGIN")
             try:
                 yield db
@@ -89,23 +98,20 @@ class SQLiteInspect:
 
     def task_counts(self, lo: int, hi: int, since: float | None, until: float | None) -> dict[str, int]:
         """Return how many records of each task there are at lo <= p < hi and since <= time < until."""
-        with self._reader.waiting() as db:
-            return dict(db.execute(SQL["tasks_between"], (lo, hi, *_times(since, until))).fetchall())
+        with self._reading() as db:
+            return dict(_all(db, "tasks_between", (lo, hi, *_times(since, until))))
 
     def briefs(
         self, lo: int, hi: int, task: str | None, since: float | None, until: float | None, max_body: int
     ) -> list[Brief]:
         """Return the records at lo <= p < hi that match, without bodies of more than `max_body` bytes."""
-        with self._reader.waiting() as db:
-            found = db.execute(SQL["briefs"], (lo, hi, task, *_times(since, until), max_body)).fetchall()
-        return [
-            Brief(pos, id_of(head, seq), micros / _MICRO, name, size, body, unpack_meta(meta) if meta else NO_META)
-            for pos, name, size, body, meta, seq, head, micros in found
-        ]
+        with self._reading() as db:
+            found = _all(db, "briefs", (lo, hi, task, *_times(since, until), max_body))
+        return [_brief(row) for row in found]
 
     def group_bounds(self, group: Group) -> list[Bounds]:
         """Return what a group reads of each log."""
-        with self._reader.waiting() as db:
+        with self._reading() as db:
             return _bounds(db, group.id)
 
     def parked_after(self, chosen: ParkedFilter, group: int, after: int, limit: int) -> list[tuple[int, str]]:
@@ -121,13 +127,13 @@ class SQLiteInspect:
             json.dumps(list(chosen.positions)) if chosen.positions else None,
             limit,
         )
-        with self._reader.waiting() as db:
-            return db.execute(SQL["parked_after"], bound).fetchall()
+        with self._reading() as db:
+            return _all(db, "parked_after", bound)
 
     def parked_by_task(self, group: int) -> list[tuple[str, str, int]]:
         """Return (reason, task, how many) of a group's parked records."""
-        with self._reader.waiting() as db:
-            return db.execute(SQL["parked_by_task"], (group,)).fetchall()
+        with self._reading() as db:
+            return _all(db, "parked_by_task", (group,))
 
     def group_page(self, group: Group, lo: int, hi: int) -> GroupPage:
         """Return all a group knows of lo <= p < hi, from one snapshot."""
@@ -137,10 +143,10 @@ class SQLiteInspect:
                 lo,
                 hi,
                 bounds,
-                [_lease(row) for row in db.execute(SQL["leases"], (group.id,))],
-                [_parked(row) for row in db.execute(SQL["parked_within"], (group.id, lo, hi))],
-                [_outcome(row) for row in db.execute(SQL["outcomes_within"], (group.id, lo, hi))],
-                [row[:3] for row in db.execute(SQL["journal_within"], (group.id, lo, hi, lo - MAX_LEASE))],
+                [_lease(row) for row in _all(db, "leases", (group.id,))],
+                [_parked(row) for row in _all(db, "parked_within", (group.id, lo, hi))],
+                [_outcome(row) for row in _all(db, "outcomes_within", (group.id, lo, hi))],
+                [row[:3] for row in _all(db, "journal_within", (group.id, lo, hi, lo - MAX_LEASE))],
                 _present(db, lo, hi),
             )
 
@@ -149,9 +155,9 @@ class SQLiteInspect:
         with self._snapshot() as db:
             return GroupState(
                 _bounds(db, group.id),
-                [_lease(row) for row in db.execute(SQL["leases"], (group.id,))],
-                {row[0] for row in db.execute(SQL["worker_ids"])},
-                [row[0] for row in db.execute(SQL["stray_parked"], (group.id, limit))],
+                [_lease(row) for row in _all(db, "leases", (group.id,))],
+                {row[0] for row in _all(db, "worker_ids")},
+                [row[0] for row in _all(db, "stray_parked", (group.id, limit))],
             )
 
     def log_states(self) -> list[LogState]:
@@ -159,45 +165,61 @@ class SQLiteInspect:
         with self._snapshot() as db:
             return [
                 LogState(log, stream if known else None, floor, *_range(db, log, floor))
-                for log, stream, floor, known in db.execute(SQL["all_logs"]).fetchall()
+                for log, stream, floor, known in _all(db, "all_logs")
             ]
 
     def broken_runs(self, lo: int, hi: int, limit: int) -> list[int]:
         """Return positions of records at lo <= p < hi whose id and time cannot be told: at most `limit`."""
-        with self._reader.waiting() as db:
-            return [row[0] for row in db.execute(SQL["broken_runs"], (lo, hi, limit))]
+        with self._reading() as db:
+            return [row[0] for row in _all(db, "broken_runs", (lo, hi, limit))]
 
     def record_count(self, lo: int, hi: int) -> int:
         """Return how many records there are at lo <= p < hi."""
-        with self._reader.waiting() as db:
-            return db.execute(SQL["count_between"], (lo, hi)).get  # type: ignore[no-any-return]
+        with self._reading() as db:
+            return int(_one(db, "count_between", (lo, hi)))
 
     def first_record(self, lo: int, hi: int) -> int | None:
         """Return the first position at lo <= p < hi that holds a record."""
-        with self._reader.waiting() as db:
-            return db.execute(SQL["first_between"], (lo, hi)).get  # type: ignore[no-any-return]
+        with self._reading() as db:
+            found: int | None = _one(db, "first_between", (lo, hi))
+            return found
 
     def orphans(self) -> list[tuple[str, int]]:
         """Return (what, group) of state that belongs to groups that are gone."""
-        with self._reader.waiting() as db:
-            return db.execute(SQL["orphans"]).fetchall()
+        with self._reading() as db:
+            return _all(db, "orphans")
+
+
+def _all(db: apsw.Connection, name: str, bound: Sequence[Any] = ()) -> list[Any]:
+    return db.execute(SQL[name], bound).fetchall()
+
+
+def _one(db: apsw.Connection, name: str, bound: Sequence[Any]) -> Any:
+    return db.execute(SQL[name], bound).get
 
 
 def _times(since: float | None, until: float | None) -> tuple[int, int]:
     """Return a window in microseconds, cut as `outside` and `window` cut it."""
-    return (-_EVER if since is None else int(since * _MICRO)), (_EVER if until is None else int(until * _MICRO))
+    low = -_EVER if since is None else int(since * _MICRO)
+    return low, _EVER if until is None else int(until * _MICRO)
+
+
+def _brief(row: Any) -> Brief:
+    pos, task, size, body, meta, seq, head, micros = row
+    meta = unpack_meta(meta) if meta else NO_META
+    return Brief(pos, id_of(head, seq), micros / _MICRO, task, size, body, meta)
 
 
 def _bounds(db: apsw.Connection, group: int) -> list[Bounds]:
-    return [Bounds(*row) for row in db.execute(SQL["group_bounds"], (group,))]
+    return [Bounds(*row) for row in _all(db, "group_bounds", (group,))]
 
 
 def _present(db: apsw.Connection, lo: int, hi: int) -> list[tuple[int, int]]:
     """Return the ranges of positions that hold records; most logs have no gaps."""
-    if db.execute(SQL["count_between"], (lo, hi)).get == hi - lo:
+    if _one(db, "count_between", (lo, hi)) == hi - lo:
         return [(lo, hi)]
     ranges: list[tuple[int, int]] = []
-    for (pos,) in db.execute(SQL["positions_between"], (lo, hi)):
+    for (pos,) in _all(db, "positions_between", (lo, hi)):
         if ranges and ranges[-1][1] == pos:
             ranges[-1] = (ranges[-1][0], pos + 1)
         else:
@@ -206,8 +228,8 @@ def _present(db: apsw.Connection, lo: int, hi: int) -> list[tuple[int, int]]:
 
 
 def _range(db: apsw.Connection, log: int, floor: int) -> tuple[int, int]:
-    first = db.execute(SQL["first_between"], (first_pos(log), first_pos(log + 1))).get
+    first = _one(db, "first_between", (first_pos(log), first_pos(log + 1)))
     if first is None:
         return floor, floor
-    last = db.execute(SQL["last_between"], (first_pos(log), first_pos(log + 1))).get
+    last = _one(db, "last_between", (first_pos(log), first_pos(log + 1)))
     return first, max(floor, last + 1)

@@ -1,0 +1,72 @@
+"""`respool worker`: run calls."""
+
+from __future__ import annotations
+
+import click
+
+from ..config import duration
+from ..errors import ConfigError
+from ..worker.options import WorkerOptions
+
+
+class Seconds(click.ParamType):
+    """A duration: 30, 90s, 5m."""
+
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return seconds."""
+        try:
+            return duration(value, param.name if param and param.name else "duration")  # type: ignore[arg-type]
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.command(name="worker")
+@click.option("-c", "--concurrency", type=click.IntRange(min=1), help="Processes; default: one a processor.")
+@click.option(
+    "-P", "--pool", type=click.Choice(["processes", "solo"]), default="processes", show_default=True,
+    help="solo runs the tasks in this process, for debuggers.",
+)  # fmt: skip
+@click.option("-Q", "--queues", help="Queues to serve, with commas between; default: all, and subscriptions.")
+@click.option("--group", help="Serve this consumer group instead of main: a replay, say.")
+@click.option("--burst", is_flag=True, help="End when nothing is due and no retry is waiting.")
+@click.option("--grace", type=Seconds(), help="How long running tasks may go on after Ctrl-C; default: for ever.")
+@click.option("--max-tasks-per-child", type=click.IntRange(min=1), help="Replace a process after so many calls.")
+@click.option("-n", "--name", default="", help="A name for this worker; default: host and pid.")
+@click.pass_obj
+def command(
+    target: object,
+    concurrency: int | None,
+    pool: str,
+    queues: str | None,
+    group: str | None,
+    burst: bool,
+    grace: float | None,
+    max_tasks_per_child: int | None,
+    name: str,
+) -> int:
+    """Run calls of the app's queues and subscriptions.
+
+    \b
+    respool -A shop worker              all queues, one process a processor
+    respool -A shop worker -c 4 -Q ml   four processes for one queue
+    respool -A shop worker --group v2   the calls of a replay
+    respool -A shop worker --burst      until the backlog is done
+    """
+    from ..worker.start import start
+
+    spec = target.require_app()  # type: ignore[attr-defined]
+    options = WorkerOptions(
+        app=spec,
+        url=target.url,  # type: ignore[attr-defined]
+        queues=[each.strip() for each in queues.split(",") if each.strip()] if queues else None,
+        group=group,
+        concurrency=concurrency or 0,
+        pool=pool,
+        burst=burst,
+        grace=grace,
+        max_tasks_per_child=max_tasks_per_child,
+        name=name,
+    )
+    return start(options)

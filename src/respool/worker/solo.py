@@ -1,0 +1,191 @@
+"""The solo pool: one process that claims, runs and settles. For debuggers and small machines.
+
+A thread beats, with single statements only (H1); all else happens between runs, in the main thread. A
+time limit's kill needs a second process: here only soft limits work.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import signal
+import socket
+import threading
+import time
+from typing import Any
+
+from ..app import App
+from ..clock import boottime_ns
+from ..clock import now as wall_clock
+from ..delivery.death import Cause
+from ..engines.base import Registration
+from ..errors import EngineUnavailable, RespoolError
+from . import page as p
+from .aftermath import Aftermath
+from .executor import Executor
+from .host import all_done, boot_id, idle
+from .options import WorkerOptions
+from .page import WorkerFile
+from .services import Service
+from .takeover import Watch, file_of
+
+log = logging.getLogger("respool.worker")
+
+
+class Solo:
+    """A worker in this process."""
+
+    def __init__(self, app: App, served: list[Service], options: WorkerOptions) -> None:
+        self.app, self.services, self.options = app, served, options
+        self.engine = app.engine
+        self.name = options.name or f"{platform.node()}-{os.getpid()}"
+        deliveries = {n: r.max_deliveries for s in served for n, r in s.runners.items()}
+        deliveries.update({s.only.name: s.only.max_deliveries for s in served if s.only})
+        self.deliveries = deliveries
+        registration = Registration(
+            app.name, self.name, socket.gethostname(), boot_id(), os.getpid(), wall_clock(), self._info(None)
+        )
+        self.worker = self.engine.register(registration)
+        self.file = WorkerFile(file_of(self.engine, self.worker), 1, create=True)
+        self.file.hold()
+        self.slot = self.file.slot(0)
+        patience = max(3, round(app.settings["worker_ttl"] / app.settings["beat"]))
+        self._watch = Watch(self.engine, boot_id(), patience, deliveries)
+        self._stop = threading.Event()
+        self._beaten = 0
+        self._looked = 0
+        self._signals = 0
+        self._deposed = False
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_write, False)
+        os.set_blocking(self._wake_read, False)
+
+    def run(self) -> int:
+        """Work until told to stop; return the exit status."""
+        self._beat()
+        executor = Executor(
+            self.engine, self.services, self.worker, 0, self.slot, self, self.app.settings["outbox_hold"]
+        )
+        handlers = {
+            signal.SIGINT: self._on_signal,
+            signal.SIGTERM: self._on_signal,
+            signal.SIGUSR1: executor.caller.on_soft_limit,
+        }
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        beating = threading.Thread(target=self._keep_beating, name="respool-beat", daemon=True)
+        beating.start()
+        try:
+            self._serve(executor)
+        finally:
+            self._stop.set()
+            beating.join()
+            executor.caller.close()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self._finish()
+        return 1 if self._deposed else 0
+
+    def _serve(self, executor: Executor) -> None:
+        logs = [log_ for service in self.services for log_ in service.stream.logs]
+        kind = hash(tuple(service.group.id for service in self.services)) & 0xFFFF_FFFF_FFFF_FFFF
+        sleeper = self.engine.sleeper(logs, kind, (self._wake_read,))
+        groups = [service.group for service in self.services]
+        limit = self.options.max_tasks_per_child
+        while not executor.stopping:
+            self.between_leases()
+            worked = executor.work()
+            if limit is not None and executor.done >= limit:
+                log.info("ending after %d tasks", executor.done)
+                break
+            if worked:
+                continue
+            if self.options.burst and all_done(self.engine, groups):
+                break
+            idle(self.engine, self.services, sleeper, 0.05 if self.options.burst else self.app.settings["poll_interval"])
+        sleeper.close()
+
+    def _finish(self) -> None:
+        Aftermath(self.engine, self.worker, self.deliveries).of_child(
+            0, self.slot.last_words(), Cause.ORDERED, "the worker stopped"
+        )
+        if not self._deposed:
+            self.engine.drop_worker(self.worker)
+        self.file.close(remove=True)
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self._signals += 1
+        if self._signals > 1:
+            raise KeyboardInterrupt
+        log.info("stopping after the task that runs; once more to end it now")
+        self.slot.words[p.STOP] = 1
+        self.slot.words[p.BOUND] = 0
+        os.write(self._wake_write, b"\n")
+
+    # The beating thread
+
+    def _keep_beating(self) -> None:
+        next_beat = time.monotonic()
+        while True:
+            soft = self.slot.words[p.SOFT_AT]
+            wait = max(next_beat - time.monotonic(), 0.0)
+            if self._stop.wait(min(wait, 0.02) if soft else wait):
+                return
+            if soft and boottime_ns() >= soft and self.slot.words[p.SOFT_FOR] != self.slot.words[p.STARTED]:
+                self.slot.words[p.SOFT_FOR] = self.slot.words[p.STARTED]
+                os.kill(os.getpid(), signal.SIGUSR1)
+            if time.monotonic() >= next_beat:
+                next_beat = time.monotonic() + self.app.settings["beat"]
+                self._beat()
+
+    def _beat(self) -> None:
+        sent = boottime_ns()
+        try:
+            beat = self.engine.beat(self.worker, self._signals > 0, self._info(self.slot.snapshot()), synced=True)
+        except EngineUnavailable as error:
+            log.error("cannot beat: %s", error)
+            return
+        except RespoolError as error:
+            log.error("%s", error)
+            beat = None
+        if beat is None:
+            self._deposed = True
+            self.slot.words[p.STOP] = 1
+            self.slot.words[p.BOUND] = 0
+            return
+        self._beaten = beat
+        self.slot.words[p.DEADLINE] = sent + int(self.app.settings["worker_ttl"] * 0.8e9)
+
+    def _info(self, seen: p.Snapshot | None) -> dict[str, Any]:
+        running = []
+        if seen is not None and seen.running is not None:
+            running.append([seen.running, "", wall_clock() - (boottime_ns() / 1e9 - seen.began)])
+        return {
+            "groups": [service.group.id for service in self.services],
+            "running": running,
+            "children": [{"pid": os.getpid(), "index": 0}],
+            "pool": "solo",
+            "concurrency": 1,
+        }
+
+    # Host
+
+    def limited(self) -> None:
+        """Nothing: the beating thread looks at the limits."""
+
+    def busy(self, busy: bool) -> None:
+        """Nothing: there is nobody to tell."""
+
+    def between_leases(self) -> None:
+        """Once after each beat, do what a supervisor would do beside the tasks."""
+        if self._looked != self._beaten:
+            self._looked = self._beaten
+            self._watch.look(self.worker, beaten=True)
+            self.engine.tidy()
+            self.engine.expire_outcomes(wall_clock(), 1000)
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but no longer than until the worker is to stop."""
+        self._stop.wait(seconds)
