@@ -111,6 +111,10 @@ class Process:
                 start_new_session=True,  # a Ctrl-C is for the driver, which stops its children itself
             )
 
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
     def fail(self, why: str) -> NoReturn:
         tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
         raise PeerError(f"{shlex.join(self.command)}: {why}\n{tail}")
@@ -241,18 +245,25 @@ def run_peer(
     module: str, python: Path, n: int = 5000, calls: int = 500, timeout: float = 300
 ) -> dict[str, Any]:
     """Measure `bench.peers.<module>` in the interpreter `python`, which has the peer installed."""
-    command = [str(python), "-m", f"bench.peers.{module}", "--n", str(n), "--calls", str(calls)]
+    return run_json(
+        [str(python), "-m", f"bench.peers.{module}", "--n", str(n), "--calls", str(calls)], timeout
+    )
+
+
+def run_json(command: Sequence[str], timeout: float = 300) -> dict[str, Any]:
+    """Run a command that prints one JSON object, and return that."""
     try:
         child = subprocess.Popen(
             command,
             cwd=ROOT,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
     except OSError as e:
-        raise PeerError(f"{python} cannot be run ({e.strerror}); `make bench` makes it") from e
+        raise PeerError(f"{command[0]} cannot be run ({e.strerror}); `make bench` makes it") from e
     try:
         out, err = child.communicate(timeout=timeout)
     except BaseException as e:
@@ -269,6 +280,11 @@ def run_peer(
         raise PeerError(err.strip() or f"{shlex.join(command)}: ended with code {child.returncode}")
     result: dict[str, Any] = json.loads(out)
     return result
+
+
+def leave_on_sigterm() -> None:
+    """From now on a SIGTERM leaves through every `finally`."""
+    signal.signal(signal.SIGTERM, _terminate)
 
 
 def _terminate(*_: object) -> NoReturn:
@@ -290,7 +306,7 @@ def main(module: str, run: Callable[[int, int], dict[str, Any]], worker: Callabl
     if args.worker is not None:
         worker(args.worker)
         return
-    signal.signal(signal.SIGTERM, _terminate)
+    leave_on_sigterm()
     try:
         if args.python:
             done = run_peer(module, args.python, args.n, args.calls)

@@ -188,6 +188,9 @@ class GroupModel:
         verdicts = {verdict.pos: verdict for verdict in settlement.verdicts}
         for pos in ended:
             self._end(pos, verdicts.get(pos), settlement, child)
+        for pos, value in settlement.results:
+            if pos in ended:
+                self.items[pos].outcome = Outcome(pos, "success", value, settlement.ended)
         if settlement.release:
             self.owners[settlement.lease] = (None, child)
         self._tidy()

@@ -31,8 +31,12 @@ class Seconds(click.ParamType):
 @click.option("-Q", "--queues", help="Queues to serve, with commas between; default: all, and subscriptions.")
 @click.option("--group", help="Serve this consumer group instead of main: a replay, say.")
 @click.option("--burst", is_flag=True, help="End when nothing is due and no retry is waiting.")
-@click.option("--grace", type=Seconds(), help="How long running tasks may go on after Ctrl-C; default: for ever.")
-@click.option("--max-tasks-per-child", type=click.IntRange(min=1), help="Replace a process after so many calls.")
+@click.option(
+    "--grace", type=Seconds(), help="How long running tasks may go on after Ctrl-C; default: for ever."
+)
+@click.option(
+    "--max-tasks-per-child", type=click.IntRange(min=1), help="Replace a process after so many calls."
+)
 @click.option("-n", "--name", default="", help="A name for this worker; default: host and pid.")
 @click.pass_obj
 def command(

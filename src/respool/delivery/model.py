@@ -114,6 +114,7 @@ class Settlement(msgspec.Struct):
     owner: int
     done: list[tuple[int, int]]
     verdicts: list[Verdict] = []
+    results: list[tuple[int, bytes]] = []  # (position, value) of runs that just returned something
     started: float = 0.0
     ended: float = 0.0
     release: bool = False
@@ -173,6 +174,9 @@ class Change:
         "leases",
         "outcomes",
         "parked",
+        "results",
+        "results_at",
+        "results_ordered",
         "unparked",
         "unprogressed",
     )
@@ -184,6 +188,9 @@ class Change:
         self.parked: list[Parked] = []
         self.unparked: list[int] = []
         self.outcomes: list[Outcome] = []
+        self.results: list[tuple[int, bytes]] = []  # outcomes of the plainest kind: success and a value
+        self.results_at = 0.0
+        self.results_ordered = False  # by position, each once
         self.forgotten: list[int] = []  # outcomes to remove: the record runs again
         self.unprogressed: list[int] = []
         self.journal: list[JournalEntry] = []

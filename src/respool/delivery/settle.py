@@ -18,6 +18,8 @@ def settle(view: View, change: Change, settlement: Settlement) -> bool:
         change.count("refused settlements")
         return False
     _settle_verdicts(lease, change, settlement)
+    if settlement.results:
+        _settle_results(lease, change, settlement)
     before = count(lease.spans)
     left = subtract(lease.spans, settlement.done)
     if count(left) != before:
@@ -56,6 +58,18 @@ def _settle_verdicts(lease: Lease, change: Change, settlement: Settlement) -> No
         if span is None:
             continue  # settled before, by the supervisor
         _settle_one(lease, span, change, settlement, verdict)
+
+
+def _settle_results(lease: Lease, change: Change, settlement: Settlement) -> None:
+    """Take over what runs returned. Nothing is done for each where all lie in one unbroken span."""
+    results, spans = settlement.results, lease.spans
+    change.results_at = settlement.ended
+    if len(spans) == 1:  # a range is run in order
+        change.results_ordered = True
+        if spans[0].lo <= results[0][0] and results[-1][0] < spans[0].hi:
+            change.results = results
+            return
+    change.results = [result for result in results if find(spans, result[0])]
 
 
 def _settle_one(lease: Lease, span: Span, change: Change, settlement: Settlement, verdict: Verdict) -> None:

@@ -74,7 +74,7 @@ class Aftermath:
         if not seen.finished:
             return None
         done = ranges_of(seen.through)
-        return Settlement(lease.id, self._owner, done, seen.verdicts, seen.lease_began, now, records=seen.finished)
+        return Settlement(lease.id, self._owner, done, seen.verdicts, seen.results, seen.lease_began, now, records=seen.finished)
 
     def _suspect(self, seen: Snapshot, pos: int, how: str) -> Suspect:
         rows = self._engine.rows([Span(pos, pos + 1)])
@@ -93,7 +93,7 @@ class Aftermath:
         )  # fmt: skip
         done = ranges_of([*seen.through, pos])
         settlement = Settlement(
-            seen.lease, self._owner, done, [*seen.verdicts, verdict], seen.lease_began, now, release=True
+            seen.lease, self._owner, done, [*seen.verdicts, verdict], seen.results, seen.lease_began, now, release=True
         )
         self._engine.transact(
             Reads(seen.group, (seen.lease,)), lambda view, change: settle(view, change, settlement)

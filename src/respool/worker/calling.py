@@ -28,7 +28,7 @@ class Caller:
 
     def __init__(self, slot: p.Slot, run: CurrentRun, limited: Callable[[], None]) -> None:
         self.slot, self.run, self._limited = slot, run, limited
-        self._encode = codec_for("msgpack").encode
+        self.encode = codec_for("msgpack").encode
         self._loop: asyncio.Runner | None = None
         self._task: asyncio.Task[Any] | None = None
 
@@ -142,7 +142,7 @@ class Caller:
         encoded = None
         if value is not None and not options["ignore_result"]:
             try:
-                encoded = self._encode(value, "the result")
+                encoded = self.encode(value, "the result")
             except NotEncodable as error:
                 return self.failure(runner, row, span, error)
         if not self.run.used:

@@ -17,7 +17,7 @@ from ..delivery.settle import settle
 from ..delivery.sizing import LeaseSizer
 from ..delivery.spans import find, ranges_of
 from ..engines.base import Reads
-from ..errors import EngineUnavailable
+from ..errors import EngineUnavailable, NotEncodable
 from ..record import Row
 from ..running import current_run
 from . import page as p
@@ -30,6 +30,9 @@ log = logging.getLogger("respool.worker")
 UNSETTLED = 10_000_000  # ns of finished work that may be unsettled (H1, H2)
 STAY = 0.1  # seconds with one service before the others get their turn
 PATIENCE = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds between tries while the engine cannot be reached
+
+
+Kept = tuple[list[Verdict], list[tuple[int, bytes]]]
 
 
 class Host(Protocol):
@@ -190,11 +193,11 @@ class Executor:
                 engine.ring(verdict.pos >> 40)
 
     def _settle_part(
-        self, service: Service, lease: Lease, rows: Sequence[Row], kept: list[Verdict], began: float
+        self, service: Service, lease: Lease, rows: Sequence[Row], kept: Kept, began: float
     ) -> None:
         """Settle what is finished in the middle of a lease."""
         done = ranges_of(row[0] for row in rows)
-        settlement = Settlement(lease.id, self.worker, done, kept, began, wall_clock(), records=len(rows))
+        settlement = Settlement(lease.id, self.worker, done, *kept, began, wall_clock(), records=len(rows))
         reads = Reads(service.group.id, (lease.id,))
         settled = self._transact(reads, lambda view, change: settle(view, change, settlement))
         self.slot.words[p.SETTLED] += len(rows)
@@ -211,12 +214,13 @@ class Executor:
         This is the hot path: what a record does not need is not done for it.
         """
         words, rows, slot, run, caller = self.slot.words, self.rows, self.slot, self.run, self.caller
-        started_word, bound, deadline, began_word = p.STARTED, p.BOUND, p.DEADLINE, p.BEGAN
+        started_word, finished_word, bound = p.STARTED, p.FINISHED, p.BOUND
+        deadline, began_word, encode = p.DEADLINE, p.BEGAN, caller.encode
         only, get_runner, skip, clock = service.only, service.runners.get, self._skip, boottime_ns
         first = lease.spans[0]
         simple = len(lease.spans) == 1 and not any(first[2:]) and not lease.bodies
         careful = not simple or service.tasks is not None or bool(skip)
-        kept: list[Verdict] = []  # verdicts since the last settlement
+        kept: Kept = ([], [])  # verdicts and results since the last settlement
         settled = 0  # rows settled
         count = 0  # rows run
         wall = wall_clock()
@@ -248,9 +252,9 @@ class Executor:
                     span = run.span = find(lease.spans, row[0]) or first
                 if runner is not None and runner.max_deliveries == 1:  # claimed singly, settled at once (H7)
                     if count > settled:
-                        words[p.FINISHED] = count
+                        words[finished_word] = count
                         self._settle_part(service, lease, rows[settled:count], kept, wall)
-                        settled, kept = count, []
+                        settled, kept = count, ([], [])
                     settle_now = True
                 verdict = caller.call_with_care(service, lease, runner, row, span, skip, charge)
             else:
@@ -263,23 +267,32 @@ class Executor:
                 except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
                     verdict = caller.failure(runner, row, span, error)
                 else:
-                    if value is not None or run.used:
+                    if run.used or runner.ttl is not None:
                         verdict = caller.success(runner, row, span, value)
+                    elif value is not None and not runner.ignores:
+                        try:
+                            encoded = encode(value, "the result")
+                        except NotEncodable as error:
+                            verdict = caller.failure(runner, row, span, error)
+                        else:
+                            kept[1].append((row[0], encoded))
+                            settle_now = not slot.add_result(row[0], encoded)
+                            words[finished_word] = count + 1
             count += 1
             if self._forked:
                 os._exit(0)
             last = clock()
             if verdict is not None:
-                kept.append(verdict)
+                kept[0].append(verdict)
                 settle_now = not slot.add(verdict) or settle_now
-                words[p.FINISHED] = count
+                words[finished_word] = count
             if (settle_now or last - began >= UNSETTLED) and count < len(rows):
-                words[p.FINISHED] = count
+                words[finished_word] = count
                 self._settle_part(service, lease, rows[settled:count], kept, wall)
-                settled, kept, wall = count, [], wall_clock()
+                settled, kept, wall = count, ([], []), wall_clock()
                 began = last = clock()
         run.row = None
-        words[p.FINISHED] = count
+        words[finished_word] = count
         self.done += count
         words[p.DONE] = self.done
         self._sizers[service.group.id].ran(count, (last - start) / 1e9)
@@ -288,7 +301,7 @@ class Executor:
         else:
             done = ranges_of(row[0] for row in rows[settled:count])
         return Settlement(
-            lease.id, self.worker, done, kept, wall, wall_clock(), release=True, records=count - settled
+            lease.id, self.worker, done, *kept, wall, wall_clock(), release=True, records=count - settled
         )
 
     def _prove_alive(self) -> bool:

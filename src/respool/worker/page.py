@@ -48,7 +48,7 @@ _HEADER = _WORDS * 8
 _ROWS_BYTES = MAX_LEASE * 8
 BUFFER_BYTES = 256 * 1024
 SLOT_BYTES = _HEADER + _ROWS_BYTES + BUFFER_BYTES
-_LENGTH = struct.Struct("<I")
+_ENTRY = struct.Struct("<QI")  # position and length; position 0 stands before a packed verdict
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(Verdict).decode
 
@@ -63,6 +63,7 @@ class Snapshot:
     started: int
     finished: int
     verdicts: list[Verdict] = field(default_factory=list)
+    results: list[tuple[int, bytes]] = field(default_factory=list)
     began: float = 0.0  # boottime of the running record's start
     lease_began: float = 0.0
     settled: int = 0
@@ -184,13 +185,17 @@ class Slot:
 
     def add(self, verdict: Verdict) -> bool:
         """Keep a verdict; False where there is no room, and the lease must be settled first."""
-        data = _pack(verdict)
+        return self.add_result(0, _pack(verdict))
+
+    def add_result(self, pos: int, value: bytes) -> bool:
+        """Keep what a run returned; False where there is no room."""
         start = self.words[BUFFER]
-        end = start + _LENGTH.size + len(data)
+        body = start + _ENTRY.size
+        end = body + len(value)
         if end > BUFFER_BYTES:
             return False
-        _LENGTH.pack_into(self._buffer, start, len(data))
-        self._buffer[start + _LENGTH.size : end] = data
+        _ENTRY.pack_into(self._buffer, start, pos, len(value))
+        self._buffer[body:end] = value
         self.words[BUFFER] = end
         return True
 
@@ -214,12 +219,11 @@ class Slot:
             list(self._rows[: min(words[ROWS], MAX_LEASE)]),
             started,
             max(finished, started - 1, 0),
-            [],
-            words[BEGAN] / 1e9,
-            words[LEASE_BEGAN] / 1e6,
-            words[SETTLED],
+            began=words[BEGAN] / 1e9,
+            lease_began=words[LEASE_BEGAN] / 1e6,
+            settled=words[SETTLED],
         )
-        seen.verdicts = self._verdicts(min(words[BUFFER], BUFFER_BYTES), set(seen.through))
+        self._read_buffer(seen, min(words[BUFFER], BUFFER_BYTES))
         return seen if words[SEQ] == seq else None
 
     def last_words(self) -> Snapshot | None:
@@ -229,14 +233,17 @@ class Slot:
             return None
         return self.snapshot()
 
-    def _verdicts(self, length: int, through: set[int]) -> list[Verdict]:
-        """Return the verdicts of finished runs; one just being written counts as not there."""
-        verdicts, start = [], 0
-        while start + _LENGTH.size <= length:
-            (size,) = _LENGTH.unpack_from(self._buffer, start)
-            start += _LENGTH.size
-            verdict = _unpack(bytes(self._buffer[start : start + size]))
-            if verdict.pos in through:
-                verdicts.append(verdict)
+    def _read_buffer(self, seen: Snapshot, length: int) -> None:
+        """Take in how finished runs ended; a run whose end is just being written counts as unfinished."""
+        through, start = set(seen.through), 0
+        while start + _ENTRY.size <= length:
+            pos, size = _ENTRY.unpack_from(self._buffer, start)
+            start += _ENTRY.size
+            data = bytes(self._buffer[start : start + size])
             start += size
-        return verdicts
+            if pos == 0:
+                verdict = _unpack(data)
+                if verdict.pos in through:
+                    seen.verdicts.append(verdict)
+            elif pos in through:
+                seen.results.append((pos, data))

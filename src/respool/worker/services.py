@@ -18,8 +18,8 @@ from ..task import Task
 class Runner:
     """A task, compiled for running: what it needs is looked up once, what it does not use is left out."""
 
-    __slots__ = ("content_type", "convert", "coroutine", "decode", "event", "fn", "hard", "max_deliveries", "name",
-                 "options", "plain", "retry", "soft", "task")  # fmt: skip
+    __slots__ = ("content_type", "convert", "coroutine", "decode", "event", "fn", "hard", "ignores",
+                 "max_deliveries", "name", "options", "plain", "retry", "soft", "task", "ttl")  # fmt: skip
 
     def __init__(self, task: Task[Any, Any], *, event: bool) -> None:
         options = task.options
@@ -27,6 +27,7 @@ class Runner:
         self.coroutine = inspect.iscoroutinefunction(task.fn)
         self.fn: Callable[..., Any] = (lambda *a, **k: task.fn(task, *a, **k)) if options["bind"] else task.fn
         self.retry = options.retry
+        self.ttl, self.ignores = options["result_ttl"], options["ignore_result"]
         self.soft, self.hard = options["soft_time_limit"], options["time_limit"]
         self.max_deliveries: int = options["max_deliveries"]
         self.convert = task.signature.convert if task.signature.needs_convert else None

@@ -364,6 +364,7 @@ class Supervisor:
             self.worker,
             ranges_of(seen.through),
             seen.verdicts,
+            seen.results,
             seen.lease_began,
             wall_clock(),
             records=seen.finished,

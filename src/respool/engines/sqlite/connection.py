@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,41 @@ from .sql import schema
 
 SCHEMA_VERSION = 1
 APPLICATION_ID = 0x5265_7370  # "Resp"
-SAFE_SQLITE = 3_051_003
+SAFE_SQLITE = (3, 51, 3)
 """Versions 3.7.0 to 3.51.2 can corrupt a WAL database with two checkpointing connections (S2): see
 https://sqlite.org/wal.html, "The WAL-reset bug"."""
 
 _REMOTE = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "glusterfs", "fuse.sshfs"}
 _LOCK_WAITS = (apsw.BusyError, apsw.LockedError)
+_OUT_OF_REACH = (apsw.ReadOnlyError, apsw.CantOpenError, apsw.AuthError, apsw.PermissionsError)
+_NOT_OURS = (apsw.NotADBError, apsw.CorruptError)
+
+
+class Doubt:
+    """Whether a sync of the file has failed since the last full checkpoint (S3).
+
+    All connections of an engine share one: the system tells only one of them, and what the failed sync
+    left out may stand before what another connection syncs later.
+    """
+
+    def __init__(self) -> None:
+        self._failed = self._settled = 0
+
+    def __bool__(self) -> bool:
+        return self._failed != self._settled
+
+    def rise(self) -> int:
+        """Take note that a sync failed."""
+        self._failed += 1
+        return self._failed
+
+    def count(self) -> int:
+        """Return what `settle` is to be told after a checkpoint that begins now."""
+        return self._failed
+
+    def settle(self, count: int) -> None:
+        """Take note that a full checkpoint has succeeded; syncs that failed meanwhile are still in doubt."""
+        self._settled = max(self._settled, count)
 
 
 class Connection:
@@ -33,21 +63,41 @@ class Connection:
     `synced` connections sync each commit (P1); the others leave that to the next that does (S4).
     """
 
-    def __init__(self, target: str, *, synced: bool, timeout: float, pragmas: dict[str, str] | None = None):
+    def __init__(
+        self,
+        target: str,
+        *,
+        synced: bool,
+        timeout: float,
+        pragmas: dict[str, str] | None = None,
+        doubt: Doubt | None = None,
+        look: Callable[[apsw.Connection], None] | None = None,
+    ) -> None:
         self.lock = threading.Lock()
         self._timeout = timeout
         self._deadline = 0.0
-        self._unsure = False  # a sync failed: nothing is acknowledged before a full checkpoint (S3)
+        self._doubt = doubt or Doubt()  # if any, nothing is acknowledged before a full checkpoint (S3)
         self._path = _path_of(target)
         flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
         try:
             self.db = apsw.Connection(target, flags=flags, statementcachesize=200)
-        except apsw.CantOpenError as error:
-            raise EngineUnavailable(f"cannot open {self._path or target}: {error}") from error
-        self.db.set_busy_handler(self._wait)
-        with self.waiting(timeout):
-            self._configure(synced, pragmas or {})
-        self._identity = _identity(self._path)
+        except apsw.Error as error:
+            raise self._not_opened(error) from error
+        try:
+            self.db.set_busy_handler(self._wait)
+            with self.waiting(timeout):
+                if self._path:
+                    self._keep_log()
+                if look is not None:
+                    look(self.db)  # before anything is written: it may be somebody else's file
+                self._configure(synced, pragmas or {})
+        except apsw.Error as error:
+            self.db.close()
+            raise self._not_opened(error) from error
+        except BaseException:
+            self.db.close()
+            raise
+        self.identity = identity_of(self._path)
         self.log_pages = 0
         """Pages in the write-ahead log after this connection's last commit."""
         if self._path:
@@ -60,8 +110,6 @@ class Connection:
             mode = execute("PRAGMA journal_mode = WAL").get
             if mode != "wal":
                 raise EngineError(f"{self._path} cannot use SQLite's WAL (journal mode {mode})")
-            # The log is written over rather than cut, which makes a synced commit nearly twice as fast.
-            self._keep_log()
         execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
         execute("PRAGMA wal_autocheckpoint = 0")
         execute("PRAGMA mmap_size = 0")
@@ -71,6 +119,7 @@ class Connection:
             execute(f"PRAGMA {name} = {value}")  # names and values were checked against a table
 
     def _keep_log(self) -> None:
+        """Have the log written over rather than cut, which makes a synced commit nearly twice as fast."""
         flag = ctypes.c_int(1)
         self.db.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, ctypes.addressof(flag))
 
@@ -97,18 +146,15 @@ class Connection:
 
     def check_identity(self) -> None:
         """Raise DatabaseGone where the path leads to another file than the open one, or to none."""
-        if self._path and _identity(self._path) != self._identity:
-            raise DatabaseGone(
-                f"{self._path} was deleted or replaced while in use; what was sent went to the old file. "
-                "Restart, or put the file back"
-            )
+        if self._path and identity_of(self._path) != self.identity:
+            raise gone(self._path)
 
     @contextmanager
     def writing(self) -> Iterator[apsw.Connection]:
         """Run a write in the block; errors come out as Refused (nothing stored) or AppendUnknown (H20)."""
         with self.waiting() as db:
             self.check_identity()
-            if self._unsure:
+            if self._doubt:
                 self._make_sure(db)
             try:
                 yield db
@@ -120,6 +166,11 @@ class Connection:
                 if not db.get_autocommit():
                     _roll_back(db)
                 raise
+            if self._doubt:  # another connection's sync failed meanwhile
+                try:
+                    self._make_sure(db)
+                except EngineUnavailable as error:
+                    raise AppendUnknown(f"{error}; it is not known whether it was stored") from error
 
     def _translated(self, error: apsw.Error) -> Exception:
         where = self._path or "the in-memory database"
@@ -129,27 +180,36 @@ class Connection:
             )
         if isinstance(error, apsw.FullError):
             return EngineUnavailable(f"no space left for {where}; nothing was sent")
-        if isinstance(error, apsw.ReadOnlyError | apsw.CantOpenError | apsw.AuthError | apsw.PermissionsError):
+        if isinstance(error, _OUT_OF_REACH):
             return EngineUnavailable(f"{where} cannot be written to: {error}; nothing was sent")
         if isinstance(error, apsw.IOError):
-            self._unsure = True
+            self._doubt.rise()
             return AppendUnknown(f"{where}: {error}; it is not known whether it was stored")
-        if isinstance(error, apsw.NotADBError | apsw.CorruptError):
+        if isinstance(error, _NOT_OURS):
             return EngineError(f"{where} is damaged or not a Respool database: {error}")
         return EngineError(f"{where}: {error}")
+
+    def _not_opened(self, error: apsw.Error) -> Exception:
+        where = self._path or "the in-memory database"
+        if isinstance(error, _LOCK_WAITS):
+            return EngineUnavailable(f"{where} was locked for more than {self._timeout:g} s; nothing was sent")
+        if isinstance(error, (*_OUT_OF_REACH, apsw.IOError, apsw.FullError)):
+            return EngineUnavailable(f"cannot open {where}: {error}; nothing was sent")
+        return self._translated(error)
 
     def _make_sure(self, db: apsw.Connection) -> None:
         """After a failed sync: write everything to the file itself before acknowledging anything (S3).
 
         The system reports a failed sync once, and a torn frame early in the log hides all later ones.
         """
+        count = self._doubt.count()
         try:
             result = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").get
         except apsw.Error as error:
             raise EngineUnavailable(f"{self._path} cannot be synced since an earlier error: {error}") from error
         if result[0]:
             raise EngineUnavailable(f"{self._path} cannot be synced while others use it, after an earlier error")
-        self._unsure = False
+        self._doubt.settle(count)
 
     def checkpoint(self, mode: str = "PASSIVE") -> int:
         """Copy the log into the file as far as nobody is in the way; return the log's pages left."""
@@ -174,28 +234,45 @@ def _roll_back(db: apsw.Connection) -> None:
     db.execute("ROLLBACK")
 
 
-def prepare(target: str, timeout: float) -> None:
-    """Create the schema where the database is empty; refuse unsafe places, versions and other files."""
+def prepare(target: str, timeout: float) -> Any:
+    """Create the schema where the database is empty; refuse unsafe places, versions and other files.
+
+    Returns what identifies the file.
+    """
     path = _path_of(target)
-    if apsw.sqlite_lib_version() and apsw.SQLITE_VERSION_NUMBER < SAFE_SQLITE:
+    version = apsw.sqlite_lib_version()  # of the library in use, which need not be the one built against
+    if tuple(map(int, version.split("."))) < SAFE_SQLITE:
         raise EngineTooOld(
-            f"SQLite {apsw.sqlite_lib_version()} can corrupt a database that several processes write; "
+            f"SQLite {version} can corrupt a database that several processes write; "
             "at least 3.51.3 is needed: pip install -U apsw"
         )
     if path:
         refuse_network_file_system(Path(path))
-    connection = Connection(target, synced=True, timeout=timeout)
+    where = path or target
+    connection = Connection(target, synced=True, timeout=timeout, look=lambda db: _look(db, where))
     try:
         with connection.waiting() as db:
-            _create_or_check(db, path or target)
-    except _LOCK_WAITS as error:
-        raise EngineUnavailable(f"{path} was locked for more than {timeout:g} s") from error
-    except apsw.ReadOnlyError as error:
-        raise EngineUnavailable(f"{path} is read-only") from error
-    except (apsw.NotADBError, apsw.CorruptError) as error:
-        raise EngineError(f"{path} is damaged or not a database: {error}") from error
+            _create_or_check(db, where)
+    except apsw.Error as error:
+        raise connection._not_opened(error) from error
     finally:
         connection.close()
+    return connection.identity
+
+
+def _look(db: apsw.Connection, where: str) -> None:
+    db.execute("BEGIN")  # somebody may be creating it at this moment
+    try:
+        _check_whose(db, where)
+    finally:
+        if not db.get_autocommit():
+            db.execute("COMMIT")
+
+
+def _check_whose(db: apsw.Connection, where: str) -> None:
+    """Raise ConfigError for somebody else's database, SchemaTooNew for one of a later Respool."""
+    if not _check_version(db, where) and db.execute("SELECT count(*) FROM sqlite_schema").get:
+        raise ConfigError(f"{where} is a database of something else; give Respool a file of its own")
 
 
 def _create_or_check(db: apsw.Connection, where: str) -> None:
@@ -204,15 +281,15 @@ def _create_or_check(db: apsw.Connection, where: str) -> None:
     db.execute("BEGIN IMMEDIATE")
     try:
         if not _check_version(db, where):  # nobody was faster
-            if db.execute("SELECT count(*) FROM sqlite_schema").get:
-                raise ConfigError(f"{where} is a database of something else; give Respool a file of its own")
+            _check_whose(db, where)
             db.execute(schema())
             db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        db.execute("COMMIT")
     except BaseException:
-        db.execute("ROLLBACK")
+        if not db.get_autocommit():
+            _roll_back(db)
         raise
-    db.execute("COMMIT")
 
 
 def _check_version(db: apsw.Connection, where: str) -> bool:
@@ -243,27 +320,45 @@ def file_system(path: Path) -> str | None:
         return None
     real = os.path.realpath(path)
     best, kind = "", None
-    for line in mounts.read_text("utf-8", "surrogateescape").splitlines():
+    for line in mounts.read_text("utf-8", "surrogateescape").split("\n"):
         left, _, right = line.partition(" - ")
-        point = left.split()[4].encode().decode("unicode_escape")
+        if not right:
+            continue
+        point = _unescaped(left.split(" ")[4])
         inside = real == point or real.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= len(best):
             best, kind = point, right.split()[0]
     return kind
 
 
+def _unescaped(point: str) -> str:
+    """Return a mount point as it is called: blanks and the like are given as octal bytes."""
+    raw = os.fsencode(point)
+    return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8) & 255]), raw))
+
+
 def _path_of(target: str) -> str | None:
     """Return the file behind a connection target, None for a database in memory."""
-    if "vfs=memdb" in target:
-        return None
-    return target.removeprefix("file:").partition("?")[0]
+    if not target.startswith("file:"):
+        return target
+    path, _, options = target.removeprefix("file:").partition("?")
+    return None if "vfs=memdb" in options.split("&") else path
 
 
-def _identity(path: str | None) -> Any:
+def gone(path: object) -> DatabaseGone:
+    """Return the error for a file that is not the one that was opened."""
+    return DatabaseGone(
+        f"{path} was deleted or replaced while in use; what was sent went to the old file. "
+        "Restart, or put the file back"
+    )
+
+
+def identity_of(path: str | None) -> Any:
+    """Return what tells a file from any other that takes its place; None where there is none."""
     if path is None:
         return None
     try:
         found = os.stat(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_dev, found.st_ino

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,14 +19,17 @@ import apsw
 
 from ...clock import now as wall_clock
 from ...delivery.model import NewCall
+from ...errors import EngineUnavailable, RespoolError
 from ..base import Capabilities, Conflict, Group, LeaseLost, Registration, Stream, Worker
-from .connection import Connection, prepare
+from ...record import first_pos
+from .connection import Connection, Doubt, gone, identity_of, prepare
 from .doorbell import ALL, Doorbell, Kind, Sleeper, mask_of
 from .inspect import SQLiteInspect
 from .log import SQLiteLog, append_rows, append_run, find
 from .sql import SQL
 from .state import SQLiteState
 
+log = logging.getLogger("respool.engine")
 _memory_names = itertools.count()
 WAL_PAGES = 4000  # of 4 KiB: checkpointed by a worker beyond this, by a producer beyond twice as many
 
@@ -53,6 +58,10 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect):
             durable=options.path is not None,
         )
         self._connections: dict[str, Connection] = {}
+        self._connecting = threading.Lock()
+        self._doubt = Doubt()
+        self._closed = False
+        self._identity: Any = None
         self._bell: Doorbell | None = None
         self._pid = os.getpid()
         if options.path is None:
@@ -62,16 +71,35 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect):
         else:
             self.target = str(options.path) if options.vfs is None else f"file:{options.path}?vfs={options.vfs}"
             self.run_folder = options.path.with_name(options.path.name + "-run")
-        prepare(self.target, options.timeout)
+        try:
+            self._identity = prepare(self.target, options.timeout)
+        except BaseException:
+            self.close()
+            raise
 
     def _connect(self, role: str, *, synced: bool) -> Connection:
         connection = self._connections.get(role)
-        if connection is None:
-            connection = Connection(
-                self.target, synced=synced, timeout=self.options.timeout, pragmas=self.options.pragmas
-            )
-            self._connections[role] = connection
+        if connection is not None:
+            return connection
+        with self._connecting:
+            connection = self._connections.get(role)
+            if connection is None:
+                connection = self._connections[role] = self._opened(synced)
         return connection
+
+    def _opened(self, synced: bool) -> Connection:
+        if self._closed:
+            raise EngineUnavailable(f"{self.target} was closed; nothing was sent")
+        path = self.options.path
+        if path is not None and self._identity is not None and identity_of(str(path)) != self._identity:
+            raise gone(path)  # opening would make an empty file, or lead into another log
+        return Connection(
+            self.target,
+            synced=synced,
+            timeout=self.options.timeout,
+            pragmas=self.options.pragmas,
+            doubt=self._doubt,
+        )
 
     @property
     def _writer(self) -> Connection:  # type: ignore[override]
@@ -121,9 +149,11 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect):
 
     def close(self) -> None:
         """Close the connections; in memory, that ends the database."""
-        for connection in self._connections.values():
-            connection.close()
-        self._connections.clear()
+        with self._connecting:
+            self._closed = True
+            for connection in self._connections.values():
+                connection.close()
+            self._connections.clear()
         if self._bell is not None:
             self._bell.close()
             self._bell = None
@@ -157,12 +187,17 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect):
         """Checkpoint the write-ahead log where it has more than so many pages.
 
         Workers do it off the hot path. A producer does it only where the log is twice as long, that is
-        where no worker does.
+        where no worker does. Nothing is lost where it fails: the log stays, and the next one is tried
+        after the next commit. Whoever appended must not hear of it, for that has succeeded (H20).
         """
-        if any(connection.log_pages > pages for connection in self._connections.values()):
-            for connection in self._connections.values():
+        connections = tuple(self._connections.values())
+        if any(connection.log_pages > pages for connection in connections):
+            for connection in connections:
                 connection.log_pages = 0
-            self._state.checkpoint("RESTART")
+            try:
+                self._state.checkpoint("RESTART")
+            except RespoolError as error:
+                log.warning("the write-ahead log could not be copied into the file: %s", error)
 
     def exists(self, namespace: str, id: bytes | str) -> bool:
         """Say whether an id is taken."""
@@ -180,11 +215,12 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect):
             if db.execute(SQL["stream"], (kind, app, name)).get is None:
                 created = wall_clock()
                 stream = db.execute(SQL["add_stream"], (kind, app, name, json.dumps(settings), created)).get
-                for partition in range(partitions):
-                    db.execute(SQL["add_log"], (stream, partition))
+                logs = [db.execute(SQL["add_log"], (stream, partition)).get for partition in range(partitions)]
                 db.execute(SQL["set_floor"], (stream,))
                 if kind == "queue":
-                    db.execute(SQL["add_group"], (stream, app, "main", "main", "{}", created))
+                    group = db.execute(SQL["add_group"], (stream, app, "main", "main", "{}", created)).get
+                    for log in logs:
+                        db.execute(SQL["add_position"], (group, log, first_pos(log), None))
             db.execute("COMMIT")
             row = db.execute(SQL["stream"], (kind, app, name)).get
             return _stream(db, row)

@@ -104,7 +104,7 @@ CREATE TABLE progress (                             -- what running tasks said b
 CREATE TABLE journal (
     grp         INTEGER NOT NULL,
     lo          INTEGER NOT NULL,
-    n           INTEGER NOT NULL,                   -- sets apart the entries with the same lo
+    n           INTEGER NOT NULL,                   -- sets apart the entries with the same lo: a clock's ns
     hi          INTEGER NOT NULL,
     owner       INTEGER,
     child       INTEGER NOT NULL,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -199,16 +200,29 @@ def write_change(db: apsw.Connection, group: int, change: Change) -> None:
         many(SQL["put_parked"], [(group, *parked) for parked in change.parked])
     if change.forgotten:
         many(SQL["forget_outcome"], [(group, pos) for pos in change.forgotten])
+    if change.results:
+        _put_results(db, group, change)
     if change.outcomes:
         many(SQL["put_outcome"], [(group, o[0], _ENDING_NUMBER[o[1]], *o[2:]) for o in change.outcomes])
     if change.unprogressed:
         many(SQL["drop_progress"], [(group, pos) for pos in change.unprogressed])
     if change.journal:
-        many(SQL["put_journal"], [(group, *entry) for entry in change.journal])
+        ns = time.time_ns()
+        many(SQL["put_journal"], [(group, e[0], ns + i, *e[1:]) for i, e in enumerate(change.journal)])
     if change.calls:
         _append_calls(db, change)
     for name, by in change.counted.items():
         execute(SQL["add_count"], (group, name, by))
+
+
+def _put_results(db: apsw.Connection, group: int, change: Change) -> None:
+    """Store what runs returned: in one statement where they stand side by side, the common case."""
+    results, at = change.results, change.results_at
+    first, last = results[0][0], results[-1][0]
+    if last - first == len(results) - 1 and change.results_ordered:
+        db.execute(SQL["put_results"], (group, first, apsw.carray(tuple(value for _, value in results)), at))
+    else:
+        db.executemany(SQL["put_outcome"], [(group, pos, 0, value, at, None) for pos, value in results])
 
 
 def _append_calls(db: apsw.Connection, change: Change) -> None:

@@ -90,19 +90,20 @@ INSERT INTO grp (stream, app, name, kind, settings, created) VALUES (?, ?, ?, ?,
 INSERT INTO position (grp, log, cursor, start, stop) VALUES (?1, ?2, ?3, ?3, ?4);
 
 -- name: positions
-SELECT l.id, ifnull(p.cursor, l.id << 40),
-       max(ifnull((SELECT max(pos) FROM record WHERE pos BETWEEN l.id << 40 AND (l.id << 40) + 1099511627775) + 1, 0), l.floor),
-       p.stop
-FROM grp g JOIN log l ON l.stream = g.stream LEFT JOIN position p ON p.grp = g.id AND p.log = l.id
-WHERE g.id = ?1 ORDER BY l.id;
+-- Every group has a row for each log of its stream, made with the later of the two (H10).
+SELECT log, cursor,
+       ifnull((SELECT max(pos) FROM record WHERE pos BETWEEN log << 40 AND (log << 40) + 1099511627775) + 1, cursor),
+       stop
+FROM position WHERE grp = ?1;
+
 
 -- name: starts
-SELECT l.id, ifnull(p.start, l.id << 40) FROM grp g JOIN log l ON l.stream = g.stream
-LEFT JOIN position p ON p.grp = g.id AND p.log = l.id WHERE g.id = ?1;
+SELECT log, start FROM position WHERE grp = ?1;
+
 
 -- name: set_cursor
-INSERT INTO position (grp, log, cursor, start) VALUES (?1, ?2, ?3, ?2 << 40)
-ON CONFLICT (grp, log) DO UPDATE SET cursor = excluded.cursor;
+UPDATE position SET cursor = ?3 WHERE grp = ?1 AND log = ?2;
+
 
 -- name: lease
 SELECT id, owner, child, spans, bodies, since FROM lease WHERE id = ?2 AND grp = ?1;
@@ -132,8 +133,9 @@ FROM parked WHERE grp = ?1 AND due <= ?2 ORDER BY due LIMIT ?3;
 
 -- name: unknown
 SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at
-FROM parked WHERE grp = ?1 AND reason = 'unknown' AND due IS NULL
-AND task IN (SELECT value FROM json_each(?2)) ORDER BY pos LIMIT ?3;
+FROM parked INDEXED BY parked_reason WHERE grp = ?1 AND reason = 'unknown' AND due IS NULL
+AND task IN (SELECT value FROM json_each(?2)) LIMIT ?3;
+
 
 -- name: unknown_tasks
 SELECT DISTINCT task FROM parked WHERE grp = ?1 AND reason = 'unknown' AND due IS NULL;
@@ -169,6 +171,11 @@ SELECT reason, count(*) FROM parked WHERE grp = ?1 GROUP BY reason;
 -- name: put_outcome
 INSERT OR REPLACE INTO outcome (grp, pos, ending, value, at, until) VALUES (?, ?, ?, ?, ?, ?);
 
+-- name: put_results
+-- The outcomes of records that stand side by side and returned something: ?2 is the first's position.
+INSERT OR REPLACE INTO outcome (grp, pos, ending, value, at)
+SELECT ?1, ?2 + returned.rowid - 1, 0, returned.value, ?4 FROM carray(?3) AS returned;
+
 -- name: outcome
 SELECT pos, ending, value, at, until FROM outcome WHERE grp = ?1 AND pos = ?2;
 
@@ -194,7 +201,8 @@ DELETE FROM progress WHERE grp = ? AND pos = ?;
 
 -- name: put_journal
 INSERT INTO journal (grp, lo, n, hi, owner, child, started, ended, how, retries, note)
-SELECT ?1, ?2, ifnull((SELECT max(n) FROM journal WHERE grp = ?1 AND lo = ?2), -1) + 1, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10;
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
 
 -- name: journal
 -- Ranges are no longer than the largest purge or lease; those that begin far below are found by ?3.
@@ -251,8 +259,9 @@ DELETE FROM grp WHERE id = ?1;
 -- name: has_work
 SELECT EXISTS (SELECT 1 FROM parked WHERE grp = ?1 AND due <= ?2)
     OR EXISTS (SELECT 1 FROM lease WHERE grp = ?1 AND owner IS NULL)
-    OR EXISTS (SELECT 1 FROM parked WHERE grp = ?1 AND reason = 'unknown' AND due IS NULL
+    OR EXISTS (SELECT 1 FROM parked INDEXED BY parked_reason WHERE grp = ?1 AND reason = 'unknown' AND due IS NULL
                AND task IN (SELECT value FROM json_each(?3)));
+
 
 -- name: outside
 SELECT r.pos FROM record r JOIN record h ON h.pos = r.pos - ifnull(r.seq, 0)

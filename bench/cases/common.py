@@ -1,0 +1,94 @@
+"""What the cases share: their sizes, the app, a worker, and how a drain is timed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.peers import common
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything a round does."""
+
+    drain: int = 200_000
+    many: int = 100_000
+    events: int = 200_000
+    singles: int = 5_000
+    gets: int = 500
+    crowd_seconds: float = 10.0
+    idle_seconds: float = 10.0
+    starts: int = 7
+    peer_n: int = 5_000
+
+
+FULL = Sizes()
+QUICK = Sizes(
+    drain=50_000,
+    many=50_000,
+    events=50_000,
+    singles=2_000,
+    gets=200,
+    crowd_seconds=3.0,
+    idle_seconds=5.0,
+    starts=3,
+    peer_n=2_000,
+)
+
+
+def use(folder: Path, *, durability: str | None = None) -> Path:
+    """Point the apps, in this process and in those it starts, to a log in `folder`; return the marks' file.
+
+    To be called before one of `bench.apps` is imported.
+    """
+    marks = folder / "marks"
+    marks.touch()
+    os.environ[common.MARKS] = str(marks)
+    os.environ["RESPOOL_URL"] = f"sqlite:///{folder / 'bench.db'}" + (
+        f"?durability={durability}" if durability else ""
+    )
+    return marks
+
+
+@contextlib.contextmanager
+def worker(
+    folder: Path, app: str = "bench.apps.noop", *, processes: int = 2, options: tuple[str, ...] = ()
+) -> Iterator[common.Process]:
+    """A worker with default settings, until the block ends."""
+    command = [sys.executable, "-m", "respool", "-A", app, "worker", "-c", str(processes), *options]
+    with common.process(command, folder) as running:
+        yield running
+
+
+@dataclass(frozen=True)
+class Drain:
+    """Rates of one drain: from the first byte seen to the last, and of its second half.
+
+    In the first half the worker's second process may still be starting.
+    """
+
+    rate: float
+    second_half_rate: float
+
+
+def timed_drain(marks: Path, n: int, running: common.Process) -> Drain:
+    first = common.wait_for_size(marks, 1, running)
+    start = time.perf_counter()
+    half = common.wait_for_size(marks, max(n // 2, first + 1), running)
+    middle = time.perf_counter()
+    last = common.wait_for_size(marks, n, running)
+    end = time.perf_counter()
+    return Drain((last - first) / (end - start), (last - half) / max(end - middle, 1e-9))
+
+
+def check_ran(marks: Path, expected: int) -> None:
+    """Raise unless exactly `expected` calls ran. For after the worker's end."""
+    ran = marks.stat().st_size
+    if ran != expected:
+        raise common.PeerError(f"{expected} calls were made, {ran} ran")

@@ -1,0 +1,96 @@
+"""Call and get with a worker that waits; and what such a worker costs."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from bench.cases.common import Sizes, check_ran, use, worker
+from bench.peers import common
+
+MB = 1 << 20
+
+
+def get(folder: Path, sizes: Sizes) -> dict[str, float]:
+    """`delay().get()`, synced, one after the other."""
+    marks = use(folder)
+    from bench.apps.noop import app, result
+
+    latencies = []
+    with worker(folder):
+        for i in range(common.WARM_UP + sizes.gets):
+            start = time.perf_counter()
+            result.delay().get(timeout=common.READY)
+            if i >= common.WARM_UP:
+                latencies.append((time.perf_counter() - start) * 1e3)
+    check_ran(marks, common.WARM_UP + sizes.gets)
+    app.close()
+    return {"p50_ms": common.percentile(latencies, 50), "p99_ms": common.percentile(latencies, 99)}
+
+
+def idle(folder: Path, sizes: Sizes) -> dict[str, float]:
+    """Processor time of a worker with nothing to do, its supervisor and both children; memory of a child.
+
+    Before that it has run 10,000 calls. Memory is the greater child's: `rss` counts what it shares with
+    others in full, `pss` in part, `uss` not at all.
+    """
+    marks = use(folder)
+    from bench.apps.noop import app, mark
+
+    with worker(folder) as running:
+        mark.delay_many(range(10_000))
+        common.wait_for_size(marks, 10_000, running)
+        app.close()
+        time.sleep(3.0)
+        children = children_of(running.pid)
+        if len(children) != 2:
+            running.fail(f"it has {len(children)} children")
+        pids = [running.pid, *children]
+        before, start = [cpu_seconds(pid) for pid in pids], time.perf_counter()
+        time.sleep(sizes.idle_seconds)
+        took = time.perf_counter() - start
+        used = [100 * (cpu_seconds(pid) - b) / took for pid, b in zip(pids, before, strict=True)]
+        memory = [child_memory(pid) for pid in children]
+    return {
+        "cpu_percent": sum(used),
+        "supervisor_cpu_percent": used[0],
+        "child_cpu_percent": max(used[1:]),
+        **{f"child_{kind}_mb": max(each[kind] for each in memory) for kind in ("rss", "pss", "uss")},
+    }
+
+
+def children_of(pid: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text()
+            except OSError:
+                continue  # it has just ended
+            if int(stat.rpartition(")")[2].split()[1]) == pid:
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has used so far: to the nanosecond from schedstat, else to the tick from stat."""
+    try:
+        tasks = Path(f"/proc/{pid}/task").iterdir()
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+    except FileNotFoundError:
+        user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def child_memory(pid: int) -> dict[str, float]:
+    kib: dict[str, int] = {}
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+        name, value = line.split()[:2]
+        kib[name.rstrip(":")] = int(value)
+    unshared = kib["Private_Clean"] + kib["Private_Dirty"]
+    return {
+        "rss": kib["Rss"] * 1024 / MB,
+        "pss": kib["Pss"] * 1024 / MB,
+        "uss": unshared * 1024 / MB,
+    }

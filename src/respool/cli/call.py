@@ -1,0 +1,128 @@
+"""`respool call`: send one call."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .common import DURATION, Failure, NotInTime, document_option
+
+if TYPE_CHECKING:
+    from ..result import AsyncResult
+
+
+class _WithNegatives(click.Command):
+    """Takes -1 and -0.5 for arguments of the task, rather than for options of ours."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own, dashes, rest = _split(args)
+        marked = [f"\0{arg}" if re.fullmatch(r"-\.?\d.*", arg) else arg for arg in own]
+        return super().parse_args(ctx, [*marked, *dashes, *rest])
+
+
+def _split(args: list[str]) -> tuple[list[str], list[str], list[str]]:
+    if "--" not in args:
+        return args, [], []
+    at = args.index("--")
+    return args[:at], ["--"], args[at + 1 :]
+
+
+@click.command(cls=_WithNegatives)
+@click.argument("task")
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.option("--kw", "kwargs", multiple=True, metavar="NAME=VALUE", help="A keyword argument; repeatable.")
+@click.option("--queue", metavar="NAME", help="Another queue than the task's.")
+@click.option("--id", "task_id", metavar="ID", help="An id of your own: sending it again sends nothing.")
+@click.option("--countdown", type=DURATION, metavar="TIME", help="Do not start before: 90s, 5m.")
+@click.option("--wait/--no-wait", help="Wait for the result and print it.")
+@click.option(
+    "--timeout", type=DURATION, metavar="TIME", help="With --wait: give up after so long (exit code 3)."
+)
+@document_option
+def command(
+    task: str,
+    args: tuple[str, ...],
+    kwargs: tuple[str, ...],
+    queue: str | None,
+    task_id: str | None,
+    countdown: float | None,
+    wait: bool,
+    timeout: float | None,
+    as_json: bool,
+) -> None:
+    """Send one call of TASK and print its id.
+
+    Each argument is read as JSON where it is JSON, else as text: 2 is a number, hello is text, so is '"2"'.
+
+    \b
+    respool -A shop call add 2 3 --wait
+    respool -A shop call fetch https://example.org --kw retries=5 --countdown 10m
+
+    With --wait the exit code is 0 for a result, 1 where the task failed, 3 where --timeout was over first.
+    """
+    if timeout is not None and not wait:
+        raise click.UsageError("--timeout goes with --wait")
+    from ..errors import UnknownName
+    from .target import open_target
+
+    app = open_target(code=True, creates=True).app
+    assert app is not None
+    if task not in app.tasks:
+        raise UnknownName("task", task, app.tasks, f"in app {app.name}")
+    values = [_value(text.removeprefix("\0")) for text in args]
+    result = app.tasks[task].apply_async(
+        values, dict(map(_pair, kwargs)), queue=queue, task_id=task_id, countdown=countdown
+    )
+    if not wait:
+        click.echo(json.dumps({"id": result.id}) if as_json else result.id)
+        return
+    if not as_json:
+        click.echo(result.id)
+    _wait(result, timeout, as_json)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--kw")
+    return name, _value(value.removeprefix("\0"))
+
+
+def _wait(result: AsyncResult[Any], timeout: float | None, as_json: bool) -> None:
+    from ..errors import GetTimeout, ResultError
+    from .output import document
+
+    try:
+        value = result.get(timeout, propagate=False)
+    except GetTimeout as error:
+        _end(result, as_json, str(error))
+        raise NotInTime(str(error)) from None
+    except ResultError as error:  # revoked, past its result_ttl, …
+        _end(result, as_json, str(error))
+        raise
+    if isinstance(value, BaseException):
+        trace = getattr(value, "remote_traceback", "") or ""
+        told = f"{type(value).__name__}: {value}"
+        _end(result, as_json, told, trace)
+        raise Failure(f"the task failed: {told}" + (f"\n\n{trace.rstrip()}" if trace and not as_json else ""))
+    if as_json:
+        document({"id": result.id, "state": "SUCCESS", "result": value})
+    else:
+        click.echo(repr(value))
+
+
+def _end(result: AsyncResult[Any], as_json: bool, error: str, trace: str = "") -> None:
+    if as_json:
+        from .output import document
+
+        document({"id": result.id, "state": result.state, "error": error, "traceback": trace})

@@ -1,0 +1,81 @@
+"""`respool calls`: the record of what was asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .common import json_option, since_option, until_option
+
+STATES = ("PENDING", "SCHEDULED", "STARTED", "PROGRESS", "RETRY", "SUCCESS", "FAILURE", "REVOKED", "UNKNOWN")
+
+
+@click.command()
+@click.option("--queue", metavar="NAME", help="Only calls of this queue.")
+@click.option("--task", metavar="NAME", help="Only calls of this task.")
+@click.option("--state", type=click.Choice(STATES, case_sensitive=False), help="Only calls in this state.")
+@click.option(
+    "--group", default="main", show_default=True, metavar="NAME", help="The group whose states count."
+)
+@since_option
+@until_option
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="So many at most.")
+@click.option("--oldest", is_flag=True, help="The oldest first, rather than the newest.")
+@json_option
+def command(
+    queue: str | None,
+    task: str | None,
+    state: str | None,
+    group: str,
+    since: float | None,
+    until: float | None,
+    limit: int,
+    oldest: bool,
+    as_json: bool,
+) -> None:
+    """List calls on record, the newest first: when, what, and how they stand.
+
+    \b
+    respool -A shop calls --since 1h --state FAILURE
+    respool -A shop calls --task embed --since 14:00 --until 16:00 --json --limit 10000
+    """
+    from itertools import islice
+
+    from ..errors import UnknownName
+    from .output import Column, Table, iso, note, when, zone
+    from .records import Wanted, listed
+    from .target import open_target
+
+    target = open_target()
+    streams = (
+        target.named(queue, "queue") if queue else [s for s in target.streams.values() if s.kind == "queue"]
+    )
+    read = {each.stream for each in target.groups if each.name == group}
+    if streams and not any(stream.id in read for stream in streams):
+        here = {s.id for s in streams}
+        raise UnknownName("group", group, {each.name for each in target.groups if each.stream in here})
+    streams = [stream for stream in streams if stream.id in read]
+    table = Table(
+        Column(f"sent ({zone()})"),
+        Column("id"),
+        Column("queue", least=6, drop=1),
+        Column("state"),
+        Column("call", least=16),
+    )
+    wanted = Wanted(group, task, state and state.upper(), since, until, oldest)
+    for call in islice(listed(target, streams, wanted), limit):
+        shown = f"{target.shown(call.stream)}"
+        text = call.input.text(call.task)
+        table.add(
+            (when(call.time), call.id, shown, call.state, text), {**call.data(), "time": iso(call.time)}
+        )
+    table.show(as_json, _empty(task, state, since, until, queue))
+    if not as_json and len(table.rows) == limit:
+        note(f"{limit:,} shown; there may be more: --limit, --since, --task")
+
+
+def _empty(*filters: Any) -> str:
+    if any(each is not None for each in filters):
+        return "No calls match. Without --state, --task, --since and --until all are listed: respool calls"
+    return "No calls yet. Send one: respool -A … call TASK ARGS"

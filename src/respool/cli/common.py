@@ -1,0 +1,175 @@
+"""What all commands share: -A, --url and --debug on either side of a command's name, and how they fail."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass
+class Common:
+    """The common options as given, wherever on the command line."""
+
+    app: str | None = None
+    url: str | None = None
+    debug: bool = False
+
+    def require_app(self) -> str:
+        """Return what names the App, for a command that hands it to other processes. Raises ConfigError."""
+        from .loading import require_spec
+
+        return require_spec(self.app)
+
+
+class Failure(click.ClickException):
+    """An error that is not one of usage: exit code 1."""
+
+    exit_code = 1
+
+
+class NotInTime(Failure):
+    """A call was not finished within --timeout."""
+
+    exit_code = 3
+
+
+class RespoolGroup(click.Group):
+    """A group that suggests the near name for a misspelt command."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command to run. Raises UsageError with a suggestion."""
+        name = args[0] if args else ""
+        known = self.list_commands(ctx)
+        if name and not name.startswith("-") and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+            raise click.UsageError(f"no command {name!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def common(ctx: click.Context | None = None) -> Common:
+    """Return the common options of the command that is running."""
+    found: Common = (ctx or click.get_current_context()).find_root().ensure_object(Common)
+    return found
+
+
+def _keep(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+        if value:
+            setattr(common(ctx), name, value)
+
+    return keep
+
+
+def _options() -> list[click.Option]:
+    return [
+        click.Option(
+            ["-A", "--app"],
+            metavar="APP",
+            expose_value=False,
+            callback=_keep("app"),
+            help="shop, shop.py, shop:app",
+        ),
+        click.Option(
+            ["--url"],
+            metavar="URL",
+            expose_value=False,
+            callback=_keep("url"),
+            help="Where the log is: sqlite:///…",
+        ),
+        click.Option(
+            ["--debug"],
+            is_flag=True,
+            expose_value=False,
+            callback=_keep("debug"),
+            help="Show errors with tracebacks.",
+        ),
+    ]
+
+
+def give_common_options(command: click.Command) -> None:
+    """Add the common options that a command, or one of its own commands, does not have."""
+    taken = {flag for param in command.params for flag in param.opts}
+    command.params += [option for option in _options() if not taken & set(option.opts)]
+    for each in getattr(command, "commands", {}).values():
+        give_common_options(each)
+
+
+json_option: Callable[[F], F] = click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object a line, for scripts."
+)
+document_option: Callable[[F], F] = click.option(
+    "--json", "as_json", is_flag=True, help="One JSON document, for scripts."
+)
+yes_option: Callable[[F], F] = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Ask, unless --yes was given. Raises Failure for a no, and where there is nobody to ask."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise Failure(f"{question} Nobody can be asked here, without a terminal: give --yes")
+    if not click.confirm(question):
+        raise Failure("nothing was changed")
+
+
+if TYPE_CHECKING:
+    _Seconds = click.ParamType[float]
+else:
+    _Seconds = click.ParamType  # which older versions of click do not have as a generic class
+
+
+class Moment(_Seconds):
+    """A moment as people name it: 1h (ago), 14:00 (today), an ISO date or time, local unless it says so."""
+
+    name = "moment"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return seconds since 1970."""
+        if isinstance(value, float):
+            return value
+        from datetime import datetime
+
+        from ..config import spoken_moment
+        from ..errors import ConfigError
+
+        try:
+            return spoken_moment(value, datetime.now().astimezone()).timestamp()
+        except (ConfigError, OverflowError) as error:
+            self.fail(str(error), param, ctx)
+
+
+class Duration(_Seconds):
+    """A duration: seconds, or text like 90s, 5m, 7d."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return seconds."""
+        from ..config import duration
+        from ..errors import ConfigError
+
+        try:
+            return duration(value, "duration")
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
+MOMENT = Moment()
+DURATION = Duration()
+since_option: Callable[[F], F] = click.option(
+    "--since", type=MOMENT, metavar="WHEN", help="From: 1h, 30d, 14:00, 2026-01-31T14:00."
+)
+until_option: Callable[[F], F] = click.option(
+    "--until", type=MOMENT, metavar="WHEN", help="Up to, likewise; itself not included."
+)

@@ -1,0 +1,209 @@
+"""`respool groups`: who reads what."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .common import RespoolGroup, confirm, document_option, json_option, yes_option
+
+if TYPE_CHECKING:
+    from ..engines.base import Group, Stream
+    from .target import Target
+
+
+@click.group(cls=RespoolGroup)
+def command() -> None:
+    """List, create and drop consumer groups.
+
+    A group reads a queue or stream at its own pace: `main` runs a queue's calls; subscriptions and replays
+    are groups too.
+
+    \b
+    respool -A shop groups list
+    respool -A shop groups create audit --stream inference --start earliest
+    """
+
+
+@command.command("list")
+@click.option("--queue", metavar="NAME", help="Only groups of this queue or stream.")
+@json_option
+def list_(queue: str | None, as_json: bool) -> None:
+    """List the groups: their bounds, how far they are, what they left out.
+
+    \b
+    respool -A shop groups list --queue default
+    """
+    from .output import Column, Table, number
+    from .target import open_target
+
+    target = open_target()
+    chosen = {s.id for s in target.named(queue, "queue", "stream")} if queue else set(target.streams)
+    table = Table(
+        Column("group", least=8),
+        Column("reads", least=10),
+        Column("kind", drop=1),
+        Column("done", right=True),
+        Column("left", right=True),
+        Column("dead", right=True),
+        Column("skipped", right=True, drop=3),
+        Column("dropped", right=True, drop=4),
+        Column("bounds", least=10, drop=2),
+    )
+    for group in target.groups:
+        if group.stream in chosen:
+            data = _data(target, group)
+            cells = [group.name, f"{data['reads']} {target.shown(target.streams[group.stream])}", group.kind]
+            cells += [number(data[name]) for name in ("done", "left", "dead", "skipped", "calls_dropped")]
+            table.add((*cells, _bounds(group)), data)
+    table.show(
+        as_json, "No groups. A queue's first call makes its main; a replay is one: respool replay --help"
+    )
+
+
+def _data(target: Target, group: Group) -> dict[str, Any]:
+    from .output import iso
+
+    stream = target.streams[group.stream]
+    counts, counters = target.engine.counts(group), target.engine.counters(group.id)
+    left = counts.pending + counts.leased + counts.returned + sum(counts.parked.values())
+    ends = {log: end for log, _, end in target.engine.bounds(stream)}
+    bounds = target.engine.group_bounds(group)
+    total = sum(
+        max((ends[at.log] if at.stop is None else min(at.stop, ends[at.log])) - at.start, 0) for at in bounds
+    )
+    kept = group.settings
+    return {
+        "group": group.name,
+        "reads": stream.kind,
+        "name": stream.name,
+        "app": group.app,
+        "kind": group.kind,
+        "done": max(total - left, 0),
+        "left": left - counts.parked.get("dead", 0),
+        "dead": counts.parked.get("dead", 0),
+        "skipped": counters.get("skipped", 0),
+        "calls_dropped": counters.get("calls dropped", 0),
+        "refused": counters.get("refused settlements", 0),
+        "tasks": kept.get("tasks"),
+        "since": iso(kept.get("since")),
+        "until": iso(kept.get("until")),
+        "outbox": kept.get("outbox"),
+        "created": iso(group.created),
+        "workers": [worker.name for worker in target.serving(group)],
+    }
+
+
+def _bounds(group: Group) -> str:
+    from .output import when
+
+    kept = group.settings
+    parts = [",".join(kept["tasks"])] if kept.get("tasks") else ["all tasks"] if "tasks" in kept else []
+    if kept.get("since") is not None or kept.get("until") is not None:
+        parts.append(f"{when(kept.get('since'))} to {when(kept.get('until'))}")
+    return ", ".join(parts)
+
+
+@command.command()
+@click.argument("name")
+@click.option("--queue", metavar="NAME", help="Of this queue.")
+@click.option("--stream", metavar="NAME", help="Of this stream.")
+@click.option(
+    "--start",
+    default="latest",
+    show_default=True,
+    metavar="WHERE",
+    help="earliest, latest, or a moment: 1h, 14:00.",
+)
+@document_option
+def create(name: str, queue: str | None, stream: str | None, start: str, as_json: bool) -> None:
+    """Make a group that reads a queue or stream from a place on, without end.
+
+    \b
+    respool -A shop groups create shadow --queue default --start latest
+    respool -A shop groups create audit --stream inference --start 7d
+    """
+    if (queue is None) == (stream is None):
+        raise click.UsageError("say what it reads: --queue NAME or --stream NAME")
+    from ..errors import ConfigError
+    from ..stream import check_name
+    from .output import document
+    from .target import open_target
+
+    target = open_target(code=True)
+    assert target.app is not None
+    (read,) = target.named(queue or stream or "", "queue" if queue else "stream")
+    moment = None if start in ("earliest", "latest") else _moment(start)
+    check_name("group", name)
+    made = target.engine.create_group(
+        read, target.app.name, name, "group", {}, _bounds_from(target, read, start, moment)
+    )
+    if made is None:
+        raise ConfigError(f"{read.kind} {read.name} has a group {name} already; see: respool groups list")
+    left = target.engine.counts(made).pending
+    if as_json:
+        document({"group": name, "reads": read.kind, "name": read.name, "start": start, "left": left})
+    else:
+        click.echo(f"Group {name} reads {read.kind} {read.name} from {start} on: {left:,} records so far.")
+
+
+def _moment(start: str) -> float:
+    from .common import MOMENT
+
+    try:
+        return MOMENT.convert(start, None, None)
+    except click.BadParameter as error:
+        raise click.BadParameter(
+            f"earliest, latest or a moment: {error.message}", param_hint="--start"
+        ) from None
+
+
+def _bounds_from(
+    target: Target, stream: Stream, start: str, moment: float | None
+) -> list[tuple[int, int, int | None]]:
+    if moment is not None:
+        return [(log, lo, None) for log, lo, _ in target.engine.window(stream, moment, None)]
+    return [
+        (log, end if start == "latest" else first, None) for log, first, end in target.engine.bounds(stream)
+    ]
+
+
+@command.command()
+@click.argument("name")
+@click.option("--queue", metavar="NAME", help="Of this queue or stream.")
+@yes_option
+@document_option
+def drop(name: str, queue: str | None, yes: bool, as_json: bool) -> None:
+    """Forget a group: its position, outcomes, dead letters and history. The records stay.
+
+    \b
+    respool -A shop groups drop v2 --queue default
+    """
+    from ..errors import ConfigError, UnknownName
+    from .output import document
+    from .target import open_target
+
+    target = open_target()
+    streams = {s.id for s in target.named(queue, "queue", "stream")} if queue else set(target.streams)
+    here = [group for group in target.groups if group.stream in streams]
+    found = [group for group in here if group.name == name]
+    if not found:
+        raise UnknownName("group", name, {group.name for group in here})
+    if any(group.kind == "main" for group in found):
+        raise ConfigError(
+            "main is the queue's own group; it cannot be dropped. To end what waits: respool purge"
+        )
+    if len(found) > 1:
+        reads = ", ".join(target.shown(target.streams[group.stream]) for group in found)
+        raise ConfigError(f"several groups are called {name}, of {reads}; say which with --queue")
+    group = found[0]
+    serving = ", ".join(worker.name for worker in target.serving(group))
+    served = f" Worker {serving} serves it now." if serving else ""
+    reads = target.shown(target.streams[group.stream])
+    confirm(f"Forget group {name} of {reads}, its outcomes included?{served}", yes)
+    target.engine.drop_group(group)
+    if as_json:
+        document({"dropped": name, "name": target.streams[group.stream].name})
+    else:
+        click.echo(f"Dropped group {name}; the records of {reads} stay.")

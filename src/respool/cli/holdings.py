@@ -1,0 +1,60 @@
+"""What queues and streams hold, for `respool queues` and `respool streams`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .output import Column, Table, iso, number, when, zone
+
+if TYPE_CHECKING:
+    from ..engines.base import Stream
+    from .target import Target
+
+
+def show_holdings(target: Target, kind: str, as_json: bool, empty: str) -> None:
+    """Print a row for each queue or stream."""
+    table = Table(
+        Column(kind, least=10),
+        Column("records", right=True),
+        Column("parts", right=True, drop=2),
+        *((Column("key", least=6, drop=1),) if kind == "stream" else ()),
+        Column(f"oldest ({zone()})", drop=3),
+        Column("newest", drop=4),
+        Column("groups", least=12),
+    )
+    for stream in sorted(target.streams.values(), key=lambda s: (s.app, s.name)):
+        if stream.kind == kind:
+            data = _data(target, stream)
+            key = (str(data["key"] or "–"),) if kind == "stream" else ()
+            times = (when(data["oldest"]), when(data["newest"]))
+            cells = (
+                number(data["records"]),
+                str(data["partitions"]),
+                *key,
+                *times,
+                ", ".join(data["groups"]),
+            )
+            row = {**data, "oldest": iso(data["oldest"]), "newest": iso(data["newest"])}
+            table.add((target.shown(stream), *cells), row)
+    table.show(as_json, empty)
+
+
+def _data(target: Target, stream: Stream) -> dict[str, Any]:
+    held = [(lo, hi) for _, lo, hi in target.engine.bounds(stream) if hi > lo]
+    ends = [record.time for lo, hi in held for at in (lo, hi - 1) for record in _at(target, at)]
+    return {
+        "name": stream.name,
+        "app": stream.app,
+        "records": sum(hi - lo for lo, hi in held),
+        "partitions": len(stream.logs),
+        **({} if stream.kind == "queue" else {"key": stream.settings.get("key")}),
+        "settings": stream.settings,
+        "oldest": min(ends, default=None),
+        "newest": max(ends, default=None),
+        "created": iso(stream.created),
+        "groups": [group.name for group in target.groups if group.stream == stream.id],
+    }
+
+
+def _at(target: Target, pos: int) -> Any:
+    return target.engine.briefs(pos, pos + 1, None, None, None, 0)

@@ -1,0 +1,142 @@
+"""`respool lag`: the one table to look at first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from .common import json_option
+
+if TYPE_CHECKING:
+    from ..delivery.model import Lease
+    from ..engines.base import Group
+    from .target import Target
+
+_SHOWN = {"scheduled": "sched", "retry": "retry", "dead": "dead"}
+
+
+@click.command()
+@click.option("--queue", metavar="NAME", help="Only this queue or stream.")
+@click.option("--group", metavar="NAME", help="Only groups of this name.")
+@json_option
+def command(queue: str | None, group: str | None, as_json: bool) -> None:
+    """Show what waits, runs and failed, by queue and group.
+
+    \b
+    pending  to be started, those given back by a worker among them
+    leased   taken by a worker: being run, or about to be
+    waiting  how long the oldest of the pending has waited since it was sent
+    running  how long the oldest run has been going on, and of which task
+
+    \b
+    respool -A shop lag
+    respool --url sqlite:///shop.db lag --json
+    """
+    from ..errors import UnknownName
+    from .output import note
+    from .target import open_target
+
+    target = open_target()
+    chosen = {s.id for s in target.named(queue, "queue", "stream")} if queue else set(target.streams)
+    groups = [each for each in target.groups if each.stream in chosen]
+    if group is not None and not any(each.name == group for each in groups):
+        raise UnknownName("group", group, {each.name for each in groups})
+    groups = [each for each in groups if group in (None, each.name)]
+    table = lag_table(target, groups)
+    table.show(as_json, "No queues and no groups yet: send a call first, for instance respool -A shop call …")
+    if as_json:
+        return
+    for data in table.data:
+        if data["unknown"]:
+            tasks = ", ".join(data["unknown_tasks"])
+            note(f"{data['name']}, {data['group']}: {data['unknown']:,} calls of tasks nobody knows: {tasks}")
+        if not data["workers"] and data["pending"] + data["returned"] + data["scheduled"] + data["retry"]:
+            worker = "worker" if data["group"] == "main" else f"worker --group {data['group']}"
+            note(f"{data['name']}, {data['group']}: no worker serves it; start one: respool -A … {worker}")
+
+
+def lag_table(target: Target, groups: list[Group]) -> Any:
+    """Return the table, for the demo as well."""
+    from .output import Column, Table, age, number
+
+    table = Table(
+        Column("queue", least=16),
+        Column("group", least=10),
+        Column("pending", right=True),
+        *(Column(title, right=True, drop=drop) for title, drop in (("sched", 4), ("retry", 3))),
+        Column("leased", right=True, drop=2),
+        Column("dead", right=True),
+        Column("waiting", right=True),
+        Column("running", least=14, drop=1),
+        Column("workers", right=True, drop=5),
+    )
+    for group in groups:
+        data = _data(target, group)
+        running = (
+            f"{age(data['oldest_running'])} {data['running_task']}"
+            if data["running_task"] is not None
+            else "–"
+        )
+        cells = [
+            target.shown(target.streams[group.stream]),
+            group.name,
+            number(data["pending"] + data["returned"]),
+        ]
+        cells += [number(data[name]) for name in ("scheduled", "retry", "leased", "dead")]
+        table.add((*cells, age(data["oldest_waiting"]), running, number(data["workers"])), data)
+    return table
+
+
+class _Run(NamedTuple):
+    since: float
+    task: str
+
+
+def _data(target: Target, group: Group) -> dict[str, Any]:
+    from ..clock import now as wall_clock
+
+    stream, counts = target.streams[group.stream], target.engine.counts(group)
+    leases: list[Lease] = target.engine.leases(group)
+    runs = _runs(target, group, leases)
+    oldest = min(runs, default=None)
+    waiting, now = _oldest_waiting(target, counts.oldest_pending, leases), wall_clock()
+    unknown = counts.parked.get("unknown", 0)
+    return {
+        "reads": stream.kind,
+        "name": stream.name,
+        "app": group.app,
+        "group": group.name,
+        "pending": counts.pending,
+        "returned": counts.returned,
+        "leased": counts.leased,
+        "running": len(runs),
+        **{reason: counts.parked.get(reason, 0) for reason in _SHOWN},
+        "unknown": unknown,
+        "unknown_tasks": sorted(target.engine.unknown_tasks(group.id)) if unknown else [],
+        "oldest_waiting": None if waiting is None else max(now - waiting, 0.0),
+        "oldest_running": None if oldest is None else max(now - oldest.since, 0.0),
+        "running_task": None if oldest is None else oldest.task,
+        "next_due": None if counts.next_due is None else max(counts.next_due - now, 0.0),
+        "workers": len(target.serving(group)),
+    }
+
+
+def _runs(target: Target, group: Group, leases: list[Lease]) -> list[_Run]:
+    """A worker says what it runs, not for which group: its leases tell."""
+    from ..delivery.spans import find
+
+    held = {(lease.owner, span) for lease in leases for span in lease.spans}
+    return [
+        _Run(since, task)
+        for worker in target.serving(group)
+        for pos, task, since in worker.info.get("running", ())
+        if find([span for owner, span in held if owner == worker.id], pos)
+    ]
+
+
+def _oldest_waiting(target: Target, pending: float | None, leases: list[Lease]) -> float | None:
+    """Look at the first record of each range that was given back: they, too, wait."""
+    firsts = [min(span.lo for span in lease.spans) for lease in leases if lease.owner is None]
+    times = [r.time for pos in firsts for r in target.engine.briefs(pos, pos + 1, None, None, None, 0)]
+    return min([*times, *([] if pending is None else [pending])], default=None)

@@ -1,0 +1,214 @@
+"""What commands print: tables that fit the terminal, JSON, times and counts for people."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import click
+
+GAP = 2  # blanks between columns
+WIDE = 100_000  # what goes into a pipe is not cut
+
+
+class Column(NamedTuple):
+    """A column: `least` is how narrow it may be cut (0: not at all), `drop` when it goes (0: never)."""
+
+    title: str
+    right: bool = False
+    least: int = 0
+    drop: int = 0  # where the terminal is too narrow, the highest goes first
+
+
+class Table:
+    """Rows, each as cells for people and as data for scripts."""
+
+    def __init__(self, *columns: Column) -> None:
+        self.columns = columns
+        self.rows: list[tuple[str, ...]] = []
+        self.data: list[dict[str, Any]] = []
+
+    def add(self, cells: Sequence[str], data: dict[str, Any]) -> None:
+        """Add a row."""
+        self.rows.append(tuple(" ".join(cell.split()) for cell in cells))
+        self.data.append(data)
+
+    def show(self, as_json: bool, empty: str) -> None:
+        """Print all rows; as JSON one object a line; where there are none, say `empty`."""
+        if as_json:
+            for data in self.data:
+                click.echo(json.dumps(plain(data), ensure_ascii=False))
+        elif not self.rows:
+            click.echo(empty)
+        else:
+            self._print()
+
+    def _print(self) -> None:
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        shown, left_out = self._fit(width())
+        table = RichTable(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold")
+        for index, wide in shown:
+            column = self.columns[index]
+            justify: Any = "right" if column.right else "left"
+            table.add_column(
+                Text(column.title), justify=justify, width=wide, no_wrap=True, overflow="ellipsis"
+            )
+        for row in self.rows:
+            table.add_row(*(Text(row[index], no_wrap=True, overflow="ellipsis") for index, _ in shown))
+        lines(table, sum(wide + GAP for _, wide in shown))
+        if left_out:
+            note(f"(left out for want of width: {', '.join(left_out)}; --json has all)")
+
+    def _fit(self, most: int) -> tuple[list[tuple[int, int]], list[str]]:
+        """Return (column, width) of those shown, and the titles of those left out."""
+        from rich.cells import cell_len
+
+        natural = [
+            max(cell_len(text) for text in (column.title, *(row[index] for row in self.rows)))
+            for index, column in enumerate(self.columns)
+        ]
+        kept = list(range(len(self.columns)))
+        left_out: list[str] = []
+        while (wide := self._cut(kept, natural, most)) is None:
+            goes = max(kept, key=lambda index: (self.columns[index].drop, index))
+            if not self.columns[goes].drop:
+                return [(index, natural[index]) for index in kept], left_out
+            kept.remove(goes)
+            left_out.append(self.columns[goes].title)
+        return list(zip(kept, wide, strict=True)), left_out
+
+    def _cut(self, kept: Sequence[int], natural: Sequence[int], most: int) -> list[int] | None:
+        """Return the widths at which the columns fit, None where they cannot."""
+        wide = {index: natural[index] for index in kept}
+        over = sum(wide.values()) + GAP * (len(kept) - 1) - most
+        soft = [index for index in kept if self.columns[index].least]
+        while over > 0 and soft:
+            index = max(soft, key=lambda index: wide[index])
+            if wide[index] <= max(self.columns[index].least, len(self.columns[index].title)):
+                soft.remove(index)
+                continue
+            wide[index] -= 1
+            over -= 1
+        return None if over > 0 else [wide[index] for index in kept]
+
+
+def width() -> int:
+    """Return how wide the output may be."""
+    if sys.stdout.isatty() or os.environ.get("COLUMNS"):
+        return shutil.get_terminal_size().columns
+    return WIDE
+
+
+def lines(what: Any, wide: int | None = None) -> None:
+    """Print something of rich's."""
+    from rich.console import Console
+
+    console = Console(file=sys.stdout, width=wide, highlight=False)
+    with console.capture() as captured:
+        console.print(what)
+    for line in captured.get().splitlines():
+        click.echo(line.rstrip())
+
+
+def note(text: str) -> None:
+    """Print a line about the table above, less loudly."""
+    click.secho(text, dim=True)
+
+
+def document(data: Any) -> None:
+    """Print one JSON document."""
+    click.echo(json.dumps(plain(data), ensure_ascii=False, indent=2))
+
+
+def plain(value: Any) -> Any:
+    """Return a value as what JSON can hold: moments as ISO text, bytes in base64, the rest as its text."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {key if isinstance(key, str) else str(plain(key)): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(each) for each in value]
+    if isinstance(value, bytes | bytearray | memoryview):
+        return base64.b64encode(value).decode()
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def iso(seconds: float | None) -> str | None:
+    """Return a moment for scripts: ISO 8601 in UTC."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat()
+
+
+def when(seconds: float | None) -> str:
+    """Return a moment for people, in local time: as short as it is clear."""
+    if seconds is None:
+        return "–"
+    local, today = datetime.fromtimestamp(seconds).astimezone(), datetime.now().astimezone()
+    if local.date() == today.date():
+        return f"{local:%H:%M:%S}"
+    return f"{local:%b %d %H:%M}" if local.year == today.year else f"{local:%Y-%m-%d %H:%M}"
+
+
+def moment(seconds: float) -> str:
+    """Return a moment in full, with its zone."""
+    local = datetime.fromtimestamp(seconds).astimezone()
+    return f"{local:%Y-%m-%d %H:%M:%S} {zone(local)}"
+
+
+def zone(local: datetime | None = None) -> str:
+    """Return the name of the local zone, for the head of a column of times."""
+    return (local or datetime.now().astimezone()).tzname() or "local"
+
+
+def age(seconds: float | None) -> str:
+    """Return a span of time for people: 4.2s, 3m12s, 2h05m, 3d4h."""
+    if seconds is None:
+        return "–"
+    seconds = max(seconds, 0.0)
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest}s"
+    if minutes < 60:
+        return f"{minutes}m{rest:02}s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours < 48 else f"{hours // 24}d{hours % 24}h"
+
+
+def number(value: int) -> str:
+    """Return a count with thousands separators; a dot for none, so that the rest stands out."""
+    return f"{value:,}" if value else "·"
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Show how far something is, on a terminal's stderr; else give None."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    shown = -1
+
+    def tell(done: int, total: int) -> None:
+        nonlocal shown
+        percent = 100 if not total else done * 100 // total
+        if percent != shown:
+            shown = percent
+            click.echo(f"\r{what}: {percent} %", err=True, nl=False)
+
+    try:
+        yield tell
+    finally:
+        if shown >= 0:
+            click.echo("\r" + " " * (len(what) + 8) + "\r", err=True, nl=False)

@@ -1,0 +1,123 @@
+"""Going through a queue's records page by page, with the state of each in a group."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..delivery.spans import find
+from ..engines import public_id
+from ..engines.base import Status
+from ..record import id_text, offset_of
+from .values import Input, read_input
+
+if TYPE_CHECKING:
+    from ..engines.base import Group, Stream
+    from .target import Target
+
+PAGE = 1000  # positions
+SHORT = 2000  # bytes of a body that a list still decodes
+
+
+class Wanted(NamedTuple):
+    """Which records are listed, and in which order."""
+
+    group: str
+    task: str | None = None
+    state: str | None = None
+    since: float | None = None
+    until: float | None = None
+    oldest: bool = False
+
+
+class Call(NamedTuple):
+    """A line of the list."""
+
+    id: str
+    time: float
+    stream: Stream
+    pos: int
+    task: str
+    state: str
+    group: str
+    size: int
+    input: Input
+
+    def data(self) -> dict[str, Any]:
+        """Return it for JSON; `time` is the caller's to write."""
+        return {
+            "id": self.id,
+            "time": self.time,
+            "queue": self.stream.name,
+            "app": self.stream.app,
+            "partition": self.stream.logs.index(self.pos >> 40),
+            "offset": offset_of(self.pos),
+            "task": self.task,
+            "group": self.group,
+            "state": self.state,
+            "size": self.size,
+            "input": self.input.data(),
+        }
+
+
+def listed(target: Target, streams: Sequence[Stream], wanted: Wanted) -> Iterator[Call]:
+    """Yield the calls wanted, in the order of time as far as the logs keep it."""
+    sign = 1 if wanted.oldest else -1
+    logs = [
+        _in_log(target, stream, group, (lo, hi), wanted)
+        for stream in streams
+        if (group := target.group(wanted.group, stream)) is not None
+        for _, lo, hi in target.engine.window(stream, wanted.since, wanted.until)
+    ]
+    yield from heapq.merge(*logs, key=lambda call: sign * call.time)
+
+
+def _in_log(
+    target: Target, stream: Stream, group: Group, bounds: tuple[int, int], wanted: Wanted
+) -> Iterator[Call]:
+    first, end = bounds
+    starts = range(first, end, PAGE) if wanted.oldest else range(end - PAGE, first - PAGE, -PAGE)
+    for start in starts:
+        lo, hi = max(start, first), min(start + PAGE, end)
+        found = target.engine.briefs(lo, hi, wanted.task, wanted.since, wanted.until, SHORT)
+        if not found:
+            continue
+        places = Places(target.engine.group_page(group, lo, hi))
+        for brief in found if wanted.oldest else reversed(found):
+            state = target.state(places.status(brief.pos), brief.pos, group).state
+            if wanted.state in (None, state):
+                given = read_input(stream.kind, brief.body, brief.size, brief.meta, target.pickle_key)
+                id = id_text(public_id(brief.id))
+                yield Call(
+                    id, brief.time, stream, brief.pos, brief.task, state, group.name, brief.size, given
+                )
+
+
+class Places:
+    """Where each record of a page is in a group: what `engine.status` says, for many at once."""
+
+    def __init__(self, page: Any) -> None:
+        self._page = page
+        self._parked = {parked.pos: parked for parked in page.parked}
+        self._outcomes = {outcome.pos: outcome for outcome in page.outcomes}
+        self._how: dict[int, str] = {}
+        for lo, hi, how in page.journal:
+            for pos in range(max(lo, page.lo), min(hi, page.hi)):
+                self._how[pos] = how
+
+    def status(self, pos: int) -> Status:
+        """Return where a record of the page is."""
+        outcome, bounds = self._outcomes.get(pos), self._page.bounds
+        if pos in self._parked:
+            return Status("parked", parked=self._parked[pos], outcome=outcome)
+        if outcome is not None:
+            return Status("done", outcome=outcome)
+        if pos < bounds.start or (bounds.stop is not None and pos >= bounds.stop):
+            return Status("outside")
+        if pos >= bounds.cursor:
+            return Status("pending")
+        for lease in self._page.leases:
+            if find(lease.spans, pos):
+                return Status("leased", lease=lease)
+        return Status("done", how=self._how.get(pos))

@@ -1,0 +1,195 @@
+"""What a command looks at: an engine, with the app's code where that is needed."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from ..errors import ConfigError, UnknownName
+from .common import common
+from .loading import find_spec, load_app
+
+if TYPE_CHECKING:
+    from ..app import App
+    from ..config import Location
+    from ..delivery.model import Lease
+    from ..engines.base import Group, Status, Stream, Worker
+    from ..result import Found
+
+TIMEOUT = 10.0
+
+
+class Target:
+    """An engine and what is on it; `only` names the app that listings keep to, None: they show all."""
+
+    def __init__(self, engine: Any, app: App | None, only: str | None, location: Location) -> None:
+        self.engine, self.app, self.only, self.location = engine, app, only, location
+
+    @property
+    def source(self) -> Any:
+        """What `respool.replay` takes."""
+        return self.engine if self.app is None else self.app
+
+    @cached_property
+    def streams(self) -> dict[int, Stream]:
+        """The app's queues and all streams, by number."""
+        return {s.id: s for s in self.engine.streams() if self.only in (None, s.app) or s.kind == "stream"}
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """The app's groups, queue by queue."""
+        found = [g for g in self.engine.groups() if g.stream in self.streams and self.only in (None, g.app)]
+        reads = self.streams
+        return sorted(found, key=lambda g: (reads[g.stream].kind, reads[g.stream].app, reads[g.stream].name, g.id))
+
+    @cached_property
+    def workers(self) -> list[Worker]:
+        """All workers registered."""
+        return cast("list[Worker]", self.engine.workers())
+
+    def shown(self, stream: Stream) -> str:
+        """Name a queue or stream; with its app where those of several apps are listed."""
+        apps = {each.app for each in self.streams.values() if each.kind == "queue"}
+        return f"{stream.app}/{stream.name}" if stream.app and len(apps) > 1 else stream.name
+
+    def named(self, name: str, *kinds: str) -> list[Stream]:
+        """Return the queues or streams of a name. Raises UnknownName, which suggests the near one."""
+        here = [stream for stream in self.streams.values() if stream.kind in kinds]
+        found = [stream for stream in here if stream.name == name]
+        if not found:
+            raise UnknownName(" or ".join(kinds), name, {stream.name for stream in here})
+        return found
+
+    def group(self, name: str, stream: Stream) -> Group | None:
+        """Return the group of this name that reads a stream."""
+        return next((g for g in self.groups if g.stream == stream.id and g.name == name), None)
+
+    def serving(self, group: Group) -> list[Worker]:
+        """Return the workers that serve a group."""
+        return [worker for worker in self.workers if group.id in worker.info.get("groups", ())]
+
+    def spaces(self) -> list[str]:
+        """Return the namespaces in which ids are looked up."""
+        apps = [self.only] if self.only else sorted({s.app for s in self.streams.values() if s.app})
+        return apps + [f"stream:{s.name}" for s in self.streams.values() if s.kind == "stream"]
+
+    def find(self, id: str) -> list[int]:
+        """Return the positions of the records with an id. Raises UnknownCall."""
+        from ..errors import UnknownCall
+        from ..record import parse_id
+
+        parsed = parse_id(id)
+        found = {pos for space in self.spaces() if (pos := self.engine.find(space, parsed)) is not None}
+        if not found:
+            raise UnknownCall(f"no record {id} in {self.location.shown}: never appended, or past retention")
+        return sorted(found)
+
+    def stream_at(self, pos: int) -> Stream:
+        """Return the queue or stream that a position lies in."""
+        from ..record import log_of
+
+        streams: list[Stream] = self.engine.streams()
+        return next(stream for stream in streams if log_of(pos) in stream.logs)
+
+    def state(self, status: Status, pos: int, group: Group) -> Found:
+        """Name the state of a record, as `AsyncResult.state` would."""
+        from ..result import state_of
+
+        return state_of(cast("App", self), status, pos, group)
+
+    def is_running(self, lease: Lease, pos: int) -> bool:
+        """Say whether a leased record is being run, as of its worker's last beat."""
+        return any(
+            pos == running[0]
+            for worker in self.workers
+            if worker.id == lease.owner
+            for running in worker.info.get("running", ())
+        )
+
+    @property
+    def pickle_key(self) -> bytes | None:
+        """The key of pickled bodies; only the app's code has it."""
+        return self.app.settings["pickle_key"] if self.app else None
+
+
+def open_target(*, code: bool = False, creates: bool = False) -> Target:
+    """Return what the command is about.
+
+    Parameters:
+        code: the app's code is needed: an App must be named.
+        creates: the command may be the first to use the log. Others do not make an empty one by mistake.
+    """
+    given = common()
+    if code:
+        return _of_app(load_app(given.app, given.url), creates)
+    if given.url:
+        target = _of_url(given.url)
+        if given.app is None:
+            return target
+        if given.app in {stream.app for stream in target.streams.values()}:
+            target.only = given.app  # an app's name, as stored: its code is not needed
+            del target.streams
+            return target
+        target.engine.close()
+    if find_spec(given.app) is None:
+        return _of_default()
+    return _of_app(load_app(given.app, given.url), creates)
+
+
+def _of_app(app: App, creates: bool) -> Target:
+    from ..config import parse_url
+
+    location = parse_url(app.url)
+    _refuse_memory(location, f"app {app.name}")
+    if not creates and not _exists(location):
+        raise ConfigError(
+            f"app {app.name} has no log yet at {location.shown}: send a call first, or give the right --url"
+        )
+    _at_the_end(app.close)
+    return Target(app.engine, app, app.name, location)
+
+
+def _of_url(url: str) -> Target:
+    from ..config import SETTINGS, parse_url
+    from ..engines import open_engine
+
+    location = parse_url(url)
+    _refuse_memory(location, "--url")
+    if not _exists(location):
+        raise ConfigError(f"there is no database at {location.path}")
+    durability = location.options.get("durability", "full")
+    SETTINGS["durability"].check(durability, "durability")
+    engine = open_engine(location, durability, TIMEOUT)
+    _at_the_end(engine.close)
+    return Target(engine, None, None, location)
+
+
+def _of_default() -> Target:
+    from ..config import find_url, parse_url
+
+    url = find_url(None, None)
+    if not _exists(parse_url(url)):
+        raise ConfigError(
+            "no app and no log: name an app with -A shop, RESPOOL_APP or [tool.respool] in pyproject.toml, "
+            f"or a log with --url (there is none at {parse_url(url).shown})"
+        )
+    return _of_url(url)
+
+
+def _exists(location: Location) -> bool:
+    from pathlib import Path
+
+    return location.path is None or Path(location.path).is_file()
+
+
+def _refuse_memory(location: Location, what: str) -> None:
+    if location.path is None:
+        raise ConfigError(
+            f"{what} keeps its log in memory, where no other process sees it; give it a file: sqlite:///respool.db"
+        )
+
+
+def _at_the_end(close: Any) -> None:
+    click.get_current_context().call_on_close(close)

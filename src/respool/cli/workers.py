@@ -1,0 +1,128 @@
+"""`respool workers`: who works, and on what."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .common import json_option
+
+if TYPE_CHECKING:
+    from ..engines.base import Worker
+    from .target import Target
+
+TTL = 10.0  # `worker_ttl` where no app says otherwise
+
+
+@click.command()
+@json_option
+def command(as_json: bool) -> None:
+    """List the workers, and what each of them runs since when.
+
+    As of their last beat, a second ago at most where they live. A worker is silent where its beats have
+    stopped: another one takes over what it had.
+
+    \b
+    respool -A shop workers
+    """
+    from .output import Column, Table, age, iso, number, zone
+    from .target import open_target
+
+    target = open_target()
+    table = Table(
+        Column("worker", least=10),
+        Column("state", drop=4),
+        Column("pid", right=True, drop=3),
+        Column(f"since ({zone()})", drop=2),
+        Column("done", right=True, drop=1),
+        Column("serves", least=10),
+        Column("runs", least=16),
+    )
+    for worker in target.workers:
+        if target.only in (None, worker.app):
+            data = _data(target, worker)
+            runs = "; ".join(f"{run['task']} {age(run['seconds'])}" for run in data["running"]) or "–"
+            table.add(
+                (
+                    worker.name,
+                    data["state"],
+                    str(worker.pid),
+                    _when(worker.started),
+                    number(sum(child.get("done", 0) for child in data["children"])),
+                    ", ".join(data["serves"]),
+                    runs,
+                ),
+                {**data, "started": iso(worker.started), "beaten": iso(worker.beaten)},
+            )
+    table.show(as_json, "No workers. Start one: respool -A … worker")
+
+
+def _when(seconds: float) -> str:
+    from .output import when
+
+    return when(seconds)
+
+
+def _data(target: Target, worker: Worker) -> dict[str, Any]:
+    from ..clock import now as wall_clock
+    from .output import iso
+
+    groups = {group.id: group for group in target.groups}
+    served = [groups[id] for id in worker.info.get("groups", ()) if id in groups]
+    return {
+        "worker": worker.name,
+        "id": worker.id,
+        "app": worker.app,
+        "host": worker.host,
+        "pid": worker.pid,
+        "state": _state(target, worker),
+        "pool": worker.info.get("pool"),
+        "version": worker.info.get("version"),
+        "serves": [
+            target.streams[group.stream].name + ("" if group.kind == "main" else f" ({group.name})")
+            for group in served
+        ],
+        "children": worker.info.get("children", []),
+        "running": [
+            {
+                "id": _id(target, pos),
+                "task": task,
+                "since": iso(since),
+                "seconds": max(wall_clock() - since, 0.0),
+            }
+            for pos, task, since in worker.info.get("running", ())
+        ],
+    }
+
+
+def _state(target: Target, worker: Worker) -> str:
+    from ..clock import now as wall_clock
+    from ..worker.host import boot_id
+    from .output import age
+
+    if worker.boot == boot_id() and not _exists(worker.pid):
+        return "gone"
+    silent = wall_clock() - worker.beaten
+    if silent > (target.app.settings["worker_ttl"] if target.app else TTL):
+        return f"silent {age(silent)}"
+    return "stopping" if worker.draining else "alive"
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
+def _id(target: Target, pos: int) -> str | None:
+    from ..engines import public_id
+    from ..record import id_text
+
+    found = target.engine.briefs(pos, pos + 1, None, None, None, 0)
+    return id_text(public_id(found[0].id)) if found else None

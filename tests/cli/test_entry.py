@@ -1,0 +1,209 @@
+"""The command as a whole: start-up, the app's name, errors, exit codes."""
+
+import pytest
+
+from respool.cli import COMMANDS
+from tests.cli.support import Cli, python, run, write_shop
+
+ALL = [name for section in COMMANDS.values() for name in section]
+
+
+def test_help_lists_every_command_and_imports_none(folder):
+    result = run("--help", cwd=folder)
+    assert result.returncode == 0
+    for section in COMMANDS.values():
+        for name, short in section.items():
+            assert name in result.stdout
+            assert short in result.stdout
+
+
+def test_help_imports_neither_rich_nor_an_engine(folder):
+    script = (
+        "import sys, respool.cli\n"
+        "try: respool.cli.main(['--help'], prog_name='respool')\n"
+        "except SystemExit: pass\n"
+        "loaded = [m for m in sys.modules if m in ('rich', 'apsw', 'respool.replay', 'respool.worker')\n"
+        "          or m.startswith('respool.cli.') and m != 'respool.cli.common']\n"
+        "assert not loaded, loaded\n"
+    )
+    result = python("-c", script, cwd=folder)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name not in ("worker", "demo")])
+def test_every_help_has_an_example(cli, name):
+    text = cli(name, "--help")
+    assert f"respool -A shop {name}" in text
+    assert "--app" in text
+    assert "--debug" in text
+
+
+@pytest.mark.parametrize("name", ["list", "show", "redrive"])
+def test_commands_of_dead_have_help(cli, name):
+    text = cli("dead", name, "--help")
+    assert f"respool -A shop dead {name}" in text
+    assert "--app" in text
+
+
+def test_without_arguments_help_is_shown_and_it_is_a_usage_error(cli):
+    assert "Commands" not in cli(code=2)
+    assert "What waits, runs and failed" in cli(code=2)
+
+
+def test_a_misspelt_command_is_suggested(cli):
+    assert "no command 'wroker'; did you mean 'worker'?" in cli("wroker", code=2)
+    assert "no command 'lst'; did you mean 'list'?" in cli("dead", "lst", code=2)
+    assert "no command 'zzz'; there are: worker, demo" in cli("zzz", code=2)
+
+
+def test_app_is_accepted_on_either_side(cli, app):
+    app.tasks["add"].delay(1, 2)
+    before, after = cli.rows("-A", "shop", "lag"), cli.rows("lag", "-A", "shop")
+    assert [row["pending"] for row in before] == [row["pending"] for row in after] == [1, 0, 0]
+    assert cli.rows("dead", "-A", "shop", "list") == cli.rows("dead", "list", "-A", "shop") == []
+
+
+@pytest.mark.parametrize("spec", ["shop", "shop.py", "shop:app", "shop.py:app", "./shop.py", "shop:make"])
+def test_forms_of_an_app(cli, folder, spec):
+    with (folder / "shop.py").open("a") as file:
+        file.write("\ndef make():\n    return app\n")
+    assert [row["task"] for row in cli.rows("-A", spec, "tasks")] == ["add", "fetch", "mail", "audit"]
+
+
+def test_a_factory_in_a_package(cli, folder):
+    (folder / "pkg").mkdir()
+    (folder / "pkg" / "__init__.py").touch()
+    (folder / "pkg" / "mod.py").write_text(
+        "from respool import App\ndef factory():\n    app = App('other')\n    @app.task\n    def t(): ...\n    return app\n"
+    )
+    assert [row["task"] for row in cli.rows("-A", "pkg.mod:factory", "tasks")] == ["t"]
+
+
+def test_app_from_the_environment_and_from_pyproject(folder):
+    (folder / "pyproject.toml").write_text('[tool.respool]\napp = "shop"\n')
+    assert '"add"' in run("tasks", "--json", cwd=folder).stdout
+    write_shop(folder, "from respool import App\napp = App('b')\n@app.task\ndef other(): ...\n", "b")
+    assert '"other"' in run("tasks", "--json", cwd=folder, RESPOOL_APP="b").stdout
+    assert '"add"' in run("-A", "shop", "tasks", "--json", cwd=folder, RESPOOL_APP="b").stdout
+    below = folder / "deep" / "er"
+    below.mkdir(parents=True)
+    assert '"add"' in run("tasks", "--json", cwd=below).stdout
+
+
+def test_bad_settings_in_pyproject(cli, folder):
+    (folder / "pyproject.toml").write_text('[tool.respool]\nap = "shop"\n')
+    assert "[tool.respool] has no setting 'ap'; did you mean 'app'?" in cli("tasks", code=1)
+    (folder / "pyproject.toml").write_text("[tool.respool]\napp = 3\n")
+    assert "[tool.respool] app = 3 is not text" in cli("tasks", code=1)
+    (folder / "pyproject.toml").write_text("[tool.")
+    assert "pyproject.toml cannot be read" in cli("tasks", code=1)
+
+
+def test_no_app_is_named(cli):
+    text = cli("tasks", code=1)
+    assert "Error: no app: name it with -A shop" in text
+    assert "RESPOOL_APP" in text
+    assert "no app and no log" in cli("lag", code=1)
+
+
+def test_module_that_is_not_there(cli):
+    text = cli("-A", "shpo", "lag", code=1)
+    assert "there is no module 'shpo'" in text
+    assert "did you mean 'shop'?" in text
+    assert "Traceback" not in text
+    assert "there is no file gone.py" in cli("-A", "gone.py", "lag", code=1)
+    assert "neither a module's name nor a .py file" in cli("-A", "some/where", "lag", code=1)
+    assert "before the colon" in cli("-A", ":app", "lag", code=1)
+
+
+def test_module_that_fails_shows_its_own_traceback(cli, folder):
+    write_shop(folder, "import nothing_like_it\n", "broken")
+    text = cli("-A", "broken", "lag", code=1)
+    assert "ModuleNotFoundError: No module named 'nothing_like_it'" in text
+    assert 'broken.py", line 1' in text
+    assert "there is no module" not in text
+    assert "importlib" not in text
+    write_shop(folder, "def f():\n    1 / 0\nf()\n", "zero")
+    text = cli("-A", "zero", "lag", code=1)
+    assert "ZeroDivisionError" in text
+    assert 'zero.py", line 2' in text
+
+
+def test_module_that_is_a_program(cli, folder):
+    write_shop(folder, "import sys\nsys.exit('done')\n", "program")
+    assert "called sys.exit('done') on import" in cli("-A", "program", "lag", code=1)
+
+
+def test_module_without_or_with_several_apps(cli, folder):
+    write_shop(folder, "x = 1\n", "none")
+    assert "module none has no App" in cli("-A", "none", "lag", code=1)
+    write_shop(folder, "from respool import App\na = App('a')\nb = App('b')\nc = a\n", "two")
+    text = cli("-A", "two", "lag", code=1)
+    assert "several Apps" in text
+    assert "two:b" in text
+    assert cli.rows("-A", "two:b", "tasks") == []
+
+
+def test_name_that_is_not_there_or_no_app(cli):
+    assert "did you mean 'app'?" in cli("-A", "shop:ap", "tasks", code=1)
+    assert "not an App" in cli("-A", "shop:__name__", "tasks", code=1)
+
+
+def test_debug_shows_where_an_error_comes_from(cli):
+    assert "Traceback" not in cli("-A", "shpo", "lag", code=1)
+    assert "Traceback" in cli("--debug", "-A", "shpo", "lag", code=1)
+    assert "Traceback" in cli("lag", "-A", "shpo", "--debug", code=1)
+
+
+def test_url_alone_needs_no_code(cli, app, folder):
+    app.tasks["add"].delay(1, 2)
+    (folder / "shop.py").rename(folder / "gone.txt")
+    url = f"sqlite:///{folder}/respool.db"
+    assert [row["pending"] for row in cli.rows("--url", url, "lag")] == [1, 0, 0]
+    assert len(cli.rows("calls", "--url", url)) == 1
+    assert [row["name"] for row in cli.rows("--url", url, "-A", "shop", "queues")] == ["default", "fast"]
+    assert len(cli.rows("lag")) == 3, "the log of this folder is found without any option"
+
+
+def test_a_url_that_cannot_be(cli):
+    assert "there is no database at" in cli("--url", "sqlite:///nowhere.db", "lag", code=1)
+    assert "no engine for 'http'" in cli("--url", "http://x", "lag", code=1)
+    assert "did you mean 'durability'?" in cli("--url", "sqlite:///x.db?durabilty=os", "lag", code=1)
+    assert "in memory" in cli("--url", "sqlite:///:memory:", "lag", code=1)
+    assert "no log yet at" in cli("-A", "shop", "lag", code=1)
+
+
+def test_a_file_that_is_no_log(cli, folder):
+    (folder / "x.db").write_text("not a database, but long enough to look like one " * 50)
+    assert "Error: " in cli("--url", "sqlite:///x.db", "check", code=1)
+
+
+def test_usage_errors(cli):
+    assert "'soon' is no moment" in cli("-A", "shop", "calls", "--since", "soon", code=2)
+    assert "no such option" in cli("-A", "shop", "lag", "--jsn", code=2).lower()
+
+
+def test_two_apps_on_one_log(cli, app, folder):
+    app.tasks["add"].delay(1, 2)
+    write_shop(folder, "from respool import App\napp = App('blog')\n@app.task\ndef post(): ...\n", "blog")
+    cli("-A", "blog", "call", "post")
+    url = f"sqlite:///{folder}/respool.db"
+    table = cli("--url", url, "lag")
+    assert "shop/default" in table
+    assert "blog/default" in table
+    assert [row["name"] for row in cli.rows("-A", "blog", "lag")] == ["default"]
+    assert "several apps have a queue default: blog, shop" in cli(
+        "--url", url, "purge", "--queue", "default", "--yes", code=1
+    )
+
+
+def test_wide_names_fit_eighty_columns(app, folder):
+    narrow = Cli(columns=80)
+    name = "a_task_with_a_rather_long_name_" * 3
+    app.queue("queue_of_a_long_name_" * 4)
+    app.task(name=name)(lambda: None)
+    app.send_task(name, (), queue="queue_of_a_long_name_" * 4)
+    for command in ("lag", "calls", "queues", "groups list", "check", "streams", "tasks"):
+        for line in narrow("-A", "shop", *command.split()).splitlines():
+            if "no worker serves" not in line and "sqlite:" not in line:  # sentences, which may wrap
+                assert len(line) <= 80, (command, line)

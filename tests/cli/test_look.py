@@ -1,0 +1,250 @@
+"""lag, queues, streams, tasks, workers, calls, show, check: what is shown is what is."""
+
+import re
+import time
+
+import pytest
+from respool.clock import now as wall_clock
+from respool.codec import encode_error
+
+from respool.delivery.model import Verdict
+from respool.engines.base import Reads
+
+
+def row(rows, **wanted):
+    found = [each for each in rows if all(each[key] == value for key, value in wanted.items())]
+    assert len(found) == 1, rows
+    return found[0]
+
+
+def test_empty_results_say_what_to_try(cli, app):
+    _ = app.engine
+    assert "respool calls --state FAILURE" in cli("-A", "shop", "dead", "list")
+    assert "Send one: respool" in cli("-A", "shop", "calls")
+    assert "No calls match" in cli("-A", "shop", "calls", "--task", "add")
+    assert "Start one: respool" in cli("-A", "shop", "workers")
+    assert "Nothing waits in queue default" in cli("-A", "shop", "purge", "--queue", "default")
+
+
+def test_lag_counts_every_place(cli, app, worker):
+    add, fetch = app.tasks["add"], app.tasks["fetch"]
+    for x in range(5):
+        add.delay(x, x)
+    worker.work(want=2)
+    _, lease = worker.take(want=1)
+    group, other = worker.take(want=1)
+    worker.settle(group, other, done=[], release=True)
+    fetch.delay("bad://x")
+    fetch.apply_async(("later",), countdown=300)
+    app.send_task("nobody", (), queue="fast")
+    worker.work("fast")
+    pos = lease.spans[0].lo
+    worker.say(groups=[group.id], running=[[pos, "add", time.time() - 5]], children=[], pool="processes")
+    rows = cli.rows("-A", "shop", "lag")
+    first = row(rows, name="default", group="main")
+    assert (first["pending"], first["returned"], first["leased"], first["running"]) == (1, 1, 1, 1)
+    assert first["running_task"] == "add"
+    assert 5 <= first["oldest_running"] < 30
+    assert 0 < first["oldest_waiting"] < 30
+    assert first["workers"] == 1
+    second = row(rows, name="fast")
+    assert (second["dead"], second["scheduled"], second["unknown"], second["unknown_tasks"]) == (1, 1, 1, ["nobody"])
+    assert second["workers"] == 0
+    table = cli("-A", "shop", "lag")
+    assert re.search(r"default +main +2 .*5\.\d+s add", table)
+    assert "fast, main: 1 calls of tasks nobody knows: nobody" in table
+    assert "fast, main: no worker serves it" in table
+
+
+def test_lag_of_one_queue_and_group(cli, app):
+    _ = app.engine
+    assert [r["name"] for r in cli.rows("-A", "shop", "lag", "--queue", "fast")] == ["fast"]
+    assert [r["group"] for r in cli.rows("-A", "shop", "lag", "--group", "audit")] == ["audit"]
+    assert "unknown queue or stream 'fats'; did you mean 'fast'?" in cli("-A", "shop", "lag", "--queue", "fats", code=1)
+    assert "did you mean 'main'?" in cli("-A", "shop", "lag", "--group", "mian", code=1)
+
+
+def test_queues_and_streams(cli, app):
+    app.tasks["mail"].delay_many(["a", "b", "c"])
+    app.stream_handles["inference"].publish({"user_id": 7})
+    queue = row(cli.rows("-A", "shop", "queues"), name="default")
+    assert (queue["records"], queue["partitions"], queue["groups"], queue["app"]) == (3, 1, ["main"], "shop")
+    assert queue["oldest"] <= queue["newest"]
+    stream = row(cli.rows("-A", "shop", "streams"), name="inference")
+    assert (stream["records"], stream["partitions"], stream["key"], stream["groups"]) == (1, 64, "user_id", ["audit"])
+    assert "inference" in cli("-A", "shop", "streams")
+
+
+def test_tasks_show_the_options_that_differ(cli):
+    tasks = cli.rows("-A", "shop", "tasks")
+    assert row(tasks, task="fetch")["options"] == {"autoretry_for": "OSError", "max_retries": 5}
+    assert row(tasks, task="add")["options"] == {}
+    assert row(tasks, task="mail")["options"] == {"aliases": "mailto", "ignore_result": True}
+    assert row(tasks, task="audit")["stream"] == "inference"
+    assert "max_retries=5" in cli("-A", "shop", "tasks")
+
+
+def test_workers(cli, app, worker):
+    app.tasks["add"].delay(1, 2)
+    group, lease = worker.take(want=1)
+    pos = lease.spans[0].lo
+    children = [{"pid": 1, "index": 0, "done": 12345}]
+    worker.say(groups=[group.id], running=[[pos, "add", time.time() - 3]], children=children, pool="processes")
+    found = row(cli.rows("-A", "shop", "workers"), worker="w1")
+    assert (found["state"], found["serves"], found["pool"]) == ("alive", ["default"], "processes")
+    assert found["running"][0]["task"] == "add"
+    assert found["running"][0]["id"] == cli.rows("-A", "shop", "calls")[0]["id"]
+    assert found["children"] == children
+    text = cli("-A", "shop", "workers")
+    assert "12,345" in text
+    assert re.search(r"add 3\.\ds", text)
+
+
+def test_calls_newest_first_with_filters(cli, app, worker):
+    for x in range(3):
+        app.tasks["add"].delay(x, 1)
+    worker.work()
+    app.tasks["fetch"].delay("bad://y")
+    worker.work("fast")
+    app.tasks["fetch"].apply_async(("z",), countdown=99)
+    app.tasks["mail"].delay("me")
+    calls = cli.rows("-A", "shop", "calls")
+    assert [(c["task"], c["state"]) for c in calls] == [
+        ("mail", "PENDING"), ("fetch", "PENDING"), ("fetch", "FAILURE"), *[("add", "SUCCESS")] * 3
+    ]  # fmt: skip
+    assert calls[-1]["input"] == {"args": [0, 1], "kwargs": {}}
+    assert [c["id"] for c in cli.rows("-A", "shop", "calls", "--oldest")] == [c["id"] for c in reversed(calls)]
+    assert len(cli.rows("-A", "shop", "calls", "--limit", "2")) == 2
+    assert [c["task"] for c in cli.rows("-A", "shop", "calls", "--state", "failure")] == ["fetch"]
+    assert len(cli.rows("-A", "shop", "calls", "--task", "add")) == 3
+    assert len(cli.rows("-A", "shop", "calls", "--queue", "fast")) == 2
+    assert len(cli.rows("-A", "shop", "calls", "--since", "1h")) == 6
+    assert cli.rows("-A", "shop", "calls", "--until", "1h") == []
+    table = cli("-A", "shop", "calls")
+    assert "add(2, 1)" in table
+    assert calls[0]["id"] in table
+    assert "did you mean 'main'?" in cli("-A", "shop", "calls", "--group", "maim", code=1)
+
+
+def test_calls_over_many_pages(cli, app, worker, monkeypatch):
+    monkeypatch.setattr("respool.cli.records.PAGE", 7)
+    app.tasks["mail"].delay_many([str(n) for n in range(40)])
+    worker.work(want=25)
+    calls = cli.rows("-A", "shop", "calls", "--limit", "100")
+    assert [c["input"]["args"] for c in calls] == [[str(n)] for n in reversed(range(40))]
+    assert [c["state"] for c in calls] == ["PENDING"] * 15 + ["SUCCESS"] * 25
+    assert len(cli.rows("-A", "shop", "calls", "--limit", "100", "--state", "SUCCESS", "--oldest")) == 25
+
+
+def test_every_state_of_calls_is_that_of_the_handle(cli, app, worker):
+    handles = [app.tasks["add"].delay(x, 1) for x in range(4)]
+    worker.work(want=1)
+    worker.take(want=1)
+    handles.append(app.tasks["fetch"].delay("bad://y"))
+    handles.append(app.tasks["fetch"].apply_async(("z",), countdown=99))
+    worker.work("fast")
+    shown = {c["id"]: c["state"] for c in cli.rows("-A", "shop", "calls")}
+    assert shown == {handle.id: handle.state for handle in handles}
+
+
+def test_show_has_input_attempts_and_outcomes(cli, app, worker):
+    done = app.tasks["add"].apply_async((2, 3), task_id="two-and-three", headers={"who": "me"})
+    failed = app.tasks["fetch"].delay("bad://q", retries=2)
+    worker.work()
+    worker.work("fast")
+    data = cli.data("-A", "shop", "show", done.id)
+    assert (data["id"], data["queue"], data["task"], data["offset"]) == ("two-and-three", "default", "add", 0)
+    assert data["input"] == {"args": [2, 3], "kwargs": {}}
+    assert data["headers"] == {"who": "me"}
+    assert [(g["group"], g["state"], g["result"]) for g in data["groups"]] == [("main", "SUCCESS", 5)]
+    assert [a["how"] for a in data["groups"][0]["attempts"]] == ["done"]
+    text = cli("-A", "shop", "show", failed.id)
+    assert "fetch('bad://q', retries=2)" in text
+    assert "FAILURE" in text
+    assert "ValueError: no such place: bad://q" in text
+    assert "in _run" in text or "in fetch" in text
+    assert "returned 5" in cli("-A", "shop", "show", "two-and-three")
+
+
+def test_show_all_groups_of_a_replayed_call(cli, app, worker):
+    call = app.tasks["add"].delay(2, 3)
+    worker.work()
+    cli("-A", "shop", "replay", "--queue", "default", "--group", "v2", "--task", "add")
+    app.tasks["add"].fn = lambda x, y: x * y
+    worker.work(group="v2")
+    groups = cli.data("-A", "shop", "show", call.id)["groups"]
+    assert [(g["group"], g["result"]) for g in groups] == [("main", 5), ("v2", 6)]
+    assert [g["group"] for g in cli.data("-A", "shop", "show", call.id, "--group", "v2")["groups"]] == ["v2"]
+    assert "did you mean 'v2'?" in cli("-A", "shop", "show", call.id, "--group", "v3", code=1)
+
+
+def test_show_an_event(cli, app):
+    app.stream_handles["inference"].publish({"user_id": 7, "prompt": "hi"}, record_id="ev-1")
+    data = cli.data("-A", "shop", "show", "ev-1")
+    assert (data["stream"], data["key"], data["input"]) == ("inference", "7", {"value": {"user_id": 7, "prompt": "hi"}})
+    assert "'prompt': 'hi'" in cli("-A", "shop", "show", "ev-1")
+
+
+def test_show_what_is_not_there(cli, app):
+    _ = app.engine
+    assert "no record nope" in cli("-A", "shop", "show", "nope", code=1)
+    assert "an id is text of 1 to 200 bytes" in cli("-A", "shop", "show", "x" * 300, code=1)
+
+
+def test_show_a_body_that_cannot_be_decoded(cli, app):
+    app.engine.append_run(app.stream_of("queue", "default").logs[0], "add", [b"\xc1"], None, b"\x01" * 13 + b"\0\0\0", 1e9)
+    assert "cannot be decoded" in cli("-A", "shop", "calls")
+    id = cli.rows("-A", "shop", "calls")[0]["id"]
+    assert "cannot be decoded" in cli.data("-A", "shop", "show", id)["input"]["error"]
+
+
+def test_check_of_a_log_in_use(cli, app, worker):
+    for x in range(6):
+        app.tasks["add"].delay(x, 1)
+    worker.work(want=3)
+    worker.take(want=1)
+    app.tasks["fetch"].delay("bad://y")
+    worker.work("fast")
+    data = cli.data("-A", "shop", "check")
+    assert data["ok"]
+    main = next(g for g in data["groups"] if g.get("queue") == "default")
+    assert (main["records"], main["done"], main["leased"], main["pending"]) == (6, 3, 1, 2)
+    fast = next(g for g in data["groups"] if g.get("queue") == "fast")
+    assert (fast["records"], fast["parked"]) == (1, {"dead": 1})
+    assert "each is in one place in every group" in cli("-A", "shop", "check")
+
+
+def test_check_finds_a_lost_record_and_says_so_by_its_exit_code(cli, app, worker):
+    for x in range(6):
+        app.tasks["mail"].delay(str(x))
+    group, lease = worker.take(want=4)
+    app.engine.transact(Reads(group.id), lambda view, change: change.dropped_leases.append(lease.id))
+    text = cli("-A", "shop", "check", code=1)
+    assert "WRONG" in text
+    assert "4 done, but no entry and no outcome says so: 1:0–3" in text
+    assert not cli.data("-A", "shop", "check", code=1)["ok"]
+
+
+def test_retrying_and_revoked_states(cli, app, worker):
+    app.tasks["mail"].delay("a")
+    app.tasks["mail"].delay("b")
+    group, lease = worker.take(want=2)
+    lo, now = lease.spans[0].lo, wall_clock()
+    told = encode_error(OSError("flaky"))
+    retry = Verdict(lo, reason="retry", due=now + 99, task="mail", error=told, retried=True, note="retry: OSError: flaky")
+    worker.settle(group, lease, verdicts=[retry, Verdict(lo + 1, "revoked", encode_error(ValueError("too late")))])
+    states = {c["input"]["args"][0]: c for c in cli.rows("-A", "shop", "calls")}
+    assert (states["a"]["state"], states["b"]["state"]) == ("RETRY", "REVOKED")
+    text = cli("-A", "shop", "show", states["a"]["id"])
+    assert "RETRY (retry), due " in text
+    assert "retry: OSError: flaky" in text
+    assert "too late" in cli("-A", "shop", "show", states["b"]["id"])
+
+
+@pytest.mark.parametrize("command", ["lag", "queues", "streams", "tasks", "workers", "calls", "groups list", "dead list"])
+def test_json_has_one_object_a_line_and_nothing_else(cli, app, worker, command):
+    app.tasks["add"].delay(1, 2)
+    worker.work()
+    app.tasks["fetch"].delay("bad://y")
+    worker.work("fast")
+    assert cli.rows("-A", "shop", *command.split())
