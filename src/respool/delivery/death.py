@@ -89,6 +89,7 @@ def _charge(
     """Decide about the record that was running: the span to hand out again, None where it is buried."""
     charged = cause is Cause.CHILD or (cause is Cause.WORKER and span.alone)
     one = span.part(suspect.pos, suspect.pos + 1)
+    change.unprogressed.append(suspect.pos)  # what it said of itself is not true of the next run
     how = suspect.how if charged or cause is not Cause.ORDERED else f"ended by us: {suspect.how}"
     # A task that may run only once was charged before it ran (H7): any death ends it.
     deliveries = one.deliveries + charged if suspect.max_deliveries > 1 else max(one.deliveries, 1)

@@ -66,7 +66,8 @@ def _settle_results(lease: Lease, change: Change, settlement: Settlement) -> Non
     change.results_at = settlement.ended
     if len(spans) == 1:  # a range is run in order
         change.results_ordered = True
-        if spans[0].lo <= results[0][0] and results[-1][0] < spans[0].hi:
+        lo, hi = spans[0][:2]
+        if lo <= results[0][0] < hi and lo <= results[-1][0] < hi:  # both: spans are run in any order
             change.results = results
             return
     change.results = [result for result in results if find(spans, result[0])]

@@ -58,7 +58,9 @@ def subtract(spans: Sequence[Span], ranges: Sequence[tuple[int, int]]) -> list[S
     return left
 
 
-def _subtract_one(spans: Iterable[Span], lo: int, hi: int) -> list[Span]:
+def _subtract_one(spans: Sequence[Span], lo: int, hi: int) -> list[Span]:
+    if lo >= hi:
+        return list(spans)
     left: list[Span] = []
     for span in spans:
         if span.hi <= lo or hi <= span.lo:

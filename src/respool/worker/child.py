@@ -53,7 +53,6 @@ class Child:
 
     def __init__(self, options: WorkerOptions, control: socket.socket) -> None:
         self.options, self.control = options, control
-        self._busy = False
         self._reader = control.makefile("rb")
 
     def say(self, message: msgspec.Struct) -> None:
@@ -102,13 +101,15 @@ class Child:
         logs = [log for service in executor.services for log in service.stream.logs]
         kind = hash(tuple(service.group.id for service in executor.services)) & 0xFFFF_FFFF_FFFF_FFFF
         sleeper = app.engine.sleeper(logs, kind, (self.control.fileno(),))
+        rung = False
         while not executor.stopping:
-            worked = executor.work()
+            worked = executor.work(rung=rung)
+            rung = False
             if limit is not None and executor.done >= limit:
                 return EXIT_RECYCLED
             if not worked and not executor.stopping:
                 self.busy(False)
-                idle(app.engine, executor.services, sleeper, app.settings["poll_interval"])
+                rung = idle(app.engine, executor.services, sleeper, app.settings["poll_interval"])
                 self._drain()
         return 0
 
@@ -132,11 +133,8 @@ class Child:
         self._poke()
 
     def busy(self, busy: bool) -> None:
-        """Tell the supervisor that there is work to watch."""
-        if busy != self._busy:
-            self._busy = busy
-            self.slot.words[p.BUSY] = busy
-            self._poke()
+        """Tell the supervisor whether there is work to watch; it looks ten times a second."""
+        self.slot.words[p.BUSY] = busy
 
     def between_leases(self) -> None:
         """Nothing: the supervisor does what is to be done besides."""

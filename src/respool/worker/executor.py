@@ -89,14 +89,18 @@ class Executor:
         """Whether nothing more is to be started."""
         return bool(self.slot.words[p.STOP])
 
-    def work(self) -> bool:
-        """Give each service its turn; False where none had anything to do."""
+    def work(self, *, rung: bool = False) -> bool:
+        """Give each service its turn; False where none had anything to do.
+
+        `rung`: the bell has just said that there is something, so no need to look first.
+        """
+        sure = rung and len(self.services) == 1
         worked = False
         for service in self.services:
             if self.stopping:
                 break
             # A look without the write lock, which others may want.
-            if self.engine.has_work(service.group.id, wall_clock(), tuple(service.runners)):
+            if sure or self.engine.has_work(service.group.id, wall_clock(), tuple(service.runners)):
                 worked = self._serve(service) or worked
         return worked
 

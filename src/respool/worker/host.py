@@ -22,19 +22,19 @@ def boot_id() -> str:
         return f"{socket.gethostname()}-{round((time.time() - time.monotonic()) / 10)}"
 
 
-def idle(engine: Any, services: Sequence[Service], sleeper: Any, poll: float) -> None:
-    """Sleep until the bell rings, something is due, or the polling interval is over."""
+def idle(engine: Any, services: Sequence[Service], sleeper: Any, poll: float) -> bool:
+    """Sleep until something is due or the polling interval is over, or the bell rings: then True."""
     sleeper.prepare()
     now = wall_clock()
     wait = poll
     for service in services:
         if engine.has_work(service.group.id, now, tuple(service.runners)):
             sleeper.cancel()
-            return
+            return False
         due = engine.next_due(service.group.id)
         if due is not None:
             wait = min(wait, max(due - now, 0.0))
-    sleeper.sleep(wait)
+    return bool(sleeper.sleep(wait))
 
 
 def all_done(engine: Any, groups: Sequence[Any]) -> bool:

@@ -92,9 +92,11 @@ class Solo:
         sleeper = self.engine.sleeper(logs, kind, (self._wake_read,))
         groups = [service.group for service in self.services]
         limit = self.options.max_tasks_per_child
+        rung = False
         while not executor.stopping:
             self.between_leases()
-            worked = executor.work()
+            worked = executor.work(rung=rung)
+            rung = False
             if limit is not None and executor.done >= limit:
                 log.info("ending after %d tasks", executor.done)
                 break
@@ -102,7 +104,8 @@ class Solo:
                 continue
             if self.options.burst and all_done(self.engine, groups):
                 break
-            idle(self.engine, self.services, sleeper, 0.05 if self.options.burst else self.app.settings["poll_interval"])
+            poll = 0.05 if self.options.burst else self.app.settings["poll_interval"]
+            rung = idle(self.engine, self.services, sleeper, poll)
         sleeper.close()
 
     def _finish(self) -> None:

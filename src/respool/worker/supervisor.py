@@ -37,6 +37,7 @@ from .takeover import Watch, file_of
 
 log = logging.getLogger("respool.worker")
 
+IDLE_TICK = 0.1  # seconds between looks whether a child has begun to work
 BUSY_TICK = 0.02  # seconds between looks at children that work
 GIVE_BACK = 50_000_000  # ns that a record runs before the rest of its lease goes back (P7)
 SETTLE_FOR = 10_000_000  # ns that a record runs before what was finished earlier is settled for the child
@@ -213,8 +214,12 @@ class Supervisor:
             until = min(until, self._deadline_to_kill)
         for at in self._respawn_at.values():
             until = min(until, at)
-        watched: list[Any] = [child.control for child in self.children.values()]
-        ready, _, _ = select.select([self._wake, *watched], [], [], max(until - now, 0))
+        watched: list[Any] = [self._wake, *(child.control for child in self.children.values())]
+        while True:
+            left = until - time.monotonic()
+            ready, _, _ = select.select(watched, [], [], max(min(left, IDLE_TICK), 0))
+            if ready or left <= IDLE_TICK or any(child.busy for child in self.children.values()):
+                break
         if self._wake in ready:
             os.read(self._wake, 4096)
         self._ready = ready

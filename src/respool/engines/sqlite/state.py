@@ -57,6 +57,14 @@ class SQLiteState:
     def status(self, group: Group, pos: int) -> Status:
         """Return where a record is in a group, from one snapshot."""
         with self._reader.waiting() as db:
+            bounds = db.execute(SQL["position"], (group.id, pos >> 40)).get
+            if bounds is None:
+                return Status("outside")
+            cursor, start, stop = bounds
+            if pos < start or (stop is not None and pos >= stop):
+                return Status("outside")
+            if pos >= cursor:
+                return Status("pending")
             db.execute("BEGIN")
             try:
                 return _status(db, group.id, pos)
@@ -248,25 +256,18 @@ def _outcome(row: Any) -> Outcome:
 
 
 def _status(db: apsw.Connection, group: int, pos: int) -> Status:
-    outcome = db.execute(SQL["outcome"], (group, pos)).fetchone()
+    """Find a record that the cursor has passed: ended, parked, leased, or done without a row."""
+    outcome = db.execute(SQL["outcome"], (group, pos)).get
     known = _outcome(outcome) if outcome else None
-    row = db.execute(SQL["parked_one"], (group, pos)).fetchone()
+    row = db.execute(SQL["parked_one"], (group, pos)).get
     if row:
         return Status("parked", parked=_parked(row), outcome=known)
     if known:
         return Status("done", outcome=known)
-    log = pos >> 40
-    at = next((p for p in map(Position._make, db.execute(SQL["positions"], (group,))) if p.log == log), None)
-    starts = dict(db.execute(SQL["starts"], (group,)).fetchall())
-    if at is None or pos < starts[log] or (at.stop is not None and pos >= at.stop):
-        return Status("outside")
-    if pos >= at.cursor:
-        return Status("pending")
     for each in db.execute(SQL["leases"], (group,)):
         lease = _lease(each)
         if find(lease.spans, pos):
-            progress = db.execute(SQL["progress"], (group, pos)).get
-            return Status("leased", lease=lease, progress=progress)
+            return Status("leased", lease=lease, progress=db.execute(SQL["progress"], (group, pos)).get)
     entries = db.execute(SQL["journal"], (group, pos, pos - MAX_LEASE)).fetchall()
     return Status("done", how=entries[-1][6] if entries else None)
 

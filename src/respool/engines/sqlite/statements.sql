@@ -97,6 +97,9 @@ SELECT log, cursor,
 FROM position WHERE grp = ?1;
 
 
+-- name: position
+SELECT cursor, start, stop FROM position WHERE grp = ?1 AND log = ?2;
+
 -- name: starts
 SELECT log, start FROM position WHERE grp = ?1;
 
