@@ -1,4 +1,4 @@
-"""A stream, and a subscription that does nothing. Apart from the tasks, so that their workers serve one group."""
+"""A stream, and a subscription that does nothing. Apart from the tasks: their worker serves one group."""
 
 from __future__ import annotations
 

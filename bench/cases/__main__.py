@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,8 @@ CASES: dict[str, Callable[[Path, Sizes], dict[str, Any]]] = {
     for each in (
         draining.drain,
         draining.results,
-        draining.events,
+        draining.publish,
+        draining.subscription,
         appending.delay_many,
         appending.delay,
         appending.delay_os,
@@ -36,6 +38,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes")
     args = parser.parse_args()
     common.leave_on_sigterm()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its byte code
     try:
         with common.temp_folder() as folder:
             done = CASES[args.case](folder, QUICK if args.quick else FULL)

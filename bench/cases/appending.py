@@ -68,7 +68,10 @@ def crowd(folder: Path, sizes: Sizes) -> dict[str, Any]:
     from bench.apps.noop import app, plain
 
     plain.delay()  # makes the log
-    with worker(folder, processes=1) as running, worker(folder, processes=1, options=("-n", "second")) as other:
+    with (
+        worker(folder, processes=1) as running,
+        worker(folder, processes=1, options=("-n", "second")) as other,
+    ):
         common.wait_for_size(marks, 1, running)
         begin = time.time() + 2.0
         files = [folder / f"latencies-{i}" for i in range(PRODUCERS)]

@@ -18,7 +18,9 @@ def folder(tmp_path, monkeypatch):
     yield tmp_path
     sys.path[:] = path
     for name in set(sys.modules) - modules:
-        if not name.startswith(("respool", "click", "rich", "apsw")) and hasattr(sys.modules[name], "__file__"):
+        if not name.startswith(("respool", "click", "rich", "apsw")) and hasattr(
+            sys.modules[name], "__file__"
+        ):
             found = sys.modules[name].__file__ or ""
             if found.startswith(str(tmp_path)):
                 del sys.modules[name]

@@ -17,7 +17,7 @@ from respool.delivery.settle import settle
 from respool.engines.base import Reads, Registration
 from respool.record import NO_META, unpack_meta
 
-SHOP = '''
+SHOP = """
 from respool import App
 
 app = App("shop")
@@ -39,7 +39,7 @@ events = app.stream("inference", key="user_id")
 
 @events.subscribe(group="audit", start="earliest")
 def audit(event): ...
-'''
+"""
 
 
 def write_shop(folder: Path, text: str = SHOP, name: str = "shop") -> Path:
@@ -96,9 +96,14 @@ class Worker:
     """Does what a worker does, as far as the log and the state can tell."""
 
     def __init__(self, app, name: str = "w1") -> None:
-        self.app, self.engine, self.leases = app, app.engine, 0
+        self.app, self.leases = app, 0
         registration = Registration(app.name, name, "here", "some-boot", os.getpid(), time.time(), {})
         self.id = self.engine.register(registration)
+
+    @property
+    def engine(self):
+        """The app's, opened again where a command run in this process has closed it."""
+        return self.app.engine
 
     def say(self, **info) -> None:
         """Beat, and tell what is run."""
@@ -148,7 +153,9 @@ class Worker:
             value = task(*args, **kwargs)
         except task.options["autoretry_for"] as error:
             told = encode_error(error)
-            return Verdict(pos, reason="retry", due=now + 60, task=name, error=told, retried=True, note="retry: x")
+            return Verdict(
+                pos, reason="retry", due=now + 60, task=name, error=told, retried=True, note="retry: x"
+            )
         except Exception as error:  # noqa: BLE001 - as the worker does
             told = encode_error(error)
             note = f"failed: {type(error).__name__}: {error}"

@@ -49,10 +49,22 @@ class Item:
     def note(self, how: str, owner: int | None = None, child: int = 0) -> None:
         self.journal.append(Entry(how, self.retries, owner, child))
 
-    def park(self, pos: int, reason: Any, due: float | None, task: str, error: bytes | None, at: float) -> None:
+    def park(
+        self, pos: int, reason: Any, due: float | None, task: str, error: bytes | None, at: float
+    ) -> None:
         self.place = "parked"
         self.parked = Parked(
-            pos, reason, due, task, self.retries, self.deliveries, self.redrives, self.alone, self.body, error, at
+            pos,
+            reason,
+            due,
+            task,
+            self.retries,
+            self.deliveries,
+            self.redrives,
+            self.alone,
+            self.body,
+            error,
+            at,
         )
 
     def last_word(self) -> str | None:
@@ -227,7 +239,13 @@ class GroupModel:
     # Deaths
 
     def bury(
-        self, lease: int, owner: int, cause: Cause, finished: Settlement | None, suspect: Suspect | None, now: float
+        self,
+        lease: int,
+        owner: int,
+        cause: Cause,
+        finished: Settlement | None,
+        suspect: Suspect | None,
+        now: float,
     ) -> list[NewCall] | None:
         """Return the calls that the finished runs made; None where the lease is not that owner's."""
         if owner != self.owners.get(lease, (None, 0))[0]:
@@ -249,6 +267,7 @@ class GroupModel:
 
     def _blame(self, pos: int, owner: int, child: int, cause: Cause, suspect: Suspect, now: float) -> None:
         item = self.items[pos]
+        item.progress = None
         once = suspect.max_deliveries <= 1
         charged = cause is Cause.CHILD or (cause is Cause.WORKER and item.alone)
         if once:

@@ -148,7 +148,9 @@ def row(log: int, body: bytes = b"b", id: Any = None, time: float = NOW, **more:
 
 def fill(engine: Any, log: int, amount: int) -> int:
     """Append so many records; return the position of the first."""
-    _, _, end = next(bounds for stream in engine.streams() for bounds in engine.bounds(stream) if bounds[0] == log)
+    _, _, end = next(
+        bounds for stream in engine.streams() for bounds in engine.bounds(stream) if bounds[0] == log
+    )
     engine.append_run(log, "add", [b"%d" % n for n in range(amount)], None, head(), NOW)
     return int(end)
 
@@ -172,8 +174,12 @@ def grant(engine: Any, group: Group, want: int, owner: int = 1, now: float = NOW
 def finish(engine: Any, group: Group, lease: Lease, *verdicts: Verdict, ended: float = NOW) -> bool:
     """Settle a whole lease."""
     done = [(span.lo, span.hi) for span in lease.spans]
-    settlement = Settlement(lease=lease.id, owner=lease.owner or 0, done=done, verdicts=list(verdicts), ended=ended)
-    return bool(engine.transact(Reads(group.id, (lease.id,)), lambda view, change: settle(view, change, settlement)))
+    settlement = Settlement(
+        lease=lease.id, owner=lease.owner or 0, done=done, verdicts=list(verdicts), ended=ended
+    )
+    return bool(
+        engine.transact(Reads(group.id, (lease.id,)), lambda view, change: settle(view, change, settlement))
+    )
 
 
 def granted(lease: Lease | None) -> list[int]:
@@ -191,7 +197,9 @@ def test_a_run_is_appended_in_order(engine: Any, log: int) -> None:
     meta = Meta(key="k", due=5.0).packed()
     engine.append_run(log, "add", [b"a", b"b", b"c"], meta, FIRST, NOW)
     records = engine.records(first_pos(log), first_pos(log + 1), ALL)
-    assert [(r.pos, r.body) for r in records] == [(first_pos(log) + n, b) for n, b in enumerate((b"a", b"b", b"c"))]
+    assert [(r.pos, r.body) for r in records] == [
+        (first_pos(log) + n, b) for n, b in enumerate((b"a", b"b", b"c"))
+    ]
     assert [r.id for r in records] == [id_of(FIRST, seq) for seq in range(3)]
     assert {(r.task, r.time, r.meta.key, r.meta.due) for r in records} == {("add", NOW, "k", 5.0)}
 
@@ -229,14 +237,18 @@ def test_the_same_id_with_another_body_or_task_is_a_conflict(engine: Any, log: i
     engine.append_rows([taken])
     for other in (row(log, b"new", taken.id), row(log, b"old", taken.id, task="other")):
         assert engine.append_rows([other]) == [Conflict(0, first_pos(log), same=False)]
-    assert engine.append_rows([row(log, b"old", taken.id, NOW + 1)]) == [Conflict(0, first_pos(log), same=True)]
+    assert engine.append_rows([row(log, b"old", taken.id, NOW + 1)]) == [
+        Conflict(0, first_pos(log), same=True)
+    ]
     assert engine.append_rows([free, row(log, b"new", taken.id)]) == [Conflict(1, first_pos(log), same=False)]
     assert ids(engine, log) == [taken.id, free.id]
 
 
 def test_an_id_twice_in_one_append(engine: Any, log: int) -> None:
     first = row(log, b"a")
-    assert engine.append_rows([first, first, row(log, b"b", first.id)]) == [Conflict(2, first_pos(log), same=False)]
+    assert engine.append_rows([first, first, row(log, b"b", first.id)]) == [
+        Conflict(2, first_pos(log), same=False)
+    ]
     assert ids(engine, log) == [first.id]
 
 
@@ -304,7 +316,9 @@ def test_a_fenced_append_of_another_owner(engine: Any, log: int, lease: Lease) -
     assert len(ids(engine, log)) == 4
 
 
-def test_a_fenced_append_after_the_lease_was_given_back(engine: Any, log: int, main: Group, lease: Lease) -> None:
+def test_a_fenced_append_after_the_lease_was_given_back(
+    engine: Any, log: int, main: Group, lease: Lease
+) -> None:
     write(engine, main, leases=[Lease(lease.id, None, 0, lease.spans)])
     with pytest.raises(LeaseLost):
         engine.append_rows([row(log)], (lease.id, 1))
@@ -403,7 +417,10 @@ def test_bounds_of_an_empty_and_of_a_filled_log(engine: Any) -> None:
     one, two = stream.logs
     assert engine.bounds(stream) == [(log, first_pos(log), first_pos(log)) for log in (one, two)]
     fill(engine, two, 3)
-    assert engine.bounds(stream) == [(one, first_pos(one), first_pos(one)), (two, first_pos(two), first_pos(two) + 3)]
+    assert engine.bounds(stream) == [
+        (one, first_pos(one), first_pos(one)),
+        (two, first_pos(two), first_pos(two) + 3),
+    ]
 
 
 @pytest.mark.parametrize("how", ["run", "rows"])
@@ -444,7 +461,9 @@ def test_a_dropped_log_refuses_records(backend: SQLiteBackend, engine: Any, queu
     assert ids(engine, log) == []
 
 
-def test_a_stream_made_again_is_another_one(backend: SQLiteBackend, engine: Any, queue: Stream, main: Group) -> None:
+def test_a_stream_made_again_is_another_one(
+    backend: SQLiteBackend, engine: Any, queue: Stream, main: Group
+) -> None:
     """State is keyed by the stream's id, not by its name (H10)."""
     backend.drop_stream(queue)
     again = engine.create_stream("queue", "shop", "default", 1, {})
@@ -502,7 +521,9 @@ def test_a_log_created_after_a_group_is_read_from_the_start(
     backend: SQLiteBackend, engine: Any, queue: Stream, main: Group
 ) -> None:
     fill(engine, queue.logs[0], 2)
-    latest = engine.create_group(queue, "shop", "late", "group", {}, [(queue.logs[0], first_pos(queue.logs[0]) + 2, None)])
+    latest = engine.create_group(
+        queue, "shop", "late", "group", {}, [(queue.logs[0], first_pos(queue.logs[0]) + 2, None)]
+    )
     log = backend.add_log(queue)
     first = fill(engine, log, 3)
     assert granted(grant(engine, latest, 9)) == [first, first + 1, first + 2]
@@ -538,10 +559,16 @@ def test_dropping_a_group_forgets_what_it_knew(engine: Any, queue: Stream, log: 
         assert lease is not None
         grant(engine, each, 1)
         engine.set_progress(each.id, first + 2, b"half")
-        finish(engine, each, lease, Verdict(first, "failure", b"e", reason="dead", note="failed: e", dropped=2))
+        finish(
+            engine, each, lease, Verdict(first, "failure", b"e", reason="dead", note="failed: e", dropped=2)
+        )
     engine.drop_group(group)
     assert engine.groups() == [main]
-    assert (engine.leases(group), engine.outcomes(group.id, 0, 1 << 62), engine.counters(group.id)) == ([], [], {})
+    assert (engine.leases(group), engine.outcomes(group.id, 0, 1 << 62), engine.counters(group.id)) == (
+        [],
+        [],
+        {},
+    )
     assert engine.parked(ParkedFilter((group.id,)), ALL) == engine.journal(group.id, first) == []
     assert engine.status(group, first).place == "outside"
     assert [engine.status(main, first + n).place for n in range(4)] == ["parked", "done", "leased", "pending"]
@@ -583,7 +610,9 @@ def test_beats_count_up_until_the_worker_is_declared_dead(engine: Any, synced: b
 # State: transactions
 
 
-def test_a_transaction_answers_and_commits_as_a_whole(backend: SQLiteBackend, engine: Any, main: Group) -> None:
+def test_a_transaction_answers_and_commits_as_a_whole(
+    backend: SQLiteBackend, engine: Any, main: Group
+) -> None:
     def decide(view: View, change: Change) -> str:
         change.parked.append(Parked(5, "retry", NOW, "add"))
         change.outcomes.append(Outcome(6, "success", b"v", NOW))
@@ -680,7 +709,9 @@ def test_calls_of_a_settlement_leave_with_it(engine: Any, log: int, main: Group)
     assert len(ids(engine, sink)) == 2
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="conflicts of the outbox's calls are passed over")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="conflicts of the outbox's calls are passed over"
+)
 def test_a_call_whose_id_is_taken_is_not_dropped_in_silence(engine: Any, log: int, main: Group) -> None:
     """H8: the same id with another body is an error; in a settlement it is at least counted (P10)."""
     taken = row(log, b"old")
@@ -745,7 +776,9 @@ def test_a_lease_that_is_given_back_waits_for_whoever_comes(engine: Any, log: in
 
 
 def test_what_is_due_comes_when_it_is_due(engine: Any, main: Group) -> None:
-    write(engine, main, parked=[Parked(n, "scheduled", NOW + due, "add") for n, due in enumerate((3, 1, 2, 9))])
+    write(
+        engine, main, parked=[Parked(n, "scheduled", NOW + due, "add") for n, due in enumerate((3, 1, 2, 9))]
+    )
     write(engine, main, parked=[Parked(10, "dead", None, "add"), Parked(11, "unknown", None, "ghost")])
     assert engine.next_due(main.id) == NOW + 1
     due = [p.pos for p in view_of(engine, Reads(main.id, due=2, now=NOW + 3)).due]
@@ -763,7 +796,11 @@ def test_what_is_unknown_is_offered_to_who_knows_it(engine: Any, main: Group) ->
     assert engine.unknown_tasks(main.id) == {"a", "b", "c"}
     assert engine.has_work(main.id, NOW, ("b",))
     assert [p.pos for p in view_of(engine, Reads(main.id, due=9, now=NOW)).due] == []
-    assert {p.pos for p in view_of(engine, Reads(main.id, due=9, now=NOW, tasks=("b", "c", "x"))).due} == {2, 3, 4}
+    assert {p.pos for p in view_of(engine, Reads(main.id, due=9, now=NOW, tasks=("b", "c", "x"))).due} == {
+        2,
+        3,
+        4,
+    }
     assert len(view_of(engine, Reads(main.id, due=2, now=NOW, tasks=("a", "b"))).due) == 2
 
 
@@ -774,7 +811,11 @@ def view_of(engine: Any, reads: Reads) -> View:
 def test_a_view_shows_what_was_asked_for(engine: Any, log: int, main: Group) -> None:
     fill(engine, log, 3)
     write(engine, main, parked=[Parked(1, "dead", None, "add"), Parked(2, "retry", NOW + 9, "add")])
-    write(engine, main, leases=[Lease(n, None if n > 1 else 5, 0, [Span(n, n + 1)], {n: b"edit"}) for n in (1, 2, 3)])
+    write(
+        engine,
+        main,
+        leases=[Lease(n, None if n > 1 else 5, 0, [Span(n, n + 1)], {n: b"edit"}) for n in (1, 2, 3)],
+    )
     nothing = view_of(engine, Reads(main.id))
     assert (nothing.positions, nothing.due, nothing.returned, nothing.leases) == ([], [], [], {})
     view = view_of(engine, Reads(main.id, leases=(1, 8), positions=True, returned=1, parked=(1, 2, 3)))
@@ -827,6 +868,24 @@ def test_what_runs_returned_is_kept(engine: Any, log: int, main: Group, position
     ]
 
 
+def test_what_was_settled_before_is_not_settled_again(engine: Any, main: Group) -> None:
+    """H2: the supervisor settled what had run; the child says it again, whatever the spans' order."""
+    results = [(50, b"a"), (51, b"b"), (10, b"c"), (11, b"d")]
+    write(engine, main, leases=[Lease(7, 1, 0, [Span(50, 52), Span(10, 12)])])
+    for at, done in ((NOW, [(50, 52)]), (NOW + 1, [(10, 12), (50, 52)])):
+        said = [result for result in results if any(lo <= result[0] < hi for lo, hi in done)]
+        settlement = Settlement(lease=7, owner=1, done=done, results=said, ended=at)
+        assert engine.transact(
+            Reads(main.id, (7,)), lambda view, change, s=settlement: settle(view, change, s)
+        )
+    assert [(o.pos, o.value, o.at) for o in engine.outcomes(main.id, 0, 99)] == [
+        (10, b"c", NOW + 1),
+        (11, b"d", NOW + 1),
+        (50, b"a", NOW),
+        (51, b"b", NOW),
+    ]
+
+
 # State: the journal
 
 
@@ -865,7 +924,9 @@ def test_the_journal_tells_in_order(engine: Any, main: Group) -> None:
     assert [e.how for e in engine.journal(main.id, 4)] == ["done"]
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the entry that ended last by the clock is taken")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="the entry that ended last by the clock is taken"
+)
 @pytest.mark.parametrize("later", [-60.0, 0.0])
 def test_done_is_done_after_the_clock_was_set_back(engine: Any, log: int, main: Group, later: float) -> None:
     """H9, H19: a record whose last entry is "done" must not read as "its history is not kept"."""
@@ -883,7 +944,9 @@ def test_done_is_done_after_the_clock_was_set_back(engine: Any, log: int, main: 
 # State: parked records, counts
 
 
-def test_parked_records_are_listed_by_what_is_asked(engine: Any, queue: Stream, log: int, main: Group) -> None:
+def test_parked_records_are_listed_by_what_is_asked(
+    engine: Any, queue: Stream, log: int, main: Group
+) -> None:
     other = engine.create_group(queue, "shop", "v2", "replay", {}, [(log, first_pos(log), None)])
     parked = [
         Parked(1, "dead", None, "a", 1, 2, 3, False, b"body", b"error", NOW + 5),
@@ -924,7 +987,10 @@ def test_counts_say_how_many_are_where(engine: Any, main: Group, log: int) -> No
     lease = grant(engine, main, 4)
     assert lease is not None
     first = first_pos(log)
-    verdicts = [Verdict(first, reason="retry", due=NOW + 7), Verdict(first + 1, reason="scheduled", due=NOW + 3)]
+    verdicts = [
+        Verdict(first, reason="retry", due=NOW + 7),
+        Verdict(first + 1, reason="scheduled", due=NOW + 3),
+    ]
     verdicts += [Verdict(first + 2, "failure", reason="dead")]
     finish(engine, main, lease, *verdicts)
     grant(engine, main, 2)
@@ -938,7 +1004,13 @@ def test_unfinished_counts_what_can_still_run(engine: Any, main: Group, log: int
     lease = grant(engine, main, 6)
     assert lease is not None
     assert engine.unfinished(main, first, first + 10) == 10
-    finish(engine, main, lease, Verdict(first, reason="retry", due=NOW), Verdict(first + 1, "failure", reason="dead"))
+    finish(
+        engine,
+        main,
+        lease,
+        Verdict(first, reason="retry", due=NOW),
+        Verdict(first + 1, "failure", reason="dead"),
+    )
     assert engine.unfinished(main, first, first + 10) == 5, "a dead letter is finished"
     assert engine.unfinished(main, first + 1, first + 7) == 1
 
@@ -958,7 +1030,9 @@ def test_counters_add_up(engine: Any, main: Group) -> None:
     assert engine.counters(main.id) == {"calls dropped": 3, "skipped": 2}
 
 
-def test_other_engines_see_what_was_committed(backend: SQLiteBackend, engine: Any, main: Group, log: int) -> None:
+def test_other_engines_see_what_was_committed(
+    backend: SQLiteBackend, engine: Any, main: Group, log: int
+) -> None:
     other = backend.open()
     assert other.streams() == engine.streams()
     seen = other.changes_seen()

@@ -114,7 +114,9 @@ class DeliveryMachine(RuleBasedStateMachine):
 
     def call(self, log: int, again: int | None = None) -> NewCall:
         """Return a new call, or one that is known already."""
-        sent = [id for id in self.log.ids if isinstance(id, str) or id.endswith(b"\0\0\0")]  # no run's members
+        sent = [
+            id for id in self.log.ids if isinstance(id, str) or id.endswith(b"\0\0\0")
+        ]  # no run's members
         if again is not None and sent:
             id = sent[again % len(sent)]
             task, body, _, _ = self.log.rows[self.log.ids[id]]
@@ -172,7 +174,9 @@ class DeliveryMachine(RuleBasedStateMachine):
         turn=turns,
         tasks=known,
     )
-    def claim_some(self, pick: int, owner: int, child: int, want: int, turn: int, tasks: Sequence[str]) -> None:
+    def claim_some(
+        self, pick: int, owner: int, child: int, want: int, turn: int, tasks: Sequence[str]
+    ) -> None:
         self.claim(sorted(self.groups)[pick % len(self.groups)], owner, child, want, turn, tasks)
 
     def claim(
@@ -213,9 +217,21 @@ class DeliveryMachine(RuleBasedStateMachine):
             "value": {"ending": "success", "value": b"v"},
             "kept": {"ending": "success", "value": b"k", "ttl": 60.0},
             "quiet": {"ending": "success", "value": b"q", "quiet": True},
-            "dead": {"ending": "failure", "value": b"e", "reason": "dead", "error": b"e", "note": "failed: e"},
+            "dead": {
+                "ending": "failure",
+                "value": b"e",
+                "reason": "dead",
+                "error": b"e",
+                "note": "failed: e",
+            },
             "thrown": {"ending": "failure", "value": b"t", "quiet": True, "note": "failed: t"},
-            "retry": {"reason": "retry", "due": at + pick % 4, "retried": True, "error": b"r", "note": "retry: r"},
+            "retry": {
+                "reason": "retry",
+                "due": at + pick % 4,
+                "retried": True,
+                "error": b"r",
+                "note": "retry: r",
+            },
             "edited": {"reason": "retry", "due": at, "retried": True, "body": b"b%d" % pick, "note": "retry"},
             "scheduled": {"reason": "scheduled", "due": at + 30.0 * (pick % 3)},
             "parked": {"reason": "limited", "due": at + 1, "note": "limited"},
@@ -374,7 +390,13 @@ class DeliveryMachine(RuleBasedStateMachine):
     # Dying
 
     def bury(
-        self, held: Held, cause: Cause, through: int, running: int | None, deliveries: int, kinds: Sequence[str]
+        self,
+        held: Held,
+        cause: Cause,
+        through: int,
+        running: int | None,
+        deliveries: int,
+        kinds: Sequence[str],
     ) -> bool:
         """Bury a lease whose worker had finished `through` records and ran the one `running` places on."""
         done, left = held.positions[:through], held.positions[through:]

@@ -191,7 +191,7 @@ def test_coroutine_that_forks(place: Place) -> None:
 
 
 def test_task_that_holds_the_gil_holds_up_nobody_else(place: Place) -> None:
-    module = place.module(CODE, beat=0.2, worker_ttl=0.6)
+    module = place.module(CODE, beat=0.2, worker_ttl=0.8)
     module.bad.delay("holds_the_gil")
     module.fine.delay_many(range(20))
     worker = place.worker(2, env={"REGEX": "26"})

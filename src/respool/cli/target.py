@@ -42,7 +42,9 @@ class Target:
         """The app's groups, queue by queue."""
         found = [g for g in self.engine.groups() if g.stream in self.streams and self.only in (None, g.app)]
         reads = self.streams
-        return sorted(found, key=lambda g: (reads[g.stream].kind, reads[g.stream].app, reads[g.stream].name, g.id))
+        return sorted(
+            found, key=lambda g: (reads[g.stream].kind, reads[g.stream].app, reads[g.stream].name, g.id)
+        )
 
     @cached_property
     def workers(self) -> list[Worker]:

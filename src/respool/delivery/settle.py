@@ -15,6 +15,8 @@ def settle(view: View, change: Change, settlement: Settlement) -> bool:
     """Write down what a worker says of a lease; False where the lease is not its own any more."""
     lease = view.leases.get(settlement.lease)
     if lease is None or lease.owner != settlement.owner:
+        if not settlement.done:
+            return True  # nothing to settle: all of it was settled, or given back, before
         change.count("refused settlements")
         return False
     _settle_verdicts(lease, change, settlement)

@@ -73,7 +73,7 @@ class Executor:
         self._forked = False
         self._skip: frozenset[int] = frozenset()
         self._sizers = {service.group.id: LeaseSizer() for service in services}
-        self._next_lease = (worker << 32) | (child << 24)
+        self._first_lease = p.lease_number(worker, child)
         self._turn = 0
         self._offered = 0.0
         os.register_at_fork(after_in_child=self._after_fork)
@@ -83,6 +83,7 @@ class Executor:
         """A process that a task forks, and that comes back here, must not go on as if it were us."""
         self._forked = True
         self.rows.clear()
+        current_run.set(None)  # its calls are sent like anybody's: our outbox is not its own
 
     @property
     def stopping(self) -> bool:
@@ -125,9 +126,10 @@ class Executor:
     ) -> Lease | None:
         """Settle one lease and claim the next, in one transaction."""
         group, sizer, now = service.group.id, self._sizers[service.group.id], wall_clock()
-        self._next_lease += 1
+        self.slot.words[p.LEASES] += 1
+        number = self._first_lease + self.slot.words[p.LEASES]
         self._turn += 1
-        request = Request(sizer.want, self.worker, self.child, self._next_lease, now, self._turn)
+        request = Request(sizer.want, self.worker, self.child, number, now, self._turn)
         settled = True
 
         def decide(view: View, change: Change) -> Lease | None:
@@ -239,6 +241,7 @@ class Executor:
                 )
             )
 
+        full = False  # the last run's outcome found no room in shared memory
         start = began = last = clock()
         for row in rows:
             # First say that it is started, then look at the bound: the supervisor, who gives records
@@ -250,7 +253,7 @@ class Executor:
             runner = only or get_runner(row[1])
             run.row = row
             verdict = None
-            settle_now = False
+            settle_now = full = False
             if careful or row[3] is not None or runner is None or not runner.plain:
                 if not simple:
                     span = run.span = find(lease.spans, row[0]) or first
@@ -280,23 +283,29 @@ class Executor:
                             verdict = caller.failure(runner, row, span, error)
                         else:
                             kept[1].append((row[0], encoded))
-                            settle_now = not slot.add_result(row[0], encoded)
-                            words[finished_word] = count + 1
+                            full = not slot.add_result(row[0], encoded)
+                            if not full:
+                                words[finished_word] = count + 1
             count += 1
             if self._forked:
                 os._exit(0)
             last = clock()
             if verdict is not None:
                 kept[0].append(verdict)
-                settle_now = not slot.add(verdict) or settle_now
-                words[finished_word] = count
-            if (settle_now or last - began >= UNSETTLED) and count < len(rows):
-                words[finished_word] = count
+                full = not slot.add(verdict)
+                if not full:
+                    words[finished_word] = count
+            if (full or settle_now or last - began >= UNSETTLED) and count < len(rows):
+                if not full:  # what is in no shared memory is not finished until it is settled (H2)
+                    words[finished_word] = count
                 self._settle_part(service, lease, rows[settled:count], kept, wall)
+                words[finished_word] = count
+                full = False
                 settled, kept, wall = count, ([], []), wall_clock()
                 began = last = clock()
         run.row = None
-        words[finished_word] = count
+        if not full:
+            words[finished_word] = count
         self.done += count
         words[p.DONE] = self.done
         self._sizers[service.group.id].ran(count, (last - start) / 1e9)

@@ -8,6 +8,7 @@ they live, so whoever gets an exclusive one knows that all of them are dead.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import mmap
 import os
@@ -41,6 +42,7 @@ LEASE_BEGAN = 16  # wall clock in µs
 SOFT_FOR = 17  # the supervisor asks for SoftTimeLimitExceeded in the record with this number
 USER = 18  # 1 while the code of a record with limits runs
 SETTLED = 19  # how many records of the lease the child has settled itself
+LEASES = 20  # leases counted so far in this slot, those of dead children too: no id is used twice
 _WORDS = 32
 NO_BOUND = (1 << 64) - 1
 
@@ -51,6 +53,15 @@ SLOT_BYTES = _HEADER + _ROWS_BYTES + BUFFER_BYTES
 _ENTRY = struct.Struct("<QI")  # position and length; position 0 stands before a packed verdict
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(Verdict).decode
+_MAP_FIXED = 0x10  # on Linux, macOS and the BSDs
+_libc = ctypes.CDLL(None)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *(ctypes.c_int,) * 3, ctypes.c_ssize_t)
+
+
+def lease_number(worker: int, child: int) -> int:
+    """Return what a child's lease ids count up from; each is used once for good."""
+    return (worker << 40) | (child << 32)
 
 
 @dataclass
@@ -84,21 +95,38 @@ class Snapshot:
         return self.rows[: self.finished]
 
 
+def _create(path: Path, size: int) -> int:
+    """Make a worker's file, held and of its full size before anybody can see it; return its descriptor.
+
+    One left at that place belongs to a database that is no more: it is replaced, not written into.
+    """
+    path.parent.mkdir(path.parent.parent.stat().st_mode & 0o777, exist_ok=True)
+    new = path.with_name(f"{path.name}.{os.getpid()}")
+    fd = os.open(new, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        os.ftruncate(fd, size)
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        new.rename(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        os.close(fd)
+        raise
+    return fd
+
+
 class WorkerFile:
     """The mapped file of one worker."""
 
     def __init__(self, path: Path, children: int, *, create: bool = False) -> None:
-        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
         self.path = path
-        self.fd = os.open(path, flags, 0o666)
+        self.fd = _create(path, children * SLOT_BYTES) if create else os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            if create:
-                os.ftruncate(self.fd, children * SLOT_BYTES)
             size = os.fstat(self.fd).st_size
             self.map = mmap.mmap(self.fd, size)
         except BaseException:
             os.close(self.fd)
             raise
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
         self.children = size // SLOT_BYTES
         self._slots: list[Slot] = []
 
@@ -108,10 +136,12 @@ class WorkerFile:
         os.register_at_fork(after_in_child=self._let_go)
 
     def _let_go(self) -> None:
-        """A process that a task forks must not keep the worker alive."""
+        """A process that a task forks must neither keep the worker alive nor write into its slot."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED
+            _libc.mmap(self._address, len(self.map), mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
 
     def seize(self) -> bool:
         """Take the exclusive lock; False where a process of the worker is alive."""
@@ -120,6 +150,12 @@ class WorkerFile:
         except BlockingIOError:
             return False
         return True
+
+    def _is_at_its_path(self) -> bool:
+        try:
+            return self.fd >= 0 and os.path.samestat(os.stat(self.path), os.fstat(self.fd))
+        except FileNotFoundError:
+            return False
 
     def slot(self, index: int) -> Slot:
         """Return a child's slot."""
@@ -133,7 +169,7 @@ class WorkerFile:
             slot.release()
         self._slots.clear()
         self.map.close()
-        if remove:
+        if remove and self._is_at_its_path():
             self.path.unlink(missing_ok=True)
         if self.fd >= 0:
             os.close(self.fd)
@@ -157,9 +193,10 @@ class Slot:
         self._memory.release()
 
     def clear(self) -> None:
-        """Forget the child that had the slot before."""
+        """Forget the child that had the slot before, but for the leases it had: some may still be there."""
         for word in range(_WORDS):
-            self.words[word] = 0
+            if word != LEASES:
+                self.words[word] = 0
 
     def claimed(self, lease: int, group: int, rows: Sequence[int], began: float) -> None:
         """Say which records were claimed, in the order in which they will be run."""
@@ -167,7 +204,7 @@ class Slot:
         words[SEQ] += 1
         words[STARTED] = words[FINISHED] = words[SETTLED] = words[BUFFER] = 0
         words[SOFT_AT] = words[HARD_AT] = words[SOFT_FOR] = 0
-        words[BOUND] = NO_BOUND
+        words[BOUND] = 0 if words[STOP] else NO_BOUND
         for index, pos in enumerate(rows):
             self._rows[index] = pos
         words[ROWS] = len(rows)

@@ -144,7 +144,7 @@ class Supervisor:
         self._slots = [self._file.slot(index) for index in range(self.count)]
         patience = max(3, round(hello.settings["worker_ttl"] / hello.settings["beat"]))
         self._watch = Watch(self.engine, boot_id(), patience, hello.tasks)
-        self._next_lease = (self.worker << 32) | (_SPARE_CHILD << 24)
+        self._next_lease = p.lease_number(self.worker, _SPARE_CHILD)
         self._deadline = 0
         self._beat_at = self._housekeeping_at = 0.0
         self._beat()

@@ -105,7 +105,8 @@ class Connection:
 
     def _configure(self, synced: bool, pragmas: dict[str, str]) -> None:
         execute = self.db.execute
-        execute("PRAGMA auto_vacuum = INCREMENTAL")  # only from creation on can space be given back (S5)
+        if execute("PRAGMA auto_vacuum").get != 2:  # else setting it would be a synced write, with its lock
+            execute("PRAGMA auto_vacuum = INCREMENTAL")  # only from creation on can space be given back (S5)
         if self._path:
             mode = execute("PRAGMA journal_mode = WAL").get
             if mode != "wal":

@@ -55,7 +55,7 @@ CREATE TABLE position (
 ) WITHOUT ROWID;
 
 CREATE TABLE lease (
-    id          INTEGER PRIMARY KEY,                -- worker << 32 | child << 24 | count: unique for good
+    id          INTEGER PRIMARY KEY,                -- worker << 40 | child << 32 | count: unique for good
     grp         INTEGER NOT NULL,
     owner       INTEGER,                            -- worker; NULL: returned
     child       INTEGER NOT NULL,

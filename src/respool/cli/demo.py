@@ -1,0 +1,225 @@
+"""`respool demo`: the whole promise, on real files, in about a minute."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..app import App
+    from ..engines.base import Group
+
+MARK = "respool-demo"  # a file by which the folder is known as ours
+
+
+@click.command()
+@click.option("--folder", type=click.Path(path_type=Path), help="Whose text files; default: Python's own library.")
+@click.option("--limit", type=click.IntRange(min=20), default=3000, show_default=True, help="Files at most.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("respool-demo"), show_default=True,
+    help="Where the database is left; made anew each time.",
+)  # fmt: skip
+def command(folder: Path | None, limit: int, out: Path) -> None:
+    """See it work on real files: kills, a replay, the proof.
+
+    One call a file goes on the log. A worker with two processes runs them while one of its processes, then
+    the worker itself, is killed with SIGKILL. A record kept outside the database shows that no file was
+    left out. Then the same calls run again through a second version of the task, beside the first.
+
+    \b
+    respool demo
+    respool demo --folder ~/projects --limit 1000
+    """
+    from rich.console import Console
+
+    Demo(Console(highlight=False), folder or Path(sysconfig.get_path("stdlib")), limit, out.absolute()).tell()
+
+
+class Demo:
+    """The story, told on a console."""
+
+    def __init__(self, console: Console, folder: Path, limit: int, out: Path) -> None:
+        self.console, self.folder, self.limit, self.out = console, folder, limit, out
+        self.url = f"sqlite:///{out / 'demo.db'}"
+        self.record = out / "runs.txt"
+        self.log = out / "worker.log"
+
+    def tell(self) -> None:
+        """Run all of it."""
+        from ..demo.story import text_files
+
+        files = text_files(self.folder, self.limit)
+        self._make_room()
+        app = self._app()
+        try:
+            ids = self._send(app, files)
+            main = self._survive(app, len(files))
+            self._prove(files, "v1")
+            self._replay(app, main, files, ids)
+            self._lag(app)
+            self._next(ids)
+        finally:
+            app.close()
+
+    def _make_room(self) -> None:
+        from ..errors import ConfigError
+
+        if self.out.exists() and not (self.out / MARK).exists():
+            raise ConfigError(f"{self.out} exists and is not a demo's; name another folder with --out")
+        shutil.rmtree(self.out, ignore_errors=True)
+        self.out.mkdir(parents=True)
+        (self.out / MARK).touch()
+
+    def _app(self) -> App:
+        os.environ["RESPOOL_URL"] = self.url
+        from ..demo.v1 import app
+
+        return app
+
+    def _head(self, number: int, text: str) -> None:
+        self.console.print(f"\n[bold]{number}. {text}[/bold]")
+
+    def _send(self, app: App, files: list[str]) -> list[str]:
+        import time
+
+        self._head(1, f"{len(files):,} files of {self.folder}, one call each")
+        start = time.perf_counter()
+        results = app.tasks["digest"].delay_many(files)
+        took = time.perf_counter() - start
+        self.console.print(f"   on disk, synced, after {took * 1000:.0f} ms: {app.location.shown}")
+        return [result.id for result in results]
+
+    def _survive(self, app: App, total: int) -> Group:
+        from ..demo.story import DemoWorker
+
+        self._head(2, "A worker with two processes; one is killed, then the whole worker")
+        main = next(group for group in app.groups() if group.name == "main")
+        worker = DemoWorker("respool.demo.v1", self.url, self.record, self.log)
+        kills: dict[str, Any] = {}
+        try:
+            with self._progress("v1", total) as show:
+
+                def shown(at: Any) -> bool:
+                    show(at)
+                    if "child" not in kills and at.done > total * 0.25 and (pid := worker.kill_child(app)):
+                        kills["child"] = pid
+                        self.console.print(f"   [red]kill -9[/red] of one process ({pid}); its call goes to the other")
+                    return bool(at.done > total * 0.55)
+
+                self._watch(app, main, total, worker, shown)
+            worker.kill()
+            self.console.print(f"   [red]kill -9[/red] of the worker ({worker.process.pid}), in the middle of its work")
+            worker = DemoWorker("respool.demo.v1", self.url, self.record, self.log)
+            self.console.print("   another worker starts, and takes over what the dead one had claimed")
+            with self._progress("v1", total) as show:
+                at = self._watch(app, main, total, worker, lambda at: bool(show(at)))
+        finally:
+            worker.stop()
+        self.console.print(f"   {at.done:,} of {total:,} calls have ended, {at.dead:,} of them as dead letters")
+        return main
+
+    def _watch(self, app: App, group: Group, total: int, worker: Any, shown: Any) -> Any:
+        from ..demo.story import watch
+
+        return watch(app, group, total, worker, shown)
+
+    def _progress(self, what: str, total: int) -> Any:
+        from contextlib import contextmanager
+
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        @contextmanager
+        def bar() -> Any:
+            columns = (
+                TextColumn("   {task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+            )
+            with Progress(*columns, console=self.console, transient=True) as progress:
+                task = progress.add_task(what, total=total, rate="")
+                yield lambda at: progress.update(task, completed=at.done)
+
+        return bar()
+
+    def _prove(self, files: list[str], version: str) -> None:
+        from ..demo.record import runs
+
+        self._head(3 if version == "v1" else 5, f"The proof, from {self.record.name}, kept outside the database")
+        found = runs(self.record, version)
+        unreadable = [path for path in files if path not in found]
+        repeats = sum(found.values()) - len(found)
+        because = " because of the kills" if version == "v1" else ""
+        self.console.print(
+            f"   {len(found):,} files processed, {repeats} run{'s' if repeats != 1 else ''} repeated{because}"
+        )
+        if unreadable:
+            self.console.print(
+                f"   {len(unreadable):,} could not be: each is a dead letter with its input and its error, like\n"
+                f"   {unreadable[0]}"
+            )
+
+    def _replay(self, app: App, main: Group, files: list[str], ids: list[str]) -> None:
+        from ..demo.story import DemoWorker, fingerprint
+        from ..replay import create_replay
+
+        self._head(4, "The same calls again, through version 2 of the task, in a group of their own")
+        log = app.stream_of("queue", "default").logs[0]
+        before = fingerprint(app, main, log)
+        summary = create_replay(app, "default", "v2", ["digest"])
+        group = next(each for each in app.groups() if each.name == "v2")
+        worker = DemoWorker("respool.demo.v2", self.url, self.record, self.log, "--group", "v2")
+        try:
+            with self._progress("v2", summary.total) as show:
+                self._watch(app, group, summary.total, worker, lambda at: bool(show(at)))
+        finally:
+            worker.stop()
+        self._prove(files, "v2")
+        same = fingerprint(app, main, log) == before
+        self.console.print(f"   the outcomes of version 1 are {'untouched' if same else '[red]CHANGED[/red]'}")
+        self._compare(app, files, ids)
+
+    def _compare(self, app: App, files: list[str], ids: list[str]) -> None:
+        from rich.table import Table
+
+        from ..demo.record import runs
+        from ..demo.story import compared
+
+        failed = [at for at, path in enumerate(files) if path not in runs(self.record, "v1")][:2]
+        step = max(len(ids) // 3, 1)
+        chosen = sorted({*range(0, len(ids), step), *failed})[:5]
+        table = Table(box=None, padding=(0, 2, 0, 3), pad_edge=True, expand=True)
+        for name, ratio in (("file", 2), ("outcome in main (v1)", 5), ("outcome in v2", 5)):
+            table.add_column(name, overflow="ellipsis", no_wrap=True, ratio=ratio)
+        for at, row in zip(chosen, compared(app, [ids[at] for at in chosen]), strict=True):
+            table.add_row(Path(files[at]).name, _short(row["v1"]), _short(row["v2"]))
+        self.console.print(table)
+
+    def _lag(self, app: App) -> None:
+        from ..cli.lag import lag_table
+        from ..cli.target import Target
+
+        self._head(6, "respool lag")
+        target = Target(app.engine, app, app.name, app.location)
+        lag_table(target, target.groups).show(False, "")
+
+    def _next(self, ids: list[str]) -> None:
+        shown = os.path.relpath(self.out / "demo.db")
+        url = f"sqlite:///{shown}"
+        self._head(7, "It is all still there. Try next:")
+        for line in (f"show {ids[0]}", "dead list", "calls --limit 5"):
+            self.console.print(f"   respool --url {url} {line}", soft_wrap=True)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {each}" for name, each in value.items())
+    return str(value)

@@ -1,0 +1,224 @@
+"""replay, dead, groups, purge."""
+
+import pytest
+
+
+@pytest.fixture
+def failed(app, worker):
+    """Three dead letters of fetch, one of another task."""
+    handles = [app.tasks["fetch"].delay(f"bad://{n}") for n in range(3)]
+
+    @app.task(name="boom", queue="fast")
+    def boom():
+        raise RuntimeError("boom")
+
+    handles.append(boom.delay())
+    worker.work("fast")
+    return handles
+
+
+def test_replay_says_what_it_runs_and_leaves_out(cli, app, worker):
+    for n in range(3):
+        app.tasks["add"].delay(n, n)
+    app.tasks["mail"].delay("me")
+    worker.work()
+    text = cli(
+        "-A", "shop", "replay", "--queue", "default", "--group", "v2", "--task", "add", "--since", "1h"
+    )
+    assert "Replay v2 runs 3 calls of queue default, from 20" in text
+    assert "respool -A shop worker --group v2" in text
+    data = cli.data("-A", "shop", "replay", "--queue", "default", "--group", "v3", "--task", "add")
+    assert (data["created"], data["runs"], data["run"], data["left_out"]) == (
+        True,
+        3,
+        {"add": 3},
+        {"mail": 1},
+    )
+    assert worker.work(group="v2") == 4
+    listed = {g["group"]: g for g in cli.rows("-A", "shop", "groups", "list", "--queue", "default")}
+    assert (listed["v2"]["done"], listed["v2"]["skipped"], listed["v2"]["tasks"]) == (4, 1, ["add"])
+    assert listed["main"]["done"] == 4
+    states = cli.rows("-A", "shop", "calls", "--group", "v2")
+    assert [c["state"] for c in states] == ["UNKNOWN", "SUCCESS", "SUCCESS", "SUCCESS"]
+    assert cli.data("-A", "shop", "check")["ok"]
+
+
+def test_replay_twice_is_one_replay(cli, app):
+    app.tasks["add"].delay(1, 2)
+    given = ("-A", "shop", "replay", "--queue", "default", "--group", "v2", "--all-tasks")
+    assert cli.data(*given)["created"]
+    assert not cli.data(*given)["created"]
+    assert "is there already" in cli(*given)
+
+
+def test_replay_dry_run_makes_nothing(cli, app):
+    app.tasks["add"].delay(1, 2)
+    text = cli("-A", "shop", "replay", "--queue", "default", "--group", "v2", "--all-tasks", "--dry-run")
+    assert "Replay v2 would run 1 calls" in text
+    assert "worker" not in text
+    assert [g["group"] for g in cli.rows("-A", "shop", "groups", "list", "--queue", "default")] == ["main"]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "told"),
+    [
+        ("--queue default --group v2", 2, "name the tasks with --task NAME, or give --all-tasks"),
+        ("--queue default --group v2 --task add --all-tasks", 2, "not both"),
+        ("--group v2 --all-tasks", 2, "Missing option '--queue'"),
+        ("--queue default --all-tasks", 2, "Missing option '--group'"),
+        ("--queue defualt --group v2 --all-tasks", 1, "unknown queue 'defualt'; did you mean 'default'?"),
+        ("--queue inference --group v2 --all-tasks", 1, "inference is a stream of events, not a queue"),
+        ("--queue default --group main --all-tasks", 1, "main is the group that ran these calls"),
+        ("--queue default --group v2 --task ad", 1, "unknown task 'ad'; did you mean 'add'?"),
+        ("--queue default --group v2 --task mail", 1, "has no such calls; it has add (1)"),
+        ("--queue default --group v2 --all-tasks --until 1h", 1, "has no calls until "),
+        ("--queue fast --group v2 --all-tasks", 1, "it holds none at all"),
+        ("--queue default --group v2 --all-tasks --since 1h --until 2h", 1, "must be before until"),
+        ("--queue default --group v2 --all-tasks --since yesterday", 2, "'yesterday' is no moment"),
+        ("--queue default --group v2 --all-tasks --outbox keep", 2, "'keep' is not one of"),
+    ],
+)
+def test_replays_that_cannot_be(cli, app, args, code, told):
+    app.tasks["add"].delay(1, 2)
+    assert told in cli("-A", "shop", "replay", *args.split(), code=code)
+
+
+def test_replay_with_other_bounds(cli, app):
+    app.tasks["add"].delay(1, 2)
+    cli("-A", "shop", "replay", "--queue", "default", "--group", "v2", "--task", "add")
+    text = cli("-A", "shop", "replay", "--queue", "default", "--group", "v2", "--all-tasks", code=1)
+    assert "exists with other bounds: tasks add, now all" in text
+    assert "respool groups drop v2 --queue default" in text
+
+
+def test_dead_list_and_filters(cli, failed):
+    rows = cli.rows("-A", "shop", "dead", "list")
+    assert [row["id"] for row in rows] == [handle.id for handle in failed]
+    assert rows[0]["error"] == "ValueError: no such place: bad://0"
+    assert [row["task"] for row in cli.rows("-A", "shop", "dead", "list", "--task", "boom")] == ["boom"]
+    assert len(cli.rows("-A", "shop", "dead", "list", "--queue", "fast", "--group", "main")) == 4
+    assert cli.rows("-A", "shop", "dead", "list", "--queue", "default") == []
+    assert [r["id"] for r in cli.rows("-A", "shop", "dead", "list", "--id", failed[1].id)] == [failed[1].id]
+    text = cli("-A", "shop", "dead", "list", "--limit", "2")
+    assert failed[0].id in text
+    assert "2 of 4; --limit shows more" in text
+    assert "No dead letters match" in cli("-A", "shop", "dead", "list", "--task", "none")
+
+
+def test_dead_show(cli, failed, app):
+    text = cli("-A", "shop", "dead", "show", failed[0].id)
+    assert "fetch('bad://0')" in text
+    assert "ValueError: no such place: bad://0" in text
+    fine = app.tasks["add"].delay(1, 2)
+    assert "is no dead letter; see how it stands: respool show" in cli(
+        "-A", "shop", "dead", "show", fine.id, code=1
+    )
+    assert "no call nope" in cli("-A", "shop", "dead", "show", "nope", code=1)
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        (("--queue", "fats"), "unknown queue 'fats'; did you mean 'fast'?"),
+        (("--group", "mian"), "unknown group 'mian'; did you mean 'main'?"),
+        (("--id", "nope"), "no call nope: never appended"),
+    ],
+)
+def test_dead_filters_that_match_nothing_there_is(cli, failed, option, told):
+    for command in ("list", "redrive"):
+        assert told in cli("-A", "shop", "dead", command, *option, code=1)
+
+
+def test_dead_redrive_asks_where_there_are_several(cli, failed, worker):
+    text = cli("-A", "shop", "dead", "redrive", code=1)
+    assert "Run 4 dead letters again: boom (1), fetch (3)?" in text
+    assert "give --yes" in text
+    assert len(cli.rows("-A", "shop", "dead", "list")) == 4
+    assert "Gave back 1 dead letter;" in cli("-A", "shop", "dead", "redrive", "--id", failed[0].id)
+    assert cli.data("-A", "shop", "dead", "redrive", "--task", "fetch", "--yes") == {"redriven": 2}
+    assert [row["task"] for row in cli.rows("-A", "shop", "dead", "list")] == ["boom"]
+    assert failed[0].state == "SCHEDULED"
+    worker.work("fast")
+    assert len(cli.rows("-A", "shop", "dead", "list")) == 4
+    assert "No dead letters match" in cli("-A", "shop", "dead", "redrive", "--task", "none")
+    assert cli.data("-A", "shop", "check")["ok"]
+
+
+def test_dead_redrive_without_code(cli, failed, folder):
+    (folder / "shop.py").unlink()
+    url = f"sqlite:///{folder}/respool.db"
+    assert cli.data("--url", url, "dead", "redrive", "--yes") == {"redriven": 4}
+
+
+def test_groups_create_and_drop(cli, app, worker):
+    for n in range(3):
+        app.tasks["add"].delay(n, n)
+    create = ("-A", "shop", "groups", "create")
+    assert "reads queue default from earliest on: 3 records" in cli(
+        *create, "shadow", "--queue", "default", "--start", "earliest"
+    )
+    assert cli.data(*create, "tail", "--queue", "default")["left"] == 0
+    assert cli.data(*create, "hour", "--queue", "default", "--start", "1h")["left"] == 3
+    assert cli.data(*create, "events", "--stream", "inference", "--start", "earliest")["left"] == 0
+    assert worker.work(group="shadow") == 3
+    assert "has a group shadow already" in cli(*create, "shadow", "--queue", "default", code=1)
+    text = cli("-A", "shop", "groups", "drop", "shadow", code=1)
+    assert "give --yes" in text
+    cli("-A", "shop", "groups", "drop", "shadow", "--yes")
+    names = [g["group"] for g in cli.rows("-A", "shop", "groups", "list", "--queue", "default")]
+    assert names == ["main", "tail", "hour"]
+    assert len(cli.rows("-A", "shop", "calls")) == 3
+    assert cli.data("-A", "shop", "check")["ok"]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "told"),
+    [
+        ("create g", 2, "say what it reads"),
+        ("create g --queue default --stream inference", 2, "say what it reads"),
+        ("create g --queue fats", 1, "did you mean 'fast'?"),
+        ("create g --queue default --start first", 2, "earliest, latest or a moment"),
+        ("drop mian", 1, "did you mean 'main'?"),
+        ("drop main --queue default", 1, "main is the queue's own group"),
+        ("drop g --queue fats", 1, "did you mean 'fast'?"),
+        ("list --queue fats", 1, "did you mean 'fast'?"),
+    ],
+)
+def test_groups_that_cannot_be(cli, app, args, code, told):
+    _ = app.engine
+    assert told in cli("-A", "shop", "groups", *args.split(), code=code)
+
+
+def test_drop_says_who_serves_the_group_and_wants_to_know_which(cli, app, worker):
+    app.tasks["add"].delay(1, 2)
+    app.tasks["mail"].apply_async(("x",), queue="fast")
+    for queue in ("default", "fast"):
+        cli("-A", "shop", "groups", "create", "twice", "--queue", queue)
+    assert "say which with --queue" in cli("-A", "shop", "groups", "drop", "twice", "--yes", code=1)
+    group = next(g for g in app.engine.groups() if g.name == "twice")
+    worker.say(groups=[group.id], running=[])
+    assert "Worker w1 serves it now" in cli(
+        "-A", "shop", "groups", "drop", "twice", "--queue", "default", code=1
+    )
+
+
+def test_purge(cli, app, worker, failed):
+    handles = [app.tasks["fetch"].delay("x") for _ in range(3)]
+    later = app.tasks["fetch"].apply_async(("y",), countdown=999)
+    group, lease = worker.take("fast", want=1)
+    assert "End 3 calls of queue fast" in cli("-A", "shop", "purge", "--queue", "fast", code=1)
+    assert cli.data("-A", "shop", "purge", "--queue", "fast", "--yes") == {"queue": "fast", "purged": 3}
+    assert [handle.state for handle in (*handles[1:], later)] == ["REVOKED"] * 3
+    assert handles[0].state == "PENDING"
+    worker.settle(group, lease)
+    assert handles[0].state == "SUCCESS"
+    assert [handle.state for handle in failed] == ["FAILURE"] * 4, "dead letters stay"
+    assert "Nothing waits in queue fast" in cli("-A", "shop", "purge", "--queue", "fast", "--yes")
+    assert cli.data("-A", "shop", "check")["ok"]
+
+
+def test_purge_of_what_is_not_there(cli, app):
+    _ = app.engine
+    assert "did you mean 'fast'?" in cli("-A", "shop", "purge", "--queue", "fats", "--yes", code=1)
+    assert "is a stream of events" in cli("-A", "shop", "purge", "--queue", "inference", "--yes", code=1)
+    assert "Missing option '--queue'" in cli("-A", "shop", "purge", code=2)

@@ -1,0 +1,178 @@
+"""respool call: arguments, waiting, exit codes."""
+
+import json
+import os
+import pty
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.support import run
+
+
+def sent(cli):
+    return cli.rows("-A", "shop", "calls")[0]
+
+
+def test_prints_the_id_and_sends_the_call(cli):
+    id = cli("-A", "shop", "call", "add", "2", "3").strip()
+    assert (sent(cli)["id"], sent(cli)["input"]) == (id, {"args": [2, 3], "kwargs": {}})
+    assert json.loads(cli("-A", "shop", "call", "add", "2", "3", "--json"))["id"] == sent(cli)["id"]
+
+
+def test_through_the_real_entry_point(folder):
+    result = run("-A", "shop", "call", "add", "2", "3", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    shown = run("-A", "shop", "show", result.stdout.strip(), cwd=folder)
+    assert "add(2, 3)" in shown.stdout
+    assert "PENDING" in shown.stdout
+
+
+def test_arguments_are_json_else_text(cli):
+    cli("-A", "shop", "call", "fetch", "plain text", "--kw", "retries=7")
+    assert sent(cli)["input"] == {"args": ["plain text"], "kwargs": {"retries": 7}}
+    cli("-A", "shop", "call", "fetch", '"2"')
+    assert sent(cli)["input"]["args"] == ["2"]
+
+
+def test_negative_numbers_are_arguments(cli):
+    cli("-A", "shop", "call", "add", "-1", "-20")
+    assert sent(cli)["input"]["args"] == [-1, -20]
+    cli("-A", "shop", "call", "add", "--", "-3", "4")
+    assert sent(cli)["input"]["args"] == [-3, 4]
+    cli("-A", "shop", "call", "fetch", "x", "--kw", "retries=-1")
+    assert sent(cli)["input"]["kwargs"] == {"retries": -1}
+
+
+def test_options_of_the_call(cli):
+    assert (
+        cli(
+            "-A", "shop", "call", "mail", "me", "--id", "mine", "--queue", "fast", "--countdown", "1h"
+        ).strip()
+        == "mine"
+    )
+    data = cli.data("-A", "shop", "show", "mine")
+    assert data["queue"] == "fast"
+    assert data["due"] > data["time"]
+    cli("-A", "shop", "call", "mail", "me", "--id", "mine", "--queue", "fast", "--countdown", "1h")
+    assert len(cli.rows("-A", "shop", "calls")) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "told"),
+    [
+        (["ad", "1", "2"], 1, "unknown task 'ad'; did you mean 'add'?"),
+        (["add", "1"], 1, "add"),
+        (["add", "x", "2"], 1, "Error: "),
+        (["mail", "me", "--queue", "fats"], 1, "unknown queue 'fats'; did you mean 'fast'?"),
+        (["add", "1", "2", "--kw", "x"], 2, "'x' is not NAME=VALUE"),
+        (["add", "1", "2", "--countdown", "soon"], 2, "'soon' is no duration"),
+        (["add", "1", "2", "--timeout", "1"], 2, "--timeout goes with --wait"),
+        (["add", "1", "2", "--id", "x" * 201], 1, "an id is text of 1 to 200 bytes"),
+        ([], 2, "Missing argument 'TASK'"),
+    ],
+)
+def test_what_cannot_be_sent_is_refused(cli, args, code, told):
+    text = cli("-A", "shop", "call", *args, code=code)
+    assert told in text
+    assert "Traceback" not in text
+
+
+def test_same_id_with_other_arguments(cli):
+    cli("-A", "shop", "call", "add", "1", "2", "--id", "a")
+    assert "taken by a record with another body" in cli(
+        "-A", "shop", "call", "add", "1", "3", "--id", "a", code=1
+    )
+
+
+def test_an_app_in_memory_is_of_no_use(cli, folder):
+    (folder / "mem.py").write_text(
+        "from respool import App\napp = App('mem', url='sqlite:///:memory:')\n@app.task\ndef t(): ...\n"
+    )
+    assert "keeps its log in memory" in cli("-A", "mem", "call", "t", code=1)
+
+
+def test_timeout_has_an_exit_code_of_its_own_and_says_why(cli):
+    text = cli("-A", "shop", "call", "add", "1", "2", "--wait", "--timeout", "0.05", code=3)
+    assert "is PENDING after 0.05 s: no worker serves queue default" in text
+
+
+@pytest.fixture
+def working(worker):
+    """A worker that serves both queues for the length of a test, from an engine of its own."""
+    from respool import App
+    from tests.cli.support import Worker
+
+    app = App("shop", url=worker.app.url)
+    app.tasks.update(worker.app.tasks)
+    app.queue("fast")
+    mine, over = Worker(app, "busy"), threading.Event()
+
+    def work():
+        while not over.wait(0.01):
+            mine.work("default")
+            mine.work("fast")
+        app.close()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    yield
+    over.set()
+    thread.join()
+
+
+@pytest.mark.usefixtures("working")
+def test_wait_prints_the_result(cli):
+    assert cli("-A", "shop", "call", "add", "2", "3", "--wait", "--timeout", "20").splitlines()[1] == "5"
+    data = cli.data("-A", "shop", "call", "add", "2", "3", "--wait", "--timeout", "20")
+    assert (data["state"], data["result"]) == ("SUCCESS", 5)
+
+
+@pytest.mark.usefixtures("working")
+def test_wait_for_a_task_that_fails(cli):
+    text = cli("-A", "shop", "call", "fetch", "bad://x", "--wait", "--timeout", "20", code=1)
+    assert "Error: the task failed: ValueError: no such place: bad://x" in text
+    assert "shop.py" in text, "the traceback in the worker"
+    result = run(
+        "-A", "shop", "call", "fetch", "bad://x", "--wait", "--timeout", "20", "--json", cwd=Path.cwd()
+    )
+    assert result.returncode == 1
+    assert json.loads(result.stdout)["state"] == "FAILURE"
+
+
+def test_a_question_on_a_terminal(folder):
+    """In a process with a terminal, purge asks; no is no."""
+    run("-A", "shop", "call", "add", "1", "2", cwd=folder)
+    assert _answer(folder, b"n\n") == (1, 1)
+    assert _answer(folder, b"y\n") == (0, 0)
+
+
+def _answer(folder, answer):
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(folder)
+        source = str(Path(sys.modules["respool"].__file__).parents[1])
+        env = {**os.environ, "PYTHONPATH": source}
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "respool", "-A", "shop", "purge", "--queue", "default"],
+            env,
+        )
+    seen = b""
+    while b"?" not in seen:
+        seen += os.read(terminal, 1000)
+    os.write(terminal, answer)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            if not os.read(terminal, 1000):
+                break
+        except OSError:  # its end of the terminal is closed
+            break
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    os.close(terminal)
+    left = json.loads(run("-A", "shop", "lag", "--json", "--queue", "default", cwd=folder).stdout)["pending"]
+    return code, left
