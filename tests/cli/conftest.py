@@ -2,7 +2,6 @@ import importlib
 import sys
 
 import pytest
-
 from tests.cli.support import Cli, Worker, write_shop
 
 

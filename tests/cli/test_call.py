@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from tests.cli.support import run
 
 
@@ -103,8 +102,9 @@ def test_timeout_has_an_exit_code_of_its_own_and_says_why(cli):
 @pytest.fixture
 def working(worker):
     """A worker that serves both queues for the length of a test, from an engine of its own."""
-    from respool import App
     from tests.cli.support import Worker
+
+    from respool import App
 
     app = App("shop", url=worker.app.url)
     app.tasks.update(worker.app.tasks)

@@ -1,9 +1,9 @@
 """The command as a whole: start-up, the app's name, errors, exit codes."""
 
 import pytest
+from tests.cli.support import Cli, python, run, write_shop
 
 from respool.cli import COMMANDS
-from tests.cli.support import Cli, python, run, write_shop
 
 ALL = [name for section in COMMANDS.values() for name in section]
 
@@ -74,7 +74,11 @@ def test_a_factory_in_a_package(cli, folder):
     (folder / "pkg").mkdir()
     (folder / "pkg" / "__init__.py").touch()
     (folder / "pkg" / "mod.py").write_text(
-        "from respool import App\ndef factory():\n    app = App('other')\n    @app.task\n    def t(): ...\n    return app\n"
+        "from respool import App\n"
+        "def factory():\n"
+        "    app = App('other')\n"
+        "    app.task(name='t')(lambda: None)\n"
+        "    return app\n"
     )
     assert [row["task"] for row in cli.rows("-A", "pkg.mod:factory", "tasks")] == ["t"]
 
@@ -147,6 +151,14 @@ def test_module_without_or_with_several_apps(cli, folder):
 def test_name_that_is_not_there_or_no_app(cli):
     assert "did you mean 'app'?" in cli("-A", "shop:ap", "tasks", code=1)
     assert "not an App" in cli("-A", "shop:__name__", "tasks", code=1)
+
+
+def test_a_factory_that_fails(cli, folder):
+    write_shop(folder, "def make():\n    1 / 0\n\ndef of(x): ...\n", "factory")
+    text = cli("-A", "factory:make", "tasks", code=1)
+    assert "factory:make failed: ZeroDivisionError" in text
+    assert 'factory.py", line 2' in text
+    assert "missing 1 required positional argument: 'x'" in cli("-A", "factory:of", "tasks", code=1)
 
 
 def test_debug_shows_where_an_error_comes_from(cli):

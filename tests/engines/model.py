@@ -236,6 +236,14 @@ class GroupModel:
         if by:
             self.counted[name] += by
 
+    def give_back(self, lease: int, positions: Iterable[int], new: int) -> int:
+        back = sorted(set(positions) & set(self.held(lease)))
+        for pos in back:
+            self.items[pos].lease = new
+            self.owners[new] = (None, self.owners[lease][1])
+        self._tidy()
+        return len(back)
+
     # Deaths
 
     def bury(

@@ -5,6 +5,7 @@ import re
 import time
 
 import pytest
+from tests.cli.support import Worker
 
 from respool import App, ConfigError, UnknownCall, UnknownName
 from respool.delivery.model import JournalEntry, Lease, NewCall, Outcome, Parked, Verdict
@@ -23,7 +24,6 @@ from respool.replay import (
     redrive,
 )
 from respool.replay.intervals import common, minus, overlaps, size
-from tests.cli.support import Worker
 
 
 @pytest.fixture

@@ -313,7 +313,12 @@ CASES: list[tuple[Any, list[Any]]] = [
 
 @pytest.mark.parametrize(
     ("hint", "value"),
-    [pytest.param(hint, value, id=f"{hint}-{value}"[:60]) for hint, values in CASES for value in values],
+    # Numbered, since the text of a set is another in each process and pytest-xdist compares the ids.
+    [
+        pytest.param(hint, value, id=f"{number}-{at}-{hint}"[:60])
+        for number, (hint, values) in enumerate(CASES)
+        for at, value in enumerate(values)
+    ],
 )
 def test_a_declared_value_arrives_as_it_was_sent(hint: Any, value: Any) -> None:
     sig = signature(hint)

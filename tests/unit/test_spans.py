@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -78,11 +79,10 @@ def test_count_and_find_agree_with_a_list(spans: list[Span]) -> None:
 @given(ranges)
 def test_merge_joins_what_touches(parts: list[tuple[int, int]]) -> None:
     merged = merge(parts)
-    assert {pos for lo, hi in merged for pos in range(lo, hi)} == {
-        pos for lo, hi in parts for pos in range(lo, hi)
-    }
+    each = [{pos for lo, hi in some for pos in range(lo, hi)} for some in (merged, parts)]
+    assert each[0] == each[1]
     assert all(lo < hi for lo, hi in merged)
-    assert all(before[1] < after[0] for before, after in zip(merged, merged[1:], strict=False))
+    assert all(before[1] < after[0] for before, after in pairwise(merged))
 
 
 @given(st.lists(ends))

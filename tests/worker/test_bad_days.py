@@ -194,10 +194,9 @@ def test_task_that_holds_the_gil_holds_up_nobody_else(place: Place) -> None:
     module = place.module(CODE, beat=0.2, worker_ttl=0.8)
     module.bad.delay("holds_the_gil")
     module.fine.delay_many(range(20))
-    worker = place.worker(2, env={"REGEX": "26"})
+    worker = place.worker(2, env={"REGEX": "24"})
     place.await_start("holds_the_gil")
     first = place.registered()[0].beat
-    held = module.app.AsyncResult
     waits = []
     results = []
     while place.registered()[0].beat < first + 5:
@@ -206,7 +205,6 @@ def test_task_that_holds_the_gil_holds_up_nobody_else(place: Place) -> None:
         waits.append(time.monotonic() - before)
         results[-1].get(timeout=20)
     assert max(waits) < 0.5
-    assert held is not None
     assert worker.process.poll() is None
     assert len(place.registered()) == 1
     worker.signal(signal.SIGTERM)
@@ -282,7 +280,7 @@ def test_records_that_cannot_be_read_are_dead_letters_with_the_reason(place: Pla
     good = module.fine.delay_many(range(5))
     body = good[0].record().body
     results = {
-        "cannot be decoded": _append(place, "fine", b"\xc1"),
+        "malformed": _append(place, "fine", b"\xc1"),
         "not a call": _append(place, "fine", b"\x07"),
         "content": _append(place, "fine", body, Meta(content_type="application/x-unheard")),
         "version 9": _append(place, "fine", body, Meta(version=9)),
@@ -306,12 +304,10 @@ def test_records_that_cannot_be_read_are_dead_letters_with_the_reason(place: Pla
 def test_arguments_that_do_not_fit_the_code_any_more(place: Place) -> None:
     module = place.module("@app.task\ndef one(n: int): return n\n")
     result = module.app.send_task("other", ())
-    wrong = _append(place, "one", b"\x92\x91\xa1x\x80")  # one("x")
     many = _append(place, "one", b"\x92\x93\x01\x02\x03\x80")  # one(1, 2, 3)
     place.burst()
-    for each in (wrong, many):
-        with pytest.raises(TypeError):
-            each.get(timeout=1)
+    with pytest.raises(TypeError, match="positional"):
+        many.get(timeout=1)
     assert result.state == "PENDING"
 
 
@@ -392,7 +388,7 @@ def test_log_locked_for_longer_than_anything_allows(place: Place) -> None:
     assert {w.name for w in place.registered()} == {"first", "second"}
     assert "declared dead" not in first.log + second.log
     assert (first.stop(), second.stop()) == (0, 0)
-    assert set(place.runs().values()) == {1}
+    assert set(place.runs("fine").values()) == set(place.runs("slow").values()) == {1}
     place.check()
 
 
@@ -406,8 +402,7 @@ def test_child_dies_while_the_log_is_locked(place: Place) -> None:
     mark = place.await_start("slow", "1")
     foreign = _lock(place)
     os.kill(mark.pid, signal.SIGKILL)
-    worker.said("annot")
-    eventually(lambda: worker.process.poll() is not None or worker.log.count("annot") >= 1)
+    worker.said("annot beat")
     began = time.monotonic()
     eventually(lambda: time.monotonic() - began > 1.0)
     assert worker.process.poll() is None, worker.log
@@ -533,7 +528,8 @@ def test_clock_jumps(place: Place, hours: int) -> None:
     place.touch("go")
     assert slow.get(timeout=20) == 1
     assert [w.stop() for w in workers] == [0, 0]
-    assert set(place.runs().values()) == {1}
+    assert set(place.runs("fine").values()) == {1}
+    assert place.runs("slow") == {"1": 1}
     assert "dead" not in "".join(w.log for w in workers)
 
 

@@ -43,7 +43,7 @@ def command(
     from itertools import islice
 
     from ..errors import UnknownName
-    from .output import Column, Table, iso, note, when, zone
+    from .output import Column, Table, iso, line, note, when, zone
     from .records import Wanted, listed
     from .target import open_target
 
@@ -65,13 +65,15 @@ def command(
     )
     wanted = Wanted(group, task, state and state.upper(), since, until, oldest)
     for call in islice(listed(target, streams, wanted), limit):
-        shown = f"{target.shown(call.stream)}"
-        text = call.input.text(call.task)
-        table.add(
-            (when(call.time), call.id, shown, call.state, text), {**call.data(), "time": iso(call.time)}
-        )
-    table.show(as_json, _empty(task, state, since, until, queue))
-    if not as_json and len(table.rows) == limit:
+        if as_json:  # printed as it is found: there may be millions
+            line({**call.data(), "time": iso(call.time)})
+        else:
+            text = call.input.text(call.task)
+            table.add((when(call.time), call.id, target.shown(call.stream), call.state, text), {})
+    if as_json:
+        return
+    table.show(False, _empty(task, state, since, until, queue))
+    if len(table.rows) == limit:
         note(f"{limit:,} shown; there may be more: --limit, --since, --task")
 
 

@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, suggest
+from ..errors import ConfigError, RespoolError, suggest
 
 if TYPE_CHECKING:
     from ..app import App
@@ -23,6 +23,7 @@ def load_app(spec: str | None = None, url: str | None = None) -> App:
 
     Raises: ConfigError where none is named, or it is not there; AppImportError where its module fails.
     """
+    from ..loading import AppImportError
     from ..loading import load_app as load
 
     found = require_spec(spec)
@@ -38,6 +39,10 @@ def load_app(spec: str | None = None, url: str | None = None) -> App:
         if near:
             raise ConfigError(f"{error}{near}") from None
         raise
+    except RespoolError:
+        raise
+    except Exception as error:  # a function that was to return the App
+        raise AppImportError(f"{found} failed: {type(error).__name__}: {error}") from error
 
 
 def require_spec(given: str | None) -> str:

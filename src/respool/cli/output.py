@@ -45,7 +45,7 @@ class Table:
         """Print all rows; as JSON one object a line; where there are none, say `empty`."""
         if as_json:
             for data in self.data:
-                click.echo(json.dumps(plain(data), ensure_ascii=False))
+                line(data)
         elif not self.rows:
             click.echo(empty)
         else:
@@ -116,13 +116,18 @@ def lines(what: Any, wide: int | None = None) -> None:
     console = Console(file=sys.stdout, width=wide, highlight=False)
     with console.capture() as captured:
         console.print(what)
-    for line in captured.get().splitlines():
-        click.echo(line.rstrip())
+    for text in captured.get().splitlines():
+        click.echo(text.rstrip())
 
 
 def note(text: str) -> None:
     """Print a line about the table above, less loudly."""
     click.secho(text, dim=True)
+
+
+def line(data: Any) -> None:
+    """Print one JSON object on a line of its own."""
+    click.echo(json.dumps(plain(data), ensure_ascii=False))
 
 
 def document(data: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..delivery.spans import find
@@ -80,10 +81,10 @@ def _in_log(
     starts = range(first, end, PAGE) if wanted.oldest else range(end - PAGE, first - PAGE, -PAGE)
     for start in starts:
         lo, hi = max(start, first), min(start + PAGE, end)
-        found = target.engine.briefs(lo, hi, wanted.task, wanted.since, wanted.until, SHORT)
-        if not found:
-            continue
         places = Places(target.engine.group_page(group, lo, hi))
+        if not places.may_hold(wanted.state):
+            continue
+        found = target.engine.briefs(lo, hi, wanted.task, wanted.since, wanted.until, SHORT)
         for brief in found if wanted.oldest else reversed(found):
             state = target.state(places.status(brief.pos), brief.pos, group).state
             if wanted.state in (None, state):
@@ -101,10 +102,27 @@ class Places:
         self._page = page
         self._parked = {parked.pos: parked for parked in page.parked}
         self._outcomes = {outcome.pos: outcome for outcome in page.outcomes}
-        self._how: dict[int, str] = {}
+        self._spans = [span for lease in page.leases for span in lease.spans]
+
+    @cached_property
+    def _how(self) -> dict[int, str]:
+        """How the last entry of the journal says that each record ended."""
+        page, last = self._page, {}
         for lo, hi, how in page.journal:
             for pos in range(max(lo, page.lo), min(hi, page.hi)):
-                self._how[pos] = how
+                last[pos] = how
+        return last
+
+    def may_hold(self, state: str | None) -> bool:
+        """Say whether a record of the page may be in a state: most pages have nothing rare."""
+        if state in ("RETRY", "SCHEDULED"):
+            return bool(self._parked)
+        if state in ("STARTED", "PROGRESS"):
+            return any(span.lo < self._page.hi and span.hi > self._page.lo for span in self._spans)
+        if state == "FAILURE":
+            dead = any(parked.reason == "dead" for parked in self._parked.values())
+            return dead or any(outcome.ending == "failure" for outcome in self._outcomes.values())
+        return True
 
     def status(self, pos: int) -> Status:
         """Return where a record of the page is."""

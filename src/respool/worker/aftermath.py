@@ -6,6 +6,7 @@ import signal
 from collections.abc import Mapping
 from typing import Any
 
+from ..clock import boottime_ns
 from ..clock import now as wall_clock
 from ..codec import encode_error
 from ..delivery.death import Cause, Suspect, bury_lease
@@ -80,7 +81,8 @@ class Aftermath:
         rows = self._engine.rows([Span(pos, pos + 1)])
         task = rows[0][1] if rows else ""
         allowed = self._deliveries.get(task, DEFAULT_DELIVERIES)
-        return Suspect(pos, task, allowed, how, encode_error(WorkerLost(f"{how} while it ran {task or 'this call'}")))
+        error = encode_error(WorkerLost(f"{how} while it ran {task or 'this call'}"))
+        return Suspect(pos, task, allowed, how, error, wall_clock() - max(boottime_ns() / 1e9 - seen.began, 0.0))
 
     def time_limit(self, seen: Snapshot, pos: int, seconds: float, child: int) -> None:
         """Fail a record whose process we killed at its time limit; only that record fails."""

@@ -124,10 +124,22 @@ class Caller:
             words[p.HARD_AT] = now + int(runner.hard * 1e9) if runner.hard else 0
             self._limited()
 
+    def plain_failure(self, runner: Runner, row: Row, span: Span, error: BaseException) -> Verdict:
+        """Return the verdict on a run that raised, or on a body that was taken apart and is no call."""
+        if isinstance(error, TypeError | ValueError):
+            try:
+                runner.arguments(row[2], NO_META)
+            except CorruptBody as corrupt:
+                error = corrupt
+            except Exception:  # noqa: BLE001 - what it raised before
+                return self.failure(runner, row, span, error)
+        return self.failure(runner, row, span, error)
+
     def failure(self, runner: Runner, row: Row, span: Span, error: BaseException) -> Verdict:
         """Return the verdict on a run that raised."""
         now = wall_clock()
         if isinstance(error, CorruptBody):
+            self.run.end()
             return verdicts.unreadable(row, error, now)
         began = now - (boottime_ns() - self.slot.words[p.BEGAN]) / 1e9
         verdict = verdicts.failed(runner, row, span, error, began, now, random.random())

@@ -97,7 +97,7 @@ class Child:
             executor.caller.close()
 
     def _serve(self, app: App, executor: Executor) -> int:
-        limit = self.options.max_tasks_per_child
+        limit = executor.limit = self.options.max_tasks_per_child
         logs = [log for service in executor.services for log in service.stream.logs]
         kind = hash(tuple(service.group.id for service in executor.services)) & 0xFFFF_FFFF_FFFF_FFFF
         sleeper = app.engine.sleeper(logs, kind, (self.control.fileno(),))

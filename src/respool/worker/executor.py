@@ -69,6 +69,7 @@ class Executor:
         self.run = CurrentRun(engine, hold)
         self.caller = Caller(slot, self.run, host.limited)
         self.done = 0
+        self.limit: int | None = None  # records to run in all
         self.rows: list[Row] = []
         self._forked = False
         self._skip: frozenset[int] = frozenset()
@@ -129,7 +130,11 @@ class Executor:
         self.slot.words[p.LEASES] += 1
         number = self._first_lease + self.slot.words[p.LEASES]
         self._turn += 1
-        request = Request(sizer.want, self.worker, self.child, number, now, self._turn)
+        want = sizer.want
+        if self.limit is not None:
+            want = min(want, self.limit - self.done)
+            claim_next = claim_next and want > 0
+        request = Request(want, self.worker, self.child, number, now, self._turn)
         settled = True
 
         def decide(view: View, change: Change) -> Lease | None:
@@ -141,12 +146,14 @@ class Executor:
         settles = (settlement.lease,) if settlement else ()
         reads = Reads(group, settles)
         if claim_next:
-            reads = Reads(group, settles, True, sizer.want, 8, now, self._offer(service))
+            reads = Reads(group, settles, True, want, 8, now, self._offer(service))
         lease: Lease | None = self._transact(reads, decide)
         if settlement is not None:
             self._announce(settlement, settled)
         if lease is None:
             self.slot.settled()
+            if claim_next and not reads.tasks:
+                self._offered = 0.0  # nothing else to do: there may be some of these
             return None
         self._read(service, lease, now)
         return lease
@@ -267,12 +274,12 @@ class Executor:
             else:
                 words[began_word] = last
                 try:
-                    args, kwargs = runner.decode(row[2])  # type: ignore[misc]
+                    args, kwargs = runner.unpack(row[2])
                     if runner.convert is not None:
                         args, kwargs = runner.convert(args, kwargs)
                     value = runner.fn(*args, **kwargs)
                 except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
-                    verdict = caller.failure(runner, row, span, error)
+                    verdict = caller.plain_failure(runner, row, span, error)
                 else:
                     if run.used or runner.ttl is not None:
                         verdict = caller.success(runner, row, span, value)

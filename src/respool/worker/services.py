@@ -19,7 +19,7 @@ class Runner:
     """A task, compiled for running: what it needs is looked up once, what it does not use is left out."""
 
     __slots__ = ("content_type", "convert", "coroutine", "decode", "event", "fn", "hard", "ignores",
-                 "max_deliveries", "name", "options", "plain", "retry", "soft", "task", "ttl")  # fmt: skip
+                 "max_deliveries", "name", "options", "plain", "retry", "soft", "task", "ttl", "unpack")  # fmt: skip
 
     def __init__(self, task: Task[Any, Any], *, event: bool) -> None:
         options = task.options
@@ -32,7 +32,9 @@ class Runner:
         self.max_deliveries: int = options["max_deliveries"]
         self.convert = task.signature.convert if task.signature.needs_convert else None
         self.content_type = "json" if event else "msgpack"
-        self.decode = codec_for(self.content_type).decode
+        self.decode = decode = codec_for(self.content_type).decode
+        self.unpack: Callable[[bytes], Any] = (lambda body: ((decode(body),), {})) if event else decode
+        """A plain record's arguments; what is no call is found out when it is taken apart."""
         self.plain = not (self.coroutine or self.soft or self.hard or self.max_deliveries == 1)
         """Whether nothing but the function is to be called."""
 

@@ -91,7 +91,7 @@ class Solo:
         kind = hash(tuple(service.group.id for service in self.services)) & 0xFFFF_FFFF_FFFF_FFFF
         sleeper = self.engine.sleeper(logs, kind, (self._wake_read,))
         groups = [service.group for service in self.services]
-        limit = self.options.max_tasks_per_child
+        limit = executor.limit = self.options.max_tasks_per_child
         rung = False
         while not executor.stopping:
             self.between_leases()

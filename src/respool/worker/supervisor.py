@@ -26,7 +26,7 @@ from ..delivery.settle import give_back, settle
 from ..delivery.spans import Span, ranges_of
 from ..engines import open_engine
 from ..engines.base import Reads, Registration
-from ..errors import DatabaseGone, EngineUnavailable
+from ..errors import AppendUnknown, DatabaseGone, EngineUnavailable, RespoolError
 from . import page as p
 from .aftermath import Aftermath, how_it_died
 from .host import all_done, boot_id
@@ -45,6 +45,7 @@ IMPORT_TIMEOUT = 300.0
 BACKOFF = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before a child that died early is replaced
 EARLY = 5.0  # seconds: a child that dies sooner than that after its start died "early"
 HOUSEKEEPING = 30.0
+BURY_AGAIN = 0.5  # seconds before a dead child is cleared up after again, where the engine was out of reach
 _SPARE_CHILD = 255  # number under which the supervisor makes leases of its own
 
 
@@ -71,6 +72,8 @@ class Supervisor:
         self._next_lease = 0
         self._dirty = True
         self._said_unreachable = False
+        self._bury_at = 0.0
+        self._left_over = True  # our file stays for whoever comes after us, unless we leave nothing behind
         self.on_started: Any = lambda hello: None
 
     # Starting
@@ -88,9 +91,14 @@ class Supervisor:
                     return self._session()
                 except Deposed:
                     log.error("this worker was declared dead while it could not beat; it starts again as another")
+                    self._left_over = False
                 except DatabaseGone as error:
                     log.error("%s", error)
+                    self._left_over = False
                     self._wait_for_file()
+                except RespoolError as error:
+                    log.error("Error: %s", error)
+                    return 1
                 finally:
                     self._end_session()
                 if self._draining:
@@ -169,7 +177,7 @@ class Supervisor:
         self.children.clear()
         self._respawn_at.clear()
         if self._file is not None:
-            self._file.close(remove=True)
+            self._file.close(remove=not self._left_over)
             self._file = None
         if self.engine is not None:
             self.engine.close()
@@ -191,14 +199,12 @@ class Supervisor:
             self._bury_the_dead()
             if self._draining and not self.children:
                 return self._finish()
-            for child in list(self.children.values()):
-                if child.busy:
-                    self._look_after(child)
+            self._look_after_all()
             now = time.monotonic()
             if now >= self._beat_at:
                 self._beat()
-                if self.options.burst and not self._draining and self._nothing_left():
-                    self._drain()
+            if self.options.burst and not self._draining and self._nothing_left():
+                self._drain()
             self._respawn(now)
 
     def _wait(self) -> None:
@@ -209,12 +215,14 @@ class Supervisor:
             until = min(until, now + BUSY_TICK)
         elif self.options.burst:
             until = min(until, now + 0.1)
-            self._beat_at = min(self._beat_at, until)
         if self._deadline_to_kill is not None:
             until = min(until, self._deadline_to_kill)
         for at in self._respawn_at.values():
             until = min(until, at)
-        watched: list[Any] = [self._wake, *(child.control for child in self.children.values())]
+        alive = [child for child in self.children.values() if child.process.returncode is None]
+        if len(alive) < len(self.children):
+            until = min(until, self._bury_at)
+        watched: list[Any] = [self._wake, *(child.control for child in alive)]
         while True:
             left = until - time.monotonic()
             ready, _, _ = select.select(watched, [], [], max(min(left, IDLE_TICK), 0))
@@ -268,8 +276,12 @@ class Supervisor:
                 log.error("a new process cannot start: %s", message.error)
 
     def _finish(self) -> int:
-        if not self.engine.leases_of(self.worker):
-            self.engine.drop_worker(self.worker)
+        try:
+            if not self.engine.leases_of(self.worker):
+                self.engine.drop_worker(self.worker)
+                self._left_over = False
+        except EngineUnavailable as error:  # the next worker will find that we are gone
+            log.error("%s", error)
         log.info("stopped")
         return 0
 
@@ -291,14 +303,17 @@ class Supervisor:
                     child.slot.words[p.DEADLINE] = self._deadline
             self._watch.look(self.worker, beaten=True)
             self._keep_house()
-        except EngineUnavailable as error:
-            if not self._said_unreachable:
-                log.error("cannot beat: %s", error)
-            self._said_unreachable = True
+        except (EngineUnavailable, AppendUnknown) as error:
+            self._unreachable(error)
             return
         if self._said_unreachable:
             log.info("the engine is back")
         self._said_unreachable = False
+
+    def _unreachable(self, error: RespoolError) -> None:
+        if not self._said_unreachable:
+            log.error("cannot beat: %s", error)
+        self._said_unreachable = True
 
     def _keep_house(self) -> None:
         self.engine.tidy()
@@ -329,6 +344,14 @@ class Supervisor:
         }
 
     # Watching
+
+    def _look_after_all(self) -> None:
+        for child in list(self.children.values()):
+            if child.busy:
+                try:
+                    self._look_after(child)
+                except (EngineUnavailable, AppendUnknown) as error:
+                    self._unreachable(error)
 
     def _look_after(self, child: ChildProcess) -> None:
         """Settle for a child what it cannot while it runs, give back what it will not start, keep limits."""
@@ -414,11 +437,18 @@ class Supervisor:
     # Death
 
     def _bury_the_dead(self) -> None:
+        if time.monotonic() < self._bury_at:
+            return
         for child in list(self.children.values()):
             status = child.process.poll()
             if status is not None:
+                try:
+                    self._clear_up(child, status)
+                except (EngineUnavailable, AppendUnknown) as error:
+                    self._unreachable(error)
+                    self._bury_at = time.monotonic() + BURY_AGAIN
+                    return
                 del self.children[child.index]
-                self._clear_up(child, status)
                 child.close()
 
     def _clear_up(self, child: ChildProcess, status: int) -> None:
@@ -428,7 +458,8 @@ class Supervisor:
             log.warning("a task ran longer than its time_limit; its process was killed")
             aftermath.time_limit(seen, *child.over_limit, child.index)
         ours = child.ordered or self._draining or child.over_limit is not None
-        clean = status in (0, EXIT_RECYCLED, EXIT_LOST, EXIT_REFUSED)
+        # With these it ends itself, but never in the middle of a run.
+        clean = status in (0, EXIT_RECYCLED, EXIT_LOST, EXIT_REFUSED) and (seen is None or seen.running is None)
         cause = Cause.ORDERED if ours or clean else Cause.CHILD
         how = how_it_died(status)
         if cause is Cause.CHILD:

@@ -76,7 +76,7 @@ class Connection:
         self.lock = threading.Lock()
         self._timeout = timeout
         self._deadline = 0.0
-        self._doubt = doubt or Doubt()  # if any, nothing is acknowledged before a full checkpoint (S3)
+        self._doubt = Doubt() if doubt is None else doubt  # if any, nothing is acknowledged before a full checkpoint (S3)
         self._path = _path_of(target)
         flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
         try:

@@ -46,6 +46,23 @@ def append_rows(db: apsw.Connection, rows: Sequence[NewCall], fence: tuple[int, 
 def _append_some(
     db: apsw.Connection, rows: Sequence[NewCall], start: int, fence: tuple[int, int] | None
 ) -> list[Conflict]:
+    conflicts, new = [], []
+    for index, row in enumerate(rows, start):
+        pos = _place_in_a_run(db, row.id)
+        if pos is None:
+            new.append((index, row))
+        else:
+            conflicts += _conflict(db, index, row, pos)
+    if new and not _insert(db, [row for _, row in new], fence):
+        if fence is not None and db.execute(SQL["fence"], fence).get is None:
+            raise LeaseLost
+        for index, row in new:
+            conflicts += _conflict(db, index, row, db.execute(SQL["by_id"], (row.id,)).get)
+    return conflicts
+
+
+def _insert(db: apsw.Connection, rows: Sequence[NewCall], fence: tuple[int, int] | None) -> bool:
+    """Insert rows in one statement; False where not all of them were new, or the fence was gone."""
     log = rows[0].log
     bound: list[Any] = [log, *(fence or (None, None)), first_pos(log), first_pos(log + 1) - 1]
     for row in rows:
@@ -54,22 +71,21 @@ def _append_some(
         db.execute(_rows_statement(len(rows)), bound)
     except apsw.MismatchError:
         raise EngineError(f"log {log} does not exist: its stream was dropped") from None
-    if db.changes() == len(rows):
-        return []
-    if fence is not None and db.execute(SQL["fence"], fence).get is None:
-        raise LeaseLost
-    return _conflicts(db, rows, start)
+    return bool(db.changes() == len(rows))
 
 
-def _conflicts(db: apsw.Connection, rows: Sequence[NewCall], start: int) -> list[Conflict]:
-    """Find out which rows were known before: theirs is another time or body than what we sent."""
-    conflicts = []
-    for index, row in enumerate(rows):
-        pos, time, task, body = db.execute(SQL["whole_by_id"], (row.id,)).get
-        same = task == row.task and body == row.body
-        if not same or time != int(row.time * _MICRO):
-            conflicts.append(Conflict(start + index, pos, same))
-    return conflicts
+def _place_in_a_run(db: apsw.Connection, id: Id) -> int | None:
+    """Return where an id is, if it is that of a run's member, which the index of heads does not have."""
+    if isinstance(id, str) or id.endswith(b"\0\0\0"):
+        return None
+    return find(db, "", id)
+
+
+def _conflict(db: apsw.Connection, index: int, row: NewCall, pos: int) -> list[Conflict]:
+    """Compare a row with the one that has its id: our own, just inserted, is none to speak of."""
+    task, body, time = db.execute(SQL["whole"], (pos,)).get
+    same = task == row.task and body == row.body
+    return [] if same and time == int(row.time * _MICRO) else [Conflict(index, pos, same)]
 
 
 @cache

@@ -29,6 +29,8 @@ from .sql import SQL
 
 ENDINGS = ("success", "failure", "revoked")
 _ENDING_NUMBER = {name: number for number, name in enumerate(ENDINGS)}
+_ENDS = ("done", "skipped", "purged")
+"""What a journal entry can say of a record that is in no other place; no clock decides among them."""
 _pack = msgspec.msgpack.Encoder().encode
 _unpack_spans = msgspec.msgpack.Decoder(list[Span]).decode
 _unpack_bodies = msgspec.msgpack.Decoder(dict[int, bytes]).decode
@@ -128,8 +130,9 @@ class SQLiteState:
         with self._reader.waiting() as db:
             db.execute("BEGIN")
             try:
-                at = next(p for p in map(Position._make, db.execute(SQL["positions"], (group.id,))) if p.log == lo >> 40)
-                left = max(hi - max(at.cursor, lo), 0)
+                cursor, start, stop = db.execute(SQL["position"], (group.id, lo >> 40)).get
+                lo, hi = max(lo, start), hi if stop is None else min(hi, stop)
+                left = max(hi - max(cursor, lo), 0)
                 for row in db.execute(SQL["leases"], (group.id,)):
                     left += count(intersect(_lease(row).spans, [(lo, hi)]))
                 return int(left + db.execute(SQL["parked_between"], (group.id, lo, hi)).get)
@@ -238,7 +241,8 @@ def _append_calls(db: apsw.Connection, change: Change) -> None:
     for call in change.calls:
         by_log.setdefault(call.log, []).append(call)
     for calls in by_log.values():
-        append_rows(db, calls, None)
+        refused = [conflict for conflict in append_rows(db, calls, None) if not conflict.same]
+        change.count("calls refused: id taken", len(refused))
 
 
 def _lease(row: Any) -> Lease:
@@ -268,8 +272,8 @@ def _status(db: apsw.Connection, group: int, pos: int) -> Status:
         lease = _lease(each)
         if find(lease.spans, pos):
             return Status("leased", lease=lease, progress=db.execute(SQL["progress"], (group, pos)).get)
-    entries = db.execute(SQL["journal"], (group, pos, pos - MAX_LEASE)).fetchall()
-    return Status("done", how=entries[-1][6] if entries else None)
+    ends = {row[6] for row in db.execute(SQL["journal"], (group, pos, pos - MAX_LEASE))}
+    return Status("done", how=next((how for how in _ENDS if how in ends), None))
 
 
 def _counts(db: apsw.Connection, group: int) -> Counts:

@@ -28,8 +28,8 @@ ON CONFLICT (id) WHERE id IS NOT NULL DO NOTHING;
 -- name: by_id
 SELECT pos FROM record WHERE id IS NOT NULL AND id = ?1;
 
--- name: whole_by_id
-SELECT pos, time, task, body FROM record WHERE id IS NOT NULL AND id = ?1;
+-- name: whole
+SELECT r.task, r.body, h.time FROM record r JOIN record h ON h.pos = r.pos - ifnull(r.seq, 0) WHERE r.pos = ?1;
 
 -- name: by_run_id
 SELECT pos, id FROM record WHERE id IS NOT NULL AND id <= ?1 AND id >= ?2 ORDER BY id DESC LIMIT 1;

@@ -1,0 +1,374 @@
+"""SIGKILL to real processes at every stage of a task, held against a record that is kept outside."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+from tests.crash.kills import Rampage
+from tests.worker.support import LINE, SOURCES, Place, WorkerProcess, eventually, tree
+
+from respool.errors import WorkerLost
+from respool.replay import dead_letters
+
+KILLS = int(os.environ.get("RESPOOL_KILLS", "30"))
+
+STAGED = """
+@app.task
+def task(n):
+    with noted("task", n):
+        made.delay(n)
+        if n == 50 and once("run"):
+            kill()
+        return [n, "v"]
+
+
+@app.task
+def made(n):
+    note("start", "made", n)
+
+
+@app.task
+def large(n):
+    with noted("large", n):
+        return b"x" * 600_000
+
+
+VICTIM = os.environ.get("VICTIM", "child")
+
+
+def kill():
+    if VICTIM == "child":
+        die()
+    elif VICTIM == "supervisor":
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+    else:
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+if IN_WORKER:
+    from respool.engines.sqlite import state
+    from respool.engines.sqlite.engine import SQLiteEngine
+    from respool.worker import page
+    from respool.worker.executor import Executor
+
+    def before(owner, name, stage, when=lambda *a: True):
+        inner = getattr(owner, name)
+        def wrapped(*args, **kwargs):
+            if when(*args) and once(stage):
+                kill()
+            return inner(*args, **kwargs)
+        setattr(owner, name, wrapped)
+
+    def after(owner, name, stage, when=lambda *a: True):
+        inner = getattr(owner, name)
+        def wrapped(*args, **kwargs):
+            answer = inner(*args, **kwargs)
+            if when(*args) and once(stage):
+                kill()
+            return answer
+        setattr(owner, name, wrapped)
+
+    settles = lambda self, reads, *a: bool(reads.leases)
+    before(page.Slot, "claimed", "granted")
+    after(page.Slot, "claimed", "claimed")
+    before(page.Slot, "add_result", "returned")
+    after(page.Slot, "add_result", "kept")
+    before(Executor, "_settle_part", "settling-part")
+    after(Executor, "_settle_part", "settled-part")
+    before(SQLiteEngine, "transact", "settling", settles)
+    after(state, "write_change", "writing")
+    after(SQLiteEngine, "transact", "settled", settles)
+    before(page.Slot, "forget_verdicts", "forgetting")
+
+    class Torn(memoryview().__class__ if False else object):
+        pass
+
+    claimed = page.Slot.claimed
+    def torn(self, lease, group, rows, began):
+        if once("half-claimed"):
+            self.words[page.SEQ] += 1
+            self.words[page.LEASE] = lease
+            self.words[page.STARTED] = 1
+            kill()
+        claimed(self, lease, group, rows, began)
+    page.Slot.claimed = torn
+"""
+STAGES = {  # how many runs may be repeated where one process was killed
+    "granted": 0,
+    "half-claimed": 0,
+    "claimed": 0,
+    "run": 1,
+    "returned": 1,
+    "kept": 1,
+    "settling-part": 0,
+    "settled-part": 0,
+    "settling": 0,
+    "writing": 0,
+    "settled": 0,
+    "forgetting": 0,
+}
+
+
+@pytest.mark.parametrize("victim", ["child", "supervisor", "group"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_kill_at_a_stage(place: Place, stage: str, victim: str) -> None:
+    module = place.module(STAGED)
+    results = module.task.delay_many(range(100))
+    if "part" in stage or stage == "forgetting":
+        results_large = module.large.delay_many(range(3))  # has no room in shared memory: settled at once
+    place.touch(stage)
+    worker = place.worker(1, env={"VICTIM": victim})
+    eventually(lambda: not (place.folder / stage).exists(), stage)
+    if victim != "child":
+        worker.wait()
+        worker = place.worker(1)
+    assert results.get(timeout=20) == [[n, "v"] for n in range(100)]
+    eventually(place.idle)
+    runs = place.runs("task")
+    assert set(runs) == {str(n) for n in range(100)}
+    assert sum(runs.values()) - 100 <= STAGES[stage]
+    assert place.runs("made") == {str(n): 1 for n in range(100)}
+    if "part" in stage or stage == "forgetting":
+        assert {len(value) for value in results_large.get(timeout=20)} == {600_000}
+        assert sum(place.runs("large").values()) <= 4
+    assert not dead_letters(place.app)
+    assert worker.stop() == 0
+    place.check()
+
+
+def test_large_result_is_not_lost_between_run_and_settlement(place: Place) -> None:
+    """H2: what finds no room in shared memory is not finished until it is settled."""
+    module = place.module(STAGED)
+    result = module.large.delay(1)
+    place.touch("kept")
+    place.burst()
+    assert len(result.get(timeout=1)) == 600_000
+
+
+def test_replaced_child_does_not_overwrite_what_its_predecessor_left(place: Place) -> None:
+    """Leases given back keep their numbers; no child may use one of them again."""
+    module = place.module(
+        """
+        @app.task
+        def task(n):
+            note("start", "task", n)
+            if n % 10 == 5 and once(f"kill-{n}"):
+                die()
+            time.sleep(0.001)
+        """
+    )
+    for n in range(5, 300, 10):
+        place.touch(f"kill-{n}")
+    module.task.delay_many(range(300))
+    place.burst(2, timeout=60)
+    runs = place.runs("task")
+    assert set(runs) == {str(n) for n in range(300)}
+    assert sum(runs.values()) <= 330
+    place.check()
+
+
+# Blame
+
+BLAMED = """
+@app.task
+def fatal(n):
+    note("start", "fatal", n)
+    die()
+
+
+@app.task
+def fine(n):
+    note("start", "fine", n)
+    return n
+
+
+@app.task
+def slow(n):
+    note("start", "slow", n)
+    wait_for(f"go-{n}")
+    return n
+"""
+
+
+def test_poison_among_innocents(place: Place) -> None:
+    module = place.module(BLAMED)
+    fine = [module.fine.delay_many(range(100))]
+    fatal = module.fatal.delay(1)
+    fine.append(module.fine.delay_many(range(100, 200)))
+    place.burst(2)
+    with pytest.raises(WorkerLost, match=r"SIGKILL \(signal 9\)"):
+        fatal.get(timeout=1)
+    assert [a.how for a in fatal.history()] == ["lost", "lost", "lost"]
+    assert all(time.time() - 60 < a.started <= a.ended for a in fatal.history())
+    assert place.runs("fatal") == {"1": 3}
+    assert fine[0].get(timeout=1) + fine[1].get(timeout=1) == list(range(200))
+    assert set(place.runs("fine").values()) == {1}
+    place.check()
+
+
+def test_three_deaths_of_a_whole_worker_bury_no_innocents(place: Place) -> None:
+    """H6: the first charges nobody; what ran is granted singly from then on, and only that is charged."""
+    module = place.module(BLAMED)
+    slow = module.slow.delay(1)
+    fine = module.fine.delay_many(range(200))
+    for death in range(3):
+        worker = place.worker(1)
+        eventually(lambda: place.runs("slow")["1"] == death + 1)  # noqa: B023
+        worker.kill_group()
+    place.worker(1)
+    assert fine.get(timeout=20) == list(range(200))
+    eventually(lambda: place.runs("slow")["1"] == 4)
+    assert slow.find().state != "FAILURE"
+    assert not dead_letters(place.app)
+    place.touch("go-1")
+    assert slow.get(timeout=20) == 1
+    assert [a.how for a in slow.history()] == ["lost", "lost", "lost", "done"]
+    assert set(place.runs("fine").values()) == {1}
+
+
+def test_call_that_takes_whole_workers_with_it_is_buried_at_last(place: Place) -> None:
+    module = place.module(BLAMED)
+    slow = module.slow.delay(1)
+    for death in range(4):
+        worker = place.worker(1)
+        eventually(lambda: place.runs("slow")["1"] == death + 1)  # noqa: B023
+        worker.kill_group()
+    place.burst(1)
+    with pytest.raises(WorkerLost, match="worker was killed"):
+        slow.get(timeout=1)
+    assert place.runs("slow") == {"1": 4}
+    place.check()
+
+
+def test_successor_waits_for_nothing(place: Place) -> None:
+    """H4: on one host a lock says at once that a worker is dead."""
+    module = place.module(BLAMED, worker_ttl=60)
+    module.slow.delay(1)
+    worker = place.worker(1)
+    place.await_start("slow", "1")
+    worker.kill_group()
+    before = time.monotonic()
+    place.touch("go-1")
+    place.burst(1)
+    assert time.monotonic() - before < 5
+    assert place.runs("slow") == {"1": 2}
+
+
+# Producers
+
+PRODUCER = """
+import os, sys, importlib
+sys.path.insert(0, sys.argv[1])
+module = importlib.import_module(sys.argv[2])
+first, way = int(sys.argv[3]), sys.argv[4]
+out = os.open(sys.argv[5], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+def acknowledge(n, id):
+    os.write(out, f"{n} {id}".ljust(63).encode() + b"\\n")
+n = first
+while True:
+    if way == "one":
+        acknowledge(n, module.fine.delay(n).id)
+        n += 1
+    else:
+        results = module.fine.delay_many(range(n, n + 500))
+        for each, result in enumerate(results):
+            acknowledge(n + each, result.id)
+        n += 500
+"""
+
+
+def _produce(place: Place, number: int, way: str) -> tuple[subprocess.Popen[bytes], Path]:
+    out = place.folder / f"acknowledged-{number}-{way}"
+    arguments = [str(place.folder), place.path.stem, str(number * 1_000_000), way, str(out)]
+    env = {**os.environ, "PYTHONPATH": SOURCES}
+    return subprocess.Popen([sys.executable, "-c", PRODUCER, *arguments], env=env), out
+
+
+def _acknowledged(path: Path) -> dict[str, str]:
+    data = path.read_bytes()
+    lines = [data[at : at + LINE].decode().split() for at in range(0, len(data) - LINE + 1, LINE)]
+    return {number: id for number, id in lines}
+
+
+def test_producers_killed_in_mid_append(place: Place) -> None:
+    """P1: what was acknowledged is there, once; what was not is there at most once."""
+    module = place.module(BLAMED)
+    chance = random.Random(1)
+    acknowledged: dict[str, str] = {}
+    worker = place.worker(1)
+    for number in range(1, 7):
+        way = "one" if number % 2 else "many"
+        process, out = _produce(place, number, way)
+        eventually(lambda: out.exists() and out.stat().st_size > LINE * 20)  # noqa: B023
+        time.sleep(chance.uniform(0, 0.05))  # when the kill comes is left to chance
+        process.kill()
+        process.wait()
+        acknowledged.update(_acknowledged(out))
+    eventually(place.idle, timeout=60)
+    runs = place.runs("fine")
+    assert set(acknowledged) <= set(runs)
+    assert set(runs.values()) == {1}
+    seen = [record for record in _records(place) if record[1] in acknowledged.values()]
+    assert len(seen) == len(set(seen)) == len(acknowledged)
+    for number in chance.sample(sorted(acknowledged), 50):
+        assert module.app.AsyncResult(acknowledged[number]).get(timeout=5) == int(number)
+    assert worker.stop() == 0
+    place.check()
+
+
+def _records(place: Place) -> list[tuple[int, str]]:
+    engine = place.app.engine
+    ((_, lo, hi),) = engine.bounds(place.app.stream_of("queue", "default"))
+    found = []
+    while lo < hi:
+        page = engine.records(lo, hi, 5000)
+        found += [(r.pos, str(uuid.UUID(bytes=r.id))) for r in page]
+        lo = page[-1].pos + 1 if page else hi
+    return found
+
+
+# At random
+
+
+@pytest.mark.timeout(100 + 6 * KILLS)
+@pytest.mark.parametrize("part", [0, 1])
+def test_random_kills(place: Place, part: int) -> None:
+    rampage = Rampage(place, seed=int(os.environ.get("RESPOOL_SEED", "7")) + part)
+    rampage.go(lambda tally: tally.kills >= KILLS // 2)
+    rampage.verify()
+
+
+def test_worker_that_starts_while_others_die(place: Place) -> None:
+    """P3 holds when those who clear up after a dead worker are killed over it."""
+    module = place.module(BLAMED)
+    module.slow.delay_many(range(4))
+    first, second = place.worker(2), place.worker(2)
+    eventually(lambda: len(place.runs("slow")) == 4)
+    fine = module.fine.delay_many(range(500))
+    successors = _kill_and_start(place, [first, second])
+    for n in range(4):
+        place.touch(f"go-{n}")
+    assert fine.get(timeout=30) == list(range(500))
+    eventually(place.idle)
+    assert place.runs("slow") == {str(n): 2 for n in range(4)}
+    assert set(place.runs("fine").values()) == {1}
+    assert [worker.stop() for worker in successors] == [0, 0]
+    place.check()
+
+
+def _kill_and_start(place: Place, workers: list[WorkerProcess]) -> list[WorkerProcess]:
+    new = [place.worker(1) for _ in workers]
+    for worker in workers:
+        for child in tree(worker.pid):
+            os.kill(child, signal.SIGSTOP)
+        worker.kill_group()
+    return new
