@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -40,13 +39,15 @@ class _LoopEvent:
     """An asyncio event that other threads may set."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        import asyncio  # most programs that import respool never need it, and it takes 50 ms
+
+        self.loop = asyncio.get_running_loop()
         self._event = asyncio.Event()
         self.wait, self.clear = self._event.wait, self._event.clear
 
     def set(self) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._event.set)
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self._event.set)
 
 
 class Producer:
@@ -66,6 +67,9 @@ class Producer:
     def append(self, row: NewCall) -> None:
         """Append one record; returns when it is stored (P1). Raises Refused or AppendUnknown."""
         self.check_size(row.body, row.meta)
+        if not self._waiting and self._lead.acquire(blocking=False):
+            self._append_alone(row)
+            return
         mine = _Pending(row, threading.Event())
         self._waiting.append(mine)
         while not mine.finished:
@@ -75,12 +79,26 @@ class Producer:
         if mine.error is not None:
             raise mine.error
 
+    def _append_alone(self, row: NewCall) -> None:
+        """Append for one caller who leads: nobody to combine with."""
+        try:
+            conflicts = self._engine.append_rows((row,))
+        except AppendUnknown as error:
+            raise _with_ids(error, (row,)) from error.__cause__
+        finally:
+            self._lead.release()
+            self._wake_next()
+        if conflicts and not conflicts[0].same:
+            raise _conflict_error(row)
+        self._engine.ring(row.log)
+
     async def aappend(self, row: NewCall) -> None:
         """Append one record without holding up the event loop; calls made meanwhile are combined."""
         self.check_size(row.body, row.meta)
-        mine = _Pending(row, _LoopEvent())
+        wake = _LoopEvent()
+        loop = wake.loop
+        mine = _Pending(row, wake)
         self._waiting.append(mine)
-        loop = asyncio.get_running_loop()
         while not mine.finished:
             if self._lead.locked() or not await loop.run_in_executor(None, self._try_lead, mine):
                 await mine.wake.wait()
@@ -134,7 +152,7 @@ class Producer:
             pending.error = None
         for conflict in conflicts:
             if not conflict.same:
-                together[conflict.index].error = _conflict_error(together[conflict.index].row)
+                together[conflict.row].error = _conflict_error(together[conflict.row].row)
         self._engine.ring(log)
 
     def check_size(self, body: bytes, meta: bytes | None) -> None:

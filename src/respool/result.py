@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
@@ -136,6 +135,8 @@ class AsyncResult(Generic[R]):
 
     async def aget(self, timeout: Any = None, *, propagate: bool = True) -> R:
         """Wait for the call to finish without holding up the event loop; else like `get`."""
+        import asyncio  # see producer.py
+
         deadline = None if timeout is None else time.monotonic() + duration(timeout, "timeout")
         pos, group = self._locate()
         loop, rung = asyncio.get_running_loop(), asyncio.Event()
@@ -204,7 +205,7 @@ class AsyncResult(Generic[R]):
             return Found("UNKNOWN", None, str(error))
         return state_of(self._app, self._app.engine.status(group, pos), pos, group)
 
-    def _value(self, found: Found, propagate: bool) -> Any:
+    def _value(self, found: Found, propagate: bool) -> R:
         status = found.status
         if found.state == "UNKNOWN" or status is None:
             raise UnknownCall(found.reason or f"nothing is known of {self.id}")
@@ -213,15 +214,15 @@ class AsyncResult(Generic[R]):
         outcome = status.outcome
         if outcome is not None and outcome.expired(wall_clock()):
             raise ResultExpired(f"call {self.id} ended as {found.state}, but its result_ttl is over")
+        value: Any
         if found.state == "SUCCESS":
-            if outcome is None or outcome.value is None:
-                return None
-            return self._app.decode_value(outcome.value)
+            value = None if outcome is None or outcome.value is None else self._app.decode_value(outcome.value)
+            return value  # type: ignore[no-any-return]
         body = _error_of(status)
-        error = decode_error(body) if body else UnknownCall(f"the error of {self.id} was not kept")
+        value = decode_error(body) if body else UnknownCall(f"the error of {self.id} was not kept")
         if propagate:
-            raise error
-        return error
+            raise value
+        return value  # type: ignore[no-any-return]
 
     def _timed_out(self, timeout: Any, found: Found, pos: int, group: Group) -> GetTimeout:
         why = self._app.why_waiting(found, pos, group)
@@ -326,7 +327,8 @@ class ResultSet(Generic[R]):
             for pos in range(lo, hi):
                 outcome = values.get(pos)
                 if outcome is not None and outcome.ending == "success" and not outcome.expired(wall_clock()):
-                    yield None if outcome.value is None else self._app.decode_value(outcome.value)
+                    value: Any = None if outcome.value is None else self._app.decode_value(outcome.value)
+                    yield value
                 else:  # failed, revoked, expired, or nothing returned: as `get` would have it
                     yield AsyncResult[R](self._app, id_of(head, pos - lo)).get(0, propagate=propagate)
 
@@ -373,7 +375,9 @@ def _next_wait(deadline: float | None, poll: float) -> float | None:
     return min(left, poll) if left > 0 else None
 
 
-async def _wait_for(event: asyncio.Event, seconds: float) -> None:
+async def _wait_for(event: Any, seconds: float) -> None:
+    import asyncio
+
     try:
         await asyncio.wait_for(event.wait(), seconds)
     except TimeoutError:

@@ -13,7 +13,8 @@ from .config import duration, moment
 from .errors import BadArguments, ConfigError, Retry, UnknownName
 from .options import TaskOptions
 from .record import Meta, parse_id
-from .result import AsyncResult, ResultSet
+from . import result as handles
+from .result import ResultSet
 from .running import current_run
 from .signature import Signature
 
@@ -53,7 +54,7 @@ class Task(Generic[P, R]):
             return self.fn(self, *args, **kwargs)
         return self.fn(*args, **kwargs)
 
-    def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> handles.AsyncResult[R]:
         """Append a call; it is on disk when this returns (P1).
 
         Returns: the call's handle.
@@ -65,7 +66,7 @@ class Task(Generic[P, R]):
         """
         return self._send(args, kwargs)
 
-    async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+    async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> handles.AsyncResult[R]:
         """Append a call without holding up the event loop; else like `delay`."""
         return await self._asend(args, kwargs)
 
@@ -81,7 +82,7 @@ class Task(Generic[P, R]):
         task_id: str | None = None,
         headers: Mapping[str, str] | None = None,
         **unknown: Any,
-    ) -> AsyncResult[R]:
+    ) -> handles.AsyncResult[R]:
         """Append a call with options.
 
         Parameters:
@@ -118,7 +119,7 @@ class Task(Generic[P, R]):
         """
         return self._send_many((self._encode(tuple(a), dict(k)) for a, k in calls), queue)
 
-    def AsyncResult(self, id: str) -> AsyncResult[R]:
+    def AsyncResult(self, id: str) -> handles.AsyncResult[R]:
         """Return the handle of a call by its id."""
         return self.app.AsyncResult(id)
 
@@ -171,7 +172,7 @@ class Task(Generic[P, R]):
         if headers is not None:
             headers = _headers(headers)
         content_type = None if self.content_type == "msgpack" else self.content_type
-        return Meta(headers=headers, due=due, expires=expires, content_type=content_type)  # type: ignore[arg-type]
+        return Meta(headers=headers, due=due, expires=expires, content_type=content_type)
 
     def _default_meta(self) -> Meta:
         """`expires` counts from the call; without it one object serves all calls."""
@@ -187,12 +188,12 @@ class Task(Generic[P, R]):
         meta: Meta | None = None,
         queue: str | None = None,
         task_id: str | None = None,
-    ) -> AsyncResult[R]:
+    ) -> handles.AsyncResult[R]:
         body = self._encode(args, kwargs)
         id = None if task_id is None else parse_id(task_id)
         return self.app.send_call(queue or self.options["queue"], self.name, body, meta or self._default_meta(), id)
 
-    async def _asend(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> AsyncResult[R]:
+    async def _asend(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> handles.AsyncResult[R]:
         body = self._encode(args, kwargs)
         return await self.app.asend_call(self.options["queue"], self.name, body, self._default_meta(), None)
 

@@ -278,3 +278,17 @@ def test_json_has_one_object_a_line_and_nothing_else(cli, app, worker, command):
     app.tasks["fetch"].delay("bad://y")
     worker.work("fast")
     assert cli.rows("-A", "shop", *command.split())
+
+
+def test_check_of_a_damaged_file_reports_what_it_can(cli, app, folder):
+    app.tasks["mail"].delay_many(str(n) for n in range(5000))
+    app.close()
+    file = folder / "respool.db"
+    (folder / "respool.db-wal").unlink(missing_ok=True)  # it has been copied to the file
+    size = file.stat().st_size
+    with file.open("r+b") as opened:
+        opened.seek(size // 2)
+        opened.write(b"x" * 8192)
+    report = cli.data("--url", f"sqlite:///{file}", "check", code=1)
+    assert not report["ok"]
+    assert any(problem.startswith("the file: ") for problem in report["problems"])

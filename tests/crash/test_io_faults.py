@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import shutil
 import tempfile
@@ -78,7 +77,9 @@ class Shop:
 
     def call(self, size: int = 100) -> NewCall:
         n = next(numbers)
-        return NewCall(self.log, "add", str(n).encode().rjust(size, b"."), None, (n << 24).to_bytes(16, "big"), 1e6 + n)
+        return NewCall(
+            self.log, "add", str(n).encode().rjust(size, b"."), None, (n << 24).to_bytes(16, "big"), 1e6 + n
+        )
 
     def append(self, *rows: NewCall) -> None:
         assert self.engine.append_rows(rows) == []
@@ -118,7 +119,9 @@ def dump(engine: SQLiteEngine) -> str:
     """All there is in all tables: two equal ones are the same state."""
     with engine._reader.waiting() as db:
         db.execute("BEGIN")
-        tables = [name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY 1")]
+        tables = [
+            name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY 1")
+        ]
         found = {name: sorted(map(repr, db.execute(f'SELECT * FROM "{name}"'))) for name in tables}
         db.execute("COMMIT")
     return repr(found)
@@ -198,7 +201,9 @@ class Story:
         step(synced=False)
         shop.beat()
         step(synced=True)
-        buried = Verdict(second.spans[-1].lo, ending="failure", value=b"x", reason="dead", task="add", error=b"x")
+        buried = Verdict(
+            second.spans[-1].lo, ending="failure", value=b"x", reason="dead", task="add", error=b"x"
+        )
         shop.settle(second, verdicts=[buried])
         step(synced=False)
         assert engine._state.checkpoint("RESTART") == 0  # the next commit writes the log from its start
@@ -228,9 +233,13 @@ class Story:
             try:
                 sound(engine)
                 state = dump(engine)
-                assert state in self.states, "a state that never was: half a transaction, or one without another"
+                assert state in self.states, (
+                    "a state that never was: half a transaction, or one without another"
+                )
                 # P1 and S4: a commit that was not synced may be gone, but none from before one that was.
-                assert self.states.index(state) >= promised, f"back to {self.states.index(state)} from {promised}"
+                assert self.states.index(state) >= promised, (
+                    f"back to {self.states.index(state)} from {promised}"
+                )
                 if promised >= 1:
                     self.go_on(Shop(engine), cut)
             finally:
@@ -260,7 +269,12 @@ def test_a_power_cut_at_any_write_loses_nothing_promised(tmp_path: Path) -> None
     for torn, keep in ((False, ("none", "all", "random")), (True, ("prefix", "random"))):
         story = Story()
         checked += for_each_cut(
-            story, story.check, tmp_path / str(torn), keep=keep, torn=(torn,), start=lambda disk: at(disk / "q.db").close()
+            story,
+            story.check,
+            tmp_path / str(torn),
+            keep=keep,
+            torn=(torn,),
+            start=lambda disk: at(disk / "q.db").close(),
         )
         assert len(set(story.states)) == len(story.states)
     assert checked > 400
@@ -318,7 +332,9 @@ def test_h10_numbers_of_streams_groups_and_workers_do_not_come_back(shop: Shop) 
     engine.drop_worker(shop.worker)
     engine.drop_group(group)
     with engine._writer.writing() as db:
-        db.execute(f"BEGIN; DELETE FROM log WHERE stream = {other.id}; DELETE FROM stream WHERE id = {other.id}; COMMIT")
+        db.execute(
+            f"BEGIN; DELETE FROM log WHERE stream = {other.id}; DELETE FROM stream WHERE id = {other.id}; COMMIT"
+        )
     again = engine.create_stream("queue", "shop", "other", 1, {})
     assert again.id > other.id
     assert again.logs[0] > other.logs[0]
@@ -412,7 +428,9 @@ def test_s3_nothing_is_acknowledged_before_the_full_checkpoint(
     fault.clear()
     LATER[what](shop)
     shop.beat()
-    assert after_cut(fs, tmp_path / "cut", lambda found: dump(found.engine)) == with_worker(dump(shop.engine), shop)
+    assert after_cut(fs, tmp_path / "cut", lambda found: dump(found.engine)) == with_worker(
+        dump(shop.engine), shop
+    )
 
 
 def with_worker(state: str, shop: Shop) -> str:
@@ -495,7 +513,7 @@ def test_no_space_for_an_append(fs: FaultFS, shop: Shop, tmp_path: Path, what: s
     }[what]
     fault = fs.fail("ENOSPC", op="write", once=False, partial=partial, at=2)
     for _ in range(2):
-        with pytest.raises(EngineUnavailable, match="no space left .* nothing was sent"):
+        with pytest.raises(EngineUnavailable, match=r"no space left .* nothing was sent"):
             send()
     assert fault.hits >= 2
     assert dump(shop.engine) == before
@@ -566,7 +584,7 @@ def test_the_lock_held_by_another_is_refused_after_the_time_out(fs: FaultFS, sho
     other = fs.connect("q.db")
     other.execute("BEGIN IMMEDIATE")
     began = time.monotonic()
-    with pytest.raises(EngineUnavailable, match="locked .* nothing was sent"):
+    with pytest.raises(EngineUnavailable, match=r"locked .* nothing was sent"):
         shop.append(shop.call())
     assert 0.9 < time.monotonic() - began < 3
     other.execute("ROLLBACK")
@@ -717,7 +735,8 @@ def test_a_database_of_another_application_is_left_as_it_is(tmp_path: Path) -> N
 def test_a_newer_schema_is_left_as_it_is(tmp_path: Path) -> None:
     path = made(tmp_path / "q.db")
     db = apsw.Connection(str(path))
-    db.execute(f"PRAGMA user_version = {connection_module.SCHEMA_VERSION + 1}; PRAGMA wal_checkpoint(TRUNCATE)")
+    db.execute(f"PRAGMA user_version = {connection_module.SCHEMA_VERSION + 1}")
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     db.close()
     before = path.read_bytes()
     with pytest.raises(SchemaTooNew, match="pip install -U"):
@@ -745,7 +764,9 @@ def test_many_may_create_a_database_at_once(tmp_path: Path) -> None:
         assert failed == []
 
 
-@pytest.mark.parametrize(("version", "safe"), [("3.51.2", False), ("3.7.17", False), ("3.51.3", True), ("4.0.0", True)])
+@pytest.mark.parametrize(
+    ("version", "safe"), [("3.51.2", False), ("3.7.17", False), ("3.51.3", True), ("4.0.0", True)]
+)
 def test_a_sqlite_that_can_corrupt_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, safe: bool
 ) -> None:
@@ -761,9 +782,11 @@ def test_a_sqlite_that_can_corrupt_is_refused(
 def mounts(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
     text = "\n".join(("22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw", *lines)) + "\n"
     read = Path.read_text
-    monkeypatch.setattr(
-        Path, "read_text", lambda self, *a, **k: text if str(self) == "/proc/self/mountinfo" else read(self, *a, **k)
-    )
+
+    def mocked(self: Path, *args: Any) -> str:
+        return text if str(self) == "/proc/self/mountinfo" else read(self, *args)
+
+    monkeypatch.setattr(Path, "read_text", mocked)
 
 
 @pytest.mark.skipif(not Path("/proc/self/mountinfo").exists(), reason="only Linux tells")
@@ -833,9 +856,10 @@ def test_a_file_that_is_deleted_or_replaced_under_an_app(tmp_path: Path, how: st
             path.parent.mkdir(exist_ok=True)
         assert send() is not None
     assert app.engine is not old
+    there = 1 if how == "replaced" else 0
     tasks = [record.task for record in app.engine.records(0, 1 << 62, 10)]
-    assert sorted(tasks)[-(2 if how == "replaced" else 1) :] == ["add", "add"][: 2 if how == "replaced" else 1]
-    assert len(tasks) == (3 if how == "replaced" else 2)
+    assert tasks.count("add") == there + 1
+    assert len(tasks) == there + 2
     app.close()
 
 
@@ -847,7 +871,10 @@ def test_a_connection_opened_late_does_not_end_up_in_another_file(tmp_path: Path
     remove(path)
     if replaced:
         made(path)
-    for attempt in (lambda: engine.beat(1, False, {}, synced=False), lambda: engine.append_run(1, "add", [b""], None, bytes(16), 1.0)):
+    for attempt in (
+        lambda: engine.beat(1, False, {}, synced=False),
+        lambda: engine.append_run(1, "add", [b""], None, bytes(16), 1.0),
+    ):
         with pytest.raises(DatabaseGone):
             attempt()
     assert path.exists() == replaced
@@ -1002,7 +1029,9 @@ def test_the_log_of_a_producer_alone_does_not_grow_without_bound(tmp_path: Path)
     shop.engine.close()
 
 
-def test_the_log_beside_a_worker_stays_smaller(fs: FaultFS, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_log_beside_a_worker_stays_smaller(
+    fs: FaultFS, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engine_module, "WAL_PAGES", 100)
     sizes = []
     for _ in range(40):
@@ -1015,8 +1044,7 @@ def test_the_log_beside_a_worker_stays_smaller(fs: FaultFS, shop: Shop, monkeypa
     sound(shop.engine)
 
 
-def test_the_log_that_nobody_copies_would_grow(fs: FaultFS, shop: Shop) -> None:
-    """What the two above rely on: without `tidy` it does grow, and a reader in the way is not waited for long."""
+def test_a_reader_in_the_way_lets_the_log_grow_and_is_not_waited_for(fs: FaultFS, shop: Shop) -> None:
     reader = fs.connect("q.db")
     shop.run(200, 2000)
     reader.execute("BEGIN; SELECT * FROM record")

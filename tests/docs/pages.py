@@ -2,7 +2,7 @@
 
 A page has a folder of its own, in which these blocks are run one after the other:
 
-    <!-- file: shop.py -->      before a block: written to that file of the folder (`file: +shop.py`: appended)
+    <!-- file: shop.py -->      before a block: written to that file (`file: +shop.py`: appended)
     ```python                   run in one namespace, until a file changes: then in a Python started anew
     ```pycon                    the same, and what it prints is compared; … stands for anything
     ```console                  lines `$ respool …` and `$ echo …` are run, and what they print is compared
@@ -35,6 +35,8 @@ RUNNER = Path(__file__).parent / "runner.py"
 PATIENCE = 60.0  # seconds for one block, command or start
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
+RUN = {"python", "pycon", "console"}
+
 _BLOCK = re.compile(
     r"(?:^<!-- (?P<what>no-run|file): (?P<note>[^\n]*?) -->\n+)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
@@ -58,14 +60,16 @@ def blocks(page: Path) -> list[Block]:
     """Return a page's fenced blocks."""
     text = page.read_text("utf-8")
     return [
-        Block(text.count("\n", 0, m.start("kind")) + 1, m["kind"], m["text"], m["what"] or "", m["note"] or "")
+        Block(
+            1 + text.count("\n", 0, m.start("kind")), m["kind"], m["text"], m["what"] or "", m["note"] or ""
+        )
         for m in _BLOCK.finditer(text)
     ]
 
 
 def runs(page: Path) -> bool:
     """Say whether a page has anything to run."""
-    return any(block.what != "no-run" and block.kind in ("python", "pycon", "console") for block in blocks(page))
+    return any(block.what != "no-run" and block.kind in RUN for block in blocks(page))
 
 
 class Session:
@@ -79,7 +83,6 @@ class Session:
             "COLUMNS": "110",
             "NO_COLOR": "1",
             "PYTHONPATH": str(Path(respool.__file__).parents[1]),
-            "PYTHONWARNINGS": "error",
             "TZ": "UTC",
         }
         self._python: subprocess.Popen[str] | None = None
@@ -121,7 +124,8 @@ class Session:
         assert self._python.stdin is not None
         assert self._python.stdout is not None
         text = "\n" * block.line + block.text if block.kind == "python" else block.text
-        self._python.stdin.write(json.dumps({"kind": block.kind, "text": text, "name": self._place(block)}) + "\n")
+        order = {"kind": block.kind, "text": text, "name": self._place(block)}
+        self._python.stdin.write(json.dumps(order) + "\n")
         self._python.stdin.flush()
         answer = self._python.stdout.readline()  # the runner gives up by itself after PATIENCE
         assert answer, f"{self._place(block)}: Python ended"
@@ -144,7 +148,7 @@ class Session:
         if words[0] == "echo":
             subprocess.run(command, shell=True, cwd=self.folder, env=self.env, check=True, timeout=PATIENCE)
             return
-        assert words[0] == "respool", f"{self._place(block)}: only respool and echo are run; mark it no-run: {command}"
+        assert words[0] == "respool", f"{self._place(block)}: not run, nor marked no-run: {command}"
         arguments = [sys.executable, "-m", *words]
         if "worker" in words and "--burst" not in words and "--help" not in words:
             self._start_worker(arguments)
@@ -159,7 +163,7 @@ class Session:
         if printed:
             wanted = printed.replace("…", "...")
             if not _CHECKER.check_output(wanted, done.stdout, _FLAGS):
-                raise AssertionError(f"{where}\n-- the page has --\n{printed}\n-- it printed --\n{done.stdout}")
+                raise AssertionError(f"{where}\nthe page has\n{printed}\nit printed\n{done.stdout}")
 
     def _start_worker(self, arguments: list[str]) -> None:
         log = self.folder / f"worker-{len(self._workers)}.log"

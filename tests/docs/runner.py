@@ -23,7 +23,7 @@ def run(kind: str, text: str, name: str, space: dict[str, Any]) -> str:
         if kind == "python":
             try:
                 exec(compile(text, name, "exec"), space)
-            except BaseException:
+            except BaseException:  # noqa: BLE001 - whatever a block raises is reported
                 return traceback.format_exc()
             return ""
         test = doctest.DocTestParser().get_doctest(text.replace("…", "..."), space, name, name, 0)

@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.docs.pages import PAGES, ROOT, Block, Session, anchors, blocks, commands, links, runs
 
 import respool
-
-from tests.docs.pages import PAGES, ROOT, Block, Session, anchors, blocks, commands, links, runs
 
 PAGE = [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES]
 KINDS = {"python", "pycon", "console", "text", "toml", "sql"}
@@ -73,8 +72,11 @@ def test_public_names_are_documented(name: str) -> None:
 def test_generated_tables_are_current() -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "docs/generate.py"), "--check"],
-        env={"PYTHONPATH": str(Path(respool.__file__).parents[1])}, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+        env={"PYTHONPATH": str(Path(respool.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
 
 

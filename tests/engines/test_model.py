@@ -44,7 +44,7 @@ KINDS = (
     *("scheduled", "parked", "unknown", "revoked", "skipped", "filtered", "calls", "progressed"),
 )
 picks = st.integers(0, 1000)  # which one of what there is
-kinds = st.lists(st.sampled_from(KINDS), min_size=1, max_size=8)
+kinds = st.lists(st.sampled_from(KINDS), min_size=1, max_size=8) | st.tuples(st.sampled_from(KINDS))
 wants = st.sampled_from((1, 1, 2, 3, 5, 8, 20))
 turns = st.integers(0, 5)
 jumps = st.sampled_from((0.5, 1, 5, 60, 3600, 10**6, -0.5, -1, -60, -3600))
@@ -282,19 +282,19 @@ class DeliveryMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.held)
     @rule(pick=picks, through=st.integers(0, 20), kinds=kinds, release=st.booleans())
-    def settle_some(self, pick: int, through: int, kinds: list[str], release: bool) -> None:
+    def settle_some(self, pick: int, through: int, kinds: Sequence[str], release: bool) -> None:
         held = self.pick_held(pick)
         assert self.say(held, self.settlement(held, held.positions[:through], kinds, pick, release))
 
     @precondition(lambda self: self.held)
     @rule(pick=picks, skip=st.integers(1, 3), kinds=kinds)
-    def settle_here_and_there(self, pick: int, skip: int, kinds: list[str]) -> None:
+    def settle_here_and_there(self, pick: int, skip: int, kinds: Sequence[str]) -> None:
         held = self.pick_held(pick)
         assert self.say(held, self.settlement(held, held.positions[::skip], kinds, pick, False))
 
     @precondition(lambda self: self.held)
     @rule(pick=picks, kinds=kinds)
-    def settle_all_at_once_and_again(self, pick: int, kinds: list[str]) -> None:
+    def settle_all_at_once_and_again(self, pick: int, kinds: Sequence[str]) -> None:
         """One range from the first to the last, beyond what is held where the lease has gaps."""
         held = self.pick_held(pick)
         settlement = self.settlement(held, held.positions, kinds, pick, False)
@@ -304,7 +304,7 @@ class DeliveryMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.held)
     @rule(pick=picks, through=st.integers(1, 8), kinds=kinds)
-    def supervisor_then_child(self, pick: int, through: int, kinds: list[str]) -> None:
+    def supervisor_then_child(self, pick: int, through: int, kinds: Sequence[str]) -> None:
         """What the supervisor has settled is passed over when the child says it again (H2)."""
         held = self.pick_held(pick)
         whole = self.settlement(held, held.positions, kinds, pick, False)
@@ -329,7 +329,9 @@ class DeliveryMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.held)
     @rule(pick=picks, through=st.integers(0, 3), keep=st.integers(0, 3), kinds=kinds)
-    def give_back_what_has_not_started(self, pick: int, through: int, keep: int, kinds: list[str]) -> None:
+    def give_back_what_has_not_started(
+        self, pick: int, through: int, keep: int, kinds: Sequence[str]
+    ) -> None:
         """A long run gives the rest of its lease to others, as a lease of its own (P7)."""
         held = self.pick_held(pick)
         settlement = self.settlement(held, held.positions[:through], kinds, pick, False)
@@ -354,7 +356,7 @@ class DeliveryMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.held)
     @rule(pick=picks, kinds=kinds, release=st.booleans(), want=wants, turn=turns, tasks=known)
     def settle_and_claim(
-        self, pick: int, kinds: list[str], release: bool, want: int, turn: int, tasks: Sequence[str]
+        self, pick: int, kinds: Sequence[str], release: bool, want: int, turn: int, tasks: Sequence[str]
     ) -> None:
         """Both in one transaction, as small leases do it."""
         held = self.pick_held(pick)
@@ -373,7 +375,7 @@ class DeliveryMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.lost)
     @rule(pick=picks, kinds=kinds, release=st.booleans())
-    def stale_settle(self, pick: int, kinds: list[str], release: bool) -> None:
+    def stale_settle(self, pick: int, kinds: Sequence[str], release: bool) -> None:
         """A lease that was lost changes nothing: refused and counted (P4)."""
         held = self.lost[pick % len(self.lost)]
         assert not self.say(held, self.settlement(held, held.positions, kinds, pick, release))
@@ -394,7 +396,7 @@ class DeliveryMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.held)
     @rule(pick=picks, kinds=kinds)
-    def settle_that_fails(self, pick: int, kinds: list[str]) -> None:
+    def settle_that_fails(self, pick: int, kinds: Sequence[str]) -> None:
         """An exception in the decision leaves everything as it was."""
         held = self.pick_held(pick)
         settlement = self.settlement(held, held.positions, kinds, pick, False)
@@ -452,7 +454,13 @@ class DeliveryMachine(RuleBasedStateMachine):
         kinds=kinds,
     )
     def child_dies(
-        self, pick: int, cause: Cause, through: int, running: int | None, deliveries: int, kinds: list[str]
+        self,
+        pick: int,
+        cause: Cause,
+        through: int,
+        running: int | None,
+        deliveries: int,
+        kinds: Sequence[str],
     ) -> None:
         held = self.pick_held(pick)
         assert self.bury(held, cause, through, running, deliveries, kinds)
@@ -516,8 +524,10 @@ class DeliveryMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.held)
     @rule(pick=picks)
-    def purge(self, pick: int) -> None:
-        name = sorted(self.groups)[pick % len(self.groups)]
+    def purge_some(self, pick: int) -> None:
+        self.purge(sorted(self.groups)[pick % len(self.groups)])
+
+    def purge(self, name: str) -> None:
         waiting, now = self._waiting(name), self.moment()
         self.touched.update(self.model(name).items)
         said = self.transact(
@@ -563,8 +573,11 @@ class DeliveryMachine(RuleBasedStateMachine):
         self.touched.update(model.items)
 
     @precondition(lambda self: "again" in self.groups)
-    @rule()
-    def drop_replay(self) -> None:
+    @rule(purged=st.booleans())
+    def drop_replay(self, purged: bool) -> None:
+        if purged:
+            self.purge("again")
+            self.agrees()
         self.dropped, model = self.groups.pop("again")
         self.engine.drop_group(self.dropped)
         left = self.engine.leases(self.dropped), self.engine.parked(ParkedFilter((self.dropped.id,)), ALL)

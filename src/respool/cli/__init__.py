@@ -104,11 +104,8 @@ def _past_importing(tb: Any) -> Any:
     start = tb
     while tb is not None:
         name = tb.tb_frame.f_code.co_filename
-        if (
-            "importlib" not in name
-            and not name.startswith("<frozen")
-            and not name.endswith("respool/loading.py")
-        ):
+        ours = name.endswith(("respool/loading.py", "respool/cli/loading.py"))
+        if not ours and "importlib" not in name and not name.startswith("<frozen"):
             return tb
         tb = tb.tb_next
     return start

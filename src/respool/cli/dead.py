@@ -67,7 +67,7 @@ def list_(
         Column("group", least=6, drop=2),
         Column("task", least=10),
         Column(f"since ({zone()})", drop=1),
-        Column("error", least=14),
+        Column("error", least=20),
     )
     for letter in letters[:limit]:
         data = _data(target, letter)

@@ -9,7 +9,7 @@ from ..errors import ConfigError
 from ..worker.options import WorkerOptions
 
 
-class Seconds(click.ParamType):
+class Seconds(click.ParamType[float]):
     """A duration: 30, 90s, 5m."""
 
     name = "duration"

@@ -141,7 +141,7 @@ class Counts(NamedTuple):
 class Conflict(NamedTuple):
     """A record that was not appended since its id is taken: `same` where body and task are equal too."""
 
-    index: int
+    row: int  # its place among those that were to be appended
     pos: int
     same: bool
 

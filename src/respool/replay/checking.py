@@ -91,13 +91,24 @@ def check(source: Any, progress: Progress | None = None) -> Report:
     True
     """
     engine, _ = sides(source, None)
+    report = Report(problems=[f"the file: {text}" for text in engine.damage()])
+    damaged = bool(report.problems)
+    try:
+        _check_all(engine, report, progress)
+    except Exception as error:
+        if not damaged:
+            raise
+        report.problems.append(f"the rest cannot be read: {error}")
+    return report
+
+
+def _check_all(engine: Any, report: Report, progress: Progress | None) -> None:
     streams = {stream.id: stream for stream in engine.streams()}
     groups, logs = engine.groups(), engine.log_states()
     sizes = {state.log: state.end - state.first for state in logs}
     meter = _Meter(progress, sum(sizes.values()))
     read = [log for group in groups if group.stream in streams for log in streams[group.stream].logs]
     meter.total += sum(sizes.get(log, 0) for log in read)
-    report = Report(problems=[f"the file: {text}" for text in engine.integrity()])
     try:
         _check_logs(engine, logs, report, meter)
     except EngineError as error:  # the rest may still be readable
@@ -109,7 +120,6 @@ def check(source: Any, progress: Progress | None = None) -> Report:
             report.groups.append(_check_group(engine, streams[group.stream], group, meter))
         else:
             report.problems.append(f"group {group.name} reads a stream that is gone (number {group.stream})")
-    return report
 
 
 class _Meter:

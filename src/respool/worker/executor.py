@@ -209,7 +209,7 @@ class Executor:
         self, service: Service, lease: Lease, rows: Sequence[Row], kept: Kept, began: float
     ) -> None:
         """Settle what is finished in the middle of a lease."""
-        done = ranges_of(row[0] for row in rows)
+        done = _ranges(lease, rows)
         settlement = Settlement(lease.id, self.worker, done, *kept, began, wall_clock(), records=len(rows))
         reads = Reads(service.group.id, (lease.id,))
         settled = self._transact(reads, lambda view, change: settle(view, change, settlement))
@@ -276,7 +276,7 @@ class Executor:
                 try:
                     args, kwargs = runner.unpack(row[2])
                     if runner.convert is not None:
-                        args, kwargs = runner.convert(args, kwargs)
+                        args, kwargs = runner.convert(list(args), kwargs)
                     value = runner.fn(*args, **kwargs)
                 except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
                     verdict = caller.plain_failure(runner, row, span, error)
@@ -319,7 +319,7 @@ class Executor:
         if count == len(rows):
             done = [(span.lo, span.hi) for span in lease.spans]
         else:
-            done = ranges_of(row[0] for row in rows[settled:count])
+            done = _ranges(lease, rows[settled:count])
         return Settlement(
             lease.id, self.worker, done, *kept, wall, wall_clock(), release=True, records=count - settled
         )
@@ -332,3 +332,10 @@ class Executor:
             self.host.limited()
             self.host.pause(0.05)
         return True
+
+
+def _ranges(lease: Lease, rows: Sequence[Row]) -> list[tuple[int, int]]:
+    """Return the rows' positions as ranges; those of one span that have no holes are one, at no cost."""
+    if len(lease.spans) == 1 and rows and rows[-1][0] - rows[0][0] == len(rows) - 1:
+        return [(rows[0][0], rows[-1][0] + 1)]
+    return ranges_of(row[0] for row in rows)

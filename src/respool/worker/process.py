@@ -80,7 +80,7 @@ class ChildProcess:
         if not newline:
             return None
         fields: Any = msgspec.json.decode(line)
-        return msgspec.convert(fields, Refusal if "error" in fields else Hello)
+        return msgspec.convert(fields, Refusal) if "error" in fields else msgspec.convert(fields, Hello)
 
     def wait_for_message(self, until: float) -> Hello | Refusal | None:
         """Wait for its first message, until a moment of the monotonic clock or its death."""

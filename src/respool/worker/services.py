@@ -15,6 +15,9 @@ from ..record import Meta
 from ..task import Task
 
 
+Arguments = tuple[Sequence[Any], dict[str, Any]]
+
+
 class Runner:
     """A task, compiled for running: what it needs is looked up once, what it does not use is left out."""
 
@@ -35,21 +38,26 @@ class Runner:
         self.decode = decode = codec_for(self.content_type).decode
         self.unpack: Callable[[bytes], Any] = (lambda body: ((decode(body),), {})) if event else decode
         """A plain record's arguments; what is no call is found out when it is taken apart."""
+        self.unpack = self._one_event if event else self._one_call
+        """Return the arguments that a body of the usual content type holds."""
         self.plain = not (self.coroutine or self.soft or self.hard or self.max_deliveries == 1)
         """Whether nothing but the function is to be called."""
 
-    def arguments(self, body: bytes, meta: Meta) -> tuple[Sequence[Any], dict[str, Any]]:
+    def _one_event(self, body: bytes) -> Arguments:
+        return (self.decode(body),), {}
+
+    def _one_call(self, body: bytes) -> Arguments:
+        return _call(self.decode(body))
+
+    def arguments(self, body: bytes, meta: Meta) -> Arguments:
         """Return a record's arguments. Raises CorruptBody, BadArguments."""
         if meta.version != 1:
             raise CorruptBody(f"the record is of version {meta.version}, this Respool reads version 1")
-        decode = self.decode
-        if meta.content_type is not None and meta.content_type != self.content_type:
-            decode = self._codec(meta.content_type).decode
-        value = decode(body)
-        if self.event:
-            args, kwargs = (value,), {}
+        if meta.content_type is None or meta.content_type == self.content_type:
+            args, kwargs = self.unpack(body)
         else:
-            args, kwargs = _call(value)
+            value = self._codec(meta.content_type).decode(body)
+            args, kwargs = ((value,), {}) if self.event else _call(value)
         return self.convert(list(args), kwargs) if self.convert else (args, kwargs)
 
     def _codec(self, content_type: str) -> Codec:
@@ -59,9 +67,9 @@ class Runner:
             raise CorruptBody(f"the body cannot be read: {error}") from error
 
 
-def _call(value: Any) -> tuple[Sequence[Any], dict[str, Any]]:
-    if isinstance(value, list) and len(value) == 2 and isinstance(value[0], list) and isinstance(value[1], dict):
-        return value[0], value[1]
+def _call(value: Any) -> Arguments:
+    if type(value) is list and len(value) == 2 and type(value[0]) is list and type(value[1]) is dict:
+        return value  # type: ignore[return-value]
     raise CorruptBody(f"the body is not a call: {value!r:.80}")
 
 

@@ -139,7 +139,7 @@ class Connection:
         return True
 
     @contextmanager
-    def waiting(self, timeout: float | None = None) -> Iterator[apsw.Connection]:
+    def waiting(self, timeout: float | None = None) -> Iterator[Any]:
         """Give the connection to this thread; locks of others are waited for, at most so long."""
         with self.lock:
             self._deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
@@ -151,7 +151,7 @@ class Connection:
             raise gone(self._path)
 
     @contextmanager
-    def writing(self) -> Iterator[apsw.Connection]:
+    def writing(self) -> Iterator[Any]:
         """Run a write in the block; errors come out as Refused (nothing stored) or AppendUnknown (H20)."""
         with self.waiting() as db:
             self.check_identity()

@@ -299,7 +299,7 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect):
         """Return the workers registered."""
         with self._reader.waiting() as db:
             found = db.execute(SQL["workers"]).fetchall()
-        return [Worker(*row[:9], bool(row[9]), json.loads(row[10])) for row in found]
+        return [_worker(*row) for row in found]
 
     def changes_seen(self) -> int:
         """Return a number that changes when any other connection has committed."""
@@ -313,10 +313,15 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect):
         return [] if found == ["ok"] else found
 
 
-def _stream(db: apsw.Connection, row: Any) -> Stream:
+def _stream(db: Any, row: Any) -> Stream:
     id, kind, app, name, settings, created = row
     logs = tuple(log for (log,) in db.execute(SQL["logs"], (id,)).fetchall())
     return Stream(id, kind, app, name, logs, json.loads(settings), created)
+
+
+def _worker(*row: Any) -> Worker:
+    id, app, name, host, boot, pid, beat, started, beaten, draining, info = row
+    return Worker(id, app, name, host, boot, pid, beat, started, beaten, bool(draining), json.loads(info))
 
 
 def _group(row: Any) -> Group:

@@ -184,6 +184,15 @@ class SQLiteInspect:
             found: int | None = _one(db, "first_between", (lo, hi))
             return found
 
+    def damage(self) -> list[str]:
+        """Return what SQLite's own check finds wrong with the file, be it that it cannot even be checked."""
+        with self._reader.waiting() as db:
+            try:
+                found = [str(row[0]) for row in db.execute("PRAGMA integrity_check").fetchall()]
+            except (apsw.CorruptError, apsw.NotADBError) as error:
+                return [str(error)]
+        return [] if found == ["ok"] else found
+
     def orphans(self) -> list[tuple[str, int]]:
         """Return (what, group) of state that belongs to groups that are gone."""
         with self._reading() as db:

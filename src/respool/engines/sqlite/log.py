@@ -23,16 +23,16 @@ _MICRO = 1_000_000
 
 
 def append_run(
-    db: apsw.Connection, log: int, task: str, bodies: Sequence[bytes], meta: bytes | None, head: bytes, now: float
+    db: Any, log: int, task: str, bodies: Sequence[bytes], meta: bytes | None, head: bytes, now: float
 ) -> int:
     """Append a run in one statement; return how many records that added (0: the head is known)."""
     run = apsw.carray(bodies if isinstance(bodies, tuple) else tuple(bodies))
     first = first_pos(log)
     db.execute(SQL["append_run"], (log, task, run, meta, head, int(now * _MICRO), first, first_pos(log + 1) - 1))
-    return db.changes()
+    return int(db.changes())
 
 
-def append_rows(db: apsw.Connection, rows: Sequence[NewCall], fence: tuple[int, int] | None) -> list[Conflict]:
+def append_rows(db: Any, rows: Sequence[NewCall], fence: tuple[int, int] | None) -> list[Conflict]:
     """Append records of one log with ids of their own, in one statement for each 256.
 
     Positions are counted up from the first free one; an id that is known leaves its position empty.
@@ -44,7 +44,7 @@ def append_rows(db: apsw.Connection, rows: Sequence[NewCall], fence: tuple[int, 
 
 
 def _append_some(
-    db: apsw.Connection, rows: Sequence[NewCall], start: int, fence: tuple[int, int] | None
+    db: Any, rows: Sequence[NewCall], start: int, fence: tuple[int, int] | None
 ) -> list[Conflict]:
     conflicts, new = [], []
     for index, row in enumerate(rows, start):
@@ -61,7 +61,7 @@ def _append_some(
     return conflicts
 
 
-def _insert(db: apsw.Connection, rows: Sequence[NewCall], fence: tuple[int, int] | None) -> bool:
+def _insert(db: Any, rows: Sequence[NewCall], fence: tuple[int, int] | None) -> bool:
     """Insert rows in one statement; False where not all of them were new, or the fence was gone."""
     log = rows[0].log
     bound: list[Any] = [log, *(fence or (None, None)), first_pos(log), first_pos(log + 1) - 1]
@@ -74,14 +74,14 @@ def _insert(db: apsw.Connection, rows: Sequence[NewCall], fence: tuple[int, int]
     return bool(db.changes() == len(rows))
 
 
-def _place_in_a_run(db: apsw.Connection, id: Id) -> int | None:
+def _place_in_a_run(db: Any, id: Id) -> int | None:
     """Return where an id is, if it is that of a run's member, which the index of heads does not have."""
     if isinstance(id, str) or id.endswith(b"\0\0\0"):
         return None
     return find(db, "", id)
 
 
-def _conflict(db: apsw.Connection, index: int, row: NewCall, pos: int) -> list[Conflict]:
+def _conflict(db: Any, index: int, row: NewCall, pos: int) -> list[Conflict]:
     """Compare a row with the one that has its id: our own, just inserted, is none to speak of."""
     task, body, time = db.execute(SQL["whole"], (pos,)).get
     same = task == row.task and body == row.body
@@ -150,13 +150,14 @@ class SQLiteLog:
     def bounds(self, stream: Stream) -> list[tuple[int, int, int]]:
         """Return (log, first, one past the last) position there is."""
         with self._reader.waiting() as db:
-            return db.execute(SQL["log_bounds"], (stream.id,)).fetchall()
+            return [tuple(row) for row in db.execute(SQL["log_bounds"], (stream.id,))]
 
 
-def find(db: apsw.Connection, namespace: str, id: Id) -> int | None:
+def find(db: Any, namespace: str, id: Id) -> int | None:
     """Return the position of an id: one given as text, or a member of a run."""
     if isinstance(id, str):
-        return db.execute(SQL["by_id"], (stored_id(namespace, id),)).get
+        given: int | None = db.execute(SQL["by_id"], (stored_id(namespace, id),)).get
+        return given
     found = db.execute(SQL["by_run_id"], (id, id[:13] + b"\0\0\0")).get
     if found is None:
         return None

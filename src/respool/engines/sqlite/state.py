@@ -143,7 +143,7 @@ class SQLiteState:
         """Drop the values of outcomes past their `result_ttl`, at most `limit`; return how many."""
         with self._state.writing() as db:
             db.execute(SQL["expire_outcomes"], (now, limit))
-            return db.changes()
+            return int(db.changes())
 
     def has_work(self, group: int, now: float, tasks: Sequence[str]) -> bool:
         """Say whether a claim would find something, without taking the write lock."""
@@ -169,7 +169,7 @@ class SQLiteState:
             db.execute(SQL["put_progress"], (group, pos, value))
 
 
-def read_view(db: apsw.Connection, reads: Reads) -> View:
+def read_view(db: Any, reads: Reads) -> View:
     """Read what a decision asked for."""
     view, group = View(), reads.group
     for lease_id in reads.leases:
@@ -192,7 +192,7 @@ def read_view(db: apsw.Connection, reads: Reads) -> View:
     return view
 
 
-def write_change(db: apsw.Connection, group: int, change: Change) -> None:
+def write_change(db: Any, group: int, change: Change) -> None:
     """Write what was decided. Rows are removed before others are put in their place."""
     execute, many = db.execute, db.executemany
     for lease_id in change.dropped_leases:
@@ -226,7 +226,7 @@ def write_change(db: apsw.Connection, group: int, change: Change) -> None:
         execute(SQL["add_count"], (group, name, by))
 
 
-def _put_results(db: apsw.Connection, group: int, change: Change) -> None:
+def _put_results(db: Any, group: int, change: Change) -> None:
     """Store what runs returned: in one statement where they stand side by side, the common case."""
     results, at = change.results, change.results_at
     first, last = results[0][0], results[-1][0]
@@ -236,7 +236,7 @@ def _put_results(db: apsw.Connection, group: int, change: Change) -> None:
         db.executemany(SQL["put_outcome"], [(group, pos, 0, value, at, None) for pos, value in results])
 
 
-def _append_calls(db: apsw.Connection, change: Change) -> None:
+def _append_calls(db: Any, change: Change) -> None:
     by_log: dict[int, list[NewCall]] = {}
     for call in change.calls:
         by_log.setdefault(call.log, []).append(call)
@@ -251,7 +251,9 @@ def _lease(row: Any) -> Lease:
 
 
 def _parked(row: Any) -> Parked:
-    return Parked(*row[:7], bool(row[7]), *row[8:])
+    values = list(row)
+    values[7] = bool(values[7])  # alone
+    return Parked._make(values)
 
 
 def _outcome(row: Any) -> Outcome:
@@ -259,7 +261,7 @@ def _outcome(row: Any) -> Outcome:
     return Outcome(pos, ENDINGS[ending], value, at, until)  # type: ignore[arg-type]
 
 
-def _status(db: apsw.Connection, group: int, pos: int) -> Status:
+def _status(db: Any, group: int, pos: int) -> Status:
     """Find a record that the cursor has passed: ended, parked, leased, or done without a row."""
     outcome = db.execute(SQL["outcome"], (group, pos)).get
     known = _outcome(outcome) if outcome else None
@@ -276,7 +278,7 @@ def _status(db: apsw.Connection, group: int, pos: int) -> Status:
     return Status("done", how=next((how for how in _ENDS if how in ends), None))
 
 
-def _counts(db: apsw.Connection, group: int) -> Counts:
+def _counts(db: Any, group: int) -> Counts:
     pending, oldest = 0, None
     for at in map(Position._make, db.execute(SQL["positions"], (group,)).fetchall()):
         end = at.end if at.stop is None else min(at.end, at.stop)
