@@ -35,7 +35,7 @@ MEMBERS: dict[type, tuple[str, ...]] = {
     ),
     AsyncResult: (
         *("id", "state", "ready", "successful", "failed", "get", "aget", "result", "traceback"),
-        *("info", "of", "group", "history", "record"),
+        *("info", "of", "group", "history", "record", "find"),
     ),
     ResultSet: ("get", "iterate", "wait", "ready", "unfinished"),
     StreamHandle: ("publish", "apublish", "publish_many", "read", "subscribe"),

@@ -10,7 +10,7 @@ from typing import Any, overload
 
 from .clock import now as wall_clock
 from .codec import codec_for
-from .config import SETTINGS, Location, find_url, parse_url, settings
+from .config import SETTINGS, Location, duration, find_url, parse_url, settings
 from .delivery.model import Lease, NewCall
 from .engines import open_engine, public_id, stored_id
 from .engines.base import Group, Stream
@@ -33,13 +33,16 @@ _abandoned: list[Any] = []
 class Queue:
     """A queue as an app declares it."""
 
-    def __init__(self, app: App, name: str) -> None:
-        self.app, self.name = app, name
+    def __init__(self, app: App, name: str, retention: float | None = None) -> None:
+        self.app, self.name, self.retention = app, name, retention
 
     def __repr__(self) -> str:
         return f"<Queue {self.name} of {self.app.name}>"
 
-    settings: dict[str, Any] = {}
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is stored at creation, and compared with later declarations."""
+        return {"retention": self.retention}
 
 
 class Subscription:
@@ -121,12 +124,32 @@ class App:
         self.tasks.update({each: task for each in (name, *checked["aliases"])})
         return task
 
-    def queue(self, name: str) -> Queue:
-        """Declare a queue. A task's `queue=` does so too."""
-        return self.queues.setdefault(check_name("queue", name), Queue(self, name))
+    def queue(self, name: str, *, retention: Any = None) -> Queue:
+        """Declare a queue. A task's `queue=` does so too.
+
+        Parameters:
+            retention: how long calls stay on record after they are done (seconds, timedelta, "30d");
+                None: for good. What a group has yet to finish, and dead letters, stay longer.
+
+        Raises: DeclarationConflict where it is declared otherwise here; on first use, where it was
+            created otherwise.
+        """
+        known = self.queues.get(name)
+        kept = None if retention is None else duration(retention, "retention")
+        if known is None or (retention is not None and known.retention is None):
+            known = self.queues[check_name("queue", name)] = Queue(self, name, kept)
+        elif retention is not None:
+            _compare("queue", name, known.settings, {"retention": kept})
+        return known
 
     def stream(
-        self, name: str, *, key: str | None = None, partitions: int | None = None, serializer: str = "json"
+        self,
+        name: str,
+        *,
+        key: str | None = None,
+        partitions: int | None = None,
+        serializer: str = "json",
+        retention: Any = None,
     ) -> StreamHandle:
         """Declare a stream of events, shared by all apps on the log.
 
@@ -134,6 +157,8 @@ class App:
             key: the field of each event that says whose it is; events of one key stay in one partition.
             partitions: fixed at creation; default 64 with a key, else 1.
             serializer: "json" or "msgpack".
+            retention: how long events stay (seconds, timedelta, "30d"); None: for good. What a group has
+                yet to finish stays longer.
 
         Raises: DeclarationConflict where it is declared otherwise here; on first use, where it was
             created otherwise.
@@ -141,7 +166,8 @@ class App:
         count = partitions if partitions is not None else (1 if key is None else KEYED_PARTITIONS)
         if not isinstance(count, int) or not 1 <= count <= 4096:
             raise ConfigError(f"stream {name}: partitions={partitions!r} is not a number from 1 to 4096")
-        handle = StreamHandle(self, check_name("stream", name), key, count, serializer)
+        kept = None if retention is None else duration(retention, "retention")
+        handle = StreamHandle(self, check_name("stream", name), key, count, serializer, kept)
         known = self.stream_handles.setdefault(name, handle)
         _compare("stream", name, known.settings, handle.settings)
         return known

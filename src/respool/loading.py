@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from .app import App
@@ -55,6 +55,11 @@ def _module(place: str) -> ModuleType:
                 "shop, shop.py or shop:app"
             ) from None
         raise AppImportError(f"{place} could not be imported: {error}") from error
+    except SystemExit as error:
+        raise AppImportError(
+            f"{place} called sys.exit({error.code!r}) on import; put what is to run as a program under "
+            'if __name__ == "__main__":'
+        ) from error
     except Exception as error:
         raise AppImportError(f"{place} could not be imported: {type(error).__name__}: {error}") from error
 
@@ -65,8 +70,11 @@ def _named(module: ModuleType, name: str) -> App:
         if not hasattr(found, part):
             raise UnknownName("name", part, [n for n in vars(found) if not n.startswith("_")], f"in {module.__name__}")
         found = getattr(found, part)
-    if not isinstance(found, App) and callable(found):
-        found = found()
+    if isinstance(found, FunctionType):
+        try:
+            found = found()
+        except Exception as error:
+            raise AppImportError(f"{module.__name__}:{name}() failed: {type(error).__name__}: {error}") from error
     if not isinstance(found, App):
         raise ConfigError(f"{module.__name__}:{name} is {type(found).__name__}, not an App")
     return found

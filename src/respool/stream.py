@@ -38,8 +38,10 @@ class Event:
 class StreamHandle:
     """A stream as an app declares it. Made by `app.stream`."""
 
-    def __init__(self, app: App, name: str, key: str | None, partitions: int, content_type: str) -> None:
-        self.app, self.name, self.key = app, name, key
+    def __init__(
+        self, app: App, name: str, key: str | None, partitions: int, content_type: str, retention: float | None
+    ) -> None:
+        self.app, self.name, self.key, self.retention = app, name, key, retention
         self.partitions = partitions
         self.content_type = content_type
         self.codec = codec_for(content_type, app.settings["pickle_key"])
@@ -51,7 +53,12 @@ class StreamHandle:
     @property
     def settings(self) -> dict[str, Any]:
         """What is stored at creation, and compared with later declarations."""
-        return {"key": self.key, "partitions": self.partitions, "serializer": self.content_type}
+        return {
+            "key": self.key,
+            "partitions": self.partitions,
+            "serializer": self.content_type,
+            "retention": self.retention,
+        }
 
     def publish(
         self, value: Any, *, record_id: str | None = None, headers: Mapping[str, str] | None = None, type: str = ""

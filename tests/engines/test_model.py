@@ -156,7 +156,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         calls = [self.call(log, again if n == 0 else None) for n in range(amount)]
         known_ids = [n for n, call in enumerate(calls) if call.id in self.log.ids]
         conflicts = self.engine.append_rows(calls)
-        assert [(c.index, c.same) for c in conflicts] == [(n, True) for n in known_ids]
+        assert [(c.row, c.same) for c in conflicts] == [(n, True) for n in known_ids]
         self.appended(self.log.append(calls))
 
     @rule(amount=st.integers(1, 12), partition=st.integers(0, 1))

@@ -125,23 +125,27 @@ def _note_of(verdict: Verdict) -> str | None:
 
 
 def _write_journal(lease: Lease, change: Change, settlement: Settlement) -> None:
-    """One row for each unbroken range, the records with rows of their own left out of it."""
-    apart = [
-        (v.pos, v.pos + 1)
-        for v in settlement.verdicts
-        if v.note is not None or v.reason is not None or v.skipped
-    ]
+    """One row for each unbroken range of done or skipped records; others have rows of their own."""
+    apart = [(v.pos, v.pos + 1) for v in settlement.verdicts if v.note is not None or v.reason is not None]
+    skipped = [(v.pos, v.pos + 1) for v in settlement.verdicts if v.skipped]
     settled = intersect(lease.spans, settlement.done)
-    if apart:
-        settled = subtract(settled, apart)
+    if skipped:
+        _write_ranges(lease, change, settlement, intersect(settled, skipped), "skipped")
+    if apart or skipped:
+        settled = subtract(settled, [*apart, *skipped])
+    _write_ranges(lease, change, settlement, settled, "done")
+
+
+def _write_ranges(
+    lease: Lease, change: Change, settlement: Settlement, settled: list[Span], how: str
+) -> None:
     retries = {span.retries for span in settled}
     if retries == {0}:  # the common case: ranges that touch are one row
         runs = [(lo, hi, 0) for lo, hi in merge((span.lo, span.hi) for span in settled)]
     else:
         runs = [(span.lo, span.hi, span.retries) for span in settled]
     for lo, hi, retried in runs:
-        change.journal.append(
-            JournalEntry(
-                lo, hi, settlement.owner, lease.child, settlement.started, settlement.ended, "done", retried
-            )
+        entry = JournalEntry(
+            lo, hi, settlement.owner, lease.child, settlement.started, settlement.ended, how, retried
         )
+        change.journal.append(entry)

@@ -29,6 +29,8 @@ log = logging.getLogger("respool.worker")
 
 UNSETTLED = 10_000_000  # ns of finished work that may be unsettled (H1, H2)
 STAY = 0.1  # seconds with one service before the others get their turn
+FEW = 4  # records; after no more than that, and with nobody waiting for a result, …
+REST = 0.002  # … this many seconds of rest: producers share the machine, and send more at once meanwhile
 PATIENCE = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds between tries while the engine cannot be reached
 
 
@@ -77,6 +79,7 @@ class Executor:
         self._first_lease = p.lease_number(worker, child)
         self._turn = 0
         self._offered = 0.0
+        self._reachable = True
         os.register_at_fork(after_in_child=self._after_fork)
         current_run.set(self.run)
 
@@ -97,14 +100,28 @@ class Executor:
         `rung`: the bell has just said that there is something, so no need to look first.
         """
         sure = rung and len(self.services) == 1
-        worked = False
+        worked, before = False, self.done
         for service in self.services:
             if self.stopping:
                 break
-            # A look without the write lock, which others may want.
-            if sure or self.engine.has_work(service.group.id, wall_clock(), tuple(service.runners)):
+            if sure or self._has_work(service):
                 worked = self._serve(service) or worked
+        if worked and self.done - before <= FEW and not self.engine.somebody_waits():
+            self.host.pause(REST)
         return worked
+
+    def _has_work(self, service: Service) -> bool:
+        """Look without the write lock, which others may want."""
+        try:
+            found = self.engine.has_work(service.group.id, wall_clock(), tuple(service.runners))
+        except EngineUnavailable as error:
+            if self._reachable:
+                log.error("waiting for the engine: %s", error)
+            self._reachable = False
+            self.host.pause(PATIENCE[-1])
+            return False
+        self._reachable = True
+        return bool(found)
 
     def _serve(self, service: Service) -> bool:
         """Run leases of one service, for a while."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..clock import now as wall_clock
+from ..errors import EngineUnavailable
 from .services import Service
 
 
@@ -22,18 +23,33 @@ def boot_id() -> str:
         return f"{socket.gethostname()}-{round((time.time() - time.monotonic()) / 10)}"
 
 
+@functools.cache
+def version() -> str:
+    """Return the version of Respool that runs here."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        return installed("respool")
+    except PackageNotFoundError:
+        return "unknown"
+
+
 def idle(engine: Any, services: Sequence[Service], sleeper: Any, poll: float) -> bool:
     """Sleep until something is due or the polling interval is over, or the bell rings: then True."""
     sleeper.prepare()
     now = wall_clock()
     wait = poll
-    for service in services:
-        if engine.has_work(service.group.id, now, tuple(service.runners)):
-            sleeper.cancel()
-            return False
-        due = engine.next_due(service.group.id)
-        if due is not None:
-            wait = min(wait, max(due - now, 0.0))
+    try:
+        for service in services:
+            if engine.has_work(service.group.id, now, tuple(service.runners)):
+                sleeper.cancel()
+                return False
+            due = engine.next_due(service.group.id)
+            if due is not None:
+                wait = min(wait, max(due - now, 0.0))
+    except EngineUnavailable:
+        wait = poll  # the executor looks again after that, and says what is wrong
     return bool(sleeper.sleep(wait))
 
 
@@ -47,3 +63,14 @@ def all_done(engine: Any, groups: Sequence[Any]) -> bool:
         if counts.next_due is not None and counts.next_due <= now:
             return False
     return True
+
+
+def keep_house(engine: Any, groups: Sequence[Any]) -> None:
+    """Do, in small steps, what nobody waits for: drop old values and old records."""
+    now = wall_clock()
+    engine.expire_outcomes(now, 1000)
+    served = {group.stream for group in groups}
+    for stream in engine.streams():
+        retention = stream.settings.get("retention")
+        if stream.id in served and retention is not None:
+            engine.trim(stream, now - retention)

@@ -15,7 +15,7 @@ from ..delivery.model import NewCall
 from ..delivery.spans import Span
 from ..engines import public_id
 from ..engines.base import LeaseLost, Record
-from ..errors import Refused, RespoolError
+from ..errors import IdConflict, Refused, RespoolError
 from ..record import Id, Meta, Row, derived_id, id_text, offset_of
 from .services import Service
 
@@ -55,6 +55,7 @@ class CurrentRun:
         self._calls: list[NewCall] = []
         self._bytes = 0
         self._made: dict[bytes, int] = {}  # how often the same call was made in this run
+        self._given: dict[Id, tuple[str, bytes]] = {}  # what was sent with ids of the user's own
         self._flusher: _Flusher | None = None
         self._sends_at: float | None = None  # when what is in the outbox leaves
         self.row: Row | None = None
@@ -74,7 +75,7 @@ class CurrentRun:
         with self._lock:
             ended = self._calls, self.dropped, self.progressed
             self._calls, self._bytes, self.dropped = [], 0, 0
-            self._made, self._record, self._sends_at = {}, None, None
+            self._made, self._given, self._record, self._sends_at = {}, {}, None, None
             self.used = self.progressed = False
         return ended
 
@@ -155,9 +156,24 @@ class CurrentRun:
         )
         if id is None:
             id = self._derived(log, task, body, parent)
-        elif isinstance(id, str):
-            id = f"{self.service.stream.app}\0{id}"
+        else:
+            self._refuse_taken(task, body, id)
+            if isinstance(id, str):
+                id = f"{self.service.stream.app}\0{id}"
         return NewCall(log, task, body, lineage.packed(), id, wall_clock())
+
+    def _refuse_taken(self, task: str, body: bytes, id: Id) -> None:
+        """The same id with another body is an error, not silence (H8)."""
+        known = self._given.setdefault(id, (task, body))
+        pos = self._engine.find(self.service.stream.app, id)
+        if pos is not None:
+            (record,) = self._engine.records(pos, pos + 1, 1)
+            known = known if (record.task, record.body) == (task, body) else (record.task, record.body)
+        if known != (task, body):
+            raise IdConflict(
+                f"the id {id_text(id)} is taken by a record with another body; nothing was sent. "
+                "Use another id, or send the same arguments"
+            )
 
     def _derived(self, log: int, task: str, body: bytes, parent: Record) -> bytes:
         """Return an id that a rerun gives to the same call, and to no other (H8)."""

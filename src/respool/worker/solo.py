@@ -24,7 +24,7 @@ from ..errors import EngineUnavailable, RespoolError
 from . import page as p
 from .aftermath import Aftermath
 from .executor import Executor
-from .host import all_done, boot_id, idle
+from .host import all_done, boot_id, idle, keep_house, version
 from .options import WorkerOptions
 from .page import WorkerFile
 from .services import Service
@@ -171,6 +171,7 @@ class Solo:
             "children": [{"pid": os.getpid(), "index": 0}],
             "pool": "solo",
             "concurrency": 1,
+            "version": version(),
         }
 
     # Host
@@ -187,7 +188,8 @@ class Solo:
             self._looked = self._beaten
             self._watch.look(self.worker, beaten=True)
             self.engine.tidy()
-            self.engine.expire_outcomes(wall_clock(), 1000)
+            if self._looked % 5 == 0:
+                keep_house(self.engine, [service.group for service in self.services])
 
     def pause(self, seconds: float) -> None:
         """Wait, but no longer than until the worker is to stop."""

@@ -73,7 +73,7 @@ def expired(row: Row, expires: float, now: float) -> Verdict:
 
 def skipped(pos: int) -> Verdict:
     """Return the verdict on a record that the group's filter leaves out."""
-    return Verdict(pos, skipped=True, note="skipped")
+    return Verdict(pos, skipped=True)
 
 
 def ran_too_often(row: Row, span: Span, now: float) -> Verdict:

@@ -145,6 +145,20 @@ class Connection:
             self._deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
             yield self.db
 
+    @contextmanager
+    def reading(self) -> Iterator[Any]:
+        """Run a read in the block; errors come out as EngineUnavailable or EngineError."""
+        with self.waiting() as db:
+            try:
+                yield db
+            except apsw.Error as error:
+                if not db.get_autocommit():
+                    _roll_back(db)
+                where = self._path or "the in-memory database"
+                if isinstance(error, apsw.CorruptError | apsw.NotADBError):
+                    raise EngineError(f"{where} is damaged: {error}; see: respool check") from error
+                raise EngineUnavailable(f"{where} cannot be read: {error}") from error
+
     def check_identity(self) -> None:
         """Raise DatabaseGone where the path leads to another file than the open one, or to none."""
         if self._path and identity_of(self._path) != self.identity:

@@ -26,6 +26,7 @@ from .connection import Connection, Doubt, gone, identity_of, prepare
 from .doorbell import ALL, Doorbell, Kind, Sleeper, mask_of
 from .inspect import SQLiteInspect
 from .log import SQLiteLog, append_rows, append_run, find
+from .retention import SQLiteRetention
 from .sql import SQL
 from .state import SQLiteState
 
@@ -45,7 +46,7 @@ class SQLiteOptions:
     vfs: str | None = None  # for tests that inject faults
 
 
-class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect):
+class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect, SQLiteRetention):
     """The embedded engine. Connections open when first used, and only in the process that uses them."""
 
     def __init__(self, options: SQLiteOptions) -> None:
@@ -131,6 +132,10 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect):
         if bell.waiters_present():
             bell.ring_waiters(ALL if len(positions) > 64 else mask_of(positions))
 
+    def somebody_waits(self) -> bool:
+        """Say whether anybody waits for a result."""
+        return self.bell.waiters_present()
+
     @contextmanager
     def waiter(self, pos: int) -> Iterator[Sleeper]:
         """Give a sleeper that is woken when the record may be finished."""
@@ -210,7 +215,7 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect):
 
     def exists(self, namespace: str, id: bytes | str) -> bool:
         """Say whether an id is taken."""
-        with self._reader.waiting() as db:
+        with self._reader.reading() as db:
             return find(db, namespace, id) is not None
 
     # Registry: streams, groups, workers
@@ -236,12 +241,12 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect):
 
     def streams(self) -> list[Stream]:
         """Return all streams."""
-        with self._reader.waiting() as db:
+        with self._reader.reading() as db:
             return [_stream(db, row) for row in db.execute(SQL["streams"]).fetchall()]
 
     def groups(self) -> list[Group]:
         """Return all groups."""
-        with self._reader.waiting() as db:
+        with self._reader.reading() as db:
             return [_group(row) for row in db.execute(SQL["groups"]).fetchall()]
 
     def create_group(
@@ -297,18 +302,18 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect):
 
     def workers(self) -> list[Worker]:
         """Return the workers registered."""
-        with self._reader.waiting() as db:
+        with self._reader.reading() as db:
             found = db.execute(SQL["workers"]).fetchall()
         return [_worker(*row) for row in found]
 
     def changes_seen(self) -> int:
         """Return a number that changes when any other connection has committed."""
-        with self._reader.waiting() as db:
+        with self._reader.reading() as db:
             return db.execute("PRAGMA data_version").get  # type: ignore[no-any-return]
 
     def integrity(self) -> list[str]:
         """Return what SQLite's own check finds wrong with the file."""
-        with self._reader.waiting() as db:
+        with self._reader.reading() as db:
             found = [row[0] for row in db.execute("PRAGMA integrity_check").fetchall()]
         return [] if found == ["ok"] else found
 

@@ -105,14 +105,14 @@ class SQLiteLog:
     def rows(self, spans: Iterable[Span]) -> list[Row]:
         """Return the records that exist in the spans, in the spans' order."""
         found: list[Any] = []
-        with self._reader.waiting() as db:
+        with self._reader.reading() as db:
             for span in spans:
                 found += db.execute(SQL["rows"], (span.lo, span.hi))
         return found
 
     def records(self, lo: int, hi: int, limit: int) -> list[Record]:
         """Return the records at lo <= p < hi in full, at most `limit`."""
-        with self._reader.waiting() as db:
+        with self._reader.reading() as db:
             found = db.execute(SQL["records"], (lo, hi, limit)).fetchall()
         return [
             Record(pos, id_of(head, seq), micros / _MICRO, task, body, unpack_meta(meta) if meta else NO_META)
@@ -121,13 +121,13 @@ class SQLiteLog:
 
     def find(self, namespace: str, id: Id) -> int | None:
         """Return the position of the record with this id."""
-        with self._reader.waiting() as db:
+        with self._reader.reading() as db:
             return find(db, namespace, id)
 
     def window(self, stream: Stream, since: float | None, until: float | None) -> list[tuple[int, int, int]]:
         """Return (log, first, one past the last) position that can have a time in since <= t < until."""
         windows = []
-        with self._reader.waiting() as db:
+        with self._reader.reading() as db:
             for log, first, end in db.execute(SQL["log_bounds"], (stream.id,)).fetchall():
                 lo, hi = first, end
                 if since is not None:
@@ -142,14 +142,14 @@ class SQLiteLog:
         """Return the positions in the spans whose time is not in since <= t < until."""
         low = -(1 << 62) if since is None else int(since * _MICRO)
         high = (1 << 62) if until is None else int(until * _MICRO)
-        with self._reader.waiting() as db:
+        with self._reader.reading() as db:
             return [
                 pos for span in spans for (pos,) in db.execute(SQL["outside"], (span.lo, span.hi, low, high)).fetchall()
             ]
 
     def bounds(self, stream: Stream) -> list[tuple[int, int, int]]:
         """Return (log, first, one past the last) position there is."""
-        with self._reader.waiting() as db:
+        with self._reader.reading() as db:
             return [tuple(row) for row in db.execute(SQL["log_bounds"], (stream.id,))]
 
 

@@ -356,3 +356,39 @@ SELECT id FROM worker;
 
 -- name: last_between
 SELECT max(pos) FROM record WHERE pos >= ?1 AND pos < ?2;
+
+-- Retention. A log is cut from its beginning, at the head of a run, up to what some group still needs.
+
+-- name: low_water
+-- Below this position no group has anything pending, leased or parked in the log.
+SELECT min(ifnull(p.cursor, 1 << 62),
+           ifnull((SELECT min(k.pos) FROM parked k WHERE k.grp = p.grp AND k.pos BETWEEN ?1 AND ?2), 1 << 62))
+FROM position p JOIN grp g ON g.id = p.grp WHERE p.log = ?1 >> 40;
+
+-- name: stream_leases
+SELECT l.spans FROM lease l JOIN grp g ON g.id = l.grp WHERE g.stream = ?1;
+
+-- name: first_kept
+-- The first head of the log that is young enough, or else the end of what may go.
+SELECT min(pos) FROM (SELECT pos FROM record WHERE pos BETWEEN ?1 AND ?2 AND time IS NOT NULL AND time >= ?3
+                      ORDER BY pos LIMIT 1);
+
+-- name: head_at_or_before
+SELECT max(pos) FROM (SELECT pos FROM record WHERE pos BETWEEN ?1 AND ?2 AND time IS NOT NULL
+                      ORDER BY pos DESC LIMIT 1);
+
+-- name: is_head
+SELECT 1 WHERE EXISTS (SELECT 1 FROM record WHERE pos = ?1 AND time IS NOT NULL)
+    OR NOT EXISTS (SELECT 1 FROM record WHERE pos = ?1);
+
+-- name: raise_floor
+UPDATE log SET floor = max(floor, ?2) WHERE id = ?1;
+
+-- name: trim_records
+DELETE FROM record WHERE pos >= ?1 AND pos < ?2;
+
+-- name: trim_outcomes
+DELETE FROM outcome WHERE grp IN (SELECT id FROM grp WHERE stream = ?3) AND pos >= ?1 AND pos < ?2;
+
+-- name: trim_journal
+DELETE FROM journal WHERE grp IN (SELECT id FROM grp WHERE stream = ?3) AND lo >= ?1 AND hi <= ?2;

@@ -1,0 +1,636 @@
+"""One test a hazard (docs/hazards): which test fails without its rule.
+
+| hazard | test |
+|---|---|
+| H1  write lock beside user code | `test_h1_*`, test_bad_days::test_task_that_holds_the_gil_holds_up_nobody_else |
+| H2  finished, not settled | crash/test_kills::test_kill_at_a_stage, `test_large_result_…`, `test_h2_*` |
+| H3  give-back race | `test_h3_*`, test_shutdown::test_no_head_of_line_blocking |
+| H4  mass theft after an outage | `test_h4_*`, unit/test_liveness, test_bad_days::test_log_locked_… |
+| H5  orphans keep starting | `test_h5_*`, test_bad_days::test_children_die_with_their_supervisor |
+| H6  innocents buried | crash/test_kills (three deaths, poison), test_shutdown::test_killed_while_it_drains_… |
+| H7  at most once | `test_h7_*` |
+| H8  calls of a run | test_outbox, `test_h8_*`, engines/test_conformance (fenced appends) |
+| H9  "no row means done" can lie | test_tasks::test_result_ttl, test_outbox::test_replay_runs_chosen_tasks_…, unit/test_replay |
+| H10 offsets never come back | engines/test_conformance::test_offsets_never_come_back |
+| H11 starvation | `test_h11_*`, unit/test_claim; lanes: n/a before there are priorities |
+| H12 rolling deploy | test_bad_days::test_unknown_task_* |
+| H13 ordered keys, H14 seek, H16 unique, H18 blobs | n/a: come with later work |
+| H15 bodies | n/a before there is retention; a dead letter's input: test_tasks |
+| H17 soft limits, leader of a group commit | test_limits::test_soft_limit_is_never_raised_…, `test_h17_*` |
+| H19 time is not monotone in offset | engines/test_conformance::test_a_window_…, unit/test_replay |
+| H20 two kinds of error | `test_h20_*`, crash/test_io_faults |
+| S1  apsw only | `test_s1_*` |
+| S2  versions, fork, mmap | `test_s2_*`, test_bad_days::test_call_made_in_a_process_… |
+| S3  failed sync | crash/test_faultfs, crash/test_io_faults |
+| S4  synced beats | `test_s4_*` |
+| S5  numbers that come back | `test_s5_*`, engines/test_conformance::test_offsets_never_come_back |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import apsw
+import pytest
+from tests.worker.support import SOURCES, Place, eventually
+
+from respool import App
+from respool.clock import boottime_ns
+from respool.delivery.model import Lease
+from respool.delivery.spans import Span
+from respool.engines.base import Registration
+from respool.engines.sqlite import connection
+from respool.errors import AppendError, AppendUnknown, EngineTooOld, EngineUnavailable, Refused
+from respool.replay import DeadFilter, redrive
+from respool.worker import page as p
+from respool.worker.executor import Executor
+from respool.worker.options import WorkerOptions
+from respool.worker.page import Slot, Snapshot, WorkerFile
+from respool.worker.services import services
+from respool.worker.supervisor import Supervisor
+from respool.worker.takeover import Watch
+
+CODE = """
+@app.task
+def fine(n):
+    note("start", "fine", n)
+    return n
+
+
+@app.task
+def slow(n):
+    note("start", "slow", n)
+    wait_for(f"go-{n}")
+    return n
+
+
+@app.task(max_deliveries=1)
+def once_only(n):
+    note("start", "once_only", n)
+    if (HERE / f"die-{n}").exists():
+        os.killpg(os.getpgrp(), signal.SIGKILL) if (HERE / "group").exists() else die()
+    return n
+
+
+@app.task
+def fails(n):
+    fine.delay(n)
+    raise ValueError(n)
+"""
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[App]:
+    with App("t", url=f"sqlite:///{tmp_path / 'log.db'}") as made:
+        yield made
+
+
+# H1
+
+
+def _traced(engine: Any, act: Callable[[], Any]) -> list[str]:
+    """Return the statements that a call of the engine executes."""
+    seen: list[str] = []
+
+    def trace(cursor: Any, statement: str, bindings: Any) -> bool:
+        seen.append(statement)
+        return True
+
+    for each in (engine._writer, engine._state):
+        each.db.exec_trace = trace
+    try:
+        act()
+    finally:
+        for each in (engine._writer, engine._state):
+            each.db.exec_trace = None
+    return [statement for statement in seen if not statement.startswith(("SELECT", "PRAGMA"))]
+
+
+def test_h1_what_is_written_beside_user_code_is_one_statement(app: App) -> None:
+    engine = app.engine
+    worker = engine.register(Registration("t", "w", "h", "b", 1, 0.0, {}))
+    log = app.stream_of("queue", "default").logs[0]
+    main = app.groups()[0].id
+    rows = [app._row(log, "x", b"", app.task(len)._plain_meta, None) for _ in range(3)]
+    for act in (
+        lambda: engine.append_rows(rows),
+        lambda: engine.beat(worker, False, {}, synced=True),
+        lambda: engine.set_progress(main, 1, b""),
+        lambda: engine.append_run(log, "x", (b"", b""), None, b"0123456789abcdef", 1.0),
+    ):
+        statements = _traced(engine, act)
+        assert len(statements) == 1, statements
+        assert "BEGIN" not in statements[0]
+
+
+def test_h1_a_child_takes_the_lock_between_runs_only(place: Place) -> None:
+    module = place.module(
+        CODE
+        + """
+        running = False
+
+
+        @app.task
+        def watched(n):
+            global running
+            running = True
+            fine.delay(n)
+            time.sleep(0.015)
+            running = False
+            return n
+
+
+        if IN_WORKER:
+            from respool.engines.sqlite.engine import SQLiteEngine
+            transact = SQLiteEngine.transact
+
+            def watch(self, *args, **kwargs):
+                note("transact", "beside" if running else "between", threading.current_thread().name[:4])
+                return transact(self, *args, **kwargs)
+
+            SQLiteEngine.transact = watch
+        """
+    )
+    module.watched.delay_many(range(20))
+    place.burst(1)
+    assert place.marks("transact", "between")
+    assert not place.marks("transact", "beside")
+    assert {mark.key for mark in place.marks("transact")} == {"Main"}
+
+
+# H2
+
+
+class Words(list[int]):
+    """A slot's words, with a look at each access: where two processes would be in each other's way."""
+
+    def __init__(self, values: list[int]) -> None:
+        super().__init__(values)
+        self.before_read: Callable[[int], None] = lambda word: None
+        self.after_read: Callable[[int], None] = lambda word: None
+        self.before_write: Callable[[int], None] = lambda word: None
+
+    def __getitem__(self, word: Any) -> Any:
+        self.before_read(word)
+        value = super().__getitem__(word)
+        self.after_read(word)
+        return value
+
+    def __setitem__(self, word: Any, value: Any) -> None:
+        self.before_write(word)
+        super().__setitem__(word, value)
+
+
+class FakeSlot(Slot):
+    """A slot in plain memory."""
+
+    def __init__(self) -> None:
+        super().__init__(memoryview(bytearray(p.SLOT_BYTES)))
+        self.words = Words([0] * 32)  # type: ignore[assignment]
+        self.words[p.DEADLINE] = 1 << 62
+
+
+def _executor(app: App, slot: Slot) -> tuple[Executor, Any]:
+    """Return an executor with one lease of ten records, read and not begun."""
+    host = SimpleNamespace(limited=lambda: None, busy=lambda b: None, pause=time.sleep, between_leases=lambda: None)
+    app.tasks["task"].delay_many(range(10))
+    executor = Executor(app.engine, services(app, None, None), 1, 0, slot, host, None)
+    return executor, executor.services[0]
+
+
+def _lease(executor: Executor, service: Any) -> Lease:
+    ((log, lo, hi),) = executor.engine.bounds(service.stream)
+    lease = Lease(1, 1, 0, [Span(lo, hi)])
+    executor._read(service, lease, 0.0)
+    return lease
+
+
+def test_h2_each_outcome_is_in_shared_memory_before_the_next_run_starts(app: App) -> None:
+    slot, seen = FakeSlot(), []
+
+    @app.task
+    def task(n: int) -> int:
+        snapshot = slot.snapshot()
+        assert snapshot is not None
+        seen.append((snapshot.finished, len(snapshot.results) + len(snapshot.verdicts), snapshot.running))
+        return n
+
+    executor, service = _executor(app, slot)
+    lease = _lease(executor, service)
+    executor._run_lease(service, lease)
+    lo = lease.spans[0].lo
+    assert seen == [(n, n, lo + n) for n in range(10)]
+
+
+# H3
+
+
+def test_h3_child_says_that_it_starts_before_it_looks_at_the_bound(app: App) -> None:
+    """Whatever moment between two of the child's steps the supervisor comes at, nothing runs twice."""
+    for moment in range(200):
+        slot, ran = FakeSlot(), []
+        app.tasks.clear()
+
+        @app.task
+        def task(n: int) -> None:
+            ran.append(executor.run.row[0])  # noqa: B023
+
+        executor, service = _executor(app, slot)
+        lease = _lease(executor, service)
+        words: Any = slot.words
+        steps, returned = [0], []
+
+        def supervisor_comes(word: int) -> None:
+            steps[0] += 1  # noqa: B023
+            if steps[0] == moment:  # noqa: B023
+                words.after_read = words.before_write = lambda word: None  # noqa: B023
+                seen = slot.snapshot()  # noqa: B023
+                if seen is not None and seen.running is not None:
+                    child = SimpleNamespace(slot=slot)  # noqa: B023
+                    returned.extend(Supervisor._lower_bound(None, child, seen))  # type: ignore[arg-type] # noqa: B023
+
+        words.after_read = words.before_write = supervisor_comes
+        executor._run_lease(service, lease)
+        assert not set(returned) & set(ran), f"given back and run, at step {moment}"
+        assert sorted({*returned, *ran}) == sorted({*returned, *ran})
+
+
+def test_h3_supervisor_lowers_the_bound_before_it_reads_how_far_the_child_is() -> None:
+    for moment in range(20):
+        slot = FakeSlot()
+        slot.claimed(1, 1, range(100, 110), 0.0)
+        slot.words[p.STARTED] = 3
+        words: Any = slot.words
+        steps, ran = [0], []
+
+        def child_goes_on(word: int) -> None:
+            steps[0] += 1  # noqa: B023
+            if steps[0] == moment:  # noqa: B023
+                words.before_read = words.before_write = lambda word: None  # noqa: B023
+                for count in range(3, 6):
+                    words[p.STARTED] = count + 1  # noqa: B023
+                    if count >= words[p.BOUND]:  # noqa: B023
+                        words[p.STARTED] = count  # noqa: B023
+                        return
+                    ran.append(100 + count)  # noqa: B023
+
+        seen = slot.snapshot()
+        assert seen is not None
+        words.before_read = words.before_write = child_goes_on
+        returned = Supervisor._lower_bound(None, SimpleNamespace(slot=slot), seen)  # type: ignore[arg-type]
+        assert not set(returned) & set(ran), moment
+
+
+# H4
+
+
+def _foreign(app: App) -> int:
+    return app.engine.register(Registration("t", "elsewhere", "other", "another boot", 1, 0.0, {}))  # type: ignore[no-any-return]
+
+
+def test_h4_silent_worker_elsewhere_is_taken_over(place: Place) -> None:
+    place.module(CODE, beat=0.1, worker_ttl=0.5)
+    worker = place.worker(1)
+    place.children()
+    _foreign(place.app)
+    worker.said("silent for too long")
+    eventually(lambda: len(place.registered()) == 1)
+
+
+def test_h4_worker_that_beats_elsewhere_is_left_alone_by_a_burst(place: Place) -> None:
+    """A worker that only waits for a retry must not count its beats faster than others beat."""
+    module = place.module(
+        CODE
+        + "\n@app.task(bind=True)\ndef late(self):\n"
+        + "    if not self.request.retries: raise self.retry(countdown=2)\n",
+        beat=0.5, worker_ttl=2,
+    )  # fmt: skip
+    module.late.delay()
+    foreign = _foreign(place.app)
+    worker = place.worker(1, burst=True)
+    while worker.process.poll() is None:
+        assert place.app.engine.beat(foreign, False, {}, synced=False) is not None
+        try:
+            worker.process.wait(0.5)
+        except subprocess.TimeoutExpired:
+            continue
+    assert "silent" not in worker.log
+    assert worker.wait() == 0
+
+
+def test_h4_worker_that_just_starts_is_not_taken_for_dead(app: App) -> None:
+    """Its file is held before anybody can see it, so that no look finds it without its lock."""
+    engine = app.engine
+    engine.bell  # noqa: B018 - makes the folder
+    worker = engine.register(Registration("t", "new", "here", "boot", os.getpid(), 0.0, {}))
+    path = Path(engine.run_folder) / f"worker-{worker}"
+    watch = Watch(engine, "boot", 3, {})
+    stop = threading.Event()
+    problems: list[object] = []
+
+    def look() -> None:
+        while not stop.is_set():
+            try:
+                problems.extend([1] * watch.look(0, beaten=False))
+            except Exception as error:  # noqa: BLE001 - shown below
+                problems.append(error)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        for _ in range(200):
+            WorkerFile(path, 1, create=True).close(remove=True)
+    finally:
+        stop.set()
+        looking.join()
+    assert not problems
+
+
+def test_h4_deposed_worker_changes_nothing_and_starts_again(place: Place) -> None:
+    """P4: a run that lost its lease is repeated, its own settlement is refused and counted."""
+    module = place.module(CODE, beat=0.1, worker_ttl=0.5)
+    result = module.slow.delay(1)
+    elsewhere = "import respool.worker.supervisor as s\ns.boot_id = lambda: 'another boot'\n"
+    first = place.worker(1, before=elsewhere)
+    mark = place.await_start("slow", "1")
+    os.killpg(first.pid, signal.SIGSTOP)
+    second = place.worker(1)
+    second.said("silent for too long")
+    eventually(lambda: place.runs("slow")["1"] == 2)
+    place.touch("go-1")
+    assert result.get(timeout=20) == 1
+    os.killpg(first.pid, signal.SIGCONT)
+    first.said("declared dead")
+    eventually(lambda: len(place.registered()) == 2)
+    assert mark.pid not in place.children(2)
+    assert module.fine.delay(2).get(timeout=20) == 2
+    assert [a.how for a in result.history()] == ["done"]
+    assert (first.stop(), second.stop()) == (0, 0)
+    assert place.runs("slow") == {"1": 2}
+    place.check()
+
+
+# H5
+
+
+def test_h5_children_of_a_supervisor_that_stands_still_start_nothing(place: Place) -> None:
+    module = place.module(
+        CODE + "\n@app.task\ndef short(n):\n    note('start', 'short', n)\n    time.sleep(0.02)\n",
+        beat=0.1, worker_ttl=0.5,
+    )  # fmt: skip
+    module.short.delay_many(range(400))
+    worker = place.worker(1)
+    eventually(lambda: len(place.runs("short")) > 5)
+    worker.signal(signal.SIGSTOP)
+    stopped = time.monotonic()
+    eventually(lambda: time.monotonic() - stopped > 1.5)
+    assert max(mark.at for mark in place.marks("start", "short")) - stopped < 0.6
+    assert len(place.runs("short")) < 400
+    worker.signal(signal.SIGCONT)
+    eventually(place.idle)
+    assert set(place.runs("short").values()) == {1}
+    assert worker.stop() == 0
+
+
+def _supervisor(beat: Callable[..., int], busy: list[bool]) -> Any:
+    supervisor: Any = Supervisor(WorkerOptions(app="x", concurrency=1))
+    supervisor.hello = SimpleNamespace(settings={"beat": 1.0, "worker_ttl": 10.0}, services=[])
+    supervisor.engine = SimpleNamespace(beat=beat)
+    supervisor._watch = SimpleNamespace(look=lambda *a, **k: 0)
+    supervisor._keep_house = lambda: None
+    slot = FakeSlot()
+    supervisor.children = {0: SimpleNamespace(slot=slot, busy=False, pid=1, index=0)}
+    supervisor.set_busy = lambda value: setattr(supervisor.children[0], "busy", value)
+    return supervisor
+
+
+def test_h5_deadline_counts_from_before_the_beat_was_sent() -> None:
+    def slow_beat(*args: Any, **kwargs: Any) -> int:
+        time.sleep(0.2)  # the engine is slow to answer
+        return 1
+
+    supervisor = _supervisor(slow_beat, [])
+    sent = boottime_ns()
+    supervisor._beat()
+    deadline = supervisor.children[0].slot.words[p.DEADLINE]
+    assert deadline - sent < (8 + 0.1) * 1e9
+    assert deadline - sent > 7.9e9
+
+
+# H7
+
+
+@pytest.mark.parametrize("group", [False, True], ids=["child", "group"])
+def test_h7_at_most_once(place: Place, group: bool) -> None:
+    module = place.module(CODE)
+    place.touch("die-5")
+    if group:
+        place.touch("group")
+    results = module.once_only.delay_many(range(10))
+    worker = place.worker(1)
+    if group:
+        worker.wait()
+        worker = place.worker(1)
+    eventually(place.idle)
+    assert results[5].state == "FAILURE"
+    assert [results[n].get(timeout=1) for n in range(10) if n != 5] == [n for n in range(10) if n != 5]
+    assert place.runs("once_only") == {str(n): 1 for n in range(10)}
+    assert worker.stop() == 0
+    place.check()
+
+
+def test_h7_claim_is_synced_before_the_run(place: Place) -> None:
+    module = place.module(
+        CODE
+        + """
+        if IN_WORKER:
+            from respool.engines.sqlite.engine import SQLiteEngine
+            transact = SQLiteEngine.transact
+
+            def watch(self, *args, synced=False, **kwargs):
+                answer = transact(self, *args, synced=synced, **kwargs)
+                note("transact", "synced" if synced else "fast")
+                return answer
+
+            SQLiteEngine.transact = watch
+        """
+    )
+    module.once_only.delay_many(range(5))
+    place.burst(1)
+    marks = [mark for mark in place.marks() if mark.name in ("synced", "fast", "once_only")]
+    before = [marks[at - 1].name for at, mark in enumerate(marks) if mark.name == "once_only"]
+    assert before == ["synced"] * 5
+
+
+# H8
+
+
+def test_h8_redriven_call_makes_new_calls(place: Place) -> None:
+    module = place.module(CODE)
+    result = module.fails.delay(1)
+    place.burst(1)
+    assert place.runs("fine") == {"1": 1}
+    assert redrive(module.app, DeadFilter(task="fails")) == 1
+    place.burst(1)
+    assert place.runs("fine") == {"1": 2}
+    assert result.state == "FAILURE"
+    assert [a.how for a in result.history()] == ["failed", "redriven", "failed"]
+
+
+# H11
+
+
+def test_h11_a_storm_of_retries_does_not_stop_new_work(place: Place) -> None:
+    module = place.module(
+        CODE
+        + """
+        @app.task(bind=True, max_retries=None)
+        def storm(self, n):
+            time.sleep(0.002)
+            if not (HERE / "calm").exists():
+                raise self.retry(countdown=0)
+        """
+    )
+    module.storm.delay_many(range(300))
+    worker = place.worker(1)
+    eventually(lambda: place.counts().parked.get("retry", 0) > 100)
+    results = module.fine.delay_many(range(50))
+    assert results.get(timeout=20) == list(range(50))
+    assert place.counts().parked["retry"] > 100
+    place.touch("calm")
+    eventually(place.idle)
+    assert worker.stop() == 0
+
+
+# H17
+
+
+def test_h17_cancelled_leader_takes_nobody_with_it(app: App) -> None:
+    @app.task
+    def task(n: int) -> None: ...
+
+    async def main() -> list[Any]:
+        sent = [asyncio.create_task(task.adelay(n)) for n in range(200)]
+        for each in sent[::3]:
+            await asyncio.sleep(0)
+            each.cancel()
+        return await asyncio.wait_for(asyncio.gather(*sent, return_exceptions=True), 20)
+
+    results = asyncio.run(main())
+    kept = [r for r in results if not isinstance(r, BaseException)]
+    assert len(kept) >= 133
+    assert {r.state for r in kept} == {"PENDING"}
+
+
+# H20
+
+
+def test_h20_refused_and_unknown_are_different_errors(app: App, tmp_path: Path) -> None:
+    assert issubclass(EngineUnavailable, Refused)
+    assert issubclass(AppendUnknown, AppendError)
+    assert not issubclass(AppendUnknown, Refused)
+
+    @app.task
+    def task(n: int) -> None: ...
+
+    app.settings["append_timeout"] = 0.1
+    task.delay(0)
+    foreign = apsw.Connection(str(tmp_path / "log.db"))
+    foreign.execute("BEGIN IMMEDIATE")
+    with pytest.raises(EngineUnavailable, match="nothing was sent"):
+        task.delay(1)
+    foreign.execute("ROLLBACK")
+    foreign.close()
+    assert app.engine.counts(app.groups()[0]).pending == 1
+
+
+# SQLite
+
+
+def test_s1_the_standard_librarys_sqlite_is_never_imported() -> None:
+    code = (
+        "import pkgutil, sys, importlib, respool\n"
+        "for m in pkgutil.walk_packages(respool.__path__, 'respool.'):\n"
+        "    m.name.endswith('__main__') or importlib.import_module(m.name)\n"
+        "sys.exit('sqlite3' in sys.modules)\n"
+    )
+    path = os.pathsep.join([SOURCES, *sys.path])
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": path}, check=False).returncode == 0
+
+
+def test_s2_versions_that_can_corrupt_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apsw, "SQLITE_VERSION_NUMBER", 3_051_002)
+    with pytest.raises(EngineTooOld, match="corrupt"):
+        App("t", url=f"sqlite:///{tmp_path / 'log.db'}").engine  # noqa: B018
+
+
+def test_s2_no_network_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "file_system", lambda path: "nfs4")
+    with pytest.raises(Exception, match="network file system"):
+        App("t", url=f"sqlite:///{tmp_path / 'log.db'}").engine  # noqa: B018
+
+
+def test_s2_nothing_is_used_across_fork(app: App) -> None:
+    @app.task
+    def task(n: int) -> None: ...
+
+    task.delay(1)
+    inherited = app.engine
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            task.delay(2)
+            status = 0 if app.engine is not inherited else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    task.delay(3)
+    assert app.engine is inherited
+    assert app.engine.counts(app.groups()[0]).pending == 3
+
+
+def test_s2_the_file_is_not_mapped(app: App) -> None:
+    for each in (app.engine._writer, app.engine._state, app.engine._reader):
+        assert each.db.execute("PRAGMA mmap_size").get in (0, None)
+
+
+def test_s4_beat_is_synced_when_anything_was_written_since() -> None:
+    synced: list[bool] = []
+
+    def beat(*args: Any, **kwargs: Any) -> int:
+        synced.append(kwargs["synced"])
+        return 1
+
+    supervisor = _supervisor(beat, [])
+    for busy in (True, False, False, True, False, False):
+        supervisor.set_busy(busy)
+        supervisor._beat()
+    assert synced == [True, True, False, True, True, False]
+
+
+def test_s5_numbers_of_workers_do_not_come_back_and_space_can(app: App) -> None:
+    engine = app.engine
+    first = _foreign(app)
+    engine.drop_worker(first)
+    assert _foreign(app) > first
+    assert engine._reader.db.execute("PRAGMA auto_vacuum").get == 2
+
+
+def test_snapshot_of_a_slot_in_the_middle_of_a_change_says_nothing() -> None:
+    slot = FakeSlot()
+    slot.claimed(1, 1, range(100, 110), 0.0)
+    assert isinstance(slot.snapshot(), Snapshot)
+    slot.words[p.SEQ] += 1
+    assert slot.snapshot() is None
+    assert slot.last_words() is None
