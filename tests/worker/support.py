@@ -182,12 +182,12 @@ class Place:
         sys.path.insert(0, str(folder))
         self.record_path = folder / "record"
 
-    def module(self, code: str, **settings: Any) -> Any:
+    def module(self, *code: str, **settings: Any) -> Any:
         """Write a module with an app and the code given, and import it here as the workers do."""
         name = f"app_{os.getpid()}_{next(_names)}"
         chosen = {"beat": 0.2, "worker_ttl": 2.0, "poll_interval": 0.5, **settings}
         self.path = self.folder / f"{name}.py"
-        self.path.write_text(HEADER.format(settings=chosen) + textwrap.dedent(code))
+        self.path.write_text(HEADER.format(settings=chosen) + "\n\n".join(map(textwrap.dedent, code)))
         importlib.invalidate_caches()
         module = importlib.import_module(name)
         self._apps.append(module.app)

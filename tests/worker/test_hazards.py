@@ -52,6 +52,7 @@ from respool.engines.base import Registration
 from respool.engines.sqlite import connection
 from respool.errors import AppendError, AppendUnknown, EngineTooOld, EngineUnavailable, Refused
 from respool.replay import DeadFilter, redrive
+from respool.running import current_run
 from respool.worker import page as p
 from respool.worker.executor import Executor
 from respool.worker.options import WorkerOptions
@@ -135,8 +136,8 @@ def test_h1_what_is_written_beside_user_code_is_one_statement(app: App) -> None:
 
 def test_h1_a_child_takes_the_lock_between_runs_only(place: Place) -> None:
     module = place.module(
-        CODE
-        + """
+        CODE,
+        """
         running = False
 
 
@@ -205,6 +206,7 @@ def _executor(app: App, slot: Slot) -> tuple[Executor, Any]:
     host = SimpleNamespace(limited=lambda: None, busy=lambda b: None, pause=time.sleep, between_leases=lambda: None)
     app.tasks["task"].delay_many(range(10))
     executor = Executor(app.engine, services(app, None, None), 1, 0, slot, host, None)
+    current_run.set(None)
     return executor, executor.services[0]
 
 
@@ -310,8 +312,8 @@ def test_h4_silent_worker_elsewhere_is_taken_over(place: Place) -> None:
 def test_h4_worker_that_beats_elsewhere_is_left_alone_by_a_burst(place: Place) -> None:
     """A worker that only waits for a retry must not count its beats faster than others beat."""
     module = place.module(
-        CODE
-        + "\n@app.task(bind=True)\ndef late(self):\n"
+        CODE,
+        "\n@app.task(bind=True)\ndef late(self):\n"
         + "    if not self.request.retries: raise self.retry(countdown=2)\n",
         beat=0.5, worker_ttl=2,
     )  # fmt: skip
@@ -385,7 +387,7 @@ def test_h4_deposed_worker_changes_nothing_and_starts_again(place: Place) -> Non
 
 def test_h5_children_of_a_supervisor_that_stands_still_start_nothing(place: Place) -> None:
     module = place.module(
-        CODE + "\n@app.task\ndef short(n):\n    note('start', 'short', n)\n    time.sleep(0.02)\n",
+        CODE, "\n@app.task\ndef short(n):\n    note('start', 'short', n)\n    time.sleep(0.02)\n",
         beat=0.1, worker_ttl=0.5,
     )  # fmt: skip
     module.short.delay_many(range(400))
@@ -451,8 +453,8 @@ def test_h7_at_most_once(place: Place, group: bool) -> None:
 
 def test_h7_claim_is_synced_before_the_run(place: Place) -> None:
     module = place.module(
-        CODE
-        + """
+        CODE,
+        """
         if IN_WORKER:
             from respool.engines.sqlite.engine import SQLiteEngine
             transact = SQLiteEngine.transact
@@ -492,8 +494,8 @@ def test_h8_redriven_call_makes_new_calls(place: Place) -> None:
 
 def test_h11_a_storm_of_retries_does_not_stop_new_work(place: Place) -> None:
     module = place.module(
-        CODE
-        + """
+        CODE,
+        """
         @app.task(bind=True, max_retries=None)
         def storm(self, n):
             time.sleep(0.002)
