@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, overload
 
@@ -15,8 +16,8 @@ from .delivery.model import Lease, NewCall
 from .engines import open_engine, public_id, stored_id
 from .engines.base import Group, Stream
 from .errors import ConfigError, DatabaseGone, DeclarationConflict, UnknownName
-from .options import task_options
-from .producer import Producer, chunks
+from .options import TaskOptions, task_options
+from .producer import MAX_TOGETHER, Producer, chunks
 from .record import Id, Meta, log_of, new_head, parse_id
 from .result import AsyncResult, Found, ResultSet
 from .running import current_run
@@ -77,6 +78,7 @@ class App:
         self.settings = settings(options)
         caller = sys._getframe(1).f_globals.get("__file__")
         self.url = find_url(url, caller)
+        self.settings["url"] = self.url
         self.location: Location = parse_url(self.url)
         self.tasks: dict[str, Task[Any, Any]] = {}
         self.queues: dict[str, Queue] = {DEFAULT_QUEUE: Queue(self, DEFAULT_QUEUE)}
@@ -110,8 +112,7 @@ class App:
         if not callable(fn):
             raise ConfigError(f"@app.task: {fn!r} is not a function")
         name = options.get("name") or fn.__name__
-        defaults = self.settings["task_defaults"]
-        checked = task_options(options, defaults, self.settings["max_deliveries"], f"task {name}")
+        checked = self._task_options(options, f"task {name}")
         task: Task[Any, Any] = Task(self, fn, check_name("task", name), checked)
         for each in (name, *checked["aliases"]):
             if each in self.tasks:
@@ -123,6 +124,10 @@ class App:
             self.queue(checked["queue"])
         self.tasks.update({each: task for each in (name, *checked["aliases"])})
         return task
+
+    def _task_options(self, options: Mapping[str, Any], what: str) -> TaskOptions:
+        defaults = {"result_ttl": self.settings["result_ttl"], **self.settings["task_defaults"]}
+        return task_options(options, defaults, self.settings["max_deliveries"], what)
 
     def queue(self, name: str, *, retention: Any = None) -> Queue:
         """Declare a queue. A task's `queue=` does so too.
@@ -178,10 +183,7 @@ class App:
         """Register a function for a group of a stream; see `StreamHandle.subscribe`."""
         name = options.get("name") or fn.__name__
         group = check_name("group", group or name)
-        what = f"subscription {name}"
-        checked = task_options(
-            options, self.settings["task_defaults"], self.settings["max_deliveries"], what
-        )
+        checked = self._task_options(options, f"subscription {name}")
         if group in self.subscriptions:
             raise ConfigError(f"two subscriptions of app {self.name} use the group {group!r}; name another group=")
         task: Task[Any, Any] = Task(self, fn, name, checked)
@@ -321,7 +323,8 @@ class App:
         if run is not None:
             return AsyncResult(self, run.send(log, task, body, meta, id), unsent=run)
         row = self._row(log, task, body, meta, id)
-        await self.producer.aappend(row)
+        with self._sending() as producer:
+            await producer.aappend(row)
         return AsyncResult(self, public_id(row.id))
 
     def _row(self, log: int, task: str, body: bytes, meta: Meta, id: Id | None, space: str = "") -> NewCall:
@@ -330,10 +333,16 @@ class App:
         return NewCall(log, task, body, meta.packed(), stored, moment)
 
     def _append(self, row: NewCall) -> None:
+        with self._sending() as producer:
+            producer.append(row)
+
+    @contextmanager
+    def _sending(self) -> Iterator[Producer]:
+        """Give the producer; where the file is gone, the next call opens what is there then."""
         try:
-            self.producer.append(row)
+            yield self.producer
         except DatabaseGone:
-            self.close()  # the next call opens what is there then
+            self.close()
             raise
 
     def send_run(self, queue: str, task: str, bodies: Iterator[bytes], meta: Meta) -> ResultSet[Any]:
@@ -351,13 +360,14 @@ class App:
     def _append_run(
         self, log: int, task: str, bodies: Iterator[bytes], meta: Meta, results: ResultSet[Any] | None
     ) -> int:
-        producer, packed, sent = self.producer, meta.packed(), 0
-        for chunk in chunks(bodies):
-            producer.check_size(max(chunk, key=len), packed)
-            head = producer.append_run(log, task, chunk, packed, wall_clock())
-            sent += len(chunk)
-            if results is not None:
-                results.add_run(head, len(chunk))
+        packed, sent = meta.packed(), 0
+        with self._sending() as producer:
+            for chunk in chunks(bodies):
+                producer.check_size(max(chunk, key=len), packed)
+                head = producer.append_run(log, task, chunk, packed, wall_clock())
+                sent += len(chunk)
+                if results is not None:
+                    results.add_run(head, len(chunk))
         return sent
 
     def publish(
@@ -373,7 +383,8 @@ class App:
     ) -> Id:
         """Append one encoded event without holding up the event loop."""
         row = self._event_row(stream, partition, type, body, meta, id)
-        await self.producer.aappend(row)
+        with self._sending() as producer:
+            await producer.aappend(row)
         return public_id(row.id)
 
     def _event_row(
@@ -391,15 +402,16 @@ class App:
         logs = self.stream_of("stream", stream.name).logs
         waiting: dict[int, list[NewCall]] = {}
         sent = 0
-        for body, meta, partition in events:
-            self.producer.check_size(body, None)
-            rows = waiting.setdefault(partition, [])
-            rows.append(self._row(logs[partition], type, body, meta, None))
-            sent += 1
-            if len(rows) >= 256:
-                self.producer.append_rows(waiting.pop(partition))
-        for rows in waiting.values():
-            self.producer.append_rows(rows)
+        with self._sending() as producer:
+            for body, meta, partition in events:
+                producer.check_size(body, None)
+                rows = waiting.setdefault(partition, [])
+                rows.append(self._row(logs[partition], type, body, meta, None))
+                sent += 1
+                if len(rows) >= MAX_TOGETHER:
+                    producer.append_rows(waiting.pop(partition))
+            for rows in waiting.values():
+                producer.append_rows(rows)
         return sent
 
     # Looking up
@@ -481,6 +493,7 @@ def _compare(kind: str, name: str, stored: Mapping[str, Any], declared: Mapping[
             + ", ".join(f"{key}={stored.get(key)!r}" for key in differ)
             + ", now with "
             + ", ".join(f"{key}={declared[key]!r}" for key in differ)
+            + "; declare it as it was, or under another name"
         )
 
 

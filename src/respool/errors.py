@@ -25,6 +25,7 @@ RespoolError
 │   ├── GetInsideTask           `get()` within a run would block the worker
 │   └── RemoteError             the task's exception, where its own type cannot be imported
 ├── Retry                       raised by `self.retry()`: not a failure, run it again later
+├── MaxRetriesExceeded          `self.retry()` without an error of its own, once too often
 ├── SoftTimeLimitExceeded       raised inside a task that ran longer than `soft_time_limit`
 ├── TimeLimitExceeded           the outcome of a task killed at `time_limit`
 └── WorkerLost                  the outcome of a call whose worker process died too often
@@ -159,6 +160,10 @@ class Retry(RespoolError):
     def __init__(self, message: str = "retry", *, countdown: float | None = None, cause: BaseException | None = None):
         super().__init__(message)
         self.countdown, self.cause = countdown, cause
+
+
+class MaxRetriesExceeded(RespoolError):
+    """The outcome of a call that asked for one retry more than `max_retries` allows, for no stated error."""
 
 
 class SoftTimeLimitExceeded(RespoolError):

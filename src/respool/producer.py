@@ -131,6 +131,8 @@ class Producer:
         by_log: dict[int, list[_Pending]] = {}
         for pending in batch:
             by_log.setdefault(pending.row.log, []).append(pending)
+        for pending in batch:  # holds for each until its append returns
+            pending.error = AppendUnknown("the append was interrupted", (id_text(_given(pending.row.id)),))
         try:
             for log, together in by_log.items():
                 self._append_to_log(log, together)
@@ -140,8 +142,6 @@ class Producer:
                 pending.wake.set()
 
     def _append_to_log(self, log: int, together: list[_Pending]) -> None:
-        for pending in together:  # holds unless the append returns
-            pending.error = AppendUnknown("the append was interrupted", (id_text(_given(pending.row.id)),))
         try:
             conflicts = self._engine.append_rows([pending.row for pending in together])
         except RespoolError as error:

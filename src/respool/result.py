@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 
 from .clock import now as wall_clock
-from .codec import codec_for, decode_error, error_summary
+from .codec import codec_for
 from .config import duration
 from .delivery.model import JournalEntry
 from .engines.base import Group, Record, Status
 from .errors import GetInsideTask, GetTimeout, ResultExpired, Revoked, UnknownCall
 from .record import Id, id_of, id_text
+from .remote import decode_error, error_summary
 from .running import current_run
 
 if TYPE_CHECKING:
@@ -73,7 +74,12 @@ class AsyncResult(Generic[R]):
     @property
     def state(self) -> str:
         """PENDING, SCHEDULED, STARTED, PROGRESS, RETRY, SUCCESS, FAILURE, REVOKED or UNKNOWN."""
-        return self.find().state
+        found = self.find()
+        if found.state == "PENDING" and found.status is not None and found.status.parked is None:
+            due = self.record().meta.due  # no worker has come upon it yet, to park it until then
+            if due is not None and due > wall_clock():
+                return "SCHEDULED"
+        return found.state
 
     status = state
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from respool.cli import main
-from respool.codec import encode_error
+from respool.remote import encode_error
 from respool.delivery.claim import Request, claim
 from respool.delivery.model import Settlement, Verdict
 from respool.delivery.settle import settle

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from respool.clock import now as wall_clock
-from respool.codec import encode_error
+from respool.remote import encode_error
 from respool.delivery.model import Verdict
 from respool.engines.base import Reads
 from respool.record import new_head

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import random
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.worker.support import Place, WorkerProcess, eventually, tree
+from tests.worker.support import LINE, Place, WorkerProcess, eventually, tree
 
 from respool.engines.base import ParkedFilter
 
@@ -94,14 +93,20 @@ class Rampage:
         self.place.children(2 * CONCURRENCY)
         while not done(self.tally):
             self.feed()
-            time.sleep(self.random.uniform(0.0, 0.25))  # when the kill comes is left to chance
+            self.await_progress(self.random.choice((1, 3, 10, 30, 100)))
             self.kill(self.random.choice(VICTIMS))
         self.finish()
         return self.tally
 
+    def await_progress(self, lines: int) -> None:
+        """Wait until the outside record has so many lines more: the kill comes in the midst of work."""
+        path = self.place.record_path
+        size = path.stat().st_size if path.exists() else 0
+        eventually(lambda: path.exists() and path.stat().st_size >= size + lines * LINE, "progress")
+
     def feed(self) -> None:
         """Send more calls where few are left."""
-        if self.place.counts().pending > 150:
+        if self.place.counts().pending > 400:
             return
         for name in TASKS:
             numbers = range(self.tally.sent, self.tally.sent + 30)

@@ -73,7 +73,10 @@ class Item:
 
 
 class LogModel:
-    """The records of some logs, by position; known ids leave a gap where others follow."""
+    """The records of some logs, by position.
+
+    A known id leaves a gap where others follow, unless it is that of a run's member: not the first of it.
+    """
 
     def __init__(self, logs: Iterable[int]) -> None:
         self.ends = {log: first_pos(log) for log in logs}
@@ -85,10 +88,13 @@ class LogModel:
         before = dict(self.ends)
         for log in dict.fromkeys(call.log for call in calls):
             base = self.ends[log]
-            for offset, call in enumerate(c for c in calls if c.log == log):
+            for offset, call in enumerate(c for c in calls if c.log == log and not self._is_member(c.id)):
                 if call.id not in self.ids:
                     self._put(base + offset, call.task, call.body, call.id, call.time)
         return [pos for log, end in self.ends.items() for pos in range(before[log], end)]
+
+    def _is_member(self, id: bytes | str) -> bool:
+        return isinstance(id, bytes) and id in self.ids and not id.endswith(b"\0\0\0")
 
     def append_run(self, log: int, task: str, bodies: Sequence[bytes], head: bytes, now: float) -> list[int]:
         if head in self.ids:

@@ -43,7 +43,8 @@ def fill(engine: SQLiteEngine, queue: Stream, runs: int, size: int, at: float = 
 
 def run_all(engine: SQLiteEngine, group: Group, want: int = 4096, finish: bool = True) -> Lease | None:
     lease: Lease | None = engine.transact(
-        Reads(group.id, positions=True), lambda v, c: claim(v, c, Request(want, 1, 0, time.time_ns() >> 8, OLD))
+        Reads(group.id, positions=True),
+        lambda v, c: claim(v, c, Request(want, 1, 0, time.time_ns() >> 8, OLD)),
     )
     if lease is not None and finish:
         done = Settlement(lease.id, 1, [(s.lo, s.hi) for s in lease.spans])

@@ -25,8 +25,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from respool import codec
-from respool.codec import RemoteTraceback, codec_for, decode_error, encode_error, error_summary
+from respool import remote
+from respool.codec import codec_for
 from respool.errors import AppendUnknown, ConfigError, CorruptBody, NotEncodable, RemoteError
+from respool.remote import RemoteTraceback, decode_error, encode_error, error_summary
 
 MSGPACK = codec_for("msgpack")
 JSON = codec_for("json")
@@ -672,7 +674,7 @@ def test_encoding_an_exception_never_fails(exc: BaseException) -> None:
 
 def test_error_summary_imports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     body = msgspec.msgpack.encode(["never.imported", "Error", "hi", None, {}, [], "tb"])
-    monkeypatch.setattr(codec, "importlib", None)
+    monkeypatch.setattr(remote, "importlib", None)
     assert error_summary(body) == ("never.imported.Error", "hi")
     assert error_summary(encode_error(ValueError("x"))) == ("ValueError", "x")
 

@@ -90,7 +90,7 @@ def _in_group(target: Target, stream: Stream, group: Group, record: Record) -> d
 def _error(body: bytes | None) -> dict[str, str] | None:
     if body is None:
         return None
-    from ..codec import decode_error
+    from ..remote import decode_error
     from ..errors import RespoolError
 
     kind, message = summary(body)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ..codec import brief, codec_for, error_summary
+from ..codec import codec_for
+from ..refusals import brief
+from ..remote import error_summary
 from ..errors import RespoolError
 from ..record import Meta
 

@@ -36,7 +36,7 @@ class Parked(NamedTuple):
     redrives: int = 0
     alone: bool = False
     body: bytes | None = None  # what is run instead of the record's own body (H15, edits)
-    error: bytes | None = None  # why it was parked, as `codec.encode_error` gives it
+    error: bytes | None = None  # why it was parked, as `remote.encode_error` gives it
     at: float = 0.0  # since when
 
     def span(self) -> Span:

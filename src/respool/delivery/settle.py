@@ -103,8 +103,7 @@ def _settle_one(lease: Lease, span: Span, change: Change, settlement: Settlement
     if verdict.calls:
         change.calls.extend(verdict.calls)
     change.count("calls dropped", verdict.dropped)
-    note = _note_of(verdict)
-    if note is not None:
+    if verdict.note is not None:
         entry = JournalEntry(
             pos,
             pos + 1,
@@ -112,22 +111,17 @@ def _settle_one(lease: Lease, span: Span, change: Change, settlement: Settlement
             lease.child,
             verdict.started or settlement.started,
             at,
-            note.partition(":")[0],
+            verdict.note.partition(":")[0],
             span.retries,
-            note,
+            verdict.note,
         )
         change.journal.append(entry)
-
-
-def _note_of(verdict: Verdict) -> str | None:
-    """Return what the history says of a record by itself; left out must not read as done (H9)."""
-    return "skipped" if verdict.note is None and verdict.skipped else verdict.note
 
 
 def _write_journal(lease: Lease, change: Change, settlement: Settlement) -> None:
     """One row for each unbroken range of done or skipped records; others have rows of their own."""
     apart = [(v.pos, v.pos + 1) for v in settlement.verdicts if v.note is not None or v.reason is not None]
-    skipped = [(v.pos, v.pos + 1) for v in settlement.verdicts if v.skipped]
+    skipped = [(v.pos, v.pos + 1) for v in settlement.verdicts if v.skipped and v.note is None]
     settled = intersect(lease.spans, settlement.done)
     if skipped:
         _write_ranges(lease, change, settlement, intersect(settled, skipped), "skipped")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ..clock import now as wall_clock
-from ..codec import encode_error
 from ..delivery import admin
 from ..engines.base import Group, ParkedFilter, Reads
 from ..errors import Revoked
+from ..remote import encode_error
 from .find import parked_slices, queue_of, sides
 
 RETURNED = 200  # leases purged in one transaction

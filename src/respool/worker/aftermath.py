@@ -8,13 +8,13 @@ from typing import Any
 
 from ..clock import boottime_ns
 from ..clock import now as wall_clock
-from ..codec import encode_error
 from ..delivery.death import Cause, Suspect, bury_lease
 from ..delivery.model import Change, Lease, Settlement, Verdict, View
 from ..delivery.settle import settle
 from ..delivery.spans import Span, ranges_of
 from ..engines.base import Reads
 from ..errors import TimeLimitExceeded, WorkerLost
+from ..remote import encode_error
 from .page import Snapshot
 
 DEFAULT_DELIVERIES = 3

@@ -94,7 +94,7 @@ class Child:
         try:
             return self._serve(app, executor)
         finally:
-            executor.caller.close()
+            executor.close()
 
     def _serve(self, app: App, executor: Executor) -> int:
         limit = executor.limit = self.options.max_tasks_per_child

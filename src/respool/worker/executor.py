@@ -81,13 +81,18 @@ class Executor:
         self._offered = 0.0
         self._reachable = True
         os.register_at_fork(after_in_child=self._after_fork)
-        current_run.set(self.run)
+        self._outside = current_run.set(self.run)
 
     def _after_fork(self) -> None:
         """A process that a task forks, and that comes back here, must not go on as if it were us."""
         self._forked = True
         self.rows.clear()
         current_run.set(None)  # its calls are sent like anybody's: our outbox is not its own
+
+    def close(self) -> None:
+        """Give the process back: what it runs from now on is part of no run."""
+        self.caller.close()
+        current_run.reset(self._outside)
 
     @property
     def stopping(self) -> bool:

@@ -14,6 +14,11 @@ from ..errors import EngineUnavailable
 from .services import Service
 
 
+HOUSEKEEPING = 1.0  # seconds between two rounds of housekeeping …
+HOUSEKEEPING_SHARE = 0.1  # … and how many of them a round may take
+STEP = 5000  # records or values in one transaction
+
+
 @functools.cache
 def boot_id() -> str:
     """Return what identifies this machine since it started: pids and locks mean nothing beyond it."""
@@ -66,11 +71,13 @@ def all_done(engine: Any, groups: Sequence[Any]) -> bool:
 
 
 def keep_house(engine: Any, groups: Sequence[Any]) -> None:
-    """Do, in small steps, what nobody waits for: drop old values and old records."""
-    now = wall_clock()
-    engine.expire_outcomes(now, 1000)
+    """Do, in small steps and for a short while, what nobody waits for: drop old values and old records."""
+    now, until = wall_clock(), time.monotonic() + HOUSEKEEPING_SHARE
+    while engine.expire_outcomes(now, STEP) == STEP and time.monotonic() < until:
+        pass
     served = {group.stream for group in groups}
     for stream in engine.streams():
         retention = stream.settings.get("retention")
         if stream.id in served and retention is not None:
-            engine.trim(stream, now - retention)
+            while engine.trim(stream, now - retention, STEP) and time.monotonic() < until:
+                pass

@@ -16,6 +16,7 @@ from ..delivery.spans import Span
 from ..engines import public_id
 from ..engines.base import LeaseLost, Record
 from ..errors import IdConflict, Refused, RespoolError
+from ..producer import MAX_TOGETHER
 from ..record import Id, Meta, Row, derived_id, id_text, offset_of
 from .services import Service
 
@@ -190,11 +191,13 @@ class CurrentRun:
         Raises: what `delay()` raises; the calls then stay for the settlement. LeaseLost: the run is void.
         """
         with self._lock:
-            for log in {call.log for call in self._calls}:
-                together = [call for call in self._calls if call.log == log]
+            while self._calls:
+                log = self._calls[0].log
+                together = [call for call in self._calls if call.log == log][:MAX_TOGETHER]
                 self._engine.append_rows(together, self._fence)
                 self._engine.ring(log, everyone=len(together) > 1)
-                self._calls = [call for call in self._calls if call.log != log]
+                sent = {id(call) for call in together}
+                self._calls = [call for call in self._calls if id(call) not in sent]
             self._bytes = 0
 
     def _watch(self) -> None:

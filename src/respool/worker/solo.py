@@ -20,7 +20,7 @@ from ..clock import boottime_ns
 from ..clock import now as wall_clock
 from ..delivery.death import Cause
 from ..engines.base import Registration
-from ..errors import EngineUnavailable, RespoolError
+from ..errors import AppendUnknown, EngineUnavailable, RespoolError
 from . import page as p
 from .aftermath import Aftermath
 from .executor import Executor
@@ -80,7 +80,7 @@ class Solo:
         finally:
             self._stop.set()
             beating.join()
-            executor.caller.close()
+            executor.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
             self._finish()
@@ -147,7 +147,7 @@ class Solo:
         sent = boottime_ns()
         try:
             beat = self.engine.beat(self.worker, self._signals > 0, self._info(self.slot.snapshot()), synced=True)
-        except EngineUnavailable as error:
+        except (EngineUnavailable, AppendUnknown) as error:
             log.error("cannot beat: %s", error)
             return
         except RespoolError as error:
@@ -188,8 +188,7 @@ class Solo:
             self._looked = self._beaten
             self._watch.look(self.worker, beaten=True)
             self.engine.tidy()
-            if self._looked % 5 == 0:
-                keep_house(self.engine, [service.group for service in self.services])
+            keep_house(self.engine, [service.group for service in self.services])
 
     def pause(self, seconds: float) -> None:
         """Wait, but no longer than until the worker is to stop."""

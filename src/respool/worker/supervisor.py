@@ -29,7 +29,7 @@ from ..engines.base import Reads, Registration
 from ..errors import AppendUnknown, DatabaseGone, EngineUnavailable, RespoolError
 from . import page as p
 from .aftermath import Aftermath, how_it_died
-from .host import all_done, boot_id, keep_house, version
+from .host import HOUSEKEEPING, all_done, boot_id, keep_house, version
 from .options import EXIT_LOST, EXIT_RECYCLED, EXIT_REFUSED, Hello, Refusal, Welcome, WorkerOptions
 from .page import Snapshot, WorkerFile
 from .process import ChildProcess
@@ -44,7 +44,6 @@ SETTLE_FOR = 10_000_000  # ns that a record runs before what was finished earlie
 IMPORT_TIMEOUT = 300.0
 BACKOFF = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before a child that died early is replaced
 EARLY = 5.0  # seconds: a child that dies sooner than that after its start died "early"
-HOUSEKEEPING = 5.0  # seconds between steps of it
 BURY_AGAIN = 0.5  # seconds before a dead child is cleared up after again, where the engine was out of reach
 _SPARE_CHILD = 255  # number under which the supervisor makes leases of its own
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ..codec import encode_error
 from ..delivery.model import Verdict
 from ..delivery.retry import delay, may_retry
 from ..delivery.spans import Span
-from ..errors import CorruptBody, Retry, Revoked, WorkerLost
+from ..errors import CorruptBody, MaxRetriesExceeded, Retry, Revoked, WorkerLost
 from ..record import Row
+from ..remote import encode_error
 from .services import Runner
 
 NOTE_LENGTH = 500
@@ -30,6 +30,8 @@ def failed(runner: Runner, row: Row, span: Span, error: BaseException, began: fl
         return Verdict(
             row[0], reason="retry", due=due, task=row[1], error=encoded, retried=True, note=note, started=began, ended=now
         )
+    if isinstance(cause, Retry):
+        cause = MaxRetriesExceeded(f"retried {span.retries} times, which is max_retries")
     encoded = encode_error(cause)
     verdict = Verdict(
         row[0], ending="failure", value=encoded, ttl=runner.options["result_ttl"], note=_note("failed", cause),

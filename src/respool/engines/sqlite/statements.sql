@@ -360,8 +360,9 @@ SELECT max(pos) FROM record WHERE pos >= ?1 AND pos < ?2;
 -- Retention. A log is cut from its beginning, at the head of a run, up to what some group still needs.
 
 -- name: low_water
--- Below this position no group has anything pending, leased or parked in the log.
-SELECT min(ifnull(p.cursor, 1 << 62),
+-- Below this position no group has anything pending or parked in the log. A replay that has come to its end
+-- holds nothing but what it has parked.
+SELECT min(iif(p.cursor >= p.stop, 1 << 62, p.cursor),
            ifnull((SELECT min(k.pos) FROM parked k WHERE k.grp = p.grp AND k.pos BETWEEN ?1 AND ?2), 1 << 62))
 FROM position p JOIN grp g ON g.id = p.grp WHERE p.log = ?1 >> 40;
 
