@@ -3,7 +3,8 @@
 Tasks are written as with Celery, on a durable log that can be replayed, fanned out, audited and compared.
 """
 
-from .app import App
+from typing import TYPE_CHECKING, Any
+
 from .errors import (
     AppendError,
     AppendUnknown,
@@ -25,8 +26,11 @@ from .errors import (
     UnknownName,
     WorkerLost,
 )
-from .result import AsyncResult, ResultSet
-from .task import Task
+
+if TYPE_CHECKING:
+    from .app import App
+    from .result import AsyncResult, ResultSet
+    from .task import Task
 
 __all__ = [
     "App",
@@ -53,3 +57,20 @@ __all__ = [
     "UnknownName",
     "WorkerLost",
 ]
+
+_HOMES = {"App": ".app", "AsyncResult": ".result", "ResultSet": ".result", "Task": ".task"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for: the command's --help needs none of it."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(home, __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, overload
 
 from .clock import now as wall_clock
@@ -482,7 +482,7 @@ def _anything(*args: Any, **kwargs: Any) -> None:
 
 def _where(fn: Any) -> str:
     code = getattr(fn, "__code__", None)
-    return f"{fn.__module__}.{fn.__qualname__}" + (f" ({Path(code.co_filename).name}:{code.co_firstlineno})" if code else "")
+    return f"{fn.__module__}.{fn.__qualname__}" + (f" ({os.path.basename(code.co_filename)}:{code.co_firstlineno})" if code else "")
 
 
 def _compare(kind: str, name: str, stored: Mapping[str, Any], declared: Mapping[str, Any]) -> None:

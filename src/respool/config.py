@@ -6,9 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 from .errors import ConfigError, UnknownName
 
@@ -191,6 +189,8 @@ def parse_url(url: str) -> Location:
 
     `sqlite:///relative.db`, `sqlite:////absolute.db`, `sqlite:///:memory:`.
     """
+    from urllib.parse import parse_qsl, unquote, urlsplit
+
     parts = urlsplit(url)
     if parts.scheme != "sqlite":
         raise ConfigError(f"no engine for {parts.scheme or url!r}; a URL looks like sqlite:///respool.db")
@@ -218,6 +218,8 @@ def find_url(given: str | None, beside: str | None) -> str:
         return given
     if url := os.environ.get("RESPOOL_URL"):
         return url
+    from pathlib import Path
+
     start = Path(beside).resolve().parent if beside and os.path.exists(beside) else Path.cwd()
     for folder in (start, *start.parents):
         if (folder / "pyproject.toml").exists():

@@ -33,7 +33,6 @@ RespoolError
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -180,6 +179,8 @@ class WorkerLost(RespoolError):
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?`, or the known names where none is near (at most ten)."""
+    import difflib
+
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     if near:

@@ -11,8 +11,6 @@ about twice as fast and lets ten million handles be kept as a few thousand heads
 from __future__ import annotations
 
 import os
-import uuid
-from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import msgspec
@@ -101,6 +99,8 @@ def derived_id(time: float, *parts: bytes) -> bytes:
 
     `time` is the parent record's, so that derived ids sort beside the others made at that time.
     """
+    from hashlib import blake2b  # loads OpenSSL
+
     digest = blake2b(digest_size=10)
     for part in parts:
         digest.update(len(part).to_bytes(4, "big"))
@@ -120,7 +120,10 @@ def id_of(head: Id, seq: int | None) -> Id:
 
 def id_text(id: Id) -> str:
     """Return an id as users see it."""
-    return id if isinstance(id, str) else str(uuid.UUID(bytes=id))
+    if isinstance(id, str):
+        return id
+    text = id.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def parse_id(text: str) -> Id:
@@ -129,9 +132,9 @@ def parse_id(text: str) -> Id:
         raise BadArguments(f"an id is text of 1 to {MAX_ID_BYTES} bytes, not {text!r:.80}")
     if len(text) == 36 and text[14] == "7":
         try:
-            parsed = uuid.UUID(text)
+            parsed = bytes.fromhex(text.replace("-", ""))
         except ValueError:
             return text
-        if str(parsed) == text:
-            return parsed.bytes
+        if len(parsed) == 16 and id_text(parsed) == text:
+            return parsed
     return text

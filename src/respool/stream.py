@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 
 from .codec import codec_for
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
 PAGE = 1000  # records read at a time
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):
     """One record of a stream, as `Stream.read` gives it."""
 
     id: str
@@ -39,7 +39,13 @@ class StreamHandle:
     """A stream as an app declares it. Made by `app.stream`."""
 
     def __init__(
-        self, app: App, name: str, key: str | None, partitions: int, content_type: str, retention: float | None
+        self,
+        app: App,
+        name: str,
+        key: str | None,
+        partitions: int,
+        content_type: str,
+        retention: float | None,
     ) -> None:
         self.app, self.name, self.key, self.retention = app, name, key, retention
         self.partitions = partitions
@@ -61,7 +67,12 @@ class StreamHandle:
         }
 
     def publish(
-        self, value: Any, *, record_id: str | None = None, headers: Mapping[str, str] | None = None, type: str = ""
+        self,
+        value: Any,
+        *,
+        record_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        type: str = "",
     ) -> str:
         """Append one event; it is on disk when this returns (P1).
 
@@ -77,7 +88,12 @@ class StreamHandle:
         return id_text(self.app.publish(self, partition, type, body, meta, id))
 
     async def apublish(
-        self, value: Any, *, record_id: str | None = None, headers: Mapping[str, str] | None = None, type: str = ""
+        self,
+        value: Any,
+        *,
+        record_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        type: str = "",
     ) -> str:
         """Append one event without holding up the event loop; else like `publish`."""
         body, meta, partition = self._encoded(value, headers)
@@ -111,7 +127,9 @@ class StreamHandle:
             start = lo if offset is None else max(lo, (lo & ~((1 << 40) - 1)) | offset)
             yield from self._read_range(number, start, hi, low, high)
 
-    def _read_range(self, number: int, lo: int, hi: int, since: float | None, until: float | None) -> Iterator[Event]:
+    def _read_range(
+        self, number: int, lo: int, hi: int, since: float | None, until: float | None
+    ) -> Iterator[Event]:
         while lo < hi:
             page = self.app.engine.records(lo, hi, PAGE)
             for record in page:
@@ -135,7 +153,12 @@ class StreamHandle:
         )
 
     def subscribe(
-        self, fn: Callable[..., Any] | None = None, *, group: str | None = None, start: str = "latest", **options: Any
+        self,
+        fn: Callable[..., Any] | None = None,
+        *,
+        group: str | None = None,
+        start: str = "latest",
+        **options: Any,
     ) -> Any:
         """Register a function that is called with each event, by this app's workers.
 
@@ -164,10 +187,14 @@ class StreamHandle:
 
     def _key_of(self, value: Any) -> str:
         if not isinstance(value, Mapping) or self.key not in value:
-            raise BadArguments(f"stream {self.name}: the event has no {self.key!r}, which is the stream's key")
+            raise BadArguments(
+                f"stream {self.name}: the event has no {self.key!r}, which is the stream's key"
+            )
         key = value[self.key]
         if not isinstance(key, str | int) or isinstance(key, bool):
-            raise BadArguments(f"stream {self.name}: key {self.key!r} is {key!r}, neither text nor a whole number")
+            raise BadArguments(
+                f"stream {self.name}: key {self.key!r} is {key!r}, neither text nor a whole number"
+            )
         return str(key)
 
 
@@ -175,6 +202,6 @@ def check_name(kind: str, name: object) -> str:
     """Return a stream's, queue's, group's or app's name; raise ConfigError for one that cannot be."""
     if isinstance(name, str) and 0 < len(name) <= 200 and name.isprintable() and name == name.strip():
         return name
-    raise ConfigError(f"{name!r} cannot name a {kind}: printable text of 1 to 200 characters, no blanks around it")
-
-
+    raise ConfigError(
+        f"{name!r} cannot name a {kind}: printable text of 1 to 200 characters, no blanks around it"
+    )

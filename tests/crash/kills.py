@@ -154,13 +154,17 @@ class Rampage:
         made = place.runs("made")
         assert set(made) == numbers | {str(-n - 1) for n in range(tally.sent)}
         repeats += sum(made.values()) - len(made)
-        assert repeats <= tally.allowed, f"{repeats} repeats after {tally.kills} kills, {tally.allowed} allowed"
+        assert repeats <= tally.allowed, (
+            f"{repeats} repeats after {tally.kills} kills, {tally.allowed} allowed"
+        )
         self._verify_results()
         self._verify_calls()
         engine = place.app.engine
         assert not engine.parked(ParkedFilter([g.id for g in engine.groups()]), 10)
         place.check()
-        print(f"{tally.kills} kills, {tally.sent * len(TASKS)} calls, {repeats} repeats, {tally.allowed} allowed")
+        print(
+            f"{tally.kills} kills, {tally.sent * len(TASKS)} calls, {repeats} repeats, {tally.allowed} allowed"
+        )
 
     def _verify_results(self) -> None:
         for name, many in self.tally.handles.items():

@@ -386,7 +386,7 @@ def test_text_ids_are_those_of_their_namespace(engine: Any, log: int) -> None:
 def test_a_window_in_time_misses_nothing(
     engine: Any, runs: list[tuple[int, int]], since: int | None, until: int | None
 ) -> None:
-    """Times are not monotone in offset (H19): a window holds all that can be in it, at its edges only that."""
+    """Times are not monotone in offset (H19): a window holds all that can be in it, and ends with such."""
     stream = engine.create_stream("stream", "", f"s{next(numbers)}", 2, {})
     times: dict[int, float] = {}
     for n, (time, size) in enumerate(runs):

@@ -39,13 +39,16 @@ files = itertools.count()
 WORKERS = (1, 2, 3)
 CHILDREN = (0, 1)
 GHOSTS = ("ghost", "phantom")  # tasks that not every worker knows
-KINDS = (  # twice: what leads to more
-    *("plain", "returned", "returned", "value", "kept", "quiet", "dead", "thrown", "retry", "retry"),
-    *("edited", "edited", "scheduled", "parked", "unknown", "revoked", "skipped", "filtered"),
-    *("calls", "calls", "progressed"),
+KINDS = (
+    *("plain", "returned", "value", "kept", "quiet", "dead", "thrown", "retry", "edited", "scheduled"),
+    *("parked", "unknown", "revoked", "skipped", "filtered", "calls", "progressed"),
 )
 picks = st.integers(0, 1000)  # which one of what there is
-kinds = st.lists(st.sampled_from(KINDS), min_size=1, max_size=8) | st.tuples(st.sampled_from(KINDS))
+kinds = st.one_of(
+    st.lists(st.sampled_from(KINDS), min_size=1, max_size=8),
+    st.tuples(st.sampled_from(KINDS)),  # all of one kind
+    st.tuples(st.sampled_from(("returned", "retry", "edited", "calls", "dead"))),  # what leads to more
+)
 wants = st.sampled_from((1, 2, 3, 5, 8, 20))
 turns = st.integers(0, 5)
 jumps = st.sampled_from((0.5, 1, 5, 60, 3600, 10**6, -0.5, -1, -60, -3600))
@@ -403,9 +406,9 @@ class DeliveryMachine(RuleBasedStateMachine):
     @rule(pick=picks)
     def progress(self, pick: int) -> None:
         held = self.pick_held(pick)
-        pos = self.model(held.group).held(held.id)[0]
-        self.engine.set_progress(self.groups[held.group][0].id, pos, b"%d" % pick)
-        self.model(held.group).items[pos].progress = b"%d" % pick
+        for pos in self.model(held.group).held(held.id):
+            self.engine.set_progress(self.groups[held.group][0].id, pos, b"%d" % pick)
+            self.model(held.group).items[pos].progress = b"%d" % pick
 
     # Dying
 
@@ -695,5 +698,5 @@ def test_delivery_in_memory() -> None:
 
 def test_delivery_in_a_file(file: Callable[[], SQLiteEngine]) -> None:
     """Fewer examples: it is the same core and the same statements, and a disk is slower."""
-    few = settings(max_examples=max(settings().max_examples // 3, 1))
+    few = settings(max_examples=max(settings().max_examples // 5, 1))
     run_state_machine_as_test(lambda: DeliveryMachine(file), settings=few)

@@ -274,7 +274,9 @@ class Place:
         """Return the process ids of the workers' children, once so many are known."""
 
         def known() -> list[int]:
-            found = [child["pid"] for worker in self.registered() for child in worker.info.get("children", ())]
+            found = [
+                child["pid"] for worker in self.registered() for child in worker.info.get("children", ())
+            ]
             return found if len(found) >= at_least else []
 
         return eventually(known, f"{at_least} children")  # type: ignore[no-any-return]
@@ -330,4 +332,14 @@ def shared_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     made.close()
 
 
-__all__ = ["Mark", "Place", "WorkerProcess", "cpu_seconds", "dump", "eventually", "place", "shared_place", "tree"]
+__all__ = [
+    "Mark",
+    "Place",
+    "WorkerProcess",
+    "cpu_seconds",
+    "dump",
+    "eventually",
+    "place",
+    "shared_place",
+    "tree",
+]

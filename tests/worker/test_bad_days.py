@@ -190,6 +190,28 @@ def test_coroutine_that_forks(place: Place) -> None:
     place.check()
 
 
+def test_what_a_fork_returns_is_not_taken_for_the_run(place: Place) -> None:
+    """A process that a task forks shares the worker's memory file, and must not write into it."""
+    module = place.module(
+        """
+        @app.task
+        def forking(n):
+            note("start", "forking", n)
+            if os.fork() == 0:
+                return "in the fork"
+            os.wait()
+            if once("die"):
+                die()
+            return n
+        """
+    )
+    place.touch("die")
+    results = module.forking.delay_many(range(3))
+    place.burst(1)
+    assert results.get(timeout=1) == [0, 1, 2]
+    assert sum(place.runs("forking").values()) == 4
+
+
 def test_task_that_holds_the_gil_holds_up_nobody_else(place: Place) -> None:
     module = place.module(CODE, beat=0.2, worker_ttl=0.8)
     module.bad.delay("holds_the_gil")
@@ -236,7 +258,9 @@ def test_app_that_fails_on_import(place: Place, code: str, said: str) -> None:
 
 
 def test_app_that_fails_on_a_later_import_starts_no_storm(place: Place) -> None:
-    module = place.module(CODE + "\nnote('start', 'import')\nif (HERE / 'broken').exists(): raise RuntimeError('broken')\n")
+    module = place.module(
+        CODE + "\nnote('start', 'import')\nif (HERE / 'broken').exists(): raise RuntimeError('broken')\n"
+    )
     worker = place.worker(1)
     (child,) = place.children()
     imports = len(place.marks("start", "import"))
@@ -453,7 +477,8 @@ def test_log_deleted_under_an_idle_worker(place: Place) -> None:
 
 def test_log_deleted_while_a_task_runs(place: Place) -> None:
     module = place.module(
-        CODE + "\n@app.task\ndef slow(n):\n    note('start', 'slow', n)\n    wait_for('go', 1.0)\n    return n\n"
+        CODE
+        + "\n@app.task\ndef slow(n):\n    note('start', 'slow', n)\n    wait_for('go', 1.0)\n    return n\n"
     )
     worker = place.worker(1)
     module.slow.delay(1)

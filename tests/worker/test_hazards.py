@@ -50,7 +50,14 @@ from respool.delivery.model import Lease
 from respool.delivery.spans import Span
 from respool.engines.base import Registration
 from respool.engines.sqlite import connection
-from respool.errors import AppendError, AppendUnknown, EngineTooOld, EngineUnavailable, Refused
+from respool.errors import (
+    AppendError,
+    AppendUnknown,
+    EngineTooOld,
+    EngineUnavailable,
+    Refused,
+    SoftTimeLimitExceeded,
+)
 from respool.record import NO_META
 from respool.replay import DeadFilter, redrive
 from respool.running import current_run
@@ -161,7 +168,7 @@ def test_h1_a_child_takes_the_lock_between_runs_only(place: Place) -> None:
                 return transact(self, *args, **kwargs)
 
             SQLiteEngine.transact = watch
-        """
+        """,
     )
     module.watched.delay_many(range(20))
     place.burst(1)
@@ -203,9 +210,15 @@ class FakeSlot(Slot):
 
 
 def _executor(app: App, slot: Slot) -> tuple[Executor, Any]:
-    """Return an executor with one lease of ten records, read and not begun."""
-    host = SimpleNamespace(limited=lambda: None, busy=lambda b: None, pause=time.sleep, between_leases=lambda: None)
+    """Return an executor, and a service with ten records to run."""
     app.tasks["task"].delay_many(range(10))
+    return _executor_of(app, slot)
+
+
+def _executor_of(app: App, slot: Slot) -> tuple[Executor, Any]:
+    host = SimpleNamespace(
+        limited=lambda: None, busy=lambda b: None, pause=time.sleep, between_leases=lambda: None
+    )
     executor = Executor(app.engine, services(app, None, None), 1, 0, slot, host, None)
     current_run.set(None)
     return executor, executor.services[0]
@@ -468,7 +481,7 @@ def test_h7_claim_is_synced_before_the_run(place: Place) -> None:
                 return answer
 
             SQLiteEngine.transact = watch
-        """
+        """,
     )
     module.once_only.delay_many(range(5))
     place.burst(1)
@@ -504,7 +517,7 @@ def test_h11_a_storm_of_retries_does_not_stop_new_work(place: Place) -> None:
             time.sleep(0.002)
             if not (HERE / "calm").exists():
                 raise self.retry(countdown=0)
-        """
+        """,
     )
     module.storm.delay_many(range(300))
     worker = place.worker(1)
@@ -535,6 +548,18 @@ def test_h17_cancelled_leader_takes_nobody_with_it(app: App) -> None:
     kept = [r for r in results if not isinstance(r, BaseException)]
     assert len(kept) >= 133
     assert {r.state for r in kept} == {"PENDING"}
+
+
+def test_h17_late_signal_is_passed_over(app: App) -> None:
+    slot = FakeSlot()
+    executor, _ = _executor_of(app, slot)
+    slot.words[p.STARTED] = slot.words[p.SOFT_FOR] = 1
+    executor.caller.on_soft_limit()  # its code has ended
+    slot.words[p.USER], slot.words[p.SOFT_FOR] = 1, 2
+    executor.caller.on_soft_limit()  # it was meant for another record
+    slot.words[p.SOFT_FOR] = 1
+    with pytest.raises(SoftTimeLimitExceeded):
+        executor.caller.on_soft_limit()
 
 
 # H20

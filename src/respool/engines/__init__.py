@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from ..config import Location
@@ -11,6 +10,8 @@ from ..record import Id
 
 def open_engine(location: Location, durability: str, timeout: float) -> Any:
     """Open the engine that a URL names, creating its tables where there are none."""
+    from pathlib import Path
+
     from .sqlite.engine import SQLiteEngine, SQLiteOptions
 
     pragmas = {name: value for name, value in location.options.items() if name != "durability"}

@@ -7,13 +7,16 @@ An engine is one object with both. It stores and finds; what becomes of a record
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+import msgspec
 
 from ..delivery.model import Change, JournalEntry, Lease, NewCall, Outcome, Parked, Position, View
 from ..delivery.spans import Span
 from ..record import Id, Meta, Row
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 class Capabilities(NamedTuple):
     """What an engine can do; the docs print it, the code asks it."""
@@ -25,8 +28,7 @@ class Capabilities(NamedTuple):
     durable: bool  # survives the process
 
 
-@dataclass(frozen=True, slots=True)
-class Stream:
+class Stream(msgspec.Struct, frozen=True):
     """A stream as it was created. A queue is a stream of calls and belongs to an app."""
 
     id: int
@@ -34,12 +36,11 @@ class Stream:
     app: str  # "" for streams, which all apps share
     name: str
     logs: tuple[int, ...]  # numbers of its partitions' logs, in the partitions' order
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = {}
     created: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(msgspec.Struct, frozen=True):
     """A consumer group as it was created."""
 
     id: int
@@ -47,13 +48,12 @@ class Group:
     app: str
     name: str
     kind: Literal["main", "subscription", "replay", "group"]
-    settings: dict[str, Any] = field(default_factory=dict)  # tasks, since, until, outbox
+    settings: dict[str, Any] = {}  # tasks, since, until, outbox
     generation: int = 0
     created: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(msgspec.Struct, frozen=True):
     """Everything that is kept of a call or an event."""
 
     pos: int
@@ -64,8 +64,7 @@ class Record:
     meta: Meta
 
 
-@dataclass(frozen=True, slots=True)
-class Worker:
+class Worker(msgspec.Struct, frozen=True):
     """A worker as it registered, and its last beat."""
 
     id: int
@@ -106,8 +105,7 @@ class Reads(NamedTuple):
     parked: Sequence[int] = ()  # parked records at these positions, due or not, as View.due
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(msgspec.Struct, frozen=True):
     """Where one record is in one group, and what is known of its end."""
 
     place: Literal["pending", "leased", "parked", "done", "outside"]
