@@ -3,7 +3,7 @@
 Tasks are written as with Celery, on a durable log that can be replayed, fanned out, audited and compared.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .errors import (
     AppendError,
@@ -61,7 +61,7 @@ __all__ = [
 _HOMES = {"App": ".app", "AsyncResult": ".result", "ResultSet": ".result", "Task": ".task"}
 
 
-def __getattr__(name: str) -> Any:
+def _import(name: str) -> object:
     """Import what is asked for when it is asked for: the command's --help needs none of it."""
     home = _HOMES.get(name)
     if home is None:
@@ -70,6 +70,10 @@ def __getattr__(name: str) -> Any:
 
     value = globals()[name] = getattr(import_module(home, __name__), name)
     return value
+
+
+if not TYPE_CHECKING:  # a type checker would take any name for one of ours
+    __getattr__ = _import
 
 
 def __dir__() -> list[str]:

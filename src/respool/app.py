@@ -20,7 +20,7 @@ from .options import TaskOptions, task_options
 from .producer import MAX_TOGETHER, Producer, chunks
 from .record import Id, Meta, log_of, new_head, parse_id
 from .result import AsyncResult, Found, ResultSet
-from .running import current_run
+from .running import Run, current_run
 from .stream import StreamHandle, check_name
 from .task import Task
 from .why import explain_waiting
@@ -178,14 +178,21 @@ class App:
         return known
 
     def add_subscription(
-        self, stream: StreamHandle, fn: Callable[..., Any], group: str | None, start: str, options: Mapping[str, Any]
+        self,
+        stream: StreamHandle,
+        fn: Callable[..., Any],
+        group: str | None,
+        start: str,
+        options: Mapping[str, Any],
     ) -> Task[Any, Any]:
         """Register a function for a group of a stream; see `StreamHandle.subscribe`."""
         name = options.get("name") or fn.__name__
         group = check_name("group", group or name)
         checked = self._task_options(options, f"subscription {name}")
         if group in self.subscriptions:
-            raise ConfigError(f"two subscriptions of app {self.name} use the group {group!r}; name another group=")
+            raise ConfigError(
+                f"two subscriptions of app {self.name} use the group {group!r}; name another group="
+            )
         task: Task[Any, Any] = Task(self, fn, name, checked)
         self.subscriptions[group] = Subscription(stream, task, group, start)
         return task
@@ -306,9 +313,9 @@ class App:
     def send_call(self, queue: str, task: str, body: bytes, meta: Meta, id: Id | None) -> AsyncResult[Any]:
         """Append one encoded call, or put it in the outbox of the present run."""
         log = self.stream_of("queue", queue).logs[0]
-        run = current_run.get()
+        run = self._run()
         if run is not None:
-            sent = run.send(log, task, body, meta, id)
+            sent = run.send(log, task, body, meta, id, self.name)
             return AsyncResult(self, sent, unsent=run)
         row = self._row(log, task, body, meta, id)
         self._append(row)
@@ -319,13 +326,18 @@ class App:
     ) -> AsyncResult[Any]:
         """Append one encoded call without holding up the event loop."""
         log = self.stream_of("queue", queue).logs[0]
-        run = current_run.get()
+        run = self._run()
         if run is not None:
-            return AsyncResult(self, run.send(log, task, body, meta, id), unsent=run)
+            return AsyncResult(self, run.send(log, task, body, meta, id, self.name), unsent=run)
         row = self._row(log, task, body, meta, id)
         with self._sending() as producer:
             await producer.aappend(row)
         return AsyncResult(self, public_id(row.id))
+
+    def _run(self) -> Run | None:
+        """Return the run whose outbox takes our calls: one that settles on the same log."""
+        run = current_run.get()
+        return run if run is not None and run.serves(self.engine) else None
 
     def _row(self, log: int, task: str, body: bytes, meta: Meta, id: Id | None, space: str = "") -> NewCall:
         moment = wall_clock()
@@ -349,10 +361,10 @@ class App:
         """Append many encoded calls of one task."""
         log = self.stream_of("queue", queue).logs[0]
         results: ResultSet[Any] = ResultSet(self)
-        run = current_run.get()
+        run = self._run()
         if run is not None:
             for body in bodies:
-                results.add_run(run.send(log, task, body, meta, None), 1)  # type: ignore[arg-type]
+                results.add_run(run.send(log, task, body, meta, None, self.name), 1)  # type: ignore[arg-type]
             return results
         self._append_run(log, task, bodies, meta, results)
         return results
@@ -397,7 +409,9 @@ class App:
         """Append many encoded events to a stream without a key; return how many."""
         return self._append_run(self.stream_of("stream", stream.name).logs[0], type, bodies, meta, None)
 
-    def publish_keyed(self, stream: StreamHandle, type: str, events: Iterable[tuple[bytes, Meta, int]]) -> int:
+    def publish_keyed(
+        self, stream: StreamHandle, type: str, events: Iterable[tuple[bytes, Meta, int]]
+    ) -> int:
         """Append many encoded events to the partitions of their keys; return how many."""
         logs = self.stream_of("stream", stream.name).logs
         waiting: dict[int, list[NewCall]] = {}
@@ -428,8 +442,8 @@ class App:
     def group_at(self, pos: int, name: str) -> Group:
         """Return the group of this name that reads the stream of a position. Raises UnknownName."""
         stream = self.stream_at(pos)
-        for attempt in (self._groups, None):
-            here = [g for g in (attempt if attempt is not None else self.groups()) if g.stream == stream.id]
+        for known in (self._groups if name == "main" else [], None):  # other groups come and go
+            here = [g for g in (self.groups() if known is None else known) if g.stream == stream.id]
             for group in here:
                 if group.name == name and group.app in (self.name, stream.app):
                     return group
@@ -451,9 +465,7 @@ class App:
     ) -> list[tuple[int, int, int]]:
         """Return (partition, first, one past the last) position of a window in time."""
         stored = self.stream_of("stream", stream.name)
-        return [
-            (stored.logs.index(log), lo, hi) for log, lo, hi in self.engine.window(stored, since, until)
-        ]
+        return [(stored.logs.index(log), lo, hi) for log, lo, hi in self.engine.window(stored, since, until)]
 
     @staticmethod
     def public_id(id: Id) -> Id:
@@ -482,7 +494,9 @@ def _anything(*args: Any, **kwargs: Any) -> None:
 
 def _where(fn: Any) -> str:
     code = getattr(fn, "__code__", None)
-    return f"{fn.__module__}.{fn.__qualname__}" + (f" ({os.path.basename(code.co_filename)}:{code.co_firstlineno})" if code else "")
+    return f"{fn.__module__}.{fn.__qualname__}" + (
+        f" ({os.path.basename(code.co_filename)}:{code.co_firstlineno})" if code else ""
+    )
 
 
 def _compare(kind: str, name: str, stored: Mapping[str, Any], declared: Mapping[str, Any]) -> None:
@@ -495,5 +509,3 @@ def _compare(kind: str, name: str, stored: Mapping[str, Any], declared: Mapping[
             + ", ".join(f"{key}={declared[key]!r}" for key in differ)
             + "; declare it as it was, or under another name"
         )
-
-

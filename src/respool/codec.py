@@ -127,12 +127,12 @@ class _JsonCodec(Codec):
                     elif not _json_exact((item,), MAX_DEPTH - 1):
                         break
                 else:
-                    return msgspec.json.encode(value)
+                    return _to_json(value)
             elif _json_exact((value,), MAX_DEPTH):
-                return msgspec.json.encode(value)
+                return _to_json(value)
         except _BY_VALUE:
             pass
-        return msgspec.json.encode(_careful(value, what, _json_leaf, _json_key))
+        return _to_json(_careful(value, what, _json_leaf, _json_key))
 
     def decode(self, body: bytes) -> object:
         try:
@@ -319,5 +319,6 @@ def _unpacked(body: bytes) -> object:
 
 
 _from_json: Final = msgspec.json.Decoder().decode
+_to_json: Final = msgspec.json.Encoder().encode
 _MSGPACK: Final = _MsgpackCodec()
 _JSON: Final = _JsonCodec()

@@ -23,12 +23,18 @@ def duration(value: float | timedelta | str, what: str = "duration") -> float:
         seconds = value.total_seconds()
     elif isinstance(value, int | float) and not isinstance(value, bool):
         seconds = float(value)
-    elif isinstance(value, str) and (parts := _DURATION.findall(value)) and not _DURATION.sub("", value).strip():
+    elif (
+        isinstance(value, str)
+        and (parts := _DURATION.findall(value))
+        and not _DURATION.sub("", value).strip()
+    ):
         seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
     elif isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?", value):
         seconds = float(value)
     else:
-        raise ConfigError(f'{what}: {value!r} is no duration; give seconds, a timedelta, or text like "90s" or "7d"')
+        raise ConfigError(
+            f'{what}: {value!r} is no duration; give seconds, a timedelta, or text like "90s" or "7d"'
+        )
     if not 0 <= seconds < float("inf"):
         raise ConfigError(f"{what}: {value!r} is negative or not a number")
     return seconds
@@ -63,13 +69,24 @@ def spoken_moment(text: str, now: datetime) -> datetime:
             return now.replace(hour=parts[0], minute=parts[1], second=(*parts, 0)[2], microsecond=0)
         parsed = datetime.fromisoformat(text)
     except ValueError as error:
-        raise ConfigError(f"{text!r} is no moment: try 1h, 30d, 14:00, 2026-01-31 or 2026-01-31T14:00") from error
+        raise ConfigError(
+            f"{text!r} is no moment: try 1h, 30d, 14:00, 2026-01-31 or 2026-01-31T14:00"
+        ) from error
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=now.tzinfo)
 
 
 def size(value: int | str, what: str = "size") -> int:
     """Return a size in bytes, from a number or text like "64KiB", "1MB"."""
-    units = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 1024, "mib": 1024**2, "gib": 1024**3}
+    units = {
+        "": 1,
+        "b": 1,
+        "kb": 1000,
+        "mb": 1000**2,
+        "gb": 1000**3,
+        "kib": 1024,
+        "mib": 1024**2,
+        "gib": 1024**3,
+    }
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
     match = re.fullmatch(r"(\d+)\s*([a-z]*)", value.lower()) if isinstance(value, str) else None
@@ -130,19 +147,31 @@ class Setting(NamedTuple):
 
 
 SETTINGS: dict[str, Setting] = {
-    "url": Setting(_maybe(_text), None, "where the log is; else RESPOOL_URL, else a file beside pyproject.toml"),
-    "durability": Setting(
-        _choice("full", "os"), "full", '"full": synced to disk; "os": survives a crash of the process, not of the power'
+    "url": Setting(
+        _maybe(_text), None, "where the log is; else RESPOOL_URL, else a file beside pyproject.toml"
     ),
-    "append_timeout": Setting(duration, 10.0, "seconds that delay() and publish() wait for the engine at most"),
+    "durability": Setting(
+        _choice("full", "os"),
+        "full",
+        '"full": synced to disk; "os": survives a crash of the process, not of the power',
+    ),
+    "append_timeout": Setting(
+        duration, 10.0, "seconds that delay() and publish() wait for the engine at most"
+    ),
     "max_record_size": Setting(size, 1024**2, "bytes of an encoded call or event, at most"),
-    "result_ttl": Setting(_maybe(duration), None, "how long outcomes are kept; None: as long as their records"),
+    "result_ttl": Setting(
+        _maybe(duration), None, "how long outcomes are kept; None: as long as their records"
+    ),
     "outbox_hold": Setting(
-        _maybe(duration), 1.0, "seconds after which the calls of a run leave before it ends; None: only when it ends"
+        _maybe(duration),
+        1.0,
+        "seconds after which the calls of a run leave before it ends; None: only when it ends",
     ),
     "max_deliveries": Setting(_count, 3, "runs of a call that may end with the death of their process"),
     "beat": Setting(duration, 1.0, "seconds between a worker's signs of life"),
-    "worker_ttl": Setting(duration, 10.0, "seconds without a beat after which a worker elsewhere is taken for dead"),
+    "worker_ttl": Setting(
+        duration, 10.0, "seconds without a beat after which a worker elsewhere is taken for dead"
+    ),
     "poll_interval": Setting(duration, 1.0, "seconds between looks at the log when no doorbell rings"),
     "task_defaults": Setting(_options, {}, "options that hold for every task that does not set them"),
     "pickle_key": Setting(_maybe(_key), None, "signing key that allows serializer='pickle'"),

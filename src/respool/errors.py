@@ -156,7 +156,9 @@ class Retry(RespoolError):
     `countdown` is in seconds, None for the task's own backoff; `cause` is the error that led to it.
     """
 
-    def __init__(self, message: str = "retry", *, countdown: float | None = None, cause: BaseException | None = None):
+    def __init__(
+        self, message: str = "retry", *, countdown: float | None = None, cause: BaseException | None = None
+    ):
         super().__init__(message)
         self.countdown, self.cause = countdown, cause
 

@@ -83,18 +83,26 @@ OPTIONS: dict[str, Option] = {
     "queue": Option(_text, "default", "the queue its calls go to"),
     "autoretry_for": Option(_errors, (), "errors after which a call is retried by itself"),
     "max_retries": Option(_maybe(_count), 3, "retries at most; None: for ever"),
-    "default_retry_delay": Option(_maybe(duration), None, "exact seconds before a retry, instead of the backoff"),
+    "default_retry_delay": Option(
+        _maybe(duration), None, "exact seconds before a retry, instead of the backoff"
+    ),
     "retry_backoff": Option(_backoff, 1.0, "first step of the exponential backoff, in seconds"),
     "retry_backoff_max": Option(duration, 600.0, "the backoff's longest step"),
     "retry_jitter": Option(_flag, True, "spread retries at random over the backoff's step"),
     "time_limit": Option(_maybe(_positive), None, "seconds after which the run is killed and has failed"),
-    "soft_time_limit": Option(_maybe(_positive), None, "seconds after which SoftTimeLimitExceeded is raised in it"),
+    "soft_time_limit": Option(
+        _maybe(_positive), None, "seconds after which SoftTimeLimitExceeded is raised in it"
+    ),
     "ignore_result": Option(_flag, False, "do not store what it returns"),
-    "result_ttl": Option(_maybe(duration), None, "how long its outcomes are kept; None: as long as the record"),
+    "result_ttl": Option(
+        _maybe(duration), None, "how long its outcomes are kept; None: as long as the record"
+    ),
     "expires": Option(_maybe(_positive), None, "seconds after which an unstarted call is revoked"),
     "throws": Option(_errors, (), "errors that are expected: FAILURE, but no dead letter"),
     "acks_late": Option(_flag, True, "False: a call is never run twice, even if its process died"),
-    "max_deliveries": Option(_maybe(_at_least_one), None, "runs that may end with the death of their process"),
+    "max_deliveries": Option(
+        _maybe(_at_least_one), None, "runs that may end with the death of their process"
+    ),
     "serializer": Option(_maybe(_text), None, "msgpack (default for tasks), json (for streams) or pickle"),
 }
 

@@ -72,10 +72,14 @@ class Producer:
             return
         mine = _Pending(row, threading.Event())
         self._waiting.append(mine)
-        while not mine.finished:
-            if not self._try_lead(mine):
-                mine.wake.wait()
-                mine.wake.clear()
+        try:
+            while not mine.finished:
+                if not self._try_lead(mine):
+                    mine.wake.wait()
+                    mine.wake.clear()
+        except BaseException:
+            self._leave(mine)
+            raise
         if mine.error is not None:
             raise mine.error
 
@@ -99,12 +103,25 @@ class Producer:
         loop = wake.loop
         mine = _Pending(row, wake)
         self._waiting.append(mine)
-        while not mine.finished:
-            if self._lead.locked() or not await loop.run_in_executor(None, self._try_lead, mine):
-                await mine.wake.wait()
-                mine.wake.clear()
+        try:
+            while not mine.finished:
+                if self._lead.locked() or not await loop.run_in_executor(None, self._try_lead, mine):
+                    await mine.wake.wait()
+                    mine.wake.clear()
+        except BaseException:
+            self._leave(mine)
+            raise
         if mine.error is not None:
             raise mine.error
+
+    def _leave(self, mine: _Pending) -> None:
+        """Somebody was interrupted: whoever stands behind must not wait for them to lead (H17)."""
+        try:
+            self._waiting.remove(mine)
+        except ValueError:
+            return  # appended, or just being appended
+        finally:
+            self._wake_next()
 
     def _try_lead(self, mine: _Pending) -> bool:
         """Append all that waits, unless somebody else is at it."""

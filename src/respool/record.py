@@ -107,7 +107,13 @@ def derived_id(time: float, *parts: bytes) -> bytes:
         digest.update(part)
     tail = digest.digest()
     return bytes(
-        (*int(time * 1000).to_bytes(6, "big"), 0x70 | tail[0] & 0x0F, tail[1], 0x80 | tail[2] & 0x3F, *tail[3:])
+        (
+            *int(time * 1000).to_bytes(6, "big"),
+            0x70 | tail[0] & 0x0F,
+            tail[1],
+            0x80 | tail[2] & 0x3F,
+            *tail[3:],
+        )
     )
 
 

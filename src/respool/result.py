@@ -313,7 +313,7 @@ class ResultSet(Generic[R]):
             raise GetInsideTask("waiting for calls inside a task would block the process that others wait for")
         deadline = None if timeout is None else time.monotonic() + duration(timeout, "timeout")
         for group, lo, hi, _ in self._places():
-            with self._app.engine.waiter(hi - 1) as waiter:
+            with self._app.engine.waiter(None) as waiter:
                 while True:
                     waiter.prepare()
                     left = self._app.engine.unfinished(group, lo, hi)

@@ -11,7 +11,10 @@ from .record import Id
 class Run(Protocol):
     """What a worker gives to the code it runs."""
 
-    def send(self, log: int, task: str, body: bytes, meta: Any, id: Id | None) -> Id:
+    def serves(self, engine: Any) -> bool:
+        """Say whether calls for an engine can go to this run's outbox."""
+
+    def send(self, log: int, task: str, body: bytes, meta: Any, id: Id | None, namespace: str) -> Id:
         """Put a call in the outbox; return its id."""
 
     def flush(self) -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-
 from .codec import codec_for
 from .config import moment
 from .engines.base import Record

@@ -162,9 +162,8 @@ class Rampage:
         engine = place.app.engine
         assert not engine.parked(ParkedFilter([g.id for g in engine.groups()]), 10)
         place.check()
-        print(
-            f"{tally.kills} kills, {tally.sent * len(TASKS)} calls, {repeats} repeats, {tally.allowed} allowed"
-        )
+        calls = tally.sent * len(TASKS)
+        print(f"{tally.kills} kills, {calls} calls, {repeats} repeats, {tally.allowed} allowed")
 
     def _verify_results(self) -> None:
         for name, many in self.tally.handles.items():

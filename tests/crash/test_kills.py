@@ -152,7 +152,7 @@ def test_large_result_is_not_lost_between_run_and_settlement(place: Place) -> No
     """H2: what finds no room in shared memory is not finished until it is settled."""
     module = place.module(STAGED)
     result = module.large.delay(1)
-    place.touch("kept")
+    place.touch("settling")
     place.burst()
     assert len(result.get(timeout=1)) == 600_000
 
@@ -299,7 +299,7 @@ def _produce(place: Place, number: int, way: str) -> tuple[subprocess.Popen[byte
 def _acknowledged(path: Path) -> dict[str, str]:
     data = path.read_bytes()
     lines = [data[at : at + LINE].decode().split() for at in range(0, len(data) - LINE + 1, LINE)]
-    return {number: id for number, id in lines}
+    return dict(lines)
 
 
 def test_producers_killed_in_mid_append(place: Place) -> None:

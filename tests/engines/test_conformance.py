@@ -26,7 +26,7 @@ from respool.delivery.model import (
     Verdict,
     View,
 )
-from respool.delivery.settle import settle
+from respool.delivery.settle import give_back, settle
 from respool.delivery.spans import Span
 from respool.engines import stored_id
 from respool.engines.base import (
@@ -770,6 +770,23 @@ def test_a_lease_that_is_given_back_waits_for_whoever_comes(engine: Any, log: in
     yours = grant(engine, main, 9, owner=2)
     assert granted(yours) == [first + 1, first + 2]
     assert engine.leases_of(2) == [(main.id, yours)]
+
+
+def test_a_part_given_back_takes_its_edits_along(engine: Any, main: Group) -> None:
+    """P7: the rest of a lease, as a lease of its own, while the first record runs on."""
+    edits = {pos: b"%d" % pos for pos in (10, 12, 13)}
+    write(engine, main, leases=[Lease(7, 1, 2, [Span(10, 14, 1)], edits, NOW)])
+
+    def decide(view: View, change: Change) -> int:
+        return give_back(view, change, 7, 1, [(12, 14)], 8)
+
+    assert engine.transact(Reads(main.id, (7,)), decide) == 2
+    assert engine.leases(main) == [
+        Lease(7, 1, 2, [Span(10, 12, 1)], {10: b"10"}, NOW),
+        Lease(8, None, 2, [Span(12, 14, 1)], {12: b"12", 13: b"13"}, NOW),
+    ]
+    assert engine.transact(Reads(main.id, (7,)), decide) == 0, "once"
+    assert len(engine.leases(main)) == 2
 
 
 def test_what_is_due_comes_when_it_is_due(engine: Any, main: Group) -> None:

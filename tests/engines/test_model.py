@@ -464,13 +464,23 @@ class DeliveryMachine(RuleBasedStateMachine):
     @rule(
         pick=picks,
         cause=st.sampled_from(Cause),
+        through=st.integers(0, 3),
         running=st.none() | st.just(0),
         deliveries=st.integers(1, 3),
+        kinds=kinds,
     )
-    def worker_dies(self, pick: int, cause: Cause, running: int | None, deliveries: int) -> None:
+    def worker_dies(
+        self,
+        pick: int,
+        cause: Cause,
+        through: int,
+        running: int | None,
+        deliveries: int,
+        kinds: Sequence[str],
+    ) -> None:
         owner = self.pick_held(pick).owner
         for held in [held for held in self.held if held.owner == owner]:
-            assert self.bury(held, cause, 0, running, deliveries, ())
+            assert self.bury(held, cause, through, running, deliveries, kinds)
 
     @precondition(lambda self: self.held)
     @rule(pick=picks, running=st.none() | st.just(0))

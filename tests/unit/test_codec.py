@@ -24,8 +24,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from respool import codec
-from respool import remote
+from respool import codec, remote
 from respool.codec import codec_for
 from respool.errors import AppendUnknown, ConfigError, CorruptBody, NotEncodable, RemoteError
 from respool.remote import RemoteTraceback, decode_error, encode_error, error_summary

@@ -1,4 +1,4 @@
-"""What the tests of real workers share: an app in a folder of its own, workers as processes, an outside record.
+"""What the tests of real workers share: an app in a folder, workers as processes, an outside record.
 
 The outside record is a file that every run appends one line to when it begins and one when it ends, in a
 single write each. It is not kept by Respool, so it can be held against what Respool says.

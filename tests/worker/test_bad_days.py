@@ -243,7 +243,7 @@ def test_task_that_holds_the_gil_holds_up_nobody_else(place: Place) -> None:
         ("raise RuntimeError('no such shop')", "RuntimeError: no such shop"),
         ("import nothing_like_it", "nothing_like_it"),
         ("x = (", "SyntaxError"),
-        ("sys.exit(7)", "status 7"),
+        ("sys.exit(7)", "sys.exit(7)"),
         ("os._exit(8)", "status 8"),
         ("app.task(len, colour='red')", "colour"),
     ],
@@ -382,7 +382,14 @@ def _begun(foreign: apsw.Connection) -> bool:
 def test_log_locked_for_longer_than_anything_allows(place: Place) -> None:
     """H4: nothing is stolen, nobody dies, and all goes on when the lock is gone."""
     module = place.module(
-        CODE + "\n@app.task\ndef slow(n):\n    with noted('slow', n):\n        wait_for(f'go-{n}')\n        return n\n",
+        CODE,
+        """
+        @app.task
+        def slow(n):
+            with noted("slow", n):
+                wait_for(f"go-{n}")
+                return n
+        """,
         beat=0.1, worker_ttl=0.5, append_timeout=0.3,
     )  # fmt: skip
     slow = module.slow.delay(1)
@@ -537,6 +544,7 @@ def test_clock_jumps(place: Place, hours: int) -> None:
     slow = module.slow.delay(1)
     workers = [place.worker(1, before=shifted, name=f"w{n}") for n in range(2)]
     place.await_start("slow", "1")
+    eventually(lambda: len(place.registered()) == 2)
     fine = [module.fine.delay(n) for n in range(10)]
     later = module.fine.apply_async((50,), countdown=3000)
     eventually(lambda: later.state == "SCHEDULED")

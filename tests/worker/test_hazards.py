@@ -2,15 +2,15 @@
 
 | hazard | test |
 |---|---|
-| H1  write lock beside user code | `test_h1_*`, test_bad_days::test_task_that_holds_the_gil_holds_up_nobody_else |
+| H1  write lock beside user code | `test_h1_*`, test_bad_days::test_task_that_holds_the_gil_… |
 | H2  finished, not settled | crash/test_kills::test_kill_at_a_stage, `test_large_result_…`, `test_h2_*` |
 | H3  give-back race | `test_h3_*`, test_shutdown::test_no_head_of_line_blocking |
 | H4  mass theft after an outage | `test_h4_*`, unit/test_liveness, test_bad_days::test_log_locked_… |
 | H5  orphans keep starting | `test_h5_*`, test_bad_days::test_children_die_with_their_supervisor |
-| H6  innocents buried | crash/test_kills (three deaths, poison), test_shutdown::test_killed_while_it_drains_… |
+| H6  innocents buried | crash/test_kills (three deaths, poison), test_shutdown::test_killed_while_… |
 | H7  at most once | `test_h7_*` |
 | H8  calls of a run | test_outbox, `test_h8_*`, engines/test_conformance (fenced appends) |
-| H9  "no row means done" can lie | test_tasks::test_result_ttl, test_outbox::test_replay_runs_chosen_tasks_…, unit/test_replay |
+| H9  "no row means done" can lie | test_tasks::test_result_ttl, test_outbox::test_replay_… |
 | H10 offsets never come back | engines/test_conformance::test_offsets_never_come_back |
 | H11 starvation | `test_h11_*`, unit/test_claim; lanes: n/a before there are priorities |
 | H12 rolling deploy | test_bad_days::test_unknown_task_* |
@@ -225,7 +225,7 @@ def _executor_of(app: App, slot: Slot) -> tuple[Executor, Any]:
 
 
 def _lease(executor: Executor, service: Any) -> Lease:
-    ((log, lo, hi),) = executor.engine.bounds(service.stream)
+    ((_, lo, hi),) = executor.engine.bounds(service.stream)
     lease = Lease(1, 1, 0, [Span(lo, hi)])
     executor._read(service, lease, 0.0)
     return lease

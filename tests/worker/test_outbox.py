@@ -255,7 +255,9 @@ def audit(event):
     return event["n"]
 
 
-@events.subscribe(group="slow", start="earliest", max_retries=2, autoretry_for=(ValueError,), default_retry_delay=0)
+@events.subscribe(
+    group="slow", start="earliest", max_retries=2, autoretry_for=(ValueError,), default_retry_delay=0
+)
 def slow(event):
     note("start", "slow", event["n"])
     made.delay(event["n"])

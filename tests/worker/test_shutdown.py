@@ -1,4 +1,4 @@
-"""Ending a worker and its processes in an orderly way: nobody is charged, nothing is run twice without need."""
+"""Ending a worker in an orderly way: nobody is charged, nothing is run twice without need."""
 
 from __future__ import annotations
 
@@ -55,8 +55,15 @@ def test_warm_shutdown(place: Place, number: int) -> None:
 
 def test_rest_of_a_lease_goes_back(place: Place) -> None:
     module = place.module(
-        CODE
-        + "\n@app.task\ndef gate(n):\n    note('start', 'gate', n)\n    if n == 500: wait_for('go')\n    return n\n"
+        CODE,
+        """
+        @app.task
+        def gate(n):
+            note("start", "gate", n)
+            if n == 500:
+                wait_for("go")
+            return n
+        """,
     )
     results = module.gate.delay_many(range(1000))
     worker = place.worker(1)
@@ -169,8 +176,15 @@ def test_burst_ends_when_nothing_is_due(place: Place) -> None:
 def test_no_head_of_line_blocking(place: Place) -> None:
     """P7: what stands behind a long task in one lease is started elsewhere."""
     module = place.module(
-        CODE
-        + "\n@app.task\ndef mixed(n):\n    note('start', 'mixed', n)\n    if n == 'long': wait_for('go')\n    return n\n",
+        CODE,
+        """
+        @app.task
+        def mixed(n):
+            note("start", "mixed", n)
+            if n == "long":
+                wait_for("go")
+            return n
+        """,
         poll_interval=5,
     )
     warm = module.mixed.delay_many(range(3000))

@@ -23,7 +23,7 @@ class Seconds(click.ParamType[float]):
 
 
 @click.command(name="worker")
-@click.option("-c", "--concurrency", type=click.IntRange(min=1), help="Processes; default: one a processor.")
+@click.option("-c", "--concurrency", type=click.IntRange(1, 255), help="Processes; default: one a processor.")
 @click.option(
     "-P", "--pool", type=click.Choice(["processes", "solo"]), default="processes", show_default=True,
     help="solo runs the tasks in this process, for debuggers.",

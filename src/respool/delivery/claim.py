@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .model import MAX_LEASE, Change, Lease, Parked, View
-from .spans import Span, count, take
+from .spans import Span, count, joined, take
 
 
 class Request(NamedTuple):
@@ -106,8 +106,8 @@ def _claim_alone(view: View, change: Change, request: Request) -> Lease | None:
 
 
 def _take_due(due: list[Parked], change: Change, lease: Lease) -> None:
+    lease.spans += joined(parked.span() for parked in due)
     for parked in due:
-        lease.spans.append(parked.span())
         if parked.body is not None:
             lease.bodies[parked.pos] = parked.body
         change.unparked.append(parked.pos)

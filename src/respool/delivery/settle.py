@@ -8,7 +8,7 @@ already is passed over when the child says it again (H2).
 from __future__ import annotations
 
 from .model import Change, JournalEntry, Lease, Outcome, Parked, Settlement, Verdict, View
-from .spans import Span, count, find, intersect, merge, subtract
+from .spans import Finder, Span, count, find, intersect, merge, subtract
 
 
 def settle(view: View, change: Change, settlement: Settlement) -> bool:
@@ -38,7 +38,7 @@ def give_back(view: View, change: Change, lease_id: int, owner: int, ranges: lis
     given = intersect(lease.spans, ranges)
     if not given:
         return 0
-    bodies = {pos: body for pos, body in lease.bodies.items() if find(given, pos)} if lease.bodies else {}
+    bodies = _bodies(lease, given)
     change.leases.append(Lease(new_id, None, lease.child, given, bodies, lease.since))
     keep_or_return(change, lease, subtract(lease.spans, ranges), release=False)
     return count(given)
@@ -49,14 +49,23 @@ def keep_or_return(change: Change, lease: Lease, left: list[Span], *, release: b
     if not left:
         change.dropped_leases.append(lease.id)
         return
-    bodies = {pos: body for pos, body in lease.bodies.items() if find(left, pos)} if lease.bodies else {}
+    bodies = _bodies(lease, left)
     owner = None if release else lease.owner
     change.leases.append(Lease(lease.id, owner, lease.child, left, bodies, lease.since))
 
 
+def _bodies(lease: Lease, spans: list[Span]) -> dict[int, bytes]:
+    """Return those bodies of a lease that its records in some spans are run with."""
+    if not lease.bodies:
+        return {}
+    held = Finder(spans)
+    return {pos: body for pos, body in lease.bodies.items() if held.find(pos)}
+
+
 def _settle_verdicts(lease: Lease, change: Change, settlement: Settlement) -> None:
+    spans = Finder(lease.spans)
     for verdict in settlement.verdicts:
-        span = find(lease.spans, verdict.pos)
+        span = spans.find(verdict.pos)
         if span is None:
             continue  # settled before, by the supervisor
         _settle_one(lease, span, change, settlement, verdict)
@@ -72,7 +81,8 @@ def _settle_results(lease: Lease, change: Change, settlement: Settlement) -> Non
         if lo <= results[0][0] < hi and lo <= results[-1][0] < hi:  # both: spans are run in any order
             change.results = results
             return
-    change.results = [result for result in results if find(spans, result[0])]
+    held = Finder(spans)
+    change.results = [result for result in results if held.find(result[0])]
 
 
 def _settle_one(lease: Lease, span: Span, change: Change, settlement: Settlement, verdict: Verdict) -> None:

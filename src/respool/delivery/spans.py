@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -27,11 +28,24 @@ def count(spans: Iterable[Span]) -> int:
 
 
 def find(spans: Iterable[Span], pos: int) -> Span | None:
-    """Return the span that covers a position."""
+    """Return the span that covers a position. To look up many, use `Finder`."""
     for span in spans:
         if span.lo <= pos < span.hi:
             return span
     return None
+
+
+class Finder:
+    """Looks up which of many spans, in any order, covers a position."""
+
+    def __init__(self, spans: Iterable[Span]) -> None:
+        self._spans = sorted(spans)
+        self._starts = [span.lo for span in self._spans]
+
+    def find(self, pos: int) -> Span | None:
+        """Return the span that covers a position."""
+        at = bisect_right(self._starts, pos) - 1
+        return self._spans[at] if at >= 0 and pos < self._spans[at].hi else None
 
 
 def subtract(spans: Sequence[Span], ranges: Sequence[tuple[int, int]]) -> list[Span]:
@@ -39,15 +53,13 @@ def subtract(spans: Sequence[Span], ranges: Sequence[tuple[int, int]]) -> list[S
 
     One range over one span, the case of a worker that settles what it ran, costs no sorting.
     """
-    if len(ranges) == 1:
-        return _subtract_one(spans, *ranges[0])
-    ordered = merge(ranges)
+    cuts = _merged(ranges)
+    ends = [hi for _, hi in cuts]
     left: list[Span] = []
     for span in spans:
         lo = span.lo
-        for cut_lo, cut_hi in ordered:
-            if cut_hi <= lo:
-                continue
+        for at in range(bisect_right(ends, lo), len(cuts)):
+            cut_lo, cut_hi = cuts[at]
             if cut_lo >= span.hi:
                 break
             if cut_lo > lo:
@@ -58,33 +70,33 @@ def subtract(spans: Sequence[Span], ranges: Sequence[tuple[int, int]]) -> list[S
     return left
 
 
-def _subtract_one(spans: Sequence[Span], lo: int, hi: int) -> list[Span]:
-    if lo >= hi:
-        return list(spans)
-    left: list[Span] = []
-    for span in spans:
-        if span.hi <= lo or hi <= span.lo:
-            left.append(span)
-            continue
-        if span.lo < lo:
-            left.append(span.part(span.lo, lo))
-        if hi < span.hi:
-            left.append(span.part(hi, span.hi))
-    return left
-
-
 def intersect(spans: Iterable[Span], ranges: Sequence[tuple[int, int]]) -> list[Span]:
     """Return the parts of the spans that lie in the ranges [lo, hi)."""
-    ordered = merge(ranges)
+    wanted = _merged(ranges)
+    ends = [hi for _, hi in wanted]
     both: list[Span] = []
     for span in spans:
-        for lo, hi in ordered:
-            if hi <= span.lo:
-                continue
+        for at in range(bisect_right(ends, span.lo), len(wanted)):
+            lo, hi = wanted[at]
             if lo >= span.hi:
                 break
             both.append(span.part(max(lo, span.lo), min(hi, span.hi)))
     return both
+
+
+def _merged(ranges: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
+    return ranges if len(ranges) == 1 and ranges[0][0] < ranges[0][1] else merge(ranges)
+
+
+def joined(spans: Iterable[Span]) -> list[Span]:
+    """Return spans sorted by position, those that touch and share a history as one."""
+    found: list[Span] = []
+    for span in sorted(spans):
+        if found and found[-1].hi == span.lo and found[-1][2:] == span[2:]:
+            found[-1] = found[-1].part(found[-1].lo, span.hi)
+        else:
+            found.append(span)
+    return found
 
 
 def take(spans: Sequence[Span], want: int) -> tuple[list[Span], list[Span]]:

@@ -18,6 +18,7 @@ from ..record import Id, Meta, Row
 if TYPE_CHECKING:
     from pathlib import Path
 
+
 class Capabilities(NamedTuple):
     """What an engine can do; the docs print it, the code asks it."""
 
@@ -181,9 +182,7 @@ class Log(Protocol):
 class State(Protocol):
     """What groups know, changed in short exclusive transactions."""
 
-    def transact(
-        self, reads: Reads, decide: Callable[[View, Change], Any], *, synced: bool = False
-    ) -> Any:
+    def transact(self, reads: Reads, decide: Callable[[View, Change], Any], *, synced: bool = False) -> Any:
         """Lock, read, let `decide` fill the change, write, commit; return what `decide` returned."""
 
     def status(self, group: Group, pos: int) -> Status:
@@ -229,5 +228,3 @@ class Engine(Log, State, Registry, Protocol):
 
     def positions(self, group: Group) -> list[Position]:
         """Return how far a group is in each log."""
-
-

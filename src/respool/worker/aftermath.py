@@ -18,6 +18,9 @@ from ..remote import encode_error
 from .page import Snapshot
 
 DEFAULT_DELIVERIES = 3
+ANY_TASK = ""  # in a subscription, whatever the event's type
+Deliveries = Mapping[int, Mapping[str, int]]
+"""By group and task: how many runs may end with the death of their process."""
 
 
 def how_it_died(status: int) -> str:
@@ -35,7 +38,7 @@ def how_it_died(status: int) -> str:
 class Aftermath:
     """Clears up after processes of one worker that are dead."""
 
-    def __init__(self, engine: Any, owner: int, deliveries: Mapping[str, int]) -> None:
+    def __init__(self, engine: Any, owner: int, deliveries: Deliveries) -> None:
         self._engine, self._owner, self._deliveries = engine, owner, deliveries
 
     def of_child(self, child: int, seen: Snapshot | None, cause: Cause, how: str) -> int:
@@ -61,7 +64,9 @@ class Aftermath:
         if seen is not None:
             finished = self._finished(lease, seen, now)
             if seen.running is not None:
-                suspect = self._suspect(seen, seen.running, how)
+                suspect = self._suspect(group, seen, seen.running, how)
+            else:  # nothing was being run: nobody is to blame
+                cause = Cause.ORDERED
 
         def decide(view: View, change: Change) -> bool:
             return bury_lease(view, change, lease.id, self._owner, cause, finished, suspect, now)
@@ -69,6 +74,8 @@ class Aftermath:
         self._engine.transact(Reads(group, (lease.id,)), decide)
         if finished is not None:
             self._engine.ring_waiters(seen.through if seen else [])
+            for log in {call.log for verdict in finished.verdicts for call in verdict.calls}:
+                self._engine.ring(log)
         self._engine.ring(lease.spans[0].lo >> 40, everyone=True)
 
     def _finished(self, lease: Lease, seen: Snapshot, now: float) -> Settlement | None:
@@ -77,12 +84,13 @@ class Aftermath:
         done = ranges_of(seen.through)
         return Settlement(lease.id, self._owner, done, seen.verdicts, seen.results, seen.lease_began, now, records=seen.finished)
 
-    def _suspect(self, seen: Snapshot, pos: int, how: str) -> Suspect:
+    def _suspect(self, group: int, seen: Snapshot, pos: int, how: str) -> Suspect:
         rows = self._engine.rows([Span(pos, pos + 1)])
         task = rows[0][1] if rows else ""
-        allowed = self._deliveries.get(task, DEFAULT_DELIVERIES)
+        allowed = self._deliveries.get(group, {})
+        most = allowed.get(task, allowed.get(ANY_TASK, DEFAULT_DELIVERIES))
         error = encode_error(WorkerLost(f"{how} while it ran {task or 'this call'}"))
-        return Suspect(pos, task, allowed, how, error, wall_clock() - max(boottime_ns() / 1e9 - seen.began, 0.0))
+        return Suspect(pos, task, most, how, error, wall_clock() - max(boottime_ns() / 1e9 - seen.began, 0.0))
 
     def time_limit(self, seen: Snapshot, pos: int, seconds: float, child: int) -> None:
         """Fail a record whose process we killed at its time limit; only that record fails."""
@@ -91,7 +99,7 @@ class Aftermath:
         error = encode_error(TimeLimitExceeded(f"{task} was killed after {seconds:g} s, its time_limit"))
         verdict = Verdict(
             pos, "failure", error, "dead", task=task, error=error, note=f"failed: time_limit {seconds:g} s",
-            started=now - seconds, ended=now,
+            started=now - seconds, ended=now, progressed=True,
         )  # fmt: skip
         done = ranges_of([*seen.through, pos])
         settlement = Settlement(

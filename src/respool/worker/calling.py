@@ -23,6 +23,10 @@ from .services import Runner, Service
 log = logging.getLogger("respool.worker")
 
 
+class EndNow(BaseException):
+    """The worker is to end at once: no outcome of the task it is thrown into."""
+
+
 class Caller:
     """Runs single records in this process; the executor's helper for all but the plainest of them."""
 
@@ -61,7 +65,8 @@ class Caller:
         if service.group.kind != "replay":  # a replay runs what was due or expired long ago
             if meta.due is not None and meta.due > now:
                 return verdicts.scheduled(row, meta.due, now)
-            if meta.expires is not None and meta.expires <= now:
+            begun = span.retries or span.redrives  # it was started in time
+            if meta.expires is not None and meta.expires <= now and not begun:
                 return verdicts.expired(row, meta.expires, now)
         if span.deliveries and span.deliveries >= runner.max_deliveries:
             return verdicts.ran_too_often(row, span, now)
@@ -82,6 +87,8 @@ class Caller:
                     value = self._run_coroutine(value)
             finally:
                 words[p.USER] = 0
+        except EndNow:
+            raise
         except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
             return self.failure(runner, row, span, error)
         finally:

@@ -157,8 +157,8 @@ def _hello(app: App, served: list[Service]) -> Hello:
         {name: app.settings[name] for name in names},
         app.location.options.get("durability", app.settings["durability"]),
         [(service.group.id, service.shown, list(service.stream.logs)) for service in served],
-        {name: runner.max_deliveries for name, runner in runners.items()},
-        any(runner.hard for runner in runners.values()),
+        sorted(runners),
+        [(service.group.id, service.deliveries) for service in served],
     )
 
 

@@ -15,13 +15,13 @@ from ..delivery.death import charge_before
 from ..delivery.model import Change, Lease, Settlement, Verdict, View
 from ..delivery.settle import settle
 from ..delivery.sizing import LeaseSizer
-from ..delivery.spans import find, ranges_of
+from ..delivery.spans import Finder, ranges_of
 from ..engines.base import Reads
 from ..errors import EngineUnavailable, NotEncodable
 from ..record import Row
 from ..running import current_run
 from . import page as p
-from .calling import Caller
+from .calling import Caller, EndNow
 from .run import CurrentRun
 from .services import Service
 
@@ -77,8 +77,6 @@ class Executor:
         self._skip: frozenset[int] = frozenset()
         self._sizers = {service.group.id: LeaseSizer() for service in services}
         self._first_lease = p.lease_number(worker, child)
-        self._turn = 0
-        self._offered = 0.0
         self._reachable = True
         os.register_at_fork(after_in_child=self._after_fork)
         self._outside = current_run.set(self.run)
@@ -151,12 +149,12 @@ class Executor:
         group, sizer, now = service.group.id, self._sizers[service.group.id], wall_clock()
         self.slot.words[p.LEASES] += 1
         number = self._first_lease + self.slot.words[p.LEASES]
-        self._turn += 1
         want = sizer.want
         if self.limit is not None:
             want = min(want, self.limit - self.done)
             claim_next = claim_next and want > 0
-        request = Request(want, self.worker, self.child, number, now, self._turn)
+        service.turn += claim_next  # only claims count: else the even turns might all be settlements
+        request = Request(want, self.worker, self.child, number, now, service.turn)
         settled = True
 
         def decide(view: View, change: Change) -> Lease | None:
@@ -175,7 +173,7 @@ class Executor:
         if lease is None:
             self.slot.settled()
             if claim_next and not reads.tasks:
-                self._offered = 0.0  # nothing else to do: there may be some of these
+                service.offered = 0.0  # nothing else to do: there may be some of these
             return None
         self._read(service, lease, now)
         return lease
@@ -202,9 +200,9 @@ class Executor:
     def _offer(self, service: Service) -> tuple[str, ...]:
         """Once a second, ask for calls of our tasks that nobody knew so far (P11)."""
         now = time.monotonic()
-        if now - self._offered < 1.0:
+        if now - service.offered < 1.0:
             return ()
-        self._offered = now
+        service.offered = now
         return tuple(service.runners)
 
     def _read(self, service: Service, lease: Lease, now: float) -> None:
@@ -260,6 +258,7 @@ class Executor:
         count = 0  # rows run
         wall = wall_clock()
         span = run.span = first
+        spans = None if simple else Finder(lease.spans)
         run.begin_lease(service, lease.id, self.worker)
 
         def charge(pos: int) -> bool:
@@ -284,8 +283,8 @@ class Executor:
             verdict = None
             settle_now = full = False
             if careful or row[3] is not None or runner is None or not runner.plain:
-                if not simple:
-                    span = run.span = find(lease.spans, row[0]) or first
+                if spans is not None:
+                    span = run.span = spans.find(row[0]) or first
                 if runner is not None and runner.max_deliveries == 1:  # claimed singly, settled at once (H7)
                     if count > settled:
                         words[finished_word] = count
@@ -300,6 +299,8 @@ class Executor:
                     if runner.convert is not None:
                         args, kwargs = runner.convert(list(args), kwargs)
                     value = runner.fn(*args, **kwargs)
+                except EndNow:
+                    raise
                 except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
                     verdict = caller.plain_failure(runner, row, span, error)
                 else:

@@ -30,8 +30,8 @@ class Hello(msgspec.Struct):
     settings: dict[str, float]  # beat, worker_ttl, poll_interval, append_timeout
     durability: str
     services: list[tuple[int, str, list[int]]]  # group id, in words, logs
-    tasks: dict[str, int]  # name: max_deliveries
-    has_limits: bool = False
+    tasks: list[str]
+    deliveries: list[tuple[int, dict[str, int]]]  # by group and task; JSON has no numbers for keys
 
 
 class Welcome(msgspec.Struct):

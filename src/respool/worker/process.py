@@ -99,9 +99,10 @@ class ChildProcess:
         slot.words[p.DEADLINE] = deadline
         self.slot = slot
         self.ready = True
-        self.control.setblocking(True)
-        self.control.sendall(encode(welcome) + b"\n")
-        self.control.setblocking(False)
+        try:
+            self.control.send(encode(welcome) + b"\n")
+        except (BrokenPipeError, ConnectionResetError):
+            return  # it is dead already, which is seen to next
 
     def wake(self) -> None:
         """End its sleep, so that it looks at its slot."""

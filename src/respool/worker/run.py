@@ -13,7 +13,7 @@ from ..clock import now as wall_clock
 from ..codec import codec_for
 from ..delivery.model import NewCall
 from ..delivery.spans import Span
-from ..engines import public_id
+from ..engines import public_id, stored_id
 from ..engines.base import LeaseLost, Record
 from ..errors import IdConflict, Refused, RespoolError
 from ..producer import MAX_TOGETHER
@@ -115,17 +115,21 @@ class CurrentRun:
         assert self.row is not None
         value = codec_for("msgpack").encode(meta, "meta")
         self.used = self.progressed = True
-        self._engine.set_progress(self.service.group.id, self.row[0], value)
+        self._engine.set_progress(self.service.group.id, self.row[0], value, self._fence)
 
     # The outbox
 
-    def send(self, log: int, task: str, body: bytes, meta: Meta, id: Id | None) -> Id:
+    def serves(self, engine: Any) -> bool:
+        """Say whether calls for an engine can go to this outbox: only those for the log it settles on."""
+        return bool(engine.target == self._engine.target)
+
+    def send(self, log: int, task: str, body: bytes, meta: Meta, id: Id | None, namespace: str) -> Id:
         """Put a call in the outbox; it leaves with the settlement, or after `outbox_hold` (P4)."""
         with self._lock:
             if self.row is None:
                 raise Refused("the run that made this call has ended; nothing was sent")
-            call = self._call(log, task, body, meta, id)
             self.used = True
+            call = self._call(log, task, body, meta, id, namespace)
             if not self.service.sends:
                 self.dropped += 1
                 return public_id(call.id)
@@ -139,7 +143,9 @@ class CurrentRun:
                 self.flush()
             return public_id(call.id)
 
-    def _call(self, log: int, task: str, body: bytes, meta: Meta, id: Id | None) -> NewCall:
+    def _call(
+        self, log: int, task: str, body: bytes, meta: Meta, id: Id | None, namespace: str
+    ) -> NewCall:
         parent = self.record
         group = self.service.group
         lineage = Meta(
@@ -158,15 +164,14 @@ class CurrentRun:
         if id is None:
             id = self._derived(log, task, body, parent)
         else:
-            self._refuse_taken(task, body, id)
-            if isinstance(id, str):
-                id = f"{self.service.stream.app}\0{id}"
+            self._refuse_taken(task, body, id, namespace)
+            id = stored_id(namespace, id)
         return NewCall(log, task, body, lineage.packed(), id, wall_clock())
 
-    def _refuse_taken(self, task: str, body: bytes, id: Id) -> None:
+    def _refuse_taken(self, task: str, body: bytes, id: Id, namespace: str) -> None:
         """The same id with another body is an error, not silence (H8)."""
-        known = self._given.setdefault(id, (task, body))
-        pos = self._engine.find(self.service.stream.app, id)
+        known = self._given.setdefault(stored_id(namespace, id), (task, body))
+        pos = self._engine.find(namespace, id)
         if pos is not None:
             (record,) = self._engine.records(pos, pos + 1, 1)
             known = known if (record.task, record.body) == (task, body) else (record.task, record.body)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..app import App
@@ -85,13 +85,21 @@ class Service:
     tasks: frozenset[str] | None = None  # a replay's: others are left out
     since: float | None = None
     until: float | None = None
-    turn: int = field(default=0)
+    turn: int = 0  # claims so far
+    offered: float = 0.0  # when calls of unknown tasks were asked for last
 
     @property
     def shown(self) -> str:
         """The service in words."""
         name = f"{self.stream.kind} {self.stream.name}"
         return name if self.group.name == "main" else f"{name}, group {self.group.name}"
+
+    @property
+    def deliveries(self) -> dict[str, int]:
+        """How many runs may end with the death of their process, by task ("": whatever the type)."""
+        if self.only is not None:
+            return {"": self.only.max_deliveries}
+        return {name: runner.max_deliveries for name, runner in self.runners.items()}
 
     def runner(self, task: str) -> Runner | None:
         """Return how to run a record of this task or type."""

@@ -23,6 +23,7 @@ from ..engines.base import Registration
 from ..errors import AppendUnknown, EngineUnavailable, RespoolError
 from . import page as p
 from .aftermath import Aftermath
+from .calling import EndNow
 from .executor import Executor
 from .host import all_done, boot_id, idle, keep_house, version
 from .options import WorkerOptions
@@ -40,9 +41,7 @@ class Solo:
         self.app, self.services, self.options = app, served, options
         self.engine = app.engine
         self.name = options.name or f"{platform.node()}-{os.getpid()}"
-        deliveries = {n: r.max_deliveries for s in served for n, r in s.runners.items()}
-        deliveries.update({s.only.name: s.only.max_deliveries for s in served if s.only})
-        self.deliveries = deliveries
+        self.deliveries = {service.group.id: service.deliveries for service in served}
         registration = Registration(
             app.name, self.name, socket.gethostname(), boot_id(), os.getpid(), wall_clock(), self._info(None)
         )
@@ -51,7 +50,7 @@ class Solo:
         self.file.hold()
         self.slot = self.file.slot(0)
         patience = max(3, round(app.settings["worker_ttl"] / app.settings["beat"]))
-        self._watch = Watch(self.engine, boot_id(), patience, deliveries)
+        self._watch = Watch(self.engine, boot_id(), patience, self.deliveries)
         self._stop = threading.Event()
         self._beaten = 0
         self._looked = 0
@@ -121,7 +120,7 @@ class Solo:
     def _on_signal(self, number: int, frame: Any) -> None:
         self._signals += 1
         if self._signals > 1:
-            raise KeyboardInterrupt
+            raise EndNow
         log.info("stopping after the task that runs; once more to end it now")
         self.slot.words[p.STOP] = 1
         self.slot.words[p.BOUND] = 0
@@ -186,9 +185,15 @@ class Solo:
         """Once after each beat, do what a supervisor would do beside the tasks."""
         if self._looked != self._beaten:
             self._looked = self._beaten
-            self._watch.look(self.worker, beaten=True)
-            self.engine.tidy()
-            keep_house(self.engine, [service.group for service in self.services])
+            try:
+                self._look_around()
+            except (EngineUnavailable, AppendUnknown) as error:
+                log.error("%s", error)
+
+    def _look_around(self) -> None:
+        self._watch.look(self.worker, beaten=True)
+        self.engine.tidy()
+        keep_house(self.engine, [service.group for service in self.services])
 
     def pause(self, seconds: float) -> None:
         """Wait, but no longer than until the worker is to stop."""

@@ -45,6 +45,7 @@ IMPORT_TIMEOUT = 300.0
 BACKOFF = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before a child that died early is replaced
 EARLY = 5.0  # seconds: a child that dies sooner than that after its start died "early"
 BURY_AGAIN = 0.5  # seconds before a dead child is cleared up after again, where the engine was out of reach
+MOST_CHILDREN = 255  # numbered from 0
 _SPARE_CHILD = 255  # number under which the supervisor makes leases of its own
 
 
@@ -57,7 +58,7 @@ class Supervisor:
 
     def __init__(self, options: WorkerOptions) -> None:
         self.options = options
-        self.count = options.concurrency or os.cpu_count() or 1
+        self.count = min(options.concurrency or os.cpu_count() or 1, MOST_CHILDREN)
         self.name = options.name or f"{platform.node()}-{os.getpid()}"
         self.children: dict[int, ChildProcess] = {}
         self.engine: Any = None
@@ -70,6 +71,8 @@ class Supervisor:
         self._deadline_to_kill: float | None = None
         self._next_lease = 0
         self._dirty = True
+        self._written = 0  # transactions of our own
+        self._synced = -1
         self._said_unreachable = False
         self._bury_at = 0.0
         self._left_over = True  # our file stays for whoever comes after us, unless we leave nothing behind
@@ -138,6 +141,7 @@ class Supervisor:
 
     def _open(self, hello: Hello) -> None:
         self.hello = hello
+        self._left_over = True
         location = parse_url(hello.url)
         self.engine = open_engine(location, hello.durability, hello.settings["append_timeout"])
         self.groups = [group for group in self.engine.groups() if group.id in {s[0] for s in hello.services}]
@@ -150,7 +154,7 @@ class Supervisor:
         self._file.hold()
         self._slots = [self._file.slot(index) for index in range(self.count)]
         patience = max(3, round(hello.settings["worker_ttl"] / hello.settings["beat"]))
-        self._watch = Watch(self.engine, boot_id(), patience, hello.tasks)
+        self._watch = Watch(self.engine, boot_id(), patience, dict(hello.deliveries))
         self._next_lease = p.lease_number(self.worker, _SPARE_CHILD)
         self._deadline = 0
         self._beat_at = self._housekeeping_at = 0.0
@@ -292,10 +296,14 @@ class Supervisor:
         self._beat_at = time.monotonic() + self.hello.settings["beat"]
         busy = any(child.busy for child in self.children.values())
         try:
-            beat = self.engine.beat(self.worker, self._draining, self._info(), synced=busy or self._dirty)
+            # A beat that is synced makes durable what was claimed and settled since the last (S4).
+            written = self._written + sum(child.slot.words[p.LEASES] for child in self.children.values() if child.slot)
+            synced = busy or self._dirty or written != self._synced
+            beat = self.engine.beat(self.worker, self._draining, self._info(), synced=synced)
             if beat is None:
                 raise Deposed
             self._dirty = busy
+            self._synced = written
             self._deadline = sent + int(self.hello.settings["worker_ttl"] * 0.8e9)
             for child in self.children.values():
                 if child.slot is not None:
@@ -413,6 +421,7 @@ class Supervisor:
             return 0
 
         given = self.engine.transact(Reads(seen.group, (seen.lease,)), decide)
+        self._written += 1
         child.settled = (seen.lease, seen.finished)
         self.engine.ring_waiters(seen.through)
         if back:
@@ -452,7 +461,7 @@ class Supervisor:
                 child.close()
 
     def _clear_up(self, child: ChildProcess, status: int) -> None:
-        aftermath = Aftermath(self.engine, self.worker, self.hello.tasks)
+        aftermath = Aftermath(self.engine, self.worker, dict(self.hello.deliveries))
         seen = child.slot.last_words() if child.slot is not None else None
         if child.over_limit is not None and seen is not None and seen.running == child.over_limit[0]:
             log.warning("a task ran longer than its time_limit; its process was killed")

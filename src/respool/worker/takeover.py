@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..delivery.death import Cause
 from ..delivery.liveness import BeatObserver
 from ..engines.base import Worker
-from .aftermath import Aftermath
+from .aftermath import Aftermath, Deliveries
 from .page import WorkerFile
 
 log = logging.getLogger("respool.worker")
@@ -24,7 +23,7 @@ def file_of(engine: Any, worker: int) -> Path:
 class Watch:
     """Looks for dead workers and clears up after them."""
 
-    def __init__(self, engine: Any, boot: str, patience: int, deliveries: Mapping[str, int]) -> None:
+    def __init__(self, engine: Any, boot: str, patience: int, deliveries: Deliveries) -> None:
         self._engine, self._boot, self._deliveries = engine, boot, deliveries
         self._observer = BeatObserver(patience)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import random
 import re
@@ -15,7 +14,15 @@ from typing import Any
 
 import apsw
 
-from ...errors import AppendUnknown, ConfigError, DatabaseGone, EngineError, EngineTooOld, EngineUnavailable, SchemaTooNew
+from ...errors import (
+    AppendUnknown,
+    ConfigError,
+    DatabaseGone,
+    EngineError,
+    EngineTooOld,
+    EngineUnavailable,
+    SchemaTooNew,
+)
 from .sql import schema
 
 SCHEMA_VERSION = 1
@@ -76,7 +83,9 @@ class Connection:
         self.lock = threading.Lock()
         self._timeout = timeout
         self._deadline = 0.0
-        self._doubt = Doubt() if doubt is None else doubt  # if any, nothing is acknowledged before a full checkpoint (S3)
+        self._doubt = (
+            Doubt() if doubt is None else doubt
+        )  # if any, nothing is acknowledged before a full checkpoint (S3)
         self._path = _path_of(target)
         flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
         try:
@@ -121,6 +130,8 @@ class Connection:
 
     def _keep_log(self) -> None:
         """Have the log written over rather than cut, which makes a synced commit nearly twice as fast."""
+        import ctypes
+
         flag = ctypes.c_int(1)
         self.db.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, ctypes.addressof(flag))
 
@@ -207,7 +218,9 @@ class Connection:
     def _not_opened(self, error: apsw.Error) -> Exception:
         where = self._path or "the in-memory database"
         if isinstance(error, _LOCK_WAITS):
-            return EngineUnavailable(f"{where} was locked for more than {self._timeout:g} s; nothing was sent")
+            return EngineUnavailable(
+                f"{where} was locked for more than {self._timeout:g} s; nothing was sent"
+            )
         if isinstance(error, (*_OUT_OF_REACH, apsw.IOError, apsw.FullError)):
             return EngineUnavailable(f"cannot open {where}: {error}; nothing was sent")
         return self._translated(error)
@@ -221,9 +234,13 @@ class Connection:
         try:
             result = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").get
         except apsw.Error as error:
-            raise EngineUnavailable(f"{self._path} cannot be synced since an earlier error: {error}") from error
+            raise EngineUnavailable(
+                f"{self._path} cannot be synced since an earlier error: {error}"
+            ) from error
         if result[0]:
-            raise EngineUnavailable(f"{self._path} cannot be synced while others use it, after an earlier error")
+            raise EngineUnavailable(
+                f"{self._path} cannot be synced while others use it, after an earlier error"
+            )
         self._doubt.settle(count)
 
     def checkpoint(self, mode: str = "PASSIVE") -> int:

@@ -6,8 +6,6 @@ import itertools
 import json
 import logging
 import os
-import shutil
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,8 +18,8 @@ import apsw
 from ...clock import now as wall_clock
 from ...delivery.model import NewCall
 from ...errors import EngineUnavailable, RespoolError
-from ..base import Capabilities, Conflict, Group, LeaseLost, Registration, Stream, Worker
 from ...record import first_pos
+from ..base import Capabilities, Conflict, Group, LeaseLost, Registration, Stream, Worker
 from .connection import Connection, Doubt, gone, identity_of, prepare
 from .doorbell import ALL, Doorbell, Kind, Sleeper, mask_of
 from .inspect import SQLiteInspect
@@ -68,10 +66,14 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect, SQLiteRetention):
         self._pid = os.getpid()
         if options.path is None:
             self.target = f"file:/respool-{os.getpid()}-{next(_memory_names)}?vfs=memdb"
+            import tempfile
+
             self.run_folder = Path(tempfile.mkdtemp(prefix="respool-"))
             self._connect("keeper", synced=False)  # the database lives as long as one connection does
         else:
-            self.target = str(options.path) if options.vfs is None else f"file:{options.path}?vfs={options.vfs}"
+            self.target = (
+                str(options.path) if options.vfs is None else f"file:{options.path}?vfs={options.vfs}"
+            )
             self.run_folder = options.path.with_name(options.path.name + "-run")
         try:
             self._identity = prepare(self.target, options.timeout)
@@ -137,13 +139,13 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect, SQLiteRetention):
         return self.bell.waiters_present()
 
     @contextmanager
-    def waiter(self, pos: int) -> Iterator[Sleeper]:
-        """Give a sleeper that is woken when the record may be finished."""
+    def waiter(self, pos: int | None) -> Iterator[Sleeper]:
+        """Give a sleeper that is woken when the record, or any (None), may be finished."""
         try:
             sleeper = self._waiters.pop()
         except IndexError:
             sleeper = self.bell.sleeper(Kind.WAITER)
-        sleeper.set_mask(1 << pos % 64)
+        sleeper.set_mask(ALL if pos is None else 1 << pos % 64)
         try:
             yield sleeper
         finally:
@@ -172,6 +174,8 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect, SQLiteRetention):
             self._bell.close()
             self._bell = None
         if self.options.path is None:
+            import shutil
+
             shutil.rmtree(self.run_folder, ignore_errors=True)
 
     # Log: appending
@@ -229,7 +233,9 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect, SQLiteRetention):
             if db.execute(SQL["stream"], (kind, app, name)).get is None:
                 created = wall_clock()
                 stream = db.execute(SQL["add_stream"], (kind, app, name, json.dumps(settings), created)).get
-                logs = [db.execute(SQL["add_log"], (stream, partition)).get for partition in range(partitions)]
+                logs = [
+                    db.execute(SQL["add_log"], (stream, partition)).get for partition in range(partitions)
+                ]
                 db.execute(SQL["set_floor"], (stream,))
                 if kind == "queue":
                     group = db.execute(SQL["add_group"], (stream, app, "main", "main", "{}", created)).get
@@ -262,7 +268,10 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect, SQLiteRetention):
         with self._writer.writing() as db:
             db.execute("BEGIN IMMEDIATE")
             bound = (stream.id, app, name, kind, json.dumps(settings), wall_clock())
-            if any(g[1] == stream.id and g[2] == app and g[3] == name for g in db.execute(SQL["groups"]).fetchall()):
+            if any(
+                g[1] == stream.id and g[2] == app and g[3] == name
+                for g in db.execute(SQL["groups"]).fetchall()
+            ):
                 db.execute("ROLLBACK")
                 return None
             id = db.execute(SQL["add_group"], bound).get
@@ -332,5 +341,3 @@ def _worker(*row: Any) -> Worker:
 def _group(row: Any) -> Group:
     id, stream, app, name, kind, settings, generation, created = row
     return Group(id, stream, app, name, kind, json.loads(settings), generation, created)
-
-

@@ -61,7 +61,7 @@ def _trim_log(db: Any, stream: Stream, log: int, before: int, held: list[int], l
         return 0
     db.execute(SQL["raise_floor"], (log, end))
     db.execute(SQL["trim_outcomes"], (oldest, end, stream.id))
-    db.execute(SQL["trim_journal"], (oldest, end, stream.id))
+    db.execute(SQL["trim_journal"], (first, end, stream.id))
     db.execute(SQL["trim_records"], (oldest, end))
     return int(db.changes())
 

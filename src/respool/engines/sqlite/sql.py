@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
-from importlib.resources import files
+from typing import Any
+
+
+def _read(name: str) -> str:
+    """Return a file beside this one; importlib.resources would take longer to import than all the rest."""
+    loader: Any = __spec__.loader
+    text: bytes = loader.get_data(os.path.join(os.path.dirname(__file__), name))
+    return text.decode()
 
 
 def _load() -> dict[str, str]:
-    text = files(__package__).joinpath("statements.sql").read_text("utf-8")
+    text = _read("statements.sql")
     parts = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)[1:]
     return {name: _bare(body) for name, body in zip(parts[::2], parts[1::2], strict=True)}
 
@@ -19,7 +27,7 @@ def _bare(statement: str) -> str:
 
 def schema() -> str:
     """Return the statements that create an empty database."""
-    return files(__package__).joinpath("schema.sql").read_text("utf-8")
+    return _read("schema.sql")
 
 
 SQL = _load()

@@ -163,10 +163,10 @@ class SQLiteState:
         with self._reader.reading() as db:
             return {row[0] for row in db.execute(SQL["unknown_tasks"], (group,))}
 
-    def set_progress(self, group: int, pos: int, value: bytes) -> None:
-        """Keep what a running task says of itself: one statement (H1)."""
+    def set_progress(self, group: int, pos: int, value: bytes, fence: tuple[int, int] | None = None) -> None:
+        """Keep what a running task says of itself, unless it lost its lease: one statement (H1)."""
         with self._state.writing() as db:
-            db.execute(SQL["put_progress"], (group, pos, value))
+            db.execute(SQL["put_progress"], (group, pos, value, *(fence or (None, None))))
 
 
 def read_view(db: Any, reads: Reads) -> View:

@@ -194,7 +194,8 @@ UPDATE outcome SET value = NULL, until = 0
 WHERE (grp, pos) IN (SELECT grp, pos FROM outcome WHERE until > 0 AND until <= ?1 LIMIT ?2);
 
 -- name: put_progress
-INSERT OR REPLACE INTO progress (grp, pos, value) VALUES (?1, ?2, ?3);
+INSERT OR REPLACE INTO progress (grp, pos, value)
+SELECT ?1, ?2, ?3 WHERE ?4 IS NULL OR EXISTS (SELECT 1 FROM lease WHERE id = ?4 AND owner = ?5);
 
 -- name: progress
 SELECT value FROM progress WHERE grp = ?1 AND pos = ?2;
