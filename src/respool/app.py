@@ -122,7 +122,7 @@ class App:
                 )
         if "queue" in options:
             self.queue(checked["queue"])
-        self.tasks.update({each: task for each in (name, *checked["aliases"])})
+        self.tasks.update(dict.fromkeys((name, *checked["aliases"]), task))
         return task
 
     def _task_options(self, options: Mapping[str, Any], what: str) -> TaskOptions:

@@ -45,7 +45,7 @@ def moment(value: datetime | float, what: str = "moment") -> float:
     if isinstance(value, datetime):
         if value.tzinfo is None or value.utcoffset() is None:
             raise ConfigError(
-                f"{what}: {value.isoformat()} has no time zone; use datetime.now(timezone.utc) or .astimezone()"
+                f"{what}: {value.isoformat()} has no time zone; take datetime.now(UTC) or .astimezone()"
             )
         return value.timestamp()
     if isinstance(value, int | float) and not isinstance(value, bool):

@@ -68,13 +68,17 @@ def _named(module: ModuleType, name: str) -> App:
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
-            raise UnknownName("name", part, [n for n in vars(found) if not n.startswith("_")], f"in {module.__name__}")
+            raise UnknownName(
+                "name", part, [n for n in vars(found) if not n.startswith("_")], f"in {module.__name__}"
+            )
         found = getattr(found, part)
     if isinstance(found, FunctionType):
         try:
             found = found()
         except Exception as error:
-            raise AppImportError(f"{module.__name__}:{name}() failed: {type(error).__name__}: {error}") from error
+            raise AppImportError(
+                f"{module.__name__}:{name}() failed: {type(error).__name__}: {error}"
+            ) from error
     if not isinstance(found, App):
         raise ConfigError(f"{module.__name__}:{name} is {type(found).__name__}, not an App")
     return found

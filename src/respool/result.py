@@ -40,7 +40,9 @@ class AsyncResult(Generic[R]):
 
     __slots__ = ("_app", "_group", "_id", "_namespace", "_place", "_unsent")
 
-    def __init__(self, app: App, id: Id, group: str = "main", namespace: str | None = None, unsent: Any = None):
+    def __init__(
+        self, app: App, id: Id, group: str = "main", namespace: str | None = None, unsent: Any = None
+    ):
         self._app, self._id, self._group = app, id, group
         self._namespace = app.name if namespace is None else namespace
         self._place: tuple[int, Group] | None = None
@@ -199,7 +201,9 @@ class AsyncResult(Generic[R]):
         if self._place is None:
             pos = self._app.engine.find(self._namespace, self._id)
             if pos is None:
-                raise UnknownCall(f"no call {self.id} in app {self._app.name}: never appended, or past retention")
+                raise UnknownCall(
+                    f"no call {self.id} in app {self._app.name}: never appended, or past retention"
+                )
             self._place = pos, self._app.group_at(pos, self._group)
         return self._place
 
@@ -222,7 +226,9 @@ class AsyncResult(Generic[R]):
             raise ResultExpired(f"call {self.id} ended as {found.state}, but its result_ttl is over")
         value: Any
         if found.state == "SUCCESS":
-            value = None if outcome is None or outcome.value is None else self._app.decode_value(outcome.value)
+            value = (
+                None if outcome is None or outcome.value is None else self._app.decode_value(outcome.value)
+            )
             return value  # type: ignore[no-any-return]
         body = _error_of(status)
         value = decode_error(body) if body else UnknownCall(f"the error of {self.id} was not kept")
@@ -310,7 +316,9 @@ class ResultSet(Generic[R]):
     def wait(self, timeout: Any = None) -> None:
         """Wait until all calls are finished. Raises GetTimeout."""
         if current_run.get() is not None:
-            raise GetInsideTask("waiting for calls inside a task would block the process that others wait for")
+            raise GetInsideTask(
+                "waiting for calls inside a task would block the process that others wait for"
+            )
         deadline = None if timeout is None else time.monotonic() + duration(timeout, "timeout")
         for group, lo, hi, _ in self._places():
             with self._app.engine.waiter(None) as waiter:
@@ -322,7 +330,9 @@ class ResultSet(Generic[R]):
                         break
                     if wait is None:
                         why = self._app.why_waiting(Found("PENDING", None), lo, group)
-                        raise GetTimeout(f"{self.unfinished():,} of {self._size:,} calls are not finished: {why}")
+                        raise GetTimeout(
+                            f"{self.unfinished():,} of {self._size:,} calls are not finished: {why}"
+                        )
                     waiter.sleep(wait)
 
     def iterate(self, timeout: Any = None, *, propagate: bool = True) -> Iterator[R]:

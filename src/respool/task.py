@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
 
+from . import result as handles
 from .clock import now as wall_clock
 from .codec import Codec, codec_for
 from .config import duration, moment
 from .errors import BadArguments, ConfigError, Retry, UnknownName
 from .options import TaskOptions
 from .record import Meta, parse_id
-from . import result as handles
 from .result import ResultSet
 from .running import current_run
 from .signature import Signature
@@ -131,7 +131,12 @@ class Task(Generic[P, R]):
         return self._run("request").request()
 
     def retry(
-        self, *, countdown: Any = None, eta: datetime | None = None, exc: BaseException | None = None, **unknown: Any
+        self,
+        *,
+        countdown: Any = None,
+        eta: datetime | None = None,
+        exc: BaseException | None = None,
+        **unknown: Any,
     ) -> NoReturn:
         """End this run and have the call run again later; raise what this raises.
 
@@ -191,7 +196,9 @@ class Task(Generic[P, R]):
     ) -> handles.AsyncResult[R]:
         body = self._encode(args, kwargs)
         id = None if task_id is None else parse_id(task_id)
-        return self.app.send_call(queue or self.options["queue"], self.name, body, meta or self._default_meta(), id)
+        return self.app.send_call(
+            queue or self.options["queue"], self.name, body, meta or self._default_meta(), id
+        )
 
     async def _asend(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> handles.AsyncResult[R]:
         body = self._encode(args, kwargs)
@@ -219,5 +226,3 @@ def _due(countdown: Any, eta: datetime | None) -> float | None:
 def _no_unknown(unknown: Mapping[str, Any], name: str) -> None:
     if unknown:
         raise UnknownName("call option", next(iter(unknown)), _CALL_OPTIONS, f"in {name}.apply_async()")
-
-

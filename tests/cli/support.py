@@ -10,12 +10,12 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from respool.cli import main
-from respool.remote import encode_error
 from respool.delivery.claim import Request, claim
 from respool.delivery.model import Settlement, Verdict
 from respool.delivery.settle import settle
 from respool.engines.base import Reads, Registration
 from respool.record import NO_META, unpack_meta
+from respool.remote import encode_error
 
 SHOP = """
 from respool import App

@@ -156,7 +156,7 @@ def test_name_that_is_not_there_or_no_app(cli):
 def test_a_factory_that_fails(cli, folder):
     write_shop(folder, "def make():\n    1 / 0\n\ndef of(x): ...\n", "factory")
     text = cli("-A", "factory:make", "tasks", code=1)
-    assert "factory:make failed: ZeroDivisionError" in text
+    assert "factory:make() failed: ZeroDivisionError" in text
     assert 'factory.py", line 2' in text
     assert "missing 1 required positional argument: 'x'" in cli("-A", "factory:of", "tasks", code=1)
 

@@ -6,10 +6,10 @@ import time
 import pytest
 
 from respool.clock import now as wall_clock
-from respool.remote import encode_error
 from respool.delivery.model import Verdict
 from respool.engines.base import Reads
 from respool.record import new_head
+from respool.remote import encode_error
 
 
 def row(rows, **wanted):

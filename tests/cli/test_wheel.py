@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-KEPT = ("PATH", "HOME", "TMPDIR", "PIP_CERT", "PIP_INDEX_URL", "PIP_FIND_LINKS", "SSL_CERT_FILE", "HTTPS_PROXY")
+KEPT = (
+    "PATH",
+    "HOME",
+    "TMPDIR",
+    "PIP_CERT",
+    "PIP_INDEX_URL",
+    "PIP_FIND_LINKS",
+    "SSL_CERT_FILE",
+    "HTTPS_PROXY",
+)
 
 APP = """
 import os
@@ -38,7 +47,11 @@ def test_the_wheel_runs_in_an_empty_environment(tmp_path: Path) -> None:
     run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT], ROOT)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"respool/py.typed", "respool/engines/sqlite/schema.sql", "respool/engines/sqlite/statements.sql"} <= {*names}
+    assert {
+        "respool/py.typed",
+        "respool/engines/sqlite/schema.sql",
+        "respool/engines/sqlite/statements.sql",
+    } <= {*names}
     run([sys.executable, "-m", "venv", tmp_path / "env"], tmp_path)
     binaries = tmp_path / "env" / "bin"
     run([binaries / "pip", "install", "--quiet", wheel], tmp_path)

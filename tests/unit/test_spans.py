@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from respool.delivery.spans import Span, count, find, intersect, merge, ranges_of, subtract, take
+from respool.delivery.spans import (
+    Finder,
+    Span,
+    count,
+    find,
+    intersect,
+    joined,
+    merge,
+    ranges_of,
+    subtract,
+    take,
+)
 
 ends = st.integers(0, 30)
 ranges = st.lists(st.tuples(ends, ends), max_size=6)  # empty and inverted ones too
@@ -74,6 +85,19 @@ def test_count_and_find_agree_with_a_list(spans: list[Span]) -> None:
         assert (span is not None) == (pos in positions)
         assert span is None or span in spans
         assert span is None or span.lo <= pos < span.hi
+
+
+@given(some_spans())
+def test_a_finder_finds_what_find_does(spans: list[Span]) -> None:
+    finder = Finder(spans)
+    assert [finder.find(pos) for pos in range(31)] == [find(spans, pos) for pos in range(31)]
+
+
+@given(st.lists(st.tuples(ends, st.integers(0, 1)), unique_by=lambda each: each[0]))
+def test_joined_are_those_that_touch_and_share_a_history(records: list[tuple[int, int]]) -> None:
+    found = joined(Span(pos, pos + 1, retries) for pos, retries in records)
+    assert listed(found) == [(pos, retries, 0, 0, False) for pos, retries in sorted(records)]
+    assert all(one.hi < two.lo or one.retries != two.retries for one, two in pairwise(found))
 
 
 @given(ranges)

@@ -20,7 +20,9 @@ MARK = "respool-demo"  # a file by which the folder is known as ours
 
 
 @click.command()
-@click.option("--folder", type=click.Path(path_type=Path), help="Whose text files; default: Python's own library.")
+@click.option(
+    "--folder", type=click.Path(path_type=Path), help="Whose text files; default: Python's own library."
+)
 @click.option("--limit", type=click.IntRange(min=20), default=3000, show_default=True, help="Files at most.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("respool-demo"), show_default=True,
@@ -110,19 +112,25 @@ class Demo:
                     show(at)
                     if "child" not in kills and at.done > total * 0.25 and (pid := worker.kill_child(app)):
                         kills["child"] = pid
-                        self.console.print(f"   [red]kill -9[/red] of one process ({pid}); its call goes to the other")
+                        self.console.print(
+                            f"   [red]kill -9[/red] of one process ({pid}); its call goes to the other"
+                        )
                     return bool(at.done > total * 0.55)
 
                 self._watch(app, main, total, worker, shown)
             worker.kill()
-            self.console.print(f"   [red]kill -9[/red] of the worker ({worker.process.pid}), in the middle of its work")
+            self.console.print(
+                f"   [red]kill -9[/red] of the worker ({worker.process.pid}), in the middle of its work"
+            )
             worker = DemoWorker("respool.demo.v1", self.url, self.record, self.log)
             self.console.print("   another worker starts, and takes over what the dead one had claimed")
             with self._progress("v1", total) as show:
                 at = self._watch(app, main, total, worker, lambda at: bool(show(at)))
         finally:
             worker.stop()
-        self.console.print(f"   {at.done:,} of {total:,} calls have ended, {at.dead:,} of them as dead letters")
+        self.console.print(
+            f"   {at.done:,} of {total:,} calls have ended, {at.dead:,} of them as dead letters"
+        )
         return main
 
     def _watch(self, app: App, group: Group, total: int, worker: Any, shown: Any) -> Any:
@@ -153,7 +161,9 @@ class Demo:
     def _prove(self, files: list[str], version: str) -> None:
         from ..demo.record import runs
 
-        self._head(3 if version == "v1" else 5, f"The proof, from {self.record.name}, kept outside the database")
+        self._head(
+            3 if version == "v1" else 5, f"The proof, from {self.record.name}, kept outside the database"
+        )
         found = runs(self.record, version)
         unreadable = [path for path in files if path not in found]
         repeats = sum(found.values()) - len(found)
@@ -163,7 +173,7 @@ class Demo:
         )
         if unreadable:
             self.console.print(
-                f"   {len(unreadable):,} could not be: each is a dead letter with its input and its error, like\n"
+                f"   {len(unreadable):,} could not: each is a dead letter with its input and error, like\n"
                 f"   {unreadable[0]}"
             )
 
@@ -184,7 +194,9 @@ class Demo:
             worker.stop()
         self._prove(files, "v2")
         same = fingerprint(app, main, log) == before
-        self.console.print(f"   the outcomes of version 1 are {'untouched' if same else '[red]CHANGED[/red]'}")
+        self.console.print(
+            f"   the outcomes of version 1 are {'untouched' if same else '[red]CHANGED[/red]'}"
+        )
         self._compare(app, files, ids)
 
     def _compare(self, app: App, files: list[str], ids: list[str]) -> None:

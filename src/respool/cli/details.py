@@ -90,8 +90,8 @@ def _in_group(target: Target, stream: Stream, group: Group, record: Record) -> d
 def _error(body: bytes | None) -> dict[str, str] | None:
     if body is None:
         return None
-    from ..remote import decode_error
     from ..errors import RespoolError
+    from ..remote import decode_error
 
     kind, message = summary(body)
     try:

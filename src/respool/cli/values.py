@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from ..codec import codec_for
-from ..refusals import brief
-from ..remote import error_summary
 from ..errors import RespoolError
 from ..record import Meta
+from ..refusals import brief
+from ..remote import error_summary
 
 
 class Input(NamedTuple):

@@ -113,9 +113,7 @@ def _take_due(due: list[Parked], change: Change, lease: Lease) -> None:
         change.unparked.append(parked.pos)
 
 
-def _take_returned(
-    returned: list[tuple[Lease, list[Span]]], want: int, change: Change, lease: Lease
-) -> None:
+def _take_returned(returned: list[tuple[Lease, list[Span]]], want: int, change: Change, lease: Lease) -> None:
     for source, spans in returned:
         if not want:
             return

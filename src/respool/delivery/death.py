@@ -98,7 +98,15 @@ def _charge(
         return None
     change.journal.append(
         JournalEntry(
-            suspect.pos, suspect.pos + 1, lease.owner, lease.child, suspect.started, now, "lost", one.retries, how
+            suspect.pos,
+            suspect.pos + 1,
+            lease.owner,
+            lease.child,
+            suspect.started,
+            now,
+            "lost",
+            one.retries,
+            how,
         )
     )
     return one._replace(deliveries=deliveries, alone=cause is Cause.WORKER or one.alone)

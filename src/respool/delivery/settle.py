@@ -8,7 +8,7 @@ already is passed over when the child says it again (H2).
 from __future__ import annotations
 
 from .model import Change, JournalEntry, Lease, Outcome, Parked, Settlement, Verdict, View
-from .spans import Finder, Span, count, find, intersect, merge, subtract
+from .spans import Finder, Span, count, intersect, merge, subtract
 
 
 def settle(view: View, change: Change, settlement: Settlement) -> bool:
@@ -30,7 +30,9 @@ def settle(view: View, change: Change, settlement: Settlement) -> bool:
     return True
 
 
-def give_back(view: View, change: Change, lease_id: int, owner: int, ranges: list[tuple[int, int]], new_id: int) -> int:
+def give_back(
+    view: View, change: Change, lease_id: int, owner: int, ranges: list[tuple[int, int]], new_id: int
+) -> int:
     """Make part of a lease ownerless, for whoever comes next (P7); return how many records that are."""
     lease = view.leases.get(lease_id)
     if lease is None or lease.owner != owner:

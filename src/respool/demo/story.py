@@ -21,8 +21,8 @@ from ..record import first_pos
 from .record import VARIABLE
 
 STALLED = 60.0  # seconds without a finished call after which the demo gives up
-TEXT = {".py", ".txt", ".md", ".rst", ".c", ".h", ".js", ".ts", ".html", ".css", ".toml", ".cfg", ".json", ".sh",
-        ".go", ".rs", ".java", ".yaml", ".yml", ".csv", ".xml"}  # fmt: skip
+TEXT = {".py", ".txt", ".md", ".rst", ".c", ".h", ".js", ".ts", ".html", ".css", ".toml", ".cfg", ".json",
+        ".sh",         ".go", ".rs", ".java", ".yaml", ".yml", ".csv", ".xml"}  # fmt: skip
 LARGEST = 1 << 20
 
 
@@ -32,10 +32,16 @@ def text_files(folder: Path, limit: int) -> list[str]:
         raise ConfigError(f"there is no folder {folder}")
     found: list[str] = []
     for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and f not in ("__pycache__", "site-packages"))
+        folders[:] = sorted(
+            f for f in folders if not f.startswith(".") and f not in ("__pycache__", "site-packages")
+        )
         for name in sorted(names):
             path = os.path.join(parent, name)
-            if os.path.splitext(name)[1] in TEXT and os.path.isfile(path) and os.path.getsize(path) <= LARGEST:
+            if (
+                os.path.splitext(name)[1] in TEXT
+                and os.path.isfile(path)
+                and os.path.getsize(path) <= LARGEST
+            ):
                 found.append(path)
                 if len(found) >= limit:
                     return found
@@ -51,7 +57,9 @@ class DemoWorker:
         environment = {**os.environ, "RESPOOL_URL": url, VARIABLE: str(record)}
         command = [sys.executable, "-m", "respool", "-A", app, "worker", "-c", "2", *options]
         with log.open("ab") as out:
-            self.process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+            self.process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out
+            )
 
     def children(self, app: App) -> list[int]:
         """Return its children's process ids, as of its last beat."""
@@ -93,7 +101,9 @@ class Progress:
     dead: int
 
 
-def watch(app: App, group: Group, total: int, worker: DemoWorker, shown: Callable[[Progress], bool]) -> Progress:
+def watch(
+    app: App, group: Group, total: int, worker: DemoWorker, shown: Callable[[Progress], bool]
+) -> Progress:
     """Follow a group until nothing is left, or until `shown`, called with each progress, says to stop.
 
     Raises: RespoolError where nothing has moved for a minute, or the worker has ended by itself.
@@ -109,7 +119,9 @@ def watch(app: App, group: Group, total: int, worker: DemoWorker, shown: Callabl
         if at.done != last:
             moved, last = time.monotonic(), at.done
         if worker.process.poll() is not None:
-            raise RespoolError(f"the worker ended with status {worker.process.returncode}; see the log beside the database")
+            raise RespoolError(
+                f"the worker ended with status {worker.process.returncode}; see the log beside the database"
+            )
         if time.monotonic() - moved > STALLED:
             raise RespoolError(f"nothing has moved for {STALLED:g} s; see the log beside the database")
         time.sleep(0.05)

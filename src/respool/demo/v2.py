@@ -24,4 +24,9 @@ def digest(path: str) -> dict[str, Any]:
     words = Counter(word.lower() for word in _WORD.findall(text))
     note("v2", path)
     top = max(words, key=lambda word: (words[word], word), default="")
-    return {"lines": text.count("\n"), "words": words.total(), "top": top, "packed": len(zlib.compress(raw, 9))}
+    return {
+        "lines": text.count("\n"),
+        "words": words.total(),
+        "top": top,
+        "packed": len(zlib.compress(raw, 9)),
+    }

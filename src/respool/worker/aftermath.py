@@ -43,7 +43,9 @@ class Aftermath:
 
     def of_child(self, child: int, seen: Snapshot | None, cause: Cause, how: str) -> int:
         """Give back what a dead child held; `seen` are its last words. Returns how many leases it had."""
-        held = [(group, lease) for group, lease in self._engine.leases_of(self._owner) if lease.child == child]
+        held = [
+            (group, lease) for group, lease in self._engine.leases_of(self._owner) if lease.child == child
+        ]
         for group, lease in held:
             if seen is not None and lease.id == seen.lease:
                 self._bury(group, lease, seen, cause, how)
@@ -82,7 +84,16 @@ class Aftermath:
         if not seen.finished:
             return None
         done = ranges_of(seen.through)
-        return Settlement(lease.id, self._owner, done, seen.verdicts, seen.results, seen.lease_began, now, records=seen.finished)
+        return Settlement(
+            lease.id,
+            self._owner,
+            done,
+            seen.verdicts,
+            seen.results,
+            seen.lease_began,
+            now,
+            records=seen.finished,
+        )
 
     def _suspect(self, group: int, seen: Snapshot, pos: int, how: str) -> Suspect:
         rows = self._engine.rows([Span(pos, pos + 1)])
@@ -103,7 +114,14 @@ class Aftermath:
         )  # fmt: skip
         done = ranges_of([*seen.through, pos])
         settlement = Settlement(
-            seen.lease, self._owner, done, [*seen.verdicts, verdict], seen.results, seen.lease_began, now, release=True
+            seen.lease,
+            self._owner,
+            done,
+            [*seen.verdicts, verdict],
+            seen.results,
+            seen.lease_began,
+            now,
+            release=True,
         )
         self._engine.transact(
             Reads(seen.group, (seen.lease,)), lambda view, change: settle(view, change, settlement)

@@ -177,5 +177,3 @@ class Caller:
             dropped=dropped,
             progressed=progressed,
         )
-
-

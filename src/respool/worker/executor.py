@@ -178,9 +178,7 @@ class Executor:
         self._read(service, lease, now)
         return lease
 
-    def _transact(
-        self, reads: Reads, decide: Callable[[View, Change], Any], *, synced: bool = False
-    ) -> Any:
+    def _transact(self, reads: Reads, decide: Callable[[View, Change], Any], *, synced: bool = False) -> Any:
         """Run a decision; where the engine cannot be reached nothing was changed, and it is tried again.
 
         Any other error ends the process: its supervisor then finds out what was left.
@@ -265,7 +263,9 @@ class Executor:
             reads = Reads(service.group.id, (lease.id,))
             return bool(
                 self._transact(
-                    reads, lambda view, change: charge_before(view, change, lease.id, self.worker, pos), synced=True
+                    reads,
+                    lambda view, change: charge_before(view, change, lease.id, self.worker, pos),
+                    synced=True,
                 )
             )
 

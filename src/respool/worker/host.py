@@ -13,7 +13,6 @@ from ..clock import now as wall_clock
 from ..errors import EngineUnavailable
 from .services import Service
 
-
 HOUSEKEEPING = 1.0  # seconds between two rounds of housekeeping …
 HOUSEKEEPING_SHARE = 0.1  # … and how many of them a round may take
 STEP = 5000  # records or values in one transaction

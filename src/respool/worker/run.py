@@ -143,9 +143,7 @@ class CurrentRun:
                 self.flush()
             return public_id(call.id)
 
-    def _call(
-        self, log: int, task: str, body: bytes, meta: Meta, id: Id | None, namespace: str
-    ) -> NewCall:
+    def _call(self, log: int, task: str, body: bytes, meta: Meta, id: Id | None, namespace: str) -> NewCall:
         parent = self.record
         group = self.service.group
         lineage = Meta(

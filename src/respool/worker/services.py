@@ -14,7 +14,6 @@ from ..errors import CorruptBody, RespoolError, UnknownName
 from ..record import Meta
 from ..task import Task
 
-
 Arguments = tuple[Sequence[Any], dict[str, Any]]
 
 
@@ -22,7 +21,8 @@ class Runner:
     """A task, compiled for running: what it needs is looked up once, what it does not use is left out."""
 
     __slots__ = ("content_type", "convert", "coroutine", "decode", "event", "fn", "hard", "ignores",
-                 "max_deliveries", "name", "options", "plain", "retry", "soft", "task", "ttl", "unpack")  # fmt: skip
+                 "max_deliveries", "name", "options", "plain",
+                 "retry", "soft", "task", "ttl", "unpack")  # fmt: skip
 
     def __init__(self, task: Task[Any, Any], *, event: bool) -> None:
         options = task.options
@@ -133,7 +133,9 @@ def services(app: App, queues: Sequence[str] | None, group: str | None) -> list[
                 if (g.stream, g.app, g.name) == (stream.id, app.name, subscription.group):
                     found.append(Service(g, stream, {}, only))
     if not found:
-        raise UnknownName("group", wanted, sorted({g.name for g in known if g.app == app.name}), "see: respool groups list")
+        raise UnknownName(
+            "group", wanted, sorted({g.name for g in known if g.app == app.name}), "see: respool groups list"
+        )
     return found
 
 

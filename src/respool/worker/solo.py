@@ -145,7 +145,9 @@ class Solo:
     def _beat(self) -> None:
         sent = boottime_ns()
         try:
-            beat = self.engine.beat(self.worker, self._signals > 0, self._info(self.slot.snapshot()), synced=True)
+            beat = self.engine.beat(
+                self.worker, self._signals > 0, self._info(self.slot.snapshot()), synced=True
+            )
         except (EngineUnavailable, AppendUnknown) as error:
             log.error("cannot beat: %s", error)
             return

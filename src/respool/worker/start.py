@@ -31,7 +31,9 @@ def start(options: WorkerOptions, out: TextIO | None = None) -> int:
         tasks = sorted({name for service in served for name in service.runners})
         _banner(out, options, app.name, app.location.shown, [service.shown for service in served], tasks, 1)
         if any(runner.hard for service in served for runner in service.runners.values()):
-            logging.getLogger("respool.worker").warning("the solo pool cannot keep time_limit: only soft limits work")
+            logging.getLogger("respool.worker").warning(
+                "the solo pool cannot keep time_limit: only soft limits work"
+            )
         return Solo(app, served, options).run()
     if options.pool != "processes":
         raise ConfigError(f"no pool {options.pool!r}; there are: {', '.join(POOLS)}")
@@ -52,7 +54,9 @@ def _banner(
     out: TextIO, options: WorkerOptions, app: str, url: str, served: list[str], tasks: list[str], count: int
 ) -> None:
     """Say what a person who runs a worker wants to know: which app, where, what it serves, how to stop."""
-    processes = f"{count} process{'es' if count != 1 else ''}" if options.pool == "processes" else "this process"
+    processes = (
+        f"{count} process{'es' if count != 1 else ''}" if options.pool == "processes" else "this process"
+    )
     lines = [
         f"respool worker of app {app} (pid {os.getpid()})",
         f"  log     {url}",
@@ -66,5 +70,8 @@ def _banner(
 
 def _log_to(out: TextIO) -> None:
     logging.basicConfig(
-        level=logging.INFO, stream=out, format="%(asctime)s %(levelname).1s worker: %(message)s", datefmt="%H:%M:%S"
+        level=logging.INFO,
+        stream=out,
+        format="%(asctime)s %(levelname).1s worker: %(message)s",
+        datefmt="%H:%M:%S",
     )

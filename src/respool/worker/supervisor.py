@@ -92,7 +92,9 @@ class Supervisor:
                 try:
                     return self._session()
                 except Deposed:
-                    log.error("this worker was declared dead while it could not beat; it starts again as another")
+                    log.error(
+                        "this worker was declared dead while it could not beat; it starts again as another"
+                    )
                     self._left_over = False
                 except DatabaseGone as error:
                     log.error("%s", error)
@@ -297,7 +299,9 @@ class Supervisor:
         busy = any(child.busy for child in self.children.values())
         try:
             # A beat that is synced makes durable what was claimed and settled since the last (S4).
-            written = self._written + sum(child.slot.words[p.LEASES] for child in self.children.values() if child.slot)
+            written = self._written + sum(
+                child.slot.words[p.LEASES] for child in self.children.values() if child.slot
+            )
             synced = busy or self._dirty or written != self._synced
             beat = self.engine.beat(self.worker, self._draining, self._info(), synced=synced)
             if beat is None:
@@ -468,7 +472,9 @@ class Supervisor:
             aftermath.time_limit(seen, *child.over_limit, child.index)
         ours = child.ordered or self._draining or child.over_limit is not None
         # With these it ends itself, but never in the middle of a run.
-        clean = status in (0, EXIT_RECYCLED, EXIT_LOST, EXIT_REFUSED) and (seen is None or seen.running is None)
+        clean = status in (0, EXIT_RECYCLED, EXIT_LOST, EXIT_REFUSED) and (
+            seen is None or seen.running is None
+        )
         cause = Cause.ORDERED if ours or clean else Cause.CHILD
         how = how_it_died(status)
         if cause is Cause.CHILD:
@@ -510,5 +516,3 @@ def _barrier() -> None:
     number = _MEMBARRIER.get(platform.machine()) if platform.system() == "Linux" else None
     if number is None or ctypes.CDLL(None).syscall(number, _MEMBARRIER_GLOBAL, 0, 0) != 0:
         time.sleep(0.001)
-
-

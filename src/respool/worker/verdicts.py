@@ -13,7 +13,9 @@ from .services import Runner
 NOTE_LENGTH = 500
 
 
-def failed(runner: Runner, row: Row, span: Span, error: BaseException, began: float, now: float, random: float) -> Verdict:
+def failed(
+    runner: Runner, row: Row, span: Span, error: BaseException, began: float, now: float, random: float
+) -> Verdict:
     """Return what becomes of a call whose run raised: a retry, or its end."""
     cause = error
     countdown = None
@@ -28,13 +30,21 @@ def failed(runner: Runner, row: Row, span: Span, error: BaseException, began: fl
         encoded = encode_error(cause)
         note = _note("retry", cause)
         return Verdict(
-            row[0], reason="retry", due=due, task=row[1], error=encoded, retried=True, note=note, started=began, ended=now
+            row[0],
+            reason="retry",
+            due=due,
+            task=row[1],
+            error=encoded,
+            retried=True,
+            note=note,
+            started=began,
+            ended=now,
         )
     if isinstance(cause, Retry):
         cause = MaxRetriesExceeded(f"retried {span.retries} times, which is max_retries")
     encoded = encode_error(cause)
     verdict = Verdict(
-        row[0], ending="failure", value=encoded, ttl=runner.options["result_ttl"], note=_note("failed", cause),
+        row[0], ending="failure", value=encoded, ttl=runner.ttl, note=_note("failed", cause),
         task=row[1], started=began, ended=now,
     )  # fmt: skip
     if not isinstance(cause, runner.options["throws"]):
@@ -81,7 +91,9 @@ def skipped(pos: int) -> Verdict:
 def ran_too_often(row: Row, span: Span, now: float) -> Verdict:
     """Return the verdict on a call that may have run, and may not run again (H7)."""
     encoded = encode_error(
-        WorkerLost(f"it may have run: its worker was lost, and after {span.deliveries} such run(s) it is not run again")
+        WorkerLost(
+            f"it may have run: its worker was lost; after {span.deliveries} such run(s) it is not run again"
+        )
     )
     return Verdict(
         row[0], ending="failure", value=encoded, reason="dead", task=row[1], error=encoded,

@@ -1,0 +1,1 @@
+"""The embedded engine: log and state in one SQLite file."""

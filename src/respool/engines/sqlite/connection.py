@@ -202,7 +202,7 @@ class Connection:
         where = self._path or "the in-memory database"
         if isinstance(error, _LOCK_WAITS):
             return EngineUnavailable(
-                f"{where} was locked by another transaction for more than {self._timeout:g} s; nothing was sent"
+                f"{where} was locked by somebody else for more than {self._timeout:g} s; nothing was sent"
             )
         if isinstance(error, apsw.FullError):
             return EngineUnavailable(f"no space left for {where}; nothing was sent")

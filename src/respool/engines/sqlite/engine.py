@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import apsw
-
 from ...clock import now as wall_clock
 from ...delivery.model import NewCall
 from ...errors import EngineUnavailable, RespoolError

@@ -28,7 +28,9 @@ def append_run(
     """Append a run in one statement; return how many records that added (0: the head is known)."""
     run = apsw.carray(bodies if isinstance(bodies, tuple) else tuple(bodies))
     first = first_pos(log)
-    db.execute(SQL["append_run"], (log, task, run, meta, head, int(now * _MICRO), first, first_pos(log + 1) - 1))
+    db.execute(
+        SQL["append_run"], (log, task, run, meta, head, int(now * _MICRO), first, first_pos(log + 1) - 1)
+    )
     return int(db.changes())
 
 
@@ -92,7 +94,8 @@ def _conflict(db: Any, index: int, row: NewCall, pos: int) -> list[Conflict]:
 def _rows_statement(rows: int) -> str:
     """Return the insert of so many rows: fixed text and placeholders, nothing of the rows themselves."""
     values = ", ".join(
-        f"({n}, " + ", ".join(f"?{6 + _FIELDS * n + field}" for field in range(_FIELDS)) + ")" for n in range(rows)
+        f"({n}, " + ", ".join(f"?{6 + _FIELDS * n + field}" for field in range(_FIELDS)) + ")"
+        for n in range(rows)
     )
     return SQL["append_rows"].replace("(values)", f"(VALUES {values})")
 
@@ -144,7 +147,9 @@ class SQLiteLog:
         high = (1 << 62) if until is None else int(until * _MICRO)
         with self._reader.reading() as db:
             return [
-                pos for span in spans for (pos,) in db.execute(SQL["outside"], (span.lo, span.hi, low, high)).fetchall()
+                pos
+                for span in spans
+                for (pos,) in db.execute(SQL["outside"], (span.lo, span.hi, low, high)).fetchall()
             ]
 
     def bounds(self, stream: Stream) -> list[tuple[int, int, int]]:

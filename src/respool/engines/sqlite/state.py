@@ -43,9 +43,7 @@ class SQLiteState:
     _writer: Connection
     _reader: Connection
 
-    def transact(
-        self, reads: Reads, decide: Callable[[View, Change], Any], *, synced: bool = False
-    ) -> Any:
+    def transact(self, reads: Reads, decide: Callable[[View, Change], Any], *, synced: bool = False) -> Any:
         """Lock, read, let `decide` fill the change, write, commit; return what `decide` returned."""
         connection = self._writer if synced else self._state
         with connection.writing() as db:
