@@ -24,8 +24,6 @@ SQLite swallows it and carries on (the automatic checkpoint after a commit, the 
 commit has happened and the caller sees an error. `wal_autocheckpoint=0` and explicit checkpoints avoid it.
 """
 
-# ruff: noqa: N802  (the methods' names are SQLite's)
-
 from __future__ import annotations
 
 import hashlib
