@@ -78,6 +78,7 @@ class Executor:
         self._sizers = {service.group.id: LeaseSizer() for service in services}
         self._first_lease = p.lease_number(worker, child)
         self._reachable = True
+        self._awaited = False  # somebody waited for what was settled last
         os.register_at_fork(after_in_child=self._after_fork)
         self._outside = current_run.set(self.run)
 
@@ -103,13 +104,13 @@ class Executor:
         `rung`: the bell has just said that there is something, so no need to look first.
         """
         sure = rung and len(self.services) == 1
-        worked, before = False, self.done
+        worked, before, self._awaited = False, self.done, False
         for service in self.services:
             if self.stopping:
                 break
             if sure or self._has_work(service):
                 worked = self._serve(service) or worked
-        if worked and self.done - before <= FEW and not self.engine.somebody_waits():
+        if worked and self.done - before <= FEW and not self._awaited:
             self.host.pause(REST)
         return worked
 
@@ -216,7 +217,8 @@ class Executor:
             log.warning("a lease was lost: %d run(s) are not counted, and repeated", settlement.records)
             return
         engine = self.engine
-        engine.ring_waiters([pos for lo, hi in settlement.done[:65] for pos in range(lo, min(hi, lo + 65))])
+        rung = engine.ring_waiters([pos for lo, hi in settlement.done[:65] for pos in range(lo, min(hi, lo + 65))])
+        self._awaited = self._awaited or rung > 0
         for verdict in settlement.verdicts:
             for call in verdict.calls:
                 engine.ring(call.log)

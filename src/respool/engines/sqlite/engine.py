@@ -126,15 +126,12 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect, SQLiteRetention):
         """Wake workers that sleep and serve a log: one of each kind, or all."""
         self.bell.ring_workers(1 << log % 64, everyone)
 
-    def ring_waiters(self, positions: Sequence[int]) -> None:
-        """Wake those who wait for one of these records, if anybody waits."""
+    def ring_waiters(self, positions: Sequence[int]) -> int:
+        """Wake those who wait for one of these records; return how many that were."""
         bell = self.bell
-        if bell.waiters_present():
-            bell.ring_waiters(ALL if len(positions) > 64 else mask_of(positions))
-
-    def somebody_waits(self) -> bool:
-        """Say whether anybody waits for a result."""
-        return self.bell.waiters_present()
+        if not bell.waiters_present():
+            return 0
+        return bell.ring_waiters(ALL if len(positions) > 64 else mask_of(positions))
 
     @contextmanager
     def waiter(self, pos: int | None) -> Iterator[Sleeper]:
