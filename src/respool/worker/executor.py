@@ -217,7 +217,9 @@ class Executor:
             log.warning("a lease was lost: %d run(s) are not counted, and repeated", settlement.records)
             return
         engine = self.engine
-        rung = engine.ring_waiters([pos for lo, hi in settlement.done[:65] for pos in range(lo, min(hi, lo + 65))])
+        rung = engine.ring_waiters(
+            [pos for lo, hi in settlement.done[:65] for pos in range(lo, min(hi, lo + 65))]
+        )
         self._awaited = self._awaited or rung > 0
         for verdict in settlement.verdicts:
             for call in verdict.calls:

@@ -1,0 +1,166 @@
+"""What can be shown with the solo pool in this process: each case was once wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from respool import App, MaxRetriesExceeded, Revoked
+from respool.delivery.model import NewCall
+from respool.producer import Producer
+from respool.replay import DeadFilter, redrive
+from respool.testing import work
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[App]:
+    with App("shop", url=f"sqlite:///{tmp_path / 'shop.db'}") as made:
+        yield made
+
+
+def test_a_call_to_an_app_on_another_log_goes_there(app: App, tmp_path: Path) -> None:
+    """The outbox settles on our log; another log's calls are sent as any client sends them."""
+    with App("blog", url=f"sqlite:///{tmp_path / 'blog.db'}") as other:
+
+        @other.task
+        def post(n: int) -> int:
+            return n
+
+        @app.task
+        def forward(n: int) -> str:
+            return post.delay(n).id
+
+        sent = forward.delay(7)
+        work(app)
+        there = other.AsyncResult(sent.get(timeout=0))
+        assert there.state == "PENDING"
+        work(other)
+        assert there.get(timeout=0) == 7
+
+
+def test_an_id_given_in_a_subscription_is_the_apps(app: App) -> None:
+    events = app.stream("orders")
+
+    @app.task
+    def ship(n: int) -> int:
+        return n
+
+    @events.subscribe(group="shipping", start="earliest")
+    def shipping(event: dict[str, int]) -> None:
+        ship.apply_async((event["n"],), task_id=f"order-{event['n']}")
+
+    events.publish({"n": 1})
+    work(app)
+    assert app.AsyncResult("order-1").get(timeout=0) == 1
+    assert ship.apply_async((1,), task_id="order-1").get(timeout=0) == 1, "the same id sends nothing again"
+
+
+def test_an_error_whose_text_is_no_text_fails_once(app: App) -> None:
+    ran = []
+
+    @app.task
+    def bad() -> None:
+        ran.append(1)
+        raise ValueError("\udc80")
+
+    r = bad.delay()
+    work(app)
+    assert r.state == "FAILURE"
+    assert len(ran) == 1
+
+
+def test_a_redriven_call_does_not_expire(app: App) -> None:
+    """It was started in time; what expires is a call that nobody got to."""
+    fail = [True]
+
+    @app.task
+    def once() -> str:
+        if fail[0]:
+            raise ValueError("not yet")
+        return "done"
+
+    r = once.apply_async(expires=0.2)
+    late = once.apply_async(countdown=0.3, expires=0.2)
+    work(app)
+    assert r.state == "FAILURE"
+    fail[0] = False
+    while not late.ready():  # it is due when the other's time is over
+        work(app)
+    with pytest.raises(Revoked, match="expired"):
+        late.get(timeout=0)
+    assert redrive(app, DeadFilter()) == 1
+    work(app)
+    assert r.get(timeout=0) == "done"
+
+
+def test_retries_without_an_error_end_with_one_that_says_so(app: App) -> None:
+    @app.task(bind=True, max_retries=1)
+    def again(self: Any) -> None:
+        self.retry(countdown=0)
+
+    r = again.delay()
+    work(app)
+    with pytest.raises(MaxRetriesExceeded, match="max_retries"):
+        r.get(timeout=0)
+
+
+def test_this_process_is_itself_again_after_a_worker(app: App) -> None:
+    @app.task
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    for n in range(3):
+        r = add.delay(n, 1)
+        work(app)
+        assert r.get(timeout=0) == n + 1
+
+
+def test_a_delayed_call_is_scheduled_at_once(app: App) -> None:
+    @app.task
+    def later() -> None: ...
+
+    r = later.apply_async(countdown=60)
+    assert r.state == "SCHEDULED"
+    work(app)
+    assert r.state == "SCHEDULED"
+
+
+def test_a_cancelled_caller_does_not_hold_up_the_next(app: App) -> None:
+    """H17: who stands behind somebody that was cancelled takes over."""
+    engine = app.engine
+    log = app.stream_of("queue", "default").logs[0]
+    began, go_on = threading.Event(), threading.Event()
+
+    class Slow:
+        def append_rows(self, rows: Any) -> Any:
+            began.set()
+            assert go_on.wait(10)
+            return engine.append_rows(rows)
+
+        def ring(self, log: int) -> None: ...
+
+    producer = Producer(Slow(), 1 << 20)
+
+    def call(name: str) -> NewCall:
+        return NewCall(log, "add", b"x", None, f"shop\0{name}", 1.0)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        leader = loop.run_in_executor(None, producer.append, call("leader"))
+        await loop.run_in_executor(None, began.wait, 10)
+        cancelled = asyncio.create_task(producer.aappend(call("cancelled")))
+        behind = asyncio.create_task(producer.aappend(call("behind")))
+        await asyncio.sleep(0)  # both are in the queue now
+        cancelled.cancel()
+        await asyncio.wait([cancelled], timeout=10)
+        go_on.set()
+        await asyncio.wait_for(asyncio.gather(leader, behind), 10)
+
+    asyncio.run(main())
+    assert engine.find("shop", "behind") is not None
+    assert engine.find("shop", "cancelled") is None
