@@ -13,8 +13,8 @@ from ..clock import now as wall_clock
 from ..errors import EngineUnavailable
 from .services import Service
 
-HOUSEKEEPING = 1.0  # seconds between two rounds of housekeeping …
-HOUSEKEEPING_SHARE = 0.1  # … and how many of them a round may take
+HOUSEKEEPING = 5.0  # seconds between two rounds of housekeeping, unless there was more to do than …
+HOUSEKEEPING_SHARE = 0.1  # … a round may take
 STEP = 5000  # records or values in one transaction
 
 
@@ -69,14 +69,20 @@ def all_done(engine: Any, groups: Sequence[Any]) -> bool:
     return True
 
 
-def keep_house(engine: Any, groups: Sequence[Any]) -> None:
-    """Do, in small steps and for a short while, what nobody waits for: drop old values and old records."""
+def keep_house(engine: Any, groups: Sequence[Any]) -> bool:
+    """Do, in small steps and for a short while, what nobody waits for: drop old values and old records.
+
+    Returns: whether there is more to do, so that the next round should not wait.
+    """
     now, until = wall_clock(), time.monotonic() + HOUSEKEEPING_SHARE
-    while engine.expire_outcomes(now, STEP) == STEP and time.monotonic() < until:
-        pass
+    while engine.expire_outcomes(now, STEP) == STEP:
+        if time.monotonic() >= until:
+            return True
     served = {group.stream for group in groups}
     for stream in engine.streams():
         retention = stream.settings.get("retention")
         if stream.id in served and retention is not None:
-            while engine.trim(stream, now - retention, STEP) and time.monotonic() < until:
-                pass
+            while engine.trim(stream, now - retention, STEP):
+                if time.monotonic() >= until:
+                    return True
+    return False

@@ -37,7 +37,7 @@ from .takeover import Watch, file_of
 
 log = logging.getLogger("respool.worker")
 
-IDLE_TICK = 0.1  # seconds between looks whether a child has begun to work
+IDLE_TICK = 0.2  # seconds between looks whether a child has begun to work
 BUSY_TICK = 0.02  # seconds between looks at children that work
 GIVE_BACK = 50_000_000  # ns that a record runs before the rest of its lease goes back (P7)
 SETTLE_FOR = 10_000_000  # ns that a record runs before what was finished earlier is settled for the child
@@ -330,8 +330,8 @@ class Supervisor:
         self.engine.tidy()
         now = time.monotonic()
         if now >= self._housekeeping_at:
-            self._housekeeping_at = now + HOUSEKEEPING
-            keep_house(self.engine, self.groups)
+            more = keep_house(self.engine, self.groups)
+            self._housekeeping_at = now if more else now + HOUSEKEEPING
 
     def _info(self) -> dict[str, Any]:
         """What others see of this worker as of its last beat."""

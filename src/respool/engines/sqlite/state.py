@@ -139,6 +139,9 @@ class SQLiteState:
 
     def expire_outcomes(self, now: float, limit: int) -> int:
         """Drop the values of outcomes past their `result_ttl`, at most `limit`; return how many."""
+        with self._reader.reading() as db:
+            if not db.execute(SQL["has_expired"], (now,)).get:
+                return 0  # no write lock for nothing
         with self._state.writing() as db:
             db.execute(SQL["expire_outcomes"], (now, limit))
             return int(db.changes())

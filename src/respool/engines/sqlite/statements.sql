@@ -188,6 +188,9 @@ SELECT pos, ending, value, at, until FROM outcome WHERE grp = ?1 AND pos >= ?2 A
 -- name: forget_outcome
 DELETE FROM outcome WHERE grp = ? AND pos = ?;
 
+-- name: has_expired
+SELECT EXISTS (SELECT 1 FROM outcome WHERE until > 0 AND until <= ?1);
+
 -- name: expire_outcomes
 -- H9: the ending stays, so that nobody takes "no row" for "returned None".
 UPDATE outcome SET value = NULL, until = 0
