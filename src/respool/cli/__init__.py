@@ -17,7 +17,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     "Run": {
         "worker": "Run the calls of the app's queues.",
         "demo": "See it work on real files: kills, a replay, the proof.",
-        "call": "Send one call of a task, and wait for what it returns.",
+        "call": "Send one call of a task; --wait for what it returns.",
     },
     "Again": {
         "replay": "Run old calls again in a group of their own.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,7 @@ class Demo:
             self._prove(files, "v1")
             self._replay(app, main, files, ids)
             self._lag(app)
-            self._next(ids)
+            self._next(self._interesting(app, files, ids))
         finally:
             app.close()
 
@@ -205,7 +206,8 @@ class Demo:
         from ..demo.record import runs
         from ..demo.story import compared
 
-        failed = [at for at, path in enumerate(files) if path not in runs(self.record, "v1")][:2]
+        done = runs(self.record, "v1")
+        failed = [at for at, path in enumerate(files) if path not in done][:2]
         step = max(len(ids) // 3, 1)
         chosen = sorted({*range(0, len(ids), step), *failed})[:5]
         table = Table(box=None, padding=(0, 2, 0, 3), pad_edge=True, expand=True)
@@ -215,6 +217,13 @@ class Demo:
             table.add_row(Path(files[at]).name, _short(row["v1"]), _short(row["v2"]))
         self.console.print(table)
 
+    def _interesting(self, app: App, files: list[str], ids: list[str]) -> str:
+        """Return a call that version 1 failed and version 2 did not, or else the first."""
+        from ..demo.record import runs
+
+        done = runs(self.record, "v1")
+        return next((id for path, id in zip(files, ids, strict=True) if path not in done), ids[0])
+
     def _lag(self, app: App) -> None:
         from ..cli.lag import lag_table
         from ..cli.target import Target
@@ -223,12 +232,17 @@ class Demo:
         target = Target(app.engine, app, app.name, app.location)
         lag_table(target, target.groups).show(False, "")
 
-    def _next(self, ids: list[str]) -> None:
+    def _next(self, id: str) -> None:
         shown = os.path.relpath(self.out / "demo.db")
         url = f"sqlite:///{shown}"
         self._head(7, "It is all still there. Try next:")
-        for line in (f"show {ids[0]}", "dead list", "calls --limit 5"):
-            self.console.print(f"   respool --url {url} {line}", soft_wrap=True)
+        for line in (f"show {id}", "dead list", "check"):
+            self.console.print(f"   {_command()} --url {url} {line}", soft_wrap=True)
+
+
+def _command() -> str:
+    """Return what to type for `respool` here: it may be in an environment that is not active."""
+    return "respool" if shutil.which("respool") else os.path.relpath(sys.argv[0])
 
 
 def _short(value: Any) -> str:

@@ -13,8 +13,9 @@ from ..clock import now as wall_clock
 from ..codec import codec_for
 from ..delivery.model import Lease, Verdict
 from ..delivery.spans import Span
+from ..engines import public_id
 from ..errors import CorruptBody, NotEncodable, SoftTimeLimitExceeded
-from ..record import NO_META, Meta, Row, unpack_meta
+from ..record import NO_META, Meta, Row, id_text, unpack_meta
 from . import page as p
 from . import verdicts
 from .run import CurrentRun
@@ -152,7 +153,8 @@ class Caller:
         verdict = verdicts.failed(runner, row, span, error, began, now, random.random())
         verdict.calls, verdict.dropped, verdict.progressed = self.run.end()
         if verdict.reason == "dead":
-            log.error("task %s is a dead letter: %s", row[1], verdict.note)
+            id = id_text(public_id(self.run.record.id))
+            log.error("task %s is a dead letter: %s; see: respool show %s", row[1], verdict.note, id)
         return verdict
 
     def success(self, runner: Runner, row: Row, span: Span, value: Any) -> Verdict | None:

@@ -476,7 +476,7 @@ class Supervisor:
             seen is None or seen.running is None
         )
         cause = Cause.ORDERED if ours or clean else Cause.CHILD
-        how = how_it_died(status)
+        how = "its worker was told to stop" if cause is Cause.ORDERED and not clean else how_it_died(status)
         if cause is Cause.CHILD:
             what = "" if seen is None or seen.running is None else ", running a call"
             log.warning("child %d (pid %d): %s%s", child.index, child.pid, how, what)
