@@ -12,11 +12,6 @@ def now() -> float:
     return time.time()
 
 
-def boottime() -> float:
-    """Return seconds since the machine started, counting the time it was suspended (H5)."""
-    return time.clock_gettime(_BOOTTIME)
-
-
 def boottime_ns() -> int:
     """Return nanoseconds since the machine started, counting the time it was suspended (H5)."""
     return time.clock_gettime_ns(_BOOTTIME)

@@ -35,10 +35,8 @@ class Runner:
         self.max_deliveries: int = options["max_deliveries"]
         self.convert = task.signature.convert if task.signature.needs_convert else None
         self.content_type = "json" if event else "msgpack"
-        self.decode = decode = codec_for(self.content_type).decode
-        self.unpack: Callable[[bytes], Any] = (lambda body: ((decode(body),), {})) if event else decode
-        """A plain record's arguments; what is no call is found out when it is taken apart."""
-        self.unpack = self._one_event if event else self._one_call
+        self.decode = codec_for(self.content_type).decode
+        self.unpack: Callable[[bytes], Arguments] = self._one_event if event else self._one_call
         """Return the arguments that a body of the usual content type holds."""
         self.plain = not (self.coroutine or self.soft or self.hard or self.max_deliveries == 1)
         """Whether nothing but the function is to be called."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..delivery.model import Verdict
 from ..delivery.retry import delay, may_retry
 from ..delivery.spans import Span
-from ..errors import CorruptBody, MaxRetriesExceeded, Retry, Revoked, WorkerLost
+from ..errors import MaxRetriesExceeded, Retry, Revoked, WorkerLost
 from ..record import Row
 from ..remote import encode_error
 from .services import Runner
@@ -59,11 +59,6 @@ def unreadable(row: Row, error: BaseException, now: float) -> Verdict:
         row[0], ending="failure", value=encoded, reason="dead", task=row[1], error=encoded,
         note=_note("failed", error), started=now, ended=now,
     )  # fmt: skip
-
-
-def unreadable_meta(error: Exception) -> CorruptBody:
-    """Return the error of a record whose attributes cannot be decoded."""
-    return CorruptBody(f"the record's attributes cannot be read: {error}")
 
 
 def unknown(row: Row, now: float) -> Verdict:

@@ -100,10 +100,6 @@ FROM position WHERE grp = ?1;
 -- name: position
 SELECT cursor, start, stop FROM position WHERE grp = ?1 AND log = ?2;
 
--- name: starts
-SELECT log, start FROM position WHERE grp = ?1;
-
-
 -- name: set_cursor
 UPDATE position SET cursor = ?3 WHERE grp = ?1 AND log = ?2;
 
@@ -220,10 +216,6 @@ SELECT lo, hi, owner, child, started, ended, how, retries, note
 FROM journal WHERE grp = ?1 AND lo <= ?3 AND hi > ?2 AND how = 'purged'
 ORDER BY ended;
 
--- name: journal_range
-SELECT lo, hi, owner, child, started, ended, how, retries, note
-FROM journal WHERE grp = ?1 ORDER BY lo, n;
-
 -- name: add_count
 INSERT INTO counter (grp, name, value) VALUES (?1, ?2, ?3)
 ON CONFLICT (grp, name) DO UPDATE SET value = value + excluded.value;
@@ -242,9 +234,6 @@ UPDATE worker SET beat = beat + 1, beaten = ?2, draining = ?3, info = ?4 WHERE i
 
 -- name: drop_worker
 DELETE FROM worker WHERE id = ?1;
-
--- name: worker_leases
-SELECT DISTINCT grp FROM lease WHERE owner = ?1;
 
 -- name: drop_group_positions
 DELETE FROM position WHERE grp = ?1;
