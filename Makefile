@@ -21,7 +21,7 @@ $(BENCH_STAMP): remake
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test soak check format bench build lock clean python remake
+.PHONY: help venv demo test services soak check format bench build lock clean python remake
 remake:
 
 help: ## this list
@@ -29,7 +29,7 @@ help: ## this list
 	@echo
 	@echo "  PYTHON=$(PYTHON)  the Python to make .venv with"
 	@echo "  SOAK_SECONDS=$(SOAK_SECONDS)"
-	@echo "  ARGS=...  more arguments for test, soak, bench and demo: make test ARGS='-k lease'"
+	@echo "  ARGS=...  more arguments for test, services, soak, bench and demo: make test ARGS='-k lease'"
 
 venv: $(STAMP) ## .venv with the locked dependencies and this package, editable
 
@@ -37,7 +37,11 @@ demo: $(STAMP) ## a short show of what it does
 	@$(BIN)/respool demo $(ARGS)
 
 test: $(STAMP) ## all tests but the soak
+	@$(BIN)/python -m tests.services --prepare --only postgres
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
+
+services: $(STAMP) ## real PostgreSQL, PgBouncer and Kafka for tests, until Ctrl-C
+	@$(BIN)/python -m tests.services $(ARGS)
 
 soak: export SOAK_SECONDS := $(SOAK_SECONDS)
 soak: $(STAMP) ## the long tests, SOAK_SECONDS each

@@ -14,11 +14,11 @@ from .codec import codec_for
 from .config import SETTINGS, Location, duration, find_url, parse_url, settings
 from .delivery.model import Lease, NewCall
 from .engines import open_engine, public_id, stored_id
-from .engines.base import Group, Stream
+from .engines.base import Engine, Group, Stream
 from .errors import ConfigError, DatabaseGone, DeclarationConflict, UnknownName
 from .options import TaskOptions, task_options
 from .producer import MAX_TOGETHER, Producer, chunks
-from .record import Id, Meta, log_of, new_head, parse_id
+from .record import NO_META, Id, Meta, log_of, new_head, parse_id
 from .result import AsyncResult, Found, ResultSet
 from .running import Run, current_run
 from .stream import StreamHandle, check_name
@@ -85,10 +85,10 @@ class App:
         self.stream_handles: dict[str, StreamHandle] = {}
         self.subscriptions: dict[str, Subscription] = {}
         self._opening = threading.RLock()
-        self._engine: Any = None
+        self._engine: Engine | None = None
         self._producer: Producer | None = None
         self._streams: dict[tuple[str, str], Stream] = {}
-        self._groups: list[Group] = []
+        self._mains: dict[int, Group] = {}  # by the log of their queue
 
     def __repr__(self) -> str:
         return f"<App {self.name} on {self.location.shown}>"
@@ -200,7 +200,7 @@ class App:
     # The engine
 
     @property
-    def engine(self) -> Any:
+    def engine(self) -> Engine:
         """The engine, opened when first used, and again in each process (safe across fork)."""
         engine = self._engine
         if engine is None or not engine.usable():
@@ -208,12 +208,10 @@ class App:
                 if self._engine is not None and not self._engine.usable():
                     _abandoned.append((self._engine, self._producer))
                     self._forget()
-                if self._engine is None:
-                    self._open()
-            engine = self._engine
+                engine = self._engine or self._open()
         return engine
 
-    def _open(self) -> None:
+    def _open(self) -> Engine:
         durability = self.location.options.get("durability", self.settings["durability"])
         SETTINGS["durability"].check(durability, "durability")
         engine = open_engine(self.location, durability, self.settings["append_timeout"])
@@ -229,6 +227,7 @@ class App:
             self._forget()
             raise
         self._engine = engine
+        return engine
 
     def _create(
         self, engine: Any, kind: Any, app: str, name: str, partitions: int, declared: dict[str, Any]
@@ -251,7 +250,7 @@ class App:
     def _forget(self) -> None:
         self._engine = self._producer = None
         self._streams.clear()
-        self._groups.clear()
+        self._mains.clear()
 
     def close(self) -> None:
         """Close the engine; the next use opens it again."""
@@ -312,14 +311,15 @@ class App:
 
     def send_call(self, queue: str, task: str, body: bytes, meta: Meta, id: Id | None) -> AsyncResult[Any]:
         """Append one encoded call, or put it in the outbox of the present run."""
-        log = self.stream_of("queue", queue).logs[0]
-        run = self._run()
-        if run is not None:
-            sent = run.send(log, task, body, meta, id, self.name)
+        engine = self.engine
+        stream = self._streams.get(("queue", queue)) or self.stream_of("queue", queue)
+        run = current_run.get()
+        if run is not None and run.serves(engine):
+            sent = run.send(stream.logs[0], task, body, meta, id, self.name)
             return AsyncResult(self, sent, unsent=run)
-        row = self._row(log, task, body, meta, id)
-        self._append(row)
-        return AsyncResult(self, public_id(row.id))
+        row = self._row(stream.logs[0], task, body, meta, id)
+        pos = self._append(row)
+        return AsyncResult(self, row.id if id is None else public_id(row.id), pos=pos)
 
     async def asend_call(
         self, queue: str, task: str, body: bytes, meta: Meta, id: Id | None
@@ -342,11 +342,16 @@ class App:
     def _row(self, log: int, task: str, body: bytes, meta: Meta, id: Id | None, space: str = "") -> NewCall:
         moment = wall_clock()
         stored = new_head(moment) if id is None else stored_id(space or self.name, id)
-        return NewCall(log, task, body, meta.packed(), stored, moment)
+        return NewCall(log, task, body, None if meta is NO_META else meta.packed(), stored, moment)
 
-    def _append(self, row: NewCall) -> None:
-        with self._sending() as producer:
-            producer.append(row)
+    def _append(self, row: NewCall) -> int | None:
+        """As within `_sending`, without the cost of a generator."""
+        producer = self._producer or self.producer
+        try:
+            return producer.append(row)
+        except DatabaseGone:
+            self.close()
+            raise
 
     @contextmanager
     def _sending(self) -> Iterator[Producer]:
@@ -436,17 +441,19 @@ class App:
 
     def groups(self) -> list[Group]:
         """Return all consumer groups on the log, as of now."""
-        self._groups = self.engine.groups()
-        return self._groups
+        return self.engine.groups()
 
     def group_at(self, pos: int, name: str) -> Group:
         """Return the group of this name that reads the stream of a position. Raises UnknownName."""
+        if name == "main" and (main := self._mains.get(log_of(pos))) is not None:
+            return main  # it lives as long as its queue; other groups come and go
         stream = self.stream_at(pos)
-        for known in (self._groups if name == "main" else [], None):  # other groups come and go
-            here = [g for g in (self.groups() if known is None else known) if g.stream == stream.id]
-            for group in here:
-                if group.name == name and group.app in (self.name, stream.app):
-                    return group
+        here = [group for group in self.groups() if group.stream == stream.id]
+        for group in here:
+            if group.name == name and group.app in (self.name, stream.app):
+                if name == "main":
+                    self._mains[log_of(pos)] = group
+                return group
         raise UnknownName("group", name, [g.name for g in here], f"on {stream.kind} {stream.name}")
 
     def stream_at(self, pos: int) -> Stream:
@@ -457,7 +464,7 @@ class App:
                 return stream
         for stream in self.engine.streams():
             if log in stream.logs:
-                return stream  # type: ignore[no-any-return]
+                return stream
         raise UnknownName("log", str(log), ())
 
     def windows(

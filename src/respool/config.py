@@ -6,9 +6,12 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import ConfigError, UnknownName
+
+if TYPE_CHECKING:
+    from urllib.parse import SplitResult
 
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d|w)")
@@ -191,16 +194,40 @@ def settings(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Location(NamedTuple):
-    """A URL taken apart."""
+    """A URL taken apart. Printing one shows no password."""
 
     scheme: str
-    path: str | None  # None: in memory
+    path: str | None  # of a file; None: in memory, or on a server
     options: dict[str, str]
+    server: Secret | None = None  # what the server's own client library takes
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether it lives and dies with the process."""
+        return self.path is None and self.server is None
 
     @property
     def shown(self) -> str:
-        """The URL for people: full path, no options."""
+        """The URL for people: full path, no options, no password."""
+        if self.server is not None:
+            return self.server.shown
         return "sqlite:///:memory:" if self.path is None else f"sqlite:///{self.path}"
+
+
+class Secret:
+    """A connection string with a password: what is printed of it is `shown`."""
+
+    def __init__(self, value: str, shown: str) -> None:
+        self.value, self.shown = value, shown
+
+    def __repr__(self) -> str:
+        return f"Secret({self.shown!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self.value == other.value
+
+    def __hash__(self) -> int:
+        return hash(self.value)
 
 
 SQLITE_PRAGMAS = {
@@ -213,16 +240,57 @@ SQLITE_PRAGMAS = {
 """Pragmas that a URL may set, with the values they may have."""
 
 
+POSTGRES_OPTIONS = {
+    "durability": "full|os",
+    "schema": r"[^\0]{1,40}",
+    "prepare": "on|off",  # off: PgBouncer before 1.21 in transaction mode
+}
+"""Options of ours in a PostgreSQL URL; what else it has is libpq's (sslmode, target_session_attrs, …)."""
+
+
 def parse_url(url: str) -> Location:
     """Take a URL apart. Raises ConfigError where no engine has it, or an option is misspelt.
 
-    `sqlite:///relative.db`, `sqlite:////absolute.db`, `sqlite:///:memory:`.
+    `sqlite:///relative.db`, `sqlite:////absolute.db`, `sqlite:///:memory:`;
+    `postgresql://user:password@host:5432/database?schema=respool`.
     """
-    from urllib.parse import parse_qsl, unquote, urlsplit
+    from urllib.parse import urlsplit
 
-    parts = urlsplit(url)
-    if parts.scheme != "sqlite":
-        raise ConfigError(f"no engine for {parts.scheme or url!r}; a URL looks like sqlite:///respool.db")
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ConfigError(f"the URL cannot be read: {error}") from None
+    if parts.scheme == "sqlite":
+        return _sqlite_location(url, parts)
+    if parts.scheme in ("postgresql", "postgres"):
+        return _postgres_location(parts)
+    known = "sqlite:///respool.db, postgresql://user:password@host/database"
+    raise ConfigError(f"no engine for {parts.scheme or url!r}; a URL looks like: {known}")
+
+
+def _postgres_location(parts: SplitResult) -> Location:
+    from urllib.parse import parse_qsl, quote, urlencode
+
+    given = dict(parse_qsl(parts.query, keep_blank_values=True))
+    options = {name: given.pop(name) for name in POSTGRES_OPTIONS if name in given}
+    try:
+        user, host, port = parts.username, parts.hostname or "", parts.port
+    except ValueError as error:
+        raise ConfigError(f"the URL of the server cannot be read: {error}") from None
+    at = f"{user}@" if user else ""
+    shown = f"postgresql://{at}{host}{f':{port}' if port else ''}{parts.path}"
+    for name, value in options.items():
+        if not re.fullmatch(POSTGRES_OPTIONS[name], value):
+            raise ConfigError(f"{shown}: {name} cannot be {value!r}")
+    conninfo = f"postgresql://{parts.netloc}{parts.path}"
+    if given:
+        conninfo += "?" + urlencode(given, quote_via=quote)
+    return Location("postgresql", None, options, Secret(conninfo, shown))
+
+
+def _sqlite_location(url: str, parts: SplitResult) -> Location:
+    from urllib.parse import parse_qsl, unquote
+
     if parts.netloc or not parts.path.startswith("/") or parts.path == "/":
         raise ConfigError(
             f"{url!r}: three slashes for a relative path (sqlite:///respool.db), four for an absolute one"

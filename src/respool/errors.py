@@ -49,7 +49,7 @@ class UnknownName(ConfigError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         self.kind, self.name, self.known = kind, name, sorted(known)
-        super().__init__(f"unknown {kind} {name!r}{suggest(name, self.known)}{hint and '; ' + hint}")
+        super().__init__(f"unknown {kind} {name!r}{suggest(name, self.known)}{hint and f' ({hint})'}")
 
 
 class DeclarationConflict(ConfigError):

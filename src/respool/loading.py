@@ -6,12 +6,13 @@ import importlib
 import os
 import sys
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import FunctionType, ModuleType, TracebackType
 from typing import Any
 
 from .app import App
 from .config import parse_url
 from .errors import ConfigError, UnknownName
+from .why import remember_spec
 
 
 class AppImportError(ConfigError):
@@ -33,6 +34,7 @@ def load_app(spec: str, url: str | None = None) -> App:
     if url is not None and url != app.url:
         app.close()
         app.url, app.location = url, parse_url(url)
+    remember_spec(app.name, spec, url)
     return app
 
 
@@ -54,14 +56,48 @@ def _module(place: str) -> ModuleType:
                 f"there is no module {place!r} here ({os.getcwd()}) nor among the installed ones; -A takes "
                 "shop, shop.py or shop:app"
             ) from None
+        trim(error)
         raise AppImportError(f"{place} could not be imported: {error}") from error
     except SystemExit as error:
+        trim(error)
         raise AppImportError(
             f"{place} called sys.exit({error.code!r}) on import; put what is to run as a program under "
             'if __name__ == "__main__":'
         ) from error
     except Exception as error:
+        trim(error)
         raise AppImportError(f"{place} could not be imported: {type(error).__name__}: {error}") from error
+
+
+def trim(error: BaseException) -> None:
+    """Take the frames of Respool and of Python's import system out of an error's traceback.
+
+    What its author can mend is in the frames that are left; those of a SyntaxError are in the error itself.
+    """
+    kept = [tb for tb in _frames(error.__traceback__) if not _is_ours(tb.tb_frame.f_code.co_filename)]
+    trimmed: TracebackType | None = None
+    for tb in reversed(kept):
+        trimmed = TracebackType(trimmed, tb.tb_frame, tb.tb_lasti, tb.tb_lineno)
+    for other in (error.__cause__, error.__context__ if error.__context__ is not error.__cause__ else None):
+        if other is not None:
+            trim(other)
+    error.__traceback__ = trimmed
+
+
+def _frames(tb: TracebackType | None) -> list[TracebackType]:
+    found = []
+    while tb is not None:
+        found.append(tb)
+        tb = tb.tb_next
+    return found
+
+
+_OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_IMPORTING = os.path.dirname(os.path.abspath(importlib.__file__)) + os.sep
+
+
+def _is_ours(file: str) -> bool:
+    return file.startswith(("<frozen importlib", _OURS, _IMPORTING))
 
 
 def _named(module: ModuleType, name: str) -> App:
@@ -76,6 +112,7 @@ def _named(module: ModuleType, name: str) -> App:
         try:
             found = found()
         except Exception as error:
+            trim(error)
             raise AppImportError(
                 f"{module.__name__}:{name}() failed: {type(error).__name__}: {error}"
             ) from error

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 from .delivery.model import NewCall
+from .engines.base import Conflict, Engine
 from .errors import AppendUnknown, IdConflict, RecordTooLarge, RespoolError
 from .record import RUN_BITS, id_text, new_head
 
@@ -58,18 +59,21 @@ class Producer:
     when it becomes free (H17).
     """
 
-    def __init__(self, engine: Any, max_record_size: int) -> None:
+    def __init__(self, engine: Engine, max_record_size: int) -> None:
         self._engine = engine
         self._max = max_record_size
         self._lead = threading.Lock()
         self._waiting: deque[_Pending] = deque()
 
-    def append(self, row: NewCall) -> None:
-        """Append one record; returns when it is stored (P1). Raises Refused or AppendUnknown."""
-        self.check_size(row.body, row.meta)
+    def append(self, row: NewCall) -> int | None:
+        """Append one record; returns when it is stored (P1), and where if that is known.
+
+        Raises: Refused, AppendUnknown.
+        """
+        if len(row.body) > self._max or row.meta is not None:
+            self.check_size(row.body, row.meta)
         if not self._waiting and self._lead.acquire(blocking=False):
-            self._append_alone(row)
-            return
+            return self._append_alone(row)
         mine = _Pending(row, threading.Event())
         self._waiting.append(mine)
         try:
@@ -82,19 +86,21 @@ class Producer:
             raise
         if mine.error is not None:
             raise mine.error
+        return None
 
-    def _append_alone(self, row: NewCall) -> None:
+    def _append_alone(self, row: NewCall) -> int:
         """Append for one caller who leads: nobody to combine with."""
         try:
-            conflicts = self._engine.append_rows((row,))
+            done = self._engine.append_row(row)
         except AppendUnknown as error:
             raise _with_ids(error, (row,)) from error.__cause__
         finally:
             self._lead.release()
-            self._wake_next()
-        if conflicts and not conflicts[0].same:
+            if self._waiting:
+                self._wake_next()
+        if isinstance(done, Conflict):
             raise _conflict_error(row)
-        self._engine.ring(row.log)
+        return done
 
     async def aappend(self, row: NewCall) -> None:
         """Append one record without holding up the event loop; calls made meanwhile are combined."""
@@ -170,7 +176,6 @@ class Producer:
         for conflict in conflicts:
             if not conflict.same:
                 together[conflict.row].error = _conflict_error(together[conflict.row].row)
-        self._engine.ring(log)
 
     def check_size(self, body: bytes, meta: bytes | None) -> None:
         """Raise RecordTooLarge for a record over `max_record_size`."""
@@ -184,7 +189,6 @@ class Producer:
     def append_rows(self, rows: Sequence[NewCall]) -> None:
         """Append records of one log, each with an id of its own. Raises Refused or AppendUnknown."""
         self._engine.append_rows(rows)
-        self._engine.ring(rows[0].log, everyone=True)
 
     def append_run(
         self, log: int, task: str, bodies: Sequence[bytes], meta: bytes | None, now: float
@@ -199,7 +203,6 @@ class Producer:
         except AppendUnknown as error:
             error.ids = (id_text(head),)
             raise
-        self._engine.ring(log, everyone=len(bodies) > 1)
         return head
 
 

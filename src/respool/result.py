@@ -38,13 +38,20 @@ class Found(NamedTuple):
 class AsyncResult(Generic[R]):
     """One call in one group. Cheap to make; asks the engine only when asked."""
 
-    __slots__ = ("_app", "_group", "_id", "_namespace", "_place", "_unsent")
+    __slots__ = ("_app", "_group", "_id", "_namespace", "_place", "_pos", "_unsent")
 
     def __init__(
-        self, app: App, id: Id, group: str = "main", namespace: str | None = None, unsent: Any = None
+        self,
+        app: App,
+        id: Id,
+        group: str = "main",
+        namespace: str | None = None,
+        unsent: Any = None,
+        pos: int | None = None,
     ):
         self._app, self._id, self._group = app, id, group
         self._namespace = app.name if namespace is None else namespace
+        self._pos = pos  # where it is, if the append told
         self._place: tuple[int, Group] | None = None
         self._unsent = unsent  # the run whose outbox it waits in
 
@@ -71,7 +78,7 @@ class AsyncResult(Generic[R]):
 
     def of(self, group: str) -> AsyncResult[R]:
         """Return the same call in another group, such as a replay's."""
-        return AsyncResult(self._app, self._id, group, self._namespace)
+        return AsyncResult(self._app, self._id, group, self._namespace, pos=self._pos)
 
     @property
     def state(self) -> str:
@@ -129,17 +136,20 @@ class AsyncResult(Generic[R]):
         deadline = None if timeout is None else time.monotonic() + duration(timeout, "timeout")
         pos, group = self._locate()
         with self._app.engine.waiter(pos) as waiter:
+            rung = False
             while True:
-                waiter.prepare()
+                if not rung:  # what a ring announces is there already
+                    waiter.prepare()
                 found = self.find()
                 if found.state in READY or found.state == "UNKNOWN":
-                    waiter.cancel()
                     return self._value(found, propagate)
+                if rung:
+                    rung = False
+                    continue
                 wait = _next_wait(deadline, self._app.settings["poll_interval"])
                 if wait is None:
-                    waiter.cancel()
                     raise self._timed_out(timeout, found, pos, group)
-                waiter.sleep(wait)
+                rung = waiter.sleep(wait)
 
     async def aget(self, timeout: Any = None, *, propagate: bool = True) -> R:
         """Wait for the call to finish without holding up the event loop; else like `get`."""
@@ -189,7 +199,7 @@ class AsyncResult(Generic[R]):
     def record(self) -> Record:
         """Return the call as it was recorded. Raises UnknownCall."""
         pos, _ = self._locate()
-        return self._app.engine.records(pos, pos + 1, 1)[0]  # type: ignore[no-any-return]
+        return self._app.engine.records(pos, pos + 1, 1)[0]
 
     # Looking up
 
@@ -199,7 +209,7 @@ class AsyncResult(Generic[R]):
             self._unsent.flush()
             self._unsent = None
         if self._place is None:
-            pos = self._app.engine.find(self._namespace, self._id)
+            pos = self._pos if self._pos is not None else self._app.engine.find(self._namespace, self._id)
             if pos is None:
                 raise UnknownCall(
                     f"no call {self.id} in app {self._app.name}: never appended, or past retention"

@@ -10,7 +10,7 @@ import msgspec
 
 from .codec import codec_for
 from .config import moment
-from .engines.base import Record
+from .engines.base import Engine, Record
 from .errors import BadArguments, ConfigError, UnknownName
 from .keys import partition_of
 from .record import Meta, id_text, offset_of, parse_id
@@ -129,8 +129,9 @@ class StreamHandle:
     def _read_range(
         self, number: int, lo: int, hi: int, since: float | None, until: float | None
     ) -> Iterator[Event]:
+        engine: Engine = self.app.engine
         while lo < hi:
-            page = self.app.engine.records(lo, hi, PAGE)
+            page = engine.records(lo, hi, PAGE)
             for record in page:
                 if (since is None or record.time >= since) and (until is None or record.time < until):
                     yield self._event(record, number)

@@ -13,7 +13,7 @@ from .codec import Codec, codec_for
 from .config import duration, moment
 from .errors import BadArguments, ConfigError, Retry, UnknownName
 from .options import TaskOptions
-from .record import Meta, parse_id
+from .record import NO_META, Meta, parse_id
 from .result import ResultSet
 from .running import current_run
 from .signature import Signature
@@ -40,10 +40,13 @@ class Task(Generic[P, R]):
         self.options = options
         self.fn = fn
         self.signature = Signature(fn, bound=options["bind"], name=name)
+        self.queue: str = options["queue"]
+        self.expires = options["expires"]
         self.content_type: str = options["serializer"] or "msgpack"
         self.codec: Codec = codec_for(self.content_type, app.settings["pickle_key"])
         functools.update_wrapper(self, fn, updated=())
-        self._plain_meta = self._meta(None, None, None)
+        plain = self._meta(None, None, None)
+        self._plain_meta = NO_META if plain == NO_META else plain
 
     def __repr__(self) -> str:
         return f"<Task {self.name} of {self.app.name}>"
@@ -169,7 +172,7 @@ class Task(Generic[P, R]):
 
     def _meta(self, due: float | None, expires: Any, headers: Mapping[str, str] | None) -> Meta:
         if expires is None:
-            expires = self.options["expires"]
+            expires = self.expires
         if isinstance(expires, datetime):
             expires = moment(expires, "expires")
         elif expires is not None:
@@ -181,7 +184,7 @@ class Task(Generic[P, R]):
 
     def _default_meta(self) -> Meta:
         """`expires` counts from the call; without it one object serves all calls."""
-        return self._plain_meta if self.options["expires"] is None else self._meta(None, None, None)
+        return self._plain_meta if self.expires is None else self._meta(None, None, None)
 
     def _encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         return self.codec.encode(self.signature.check(args, kwargs), "args")
@@ -194,18 +197,16 @@ class Task(Generic[P, R]):
         queue: str | None = None,
         task_id: str | None = None,
     ) -> handles.AsyncResult[R]:
-        body = self._encode(args, kwargs)
+        body = self.codec.encode(self.signature.check(args, kwargs), "args")
         id = None if task_id is None else parse_id(task_id)
-        return self.app.send_call(
-            queue or self.options["queue"], self.name, body, meta or self._default_meta(), id
-        )
+        return self.app.send_call(queue or self.queue, self.name, body, meta or self._default_meta(), id)
 
     async def _asend(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> handles.AsyncResult[R]:
         body = self._encode(args, kwargs)
-        return await self.app.asend_call(self.options["queue"], self.name, body, self._default_meta(), None)
+        return await self.app.asend_call(self.queue, self.name, body, self._default_meta(), None)
 
     def _send_many(self, bodies: Iterator[bytes], queue: str | None) -> ResultSet[R]:
-        return self.app.send_run(queue or self.options["queue"], self.name, bodies, self._default_meta())
+        return self.app.send_run(queue or self.queue, self.name, bodies, self._default_meta())
 
 
 def _headers(headers: Mapping[str, str]) -> dict[str, str]:

@@ -1,38 +1,108 @@
-"""Why a call is not finished yet, in words."""
+"""Why a call is not finished yet, in words, and which command would start a worker for it."""
 
 from __future__ import annotations
 
+import os
+import shlex
+import sys
 from datetime import datetime
 from typing import Any
 
 from .clock import now as wall_clock
-from .engines.base import Group, Stream
+from .delivery.model import Parked
+from .engines.base import Engine, Group, Stream, Worker
+
+SILENT = 3.0  # seconds without a beat, of which there is one a second, after which that is worth saying …
+GONE = 10.0  # … and after which a worker is not counted on
+_named: dict[str, tuple[str, str | None]] = {}  # by an App's name: what named it on the command line
 
 
-def explain_waiting(engine: Any, stream: Stream, group: Group, pos: int, reason: str | None) -> str:
+def remember_spec(app: str, spec: str, url: str | None) -> None:
+    """Note what a command line called the App of this name: a command that is suggested says the same."""
+    _named[app] = (spec, url)
+
+
+def served_as(stream: Stream, group: Group) -> str:
+    """Name what a worker serves: `shop/default`, `shop/default (group v2)`, `stream visits (group audit)`."""
+    if stream.kind == "queue":
+        name = f"{stream.app}/{stream.name}"
+        return name if group.name == "main" else f"{name} (group {group.name})"
+    return f"stream {stream.name} (group {group.name})"
+
+
+def worker_command(group: Group) -> str:
+    """Return the command that starts a worker for a group; `-A …` where nothing here names its App."""
+    spec, url = _named.get(group.app) or (_spec_of(group.app), None)
+    words = ["respool", "-A", shlex.quote(spec) if spec else "…"]
+    words += ["--url", shlex.quote(url)] if url else []
+    words.append("worker")
+    if group.kind not in ("main", "subscription"):  # those are served without being named
+        words += ["--group", shlex.quote(group.name)]
+    return " ".join(words)
+
+
+def _spec_of(app: str) -> str | None:
+    """Find the module that has the App of this name, first one in which a task of it was written."""
+    app_class = getattr(sys.modules.get("respool.app"), "App", None)
+    if app_class is None:
+        return None
+    found: dict[str, str] = {}
+    home: set[str] = set()
+    for place, module in list(sys.modules.items()):
+        apps = {k: v for k, v in list(getattr(module, "__dict__", {}).items()) if isinstance(v, app_class)}
+        for name, each in apps.items():
+            if each.name == app:
+                several = len({id(value) for value in apps.values()}) > 1
+                found.setdefault(
+                    place, f"{_place(place, module)}:{name}" if several else _place(place, module)
+                )
+                home.update(task.fn.__module__ for task in each.tasks.values())
+    chosen = next((place for place in found if place in home), next(iter(found), None))
+    return None if chosen is None else found[chosen]
+
+
+def _place(name: str, module: Any) -> str:
+    file = getattr(module, "__file__", None)
+    return os.path.basename(file) if name == "__main__" and file else name
+
+
+def explain_waiting(engine: Engine, stream: Stream, group: Group, pos: int, reason: str | None) -> str:
     """Say what an unfinished record waits for: no worker, so many before it, running since, due when."""
-    workers = [w for w in engine.workers() if group.id in w.info.get("groups", ())]
-    served = f"{stream.kind} {stream.name}" + ("" if group.name == "main" else f" for group {group.name}")
+    known = [w for w in engine.workers() if group.id in w.info.get("groups", ())]
+    workers = [w for w in known if wall_clock() - w.beaten < GONE]
+    served = served_as(stream, group)
     status = engine.status(group, pos)
+    nobody = "" if workers else f"no worker serves {served}{_last(known)}; start one: {worker_command(group)}"
     if status.parked is not None:
-        return _parked(status.parked, served, bool(workers))
-    if not workers:
-        return f"no worker serves {served}; start one: respool -A … worker"
+        return _parked(status.parked, served, nobody)
+    if nobody:
+        return nobody
     for worker in workers:
         for running_pos, _task, since in worker.info.get("running", ()):
             if running_pos == pos:
-                return f"running for {max(wall_clock() - since, 0):.1f} s in worker {worker.name}"
+                silent = wall_clock() - worker.beaten
+                gone = f", which has been silent for {silent:.1f} s" if silent > SILENT else ""
+                return f"running for {max(wall_clock() - since, 0):.1f} s in worker {worker.name}{gone}"
     if status.place == "pending":
         before = sum(pos - at.cursor for at in engine.positions(group) if at.log == pos >> 40)
         return f"{before:,} calls are before it in {served}, {len(workers)} worker(s) serve it"
     return f"a worker of {served} has taken it and not begun it yet"
 
 
-def _parked(parked: Any, served: str, workers: bool) -> str:
-    nobody = "" if workers else f"; no worker serves {served}"
+def _last(silent: list[Worker]) -> str:
+    if not silent:
+        return ""
+    last = max(silent, key=lambda worker: worker.beaten)
+    return f" (worker {last.name} has been silent for {wall_clock() - last.beaten:.0f} s)"
+
+
+def _parked(parked: Parked, served: str, nobody: str) -> str:
     if parked.reason == "unknown":
         return f"no worker that serves {served} knows the task {parked.task!r}"
+    beside = f"; {nobody}" if nobody else ""
+    if parked.due is not None and parked.due <= wall_clock():
+        return nobody or f"it is due, and waits for a worker of {served} to take it"
     if parked.due is not None:
         due = datetime.fromtimestamp(parked.due).astimezone()
-        return f"it is parked ({parked.reason}) until {due.isoformat(sep=' ', timespec='seconds')}{nobody}"
-    return f"it is parked ({parked.reason}){nobody}"
+        return f"it is parked ({parked.reason}) until {due.isoformat(sep=' ', timespec='seconds')}{beside}"
+    return f"it is parked ({parked.reason}){beside}"

@@ -2,6 +2,9 @@
 
 import json
 import os
+import pty
+import re
+import select
 import subprocess
 import sys
 import time
@@ -49,14 +52,11 @@ def write_shop(folder: Path, text: str = SHOP, name: str = "shop") -> Path:
 
 
 class Cli:
-    """Runs commands in this process, in a folder of their own."""
-
-    def __init__(self, columns: int = 80) -> None:
-        self.columns = columns
+    """Runs commands in this process, in a folder of their own, without a terminal."""
 
     def __call__(self, *args: str, code: int = 0, input: str | None = None) -> str:
         """Run a command; return what it printed, on both channels."""
-        env = {"COLUMNS": str(self.columns), "RESPOOL_APP": None, "RESPOOL_URL": None}
+        env = {"RESPOOL_APP": None, "RESPOOL_URL": None}
         result = CliRunner(env=env).invoke(main, list(args), input=input, prog_name="respool")
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
@@ -90,6 +90,36 @@ def python(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str
         text=True,
         timeout=60,
     )
+
+
+def in_terminal(*args: str, cwd: Path, columns: int = 80, interrupt: str = "") -> tuple[int, str]:
+    """Run `python -m respool` in a terminal; press Ctrl-C once it has printed a text.
+
+    Returns its exit code and what it printed, without colours.
+    """
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(cwd)
+        source = str(Path(sys.modules["respool"].__file__).parents[1])
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("RESPOOL_")}
+        env = {**clean, "PYTHONPATH": source, "COLUMNS": str(columns), "TERM": "xterm"}
+        os.execve(sys.executable, [sys.executable, "-m", "respool", *args], env)
+    seen = b""
+    while select.select([terminal], [], [], 60.0)[0]:
+        try:
+            more = os.read(terminal, 65536)
+        except OSError:  # its end of the terminal is closed
+            break
+        if not more:
+            break
+        seen += more
+        if interrupt and interrupt.encode() in seen:
+            os.write(terminal, b"\x03")
+            interrupt = ""
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    os.close(terminal)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode()).replace("\r\n", "\n")
+    return code, "\n".join(line.rpartition("\r")[2] for line in plain.split("\n"))  # written over
 
 
 class Worker:

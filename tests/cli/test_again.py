@@ -1,6 +1,13 @@
 """replay, dead, groups, purge."""
 
+import re
+import time
+from datetime import timedelta
+
 import pytest
+from tests.cli.support import python, run
+
+from respool import clock, config
 
 
 @pytest.fixture
@@ -36,7 +43,7 @@ def test_replay_says_what_it_runs_and_leaves_out(cli, app, worker):
     )
     assert worker.work(group="v2") == 4
     listed = {g["group"]: g for g in cli.rows("-A", "shop", "groups", "list", "--queue", "default")}
-    assert (listed["v2"]["done"], listed["v2"]["skipped"], listed["v2"]["tasks"]) == (4, 1, ["add"])
+    assert (listed["v2"]["done"], listed["v2"]["skipped"], listed["v2"]["tasks"]) == (3, 1, ["add"])
     assert listed["main"]["done"] == 4
     states = cli.rows("-A", "shop", "calls", "--group", "v2")
     assert [c["state"] for c in states] == ["UNKNOWN", "SUCCESS", "SUCCESS", "SUCCESS"]
@@ -49,6 +56,50 @@ def test_replay_twice_is_one_replay(cli, app):
     assert cli.data(*given)["created"]
     assert not cli.data(*given)["created"]
     assert "is there already" in cli(*given)
+
+
+def test_the_same_replay_with_relative_bounds_is_the_one_there_is(cli, app, monkeypatch):
+    app.tasks["add"].delay(1, 2)
+    given = ("-A", "shop", "replay", "--queue", "default", "--group", "v2", "--task", "add")
+    first = cli.data(*given, "--since", "1d", "--until", "now")
+    _later(monkeypatch, 3600)
+    for same in (("--since", "1d", "--until", "now"), ("--since", "24h", "--until", "now")):
+        again = cli.data(*given, *same)
+        assert not again["created"]
+        assert (again["since"], again["until"]) == (first["since"], first["until"])
+    text = cli(*given, "--since", "1d", "--until", "now")
+    assert "is there already and runs 1 calls of queue default, from " in text
+
+
+@pytest.mark.parametrize(
+    "other", [("--since", "2d"), ("--since", "2020-01-31"), (), ("--since", "1d", "--until", "now")]
+)
+def test_a_replay_of_the_same_name_with_another_window_says_what_to_do(cli, app, monkeypatch, other):
+    app.tasks["add"].delay(1, 2)
+    given = ("-A", "shop", "replay", "--queue", "default", "--group", "v2", "--task", "add")
+    first = cli.data(*given, "--since", "1d")
+    _later(monkeypatch, 3600)
+    text = cli(*given, *other, code=1)
+    assert f"exists with other bounds: it runs calls since {first['since'][:10]}" in text
+    assert "Run that one: respool -A shop worker --group v2; " in text
+    assert "or drop it: respool groups drop v2 --queue default; or choose another name with --group" in text
+
+
+def test_a_replay_since_a_date_is_the_same_on_another_day(cli, app, monkeypatch):
+    app.tasks["add"].delay(1, 2)
+    given = ("-A", "shop", "replay", "--queue", "default", "--group", "v2", "--task", "add")
+    assert cli.data(*given, "--since", "20200131")["created"]
+    _later(monkeypatch, 86400)
+    assert not cli.data(*given, "--since", "2020-01-31")["created"]
+
+
+def _later(monkeypatch, seconds):
+    """Have command lines be read later, as far as they name moments."""
+    real = config.spoken_moment
+    monkeypatch.setattr(
+        config, "spoken_moment", lambda text, now: real(text, now + timedelta(seconds=seconds))
+    )
+    monkeypatch.setattr(clock, "now", lambda: time.time() + seconds)
 
 
 def test_replay_dry_run_makes_nothing(cli, app):
@@ -138,6 +189,14 @@ def test_dead_redrive_asks_where_there_are_several(cli, failed, worker):
     assert cli.data("-A", "shop", "dead", "redrive", "--task", "fetch", "--yes") == {"redriven": 2}
     assert [row["task"] for row in cli.rows("-A", "shop", "dead", "list")] == ["boom"]
     assert failed[0].state == "SCHEDULED"
+    (lag,) = cli.rows("-A", "shop", "lag", "--queue", "fast")
+    assert (lag["due"], lag["scheduled"], lag["dead"]) == (3, 0, 1), "redriven, they wait for a worker only"
+    assert lag["oldest_waiting"] < 30
+    assert re.search(r"pending  due .*\nfast +main +· +3 ", cli("-A", "shop", "lag", "--queue", "fast"))
+    text = cli("-A", "shop", "show", failed[0].id)
+    assert "in group main: SCHEDULED, due since 20" in text
+    assert "now: no worker serves shop/fast; start one: respool -A shop worker" in text
+    assert text.endswith("  redriven\n"), "what takes no time has no duration"
     worker.work("fast")
     assert len(cli.rows("-A", "shop", "dead", "list")) == 4
     assert "No dead letters match" in cli("-A", "shop", "dead", "redrive", "--task", "none")
@@ -154,9 +213,9 @@ def test_groups_create_and_drop(cli, app, worker):
     for n in range(3):
         app.tasks["add"].delay(n, n)
     create = ("-A", "shop", "groups", "create")
-    assert "reads queue default from earliest on: 3 records" in cli(
-        *create, "shadow", "--queue", "default", "--start", "earliest"
-    )
+    text = cli(*create, "shadow", "--queue", "default", "--start", "earliest")
+    assert "reads queue default from earliest on: 3 records" in text
+    assert "Run it:  respool -A shop worker --group shadow" in text
     assert cli.data(*create, "tail", "--queue", "default")["left"] == 0
     assert cli.data(*create, "hour", "--queue", "default", "--start", "1h")["left"] == 3
     assert cli.data(*create, "events", "--stream", "inference", "--start", "earliest")["left"] == 0
@@ -169,6 +228,22 @@ def test_groups_create_and_drop(cli, app, worker):
     assert names == ["main", "tail", "hour"]
     assert len(cli.rows("-A", "shop", "calls")) == 3
     assert cli.data("-A", "shop", "check")["ok"]
+
+
+def test_a_group_of_a_stream_says_what_must_be_written_for_it(cli, folder):
+    (folder / "shop.py").write_text(
+        "from respool import App\napp = App('shop')\nevents = app.stream('visits', key='who')\n"
+    )
+    run("-A", "shop", "groups", "list", cwd=folder)
+    code = "from shop import events\nevents.publish({'who': 'ada'})\n"
+    assert python("-c", code, cwd=folder).returncode == 0
+    made = run("-A", "shop", "groups", "create", "seen", "--stream", "visits", "--start", "1h", cwd=folder)
+    assert "No worker can serve it yet: app shop has no subscription of that name" in made.stdout
+    wanted = "@visits.subscribe(group='seen')"
+    assert wanted in made.stdout
+    with (folder / "shop.py").open("a") as file:
+        file.write(f"visits = events\n{wanted}\ndef seen(event): print('saw', event['who'])\n")
+    assert "saw ada" in run("-A", "shop", "worker", "-c", "1", "--burst", cwd=folder).stdout
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from tests.cli.support import run
 
+from respool import GetTimeout
+
 
 def sent(cli):
     return cli.rows("-A", "shop", "calls")[0]
@@ -96,7 +98,19 @@ def test_an_app_in_memory_is_of_no_use(cli, folder):
 
 def test_timeout_has_an_exit_code_of_its_own_and_says_why(cli):
     text = cli("-A", "shop", "call", "add", "1", "2", "--wait", "--timeout", "0.05", code=3)
-    assert "is PENDING after 0.05 s: no worker serves queue default" in text
+    assert "is PENDING after 0.05 s: no worker serves shop/default; start one: respool -A shop worker" in text
+
+
+def test_a_handle_that_waits_names_the_command_of_its_module(app):
+    with pytest.raises(GetTimeout) as failed:
+        app.tasks["add"].delay(1, 2).get(timeout=0.01)
+    assert "no worker serves shop/default; start one: respool -A shop worker" in str(failed.value)
+
+
+def test_the_command_suggested_has_the_url_that_was_given(cli, folder):
+    url = f"sqlite:///{folder}/other.db"
+    text = cli("-A", "shop.py", "--url", url, "call", "add", "1", "2", "--wait", "--timeout", "0.05", code=3)
+    assert f"start one: respool -A shop.py --url {url} worker" in text
 
 
 @pytest.fixture

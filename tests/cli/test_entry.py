@@ -1,7 +1,7 @@
 """The command as a whole: start-up, the app's name, errors, exit codes."""
 
 import pytest
-from tests.cli.support import Cli, python, run, write_shop
+from tests.cli.support import in_terminal, python, run, write_shop
 
 from respool.cli import COMMANDS
 
@@ -204,18 +204,109 @@ def test_two_apps_on_one_log(cli, app, folder):
     assert "shop/default" in table
     assert "blog/default" in table
     assert [row["name"] for row in cli.rows("-A", "blog", "lag")] == ["default"]
+    table = cli("-A", "blog", "check")
+    assert "shop/default" in table, "check is of all apps, and says which"
+    assert "blog/default" in table
     assert "several apps have a queue default: blog, shop" in cli(
         "--url", url, "purge", "--queue", "default", "--yes", code=1
     )
 
 
-def test_wide_names_fit_eighty_columns(app, folder):
-    narrow = Cli(columns=80)
+WIDE_TABLES = ("lag", "calls", "queues", "groups list", "check", "streams", "tasks")
+
+
+@pytest.fixture
+def wide(app):
     name = "a_task_with_a_rather_long_name_" * 3
     app.queue("queue_of_a_long_name_" * 4)
     app.task(name=name)(lambda: None)
     app.send_task(name, (), queue="queue_of_a_long_name_" * 4)
-    for command in ("lag", "calls", "queues", "groups list", "check", "streams", "tasks"):
-        for line in narrow("-A", "shop", *command.split()).splitlines():
-            if "no worker serves" not in line and "sqlite:" not in line:  # sentences, which may wrap
-                assert len(line) <= 80, (command, line)
+    return name
+
+
+@pytest.mark.parametrize("command", WIDE_TABLES)
+@pytest.mark.usefixtures("wide")
+def test_tables_fit_a_terminal(folder, app, command):
+    code, text = (
+        in_terminal("--url", app.url, *command.split(), cwd=folder)
+        if command != "tasks"
+        else (in_terminal("-A", "shop", "tasks", cwd=folder))
+    )
+    assert code == 0, text
+    for line in text.splitlines():
+        if "no worker serves" not in line and "sqlite:" not in line:  # sentences, which may wrap
+            assert len(line) <= 80, line
+
+
+@pytest.mark.parametrize("command", WIDE_TABLES)
+@pytest.mark.usefixtures("wide")
+def test_what_goes_into_a_pipe_is_neither_cut_nor_left_out(folder, app, command):
+    """Not even where the shell exports the width of its terminal."""
+    which = ("-A", "shop") if command == "tasks" else ("--url", app.url)
+    result = run(*which, *command.split(), cwd=folder, COLUMNS="40")
+    assert result.returncode == 0, result.stderr
+    assert "…" not in result.stdout.replace("-A …", "")
+    assert "left out" not in result.stdout
+    if command != "tasks":
+        assert command == "streams" or "queue_of_a_long_name_" * 4 in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("asked", "same"),
+    [
+        (("help",), ("--help",)),
+        (("help", "lag"), ("lag", "--help")),
+        (("-A", "shop", "help", "lag"), ("lag", "--help")),
+        (("help", "dead", "redrive"), ("dead", "redrive", "--help")),
+        (("dead", "help"), ("dead", "--help")),
+        (("dead", "help", "redrive"), ("dead", "redrive", "--help")),
+    ],
+)
+def test_help_is_a_command_too(cli, asked, same):
+    assert cli(*asked) == cli(*same)
+
+
+def test_help_of_what_is_not_there(cli):
+    assert "no command 'lga'; did you mean 'lag'?" in cli("help", "lga", code=2)
+
+
+@pytest.mark.parametrize("group", ["dead", "groups"])
+def test_the_commands_of_a_group_are_listed_in_full(cli, group):
+    assert "..." not in cli(group, "--help").replace("[ARGS]...", "")
+
+
+def test_a_misspelt_state_is_suggested(cli):
+    text = cli("-A", "shop", "calls", "--state", "failed", code=2)
+    assert "no state 'failed'; did you mean 'FAILURE'?" in text
+    assert "known: FAILURE, PENDING" in cli("-A", "shop", "calls", "--state", "zzz", code=2)
+
+
+def test_a_question_mark_ends_a_suggestion(cli):
+    text = cli("-A", "shop", "call", "ad", code=1)
+    assert "unknown task 'ad'; did you mean 'add'? (in app shop)" in text
+
+
+def test_a_module_with_a_syntax_error_shows_its_own_lines_only(cli, folder):
+    write_shop(folder, "from respool import App\napp = App('x'\ndef f(:\n", "typo")
+    for text in (
+        cli("-A", "typo", "lag", code=1),
+        run("-A", "typo", "worker", "--burst", "-c", "1", cwd=folder).stderr,
+    ):
+        assert "SyntaxError" in text
+        assert 'typo.py", line' in text
+        assert "respool/" not in text
+        assert "importlib" not in text
+
+
+def test_an_error_at_import_shows_the_frames_of_its_author_only(cli, folder):
+    code = "from shop import add\n\ndef send():\n    add.delay('one', 2)\n\nsend()\n"
+    write_shop(folder, code, "sender")
+    for text in (
+        cli("-A", "sender", "lag", code=1),
+        run("-A", "sender", "worker", "--burst", "-c", "1", cwd=folder).stderr,
+    ):
+        assert "BadArguments: add(): argument 'x' should be int, got 'one'" in text
+        assert 'sender.py", line 6' in text
+        assert 'sender.py", line 4, in send' in text
+        assert "respool/" not in text
+        assert "importlib" not in text

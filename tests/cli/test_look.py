@@ -57,9 +57,51 @@ def test_lag_counts_every_place(cli, app, worker):
     )
     assert second["workers"] == 0
     table = cli("-A", "shop", "lag")
-    assert re.search(r"default +main +2 .*5\.\d+s add", table)
-    assert "fast, main: 1 calls of tasks nobody knows: nobody" in table
-    assert "fast, main: no worker serves it" in table
+    assert re.search(r"default +main +1 +1 .*5\.\d+s add", table)
+    assert "shop/fast: 1 calls of tasks nobody knows: nobody" in table
+    assert "shop/fast: no worker serves it; start one: respool -A shop worker" in table
+
+
+def test_lag_and_check_count_alike(cli, app, worker):
+    for x in range(6):
+        app.tasks["add"].delay(x, x)
+    worker.work(want=1)
+    worker.take(want=2)
+    worker.settle(*worker.take(want=1), done=[], release=True)
+    (lag,) = cli.rows("-A", "shop", "lag", "--queue", "default")
+    check = next(g for g in cli.data("-A", "shop", "check")["groups"] if g.get("queue") == "default")
+    places = ("pending", "returned", "leased")
+    assert [lag[name] for name in places] == [check[name] for name in places] == [2, 1, 2]
+    table = cli("-A", "shop", "check")
+    assert re.search(r"records +pending +returned +leased +parked +done", table)
+    assert re.search(r"default +main +6 +2 +1 +2 +· +1 +ok", table)
+
+
+def test_lag_counts_what_is_due_as_far_as_it_looks_and_says_so(cli, app, worker, monkeypatch):
+    for n in range(3):
+        app.tasks["fetch"].delay(f"bad://{n}")
+    worker.work("fast")
+    cli("-A", "shop", "dead", "redrive", "--yes")
+    monkeypatch.setattr("respool.cli.lag.LOOK", 2)
+    text = cli("-A", "shop", "lag", "--queue", "fast")
+    assert "shop/fast: due was counted among the first 2 that are parked" in text
+
+
+def test_the_columns_of_lag_are_explained(cli):
+    text = cli("lag", "--help")
+    for word in (
+        "pending ",
+        "due ",
+        "sched ",
+        "retry ",
+        "leased ",
+        "dead ",
+        "waiting ",
+        "running ",
+        "workers ",
+    ):
+        assert f"\n  {word}" in text
+    assert "A · stands for none, a – for nothing to tell." in text
 
 
 def test_lag_of_one_queue_and_group(cli, app):
@@ -113,6 +155,31 @@ def test_workers(cli, app, worker):
     text = cli("-A", "shop", "workers")
     assert "12,345" in text
     assert re.search(r"add 3\.\ds", text)
+
+
+def test_a_worker_that_beats_no_more_is_silent(cli, app, worker, monkeypatch):
+    app.tasks["add"].delay(1, 2)
+    group, lease = worker.take(want=1)
+    worker.say(groups=[group.id], running=[[lease.spans[0].lo, "add", time.time()]], children=[])
+    monkeypatch.setattr("respool.clock.now", lambda: time.time() + 7)
+    found = row(cli.rows("-A", "shop", "workers"), worker="w1")
+    assert 7 <= found["silent"] < 30
+    assert re.search(r"w1 +silent \d+(\.\d)?s .* \(add\)", cli("-A", "shop", "workers"))
+
+
+def test_show_says_that_the_worker_fell_silent(cli, app, worker, monkeypatch):
+    runs, waits = app.tasks["add"].delay(1, 2), app.tasks["add"].delay(3, 4)
+    group, lease = worker.take(want=1)
+    worker.say(groups=[group.id], running=[[lease.spans[0].lo, "add", time.time()]], children=[])
+    assert "now: 0 calls are before it in shop/default" in cli("-A", "shop", "show", waits.id)
+    monkeypatch.setattr("respool.why.wall_clock", lambda: time.time() + 5)
+    text = cli("-A", "shop", "show", runs.id)
+    assert re.search(r"now: running for \d+\.\d s in worker w1, which has been silent for \d+\.\d s", text)
+    monkeypatch.setattr("respool.why.wall_clock", lambda: time.time() + 20)
+    text = cli("-A", "shop", "show", waits.id)
+    assert re.search(
+        r"now: no worker serves shop/default \(worker w1 has been silent for \d+ s\); start", text
+    )
 
 
 def test_calls_newest_first_with_filters(cli, app, worker):
@@ -180,6 +247,11 @@ def test_show_has_input_attempts_and_outcomes(cli, app, worker):
     assert "FAILURE" in text
     assert "ValueError: no such place: bad://q" in text
     assert "in _run" in text or "in fetch" in text
+    assert "in group main: FAILURE (dead letter)" in text
+    assert "now: " not in text
+    how = re.search(r"\d\d:\d\d:\d\d  worker \d+, child 0: failed: ValueError: no such place", text)
+    assert how, "when, who, and last what became of it"
+    assert "SUCCESS\n" in cli("-A", "shop", "show", done.id)
     assert "returned 5" in cli("-A", "shop", "show", "two-and-three")
 
 
@@ -264,7 +336,7 @@ def test_retrying_and_revoked_states(cli, app, worker):
     states = {c["input"]["args"][0]: c for c in cli.rows("-A", "shop", "calls")}
     assert (states["a"]["state"], states["b"]["state"]) == ("RETRY", "REVOKED")
     text = cli("-A", "shop", "show", states["a"]["id"])
-    assert "RETRY (retry), due " in text
+    assert "in group main: RETRY, due 20" in text
     assert "retry: OSError: flaky" in text
     assert "too late" in cli("-A", "shop", "show", states["b"]["id"])
 

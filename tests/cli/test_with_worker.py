@@ -2,14 +2,19 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tests.cli.support import run, write_shop
+
+from respool.errors import DatabaseGone
+from respool.worker.host import farewell
 
 SLOW = """
 import pathlib, time
@@ -51,26 +56,86 @@ def test_exit_code_of_a_worker_that_cannot_start(folder):
     run("-A", "shop", "call", "add", "2", "3", cwd=folder)
     result = run("-A", "shop", "worker", "-c", "1", "--burst", "--group", "nope", cwd=folder)
     assert result.returncode != 0
-    assert "nope" in result.stderr
+    assert re.search(r"^\d\d:\d\d:\d\d worker: Error: unknown group 'nope'; known: ", result.stderr)
     assert run("worker", "--burst", cwd=folder).returncode == 1
+
+
+@pytest.mark.parametrize("pool", ["processes", "solo"])
+def test_a_worker_logs_in_one_form_and_ends_with_what_it_did(folder, pool):
+    run("-A", "shop", "call", "add", "2", "3", cwd=folder)
+    run("-A", "shop", "call", "fetch", "bad://x", cwd=folder)
+    run("-A", "shop", "call", "mail", "me", "--countdown", "1h", cwd=folder)
+    told = run(
+        "-A", "shop", "worker", "-c", "1", "-Q", "default,fast", "-P", pool, "--burst", cwd=folder
+    ).stderr
+    logged = [line for line in told.splitlines() if re.match(r"\d\d:", line)]
+    assert all(re.match(r"\d\d:\d\d:\d\d (worker|child): \w", line) for line in logged), told
+    assert re.search(
+        r"worker: stopped after \d+\.\d s; worked through 3 calls; left: 1 scheduled, 1 dead$", logged[-1]
+    ), told
+
+
+def test_the_last_line_of_a_worker_whose_log_is_gone_is_no_error():
+    class Gone:
+        def counts(self, group):
+            raise DatabaseGone("the file is gone")
+
+    said = farewell(Gone(), [SimpleNamespace(kind="main")], 1, 2.0)
+    assert said == "stopped after 2.0 s; worked through 1 call; what is left cannot be seen: the file is gone"
+
+
+@pytest.mark.parametrize("pool", ["processes", "solo"])
+def test_a_worker_of_the_wrong_app_says_what_it_does_not_serve(folder, pool):
+    run("-A", "shop", "call", "add", "2", "3", cwd=folder)
+    write_shop(folder, "from respool import App\napp = App('blog')\n", "blog")
+    told = run("-A", "blog", "worker", "-c", "1", "-P", pool, "--burst", cwd=folder).stderr
+    assert "  serves  blog/default\n" in told
+    assert "  note    of other apps, and served by no worker: shop/default (1 call waits)\n" in told
+    run("-A", "shop", "worker", "-c", "1", "--burst", cwd=folder)
+    assert "  note " not in run("-A", "blog", "worker", "-c", "1", "-P", pool, "--burst", cwd=folder).stderr
+
+
+def test_the_banner_names_streams_and_groups(folder):
+    told = run("-A", "shop", "worker", "-c", "1", "--burst", cwd=folder).stderr
+    assert "  serves  shop/default, shop/fast, stream inference (group audit)\n" in told
+    run("-A", "shop", "groups", "create", "v2", "--queue", "default", cwd=folder)
+    told = run("-A", "shop", "worker", "-c", "1", "--burst", "--group", "v2", cwd=folder).stderr
+    assert "  serves  shop/default (group v2)\n" in told
+
+
+def test_a_worker_that_was_killed_is_seen_to_be_gone(folder):
+    write_shop(folder, SLOW)
+    id = run("-A", "shop", "call", "wait", "it", cwd=folder).stdout.strip()
+    worker = _worker(folder)
+    try:
+        _until(lambda: (folder / "it.started").exists())
+        _until(lambda: lines("-A", "shop", "workers", cwd=folder)[0]["running"])
+    finally:
+        worker.kill()
+        worker.wait()
+    (found,) = lines("-A", "shop", "workers", cwd=folder)
+    assert re.fullmatch(r"gone, silent \d+(\.\d)?s", found["state"])
+    assert found["silent"] >= 0
+    shown = run("-A", "shop", "workers", cwd=folder).stdout
+    assert re.search(r"gone, silent .* \(wait\)", shown)
+    (lag,) = lines("-A", "shop", "lag", cwd=folder)
+    assert (lag["workers"], lag["running"], lag["leased"]) == (0, 0, 1)
+    (folder / "it.go").touch()
+    run("-A", "shop", "worker", "-c", "1", "--burst", cwd=folder)
+    assert "SUCCESS" in run("-A", "shop", "show", id, cwd=folder).stdout
 
 
 def test_what_a_worker_runs_is_seen(folder):
     write_shop(folder, SLOW)
     id = run("-A", "shop", "call", "wait", "it", cwd=folder).stdout.strip()
-    source = str(Path(sys.modules["respool"].__file__).parents[1])
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "respool", "-A", "shop", "worker", "-c", "1", "-n", "bee"],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": source},
-        stderr=subprocess.DEVNULL,
-    )
+    worker = _worker(folder)
     try:
         _until(lambda: (folder / "it.started").exists())
         _until(lambda: lines("-A", "shop", "lag", cwd=folder)[0]["running_task"] == "wait")
         (found,) = lines("-A", "shop", "workers", cwd=folder)
         assert (found["worker"], found["state"], found["serves"]) == ("bee", "alive", ["default"])
         assert [(each["id"], each["task"]) for each in found["running"]] == [(id, "wait")]
+        assert "    now: running for " in run("-A", "shop", "show", id, cwd=folder).stdout
         assert lines("-A", "shop", "calls", cwd=folder)[0]["state"] == "STARTED"
         assert lines("-A", "shop", "calls", "--state", "STARTED", cwd=folder)[0]["id"] == id
         assert run("-A", "shop", "check", cwd=folder).returncode == 0
@@ -100,6 +165,16 @@ def test_a_replay_by_commands_alone(folder):
     groups = {each["group"]: each for each in lines("-A", "shop", "groups", "list", cwd=folder)}
     assert groups["v2"]["skipped"] == 1
     assert run("-A", "shop", "check", cwd=folder).returncode == 0
+
+
+def _worker(folder):
+    source = str(Path(sys.modules["respool"].__file__).parents[1])
+    return subprocess.Popen(
+        [sys.executable, "-m", "respool", "-A", "shop", "worker", "-c", "1", "-n", "bee"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": source},
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def _until(true, seconds=30.0):

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -782,15 +782,17 @@ def test_a_sqlite_that_can_corrupt_is_refused(
 
 def mounts(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
     text = "\n".join(("22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw", *lines)) + "\n"
-    read = Path.read_text
+    read, exists = Path.read_text, Path.exists
 
     def mocked(self: Path, *args: Any) -> str:
         return text if str(self) == "/proc/self/mountinfo" else read(self, *args)
 
     monkeypatch.setattr(Path, "read_text", mocked)
+    monkeypatch.setattr(  # only Linux has it
+        Path, "exists", lambda self, **how: str(self) == "/proc/self/mountinfo" or exists(self, **how)
+    )
 
 
-@pytest.mark.skipif(not Path("/proc/self/mountinfo").exists(), reason="only Linux tells")
 @pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs"])
 @pytest.mark.parametrize("name", ["plain", "with blank", "büro", "back\\slash"])
 def test_a_network_file_system_is_refused(
@@ -814,7 +816,6 @@ def test_a_network_file_system_is_refused(
     at(beside / "q.db").close()
 
 
-@pytest.mark.skipif(not Path("/proc/self/mountinfo").exists(), reason="only Linux tells")
 def test_the_last_mount_on_a_point_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     point = os.path.realpath(tmp_path)
     below, above = f"30 22 0:40 / {point} rw - nfs s:/x rw", f"31 22 0:41 / {point} rw - ext4 /dev/b rw"
@@ -947,6 +948,19 @@ def test_os_syncs_no_append(fs: FaultFS) -> None:
     shop.engine.close()
 
 
+class Waiting(deque[Any]):
+    """A producer's queue that tells when so many wait in it."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._size, self.full = size, threading.Event()
+
+    def append(self, item: Any) -> None:
+        super().append(item)
+        if len(self) == self._size:
+            self.full.set()
+
+
 def test_group_commit_shares_syncs(fs: FaultFS, shop: Shop) -> None:
     """While one commit is being synced seven more calls come; they share the next."""
     shop.run(1)
@@ -968,13 +982,12 @@ def test_group_commit_shares_syncs(fs: FaultFS, shop: Shop) -> None:
         done.append(row.id)
 
     threads = [threading.Thread(target=send, args=(row,)) for row in rows]
+    shop.producer._waiting = Waiting(7)
     threads[0].start()
     assert syncing.wait(20)
     for thread in threads[1:]:
         thread.start()
-    deadline = time.monotonic() + 20
-    while len(shop.producer._waiting) < 7 and time.monotonic() < deadline:
-        time.sleep(0.001)
+    assert shop.producer._waiting.full.wait(20)
     assert done == []
     go_on.set()
     for thread in threads:
@@ -996,13 +1009,12 @@ def test_eio_in_a_shared_commit_is_told_to_each_with_its_own_id(fs: FaultFS, sho
         except (AppendUnknown, EngineUnavailable) as error:
             failed[row.id] = getattr(error, "ids", ())
 
+    shop.producer._waiting = Waiting(5)
     shop.producer._lead.acquire()
     threads = [threading.Thread(target=send, args=(row,)) for row in rows]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + 20
-    while len(shop.producer._waiting) < 5 and time.monotonic() < deadline:
-        time.sleep(0.001)
+    assert shop.producer._waiting.full.wait(20)
     shop.producer._lead.release()
     shop.producer._wake_next()
     for thread in threads:

@@ -75,10 +75,12 @@ class Item:
 class LogModel:
     """The records of some logs, by position.
 
-    A known id leaves a gap where others follow, unless it is that of a run's member: not the first of it.
+    With `holes`, a known id leaves one where others follow, unless it is that of a run's member: not the
+    first of it.
     """
 
-    def __init__(self, logs: Iterable[int]) -> None:
+    def __init__(self, logs: Iterable[int], *, holes: bool) -> None:
+        self.holes = holes
         self.ends = {log: first_pos(log) for log in logs}
         self.rows: dict[int, tuple[str, bytes, bytes | str, float]] = {}
         self.ids: dict[bytes | str, int] = {}
@@ -87,10 +89,12 @@ class LogModel:
         """Append calls of any logs, those of one log together; return the positions that are new."""
         before = dict(self.ends)
         for log in dict.fromkeys(call.log for call in calls):
-            base = self.ends[log]
-            for offset, call in enumerate(c for c in calls if c.log == log and not self._is_member(c.id)):
-                if call.id not in self.ids:
-                    self._put(base + offset, call.task, call.body, call.id, call.time)
+            pos = self.ends[log]
+            for call in (c for c in calls if c.log == log and not self._is_member(c.id)):
+                is_new = call.id not in self.ids
+                if is_new:
+                    self._put(pos, call.task, call.body, call.id, call.time)
+                pos += is_new or self.holes
         return [pos for log, end in self.ends.items() for pos in range(before[log], end)]
 
     def _is_member(self, id: bytes | str) -> bool:

@@ -20,6 +20,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from tests.engines.kits import KITS, EngineKit
 from tests.engines.model import Entry, GroupModel, Item, LogModel, Offer, positions_of
 
 from respool.delivery.admin import purge, redrive
@@ -27,15 +28,14 @@ from respool.delivery.claim import Request, claim
 from respool.delivery.death import Cause, Suspect, bury_lease, charge_before
 from respool.delivery.model import Change, Lease, NewCall, Settlement, Verdict, View
 from respool.delivery.settle import give_back, settle
-from respool.engines.base import Group, LeaseLost, ParkedFilter, Reads, Status
-from respool.engines.sqlite.engine import SQLiteEngine, SQLiteOptions
+from respool.engines.base import Engine, Group, LeaseLost, ParkedFilter, Reads, Status
 from respool.record import first_pos
 
 # A failure is shrunk before it is shown, which takes longer than it took to find.
 pytestmark = pytest.mark.timeout(10 * settings().max_examples)
 
 ALL = 1_000_000
-files = itertools.count()
+stores = itertools.count()
 WORKERS = (1, 2, 3)
 CHILDREN = (0, 1)
 GHOSTS = ("ghost", "phantom")  # tasks that not every worker knows
@@ -72,8 +72,9 @@ class DeliveryMachine(RuleBasedStateMachine):
     queue to which the runs of the first send calls.
     """
 
-    def __init__(self, make_engine: Callable[[], Any]) -> None:
+    def __init__(self, make_engine: Callable[[], Engine], *, holes: bool) -> None:
         super().__init__()
+        self.holes = holes
         self.engine = make_engine()
         self.now = 1_000_000.0
         self.numbers = itertools.count(1)
@@ -87,7 +88,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         self.queue = self.engine.create_stream("queue", "shop", "default", 2, {})
         sink = self.engine.create_stream("queue", "shop", "sink", 1, {})
         self.sink = sink.logs[0]
-        self.log = LogModel((*self.queue.logs, self.sink))
+        self.log = LogModel((*self.queue.logs, self.sink), holes=self.holes)
         main = next(g for g in self.engine.groups() if g.stream == self.queue.id)
         self.groups["main"] = main, GroupModel({log: (first_pos(log), None) for log in self.queue.logs})
         if records:
@@ -692,21 +693,36 @@ def _settling(settlement: Settlement) -> Callable[[View, Change], bool]:
     return lambda view, change: settle(view, change, settlement)
 
 
-def memory() -> SQLiteEngine:
-    return SQLiteEngine(SQLiteOptions(None))
+@pytest.fixture(params=KITS)
+def make_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Engine]]:
+    """Make engines, each on a store of its own."""
+    kits: list[EngineKit] = []
+
+    def make() -> Engine:
+        folder = tmp_path / str(next(stores))
+        folder.mkdir()
+        while kits:  # an example that has ended
+            kits.pop().remove()
+        kits.append(KITS[request.param](request, folder, "os"))
+        return kits[-1].open()
+
+    yield make
+    for kit in kits:
+        kit.remove()
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Callable[[], SQLiteEngine]:
-    """Make engines, each on a file of its own."""
-    return lambda: SQLiteEngine(SQLiteOptions(tmp_path / f"{next(files)}.db", durability="os"))
+def holes(request: pytest.FixtureRequest) -> bool:
+    """Whether the engine leaves a position empty for an id that is known."""
+    return bool(request.node.callspec.params["make_engine"] != "postgres")
 
 
-def test_delivery_in_memory() -> None:
-    run_state_machine_as_test(lambda: DeliveryMachine(memory))
-
-
-def test_delivery_in_a_file(file: Callable[[], SQLiteEngine]) -> None:
-    """Fewer examples: it is the same core and the same statements, and a disk is slower."""
-    few = settings(max_examples=max(settings().max_examples // 5, 1))
-    run_state_machine_as_test(lambda: DeliveryMachine(file), settings=few)
+def test_delivery(make_engine: Callable[[], Engine], holes: bool) -> None:
+    """Fewer examples where it is stored: it is the same core, and a disk or a network is slower."""
+    chosen = settings()
+    engine = make_engine()
+    if engine.capabilities.durable:
+        fewer = 10 if engine.capabilities.many_hosts else 5
+        chosen = settings(max_examples=max(chosen.max_examples // fewer, 1))
+    engine.close()
+    run_state_machine_as_test(lambda: DeliveryMachine(make_engine, holes=holes), settings=chosen)

@@ -14,7 +14,7 @@ import apsw
 import pytest
 from tests.worker.support import SOURCES, Place, cpu_seconds, eventually, tree
 
-from respool.errors import CorruptBody, RespoolError, WorkerLost
+from respool.errors import CorruptBody, RespoolError, SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLost
 from respool.record import Meta, Row
 from respool.replay import dead_letters
 
@@ -402,8 +402,8 @@ def test_log_locked_for_longer_than_anything_allows(place: Place) -> None:
     eventually(lambda: len(place.marks("start", "slow")) == 2)
     foreign = _lock(place)
     began = time.monotonic()
-    first.said("annot beat")
-    second.said("annot beat")
+    first.said("cannot ")
+    second.said("cannot ")
     place.touch("go-1")
     with pytest.raises(RespoolError):
         module.fine.delay(1000)
@@ -423,6 +423,53 @@ def test_log_locked_for_longer_than_anything_allows(place: Place) -> None:
     place.check()
 
 
+def test_time_limits_are_kept_while_the_log_is_locked(place: Place) -> None:
+    """However long appends may wait: no write of the supervisor's holds it up. All is settled later."""
+    module = place.module(
+        CODE,
+        """
+        @app.task(time_limit=1.0)
+        def endless(n):
+            note("start", "endless", n)
+            wait_for("never", 60)
+
+
+        @app.task(soft_time_limit=1.0)
+        def soft(n):
+            note("start", "soft", n)
+            wait_for("never", 60)
+        """,
+        beat=0.1, worker_ttl=0.5, append_timeout=30,
+    )  # fmt: skip
+    fine = module.fine.delay_many(range(20))
+    endless = [module.endless.delay(n) for n in range(2)]
+    soft = module.soft.delay(1)
+    worker = place.worker(3)
+    begun = [place.await_start("endless", str(n)) for n in range(2)]
+    place.await_start("soft", "1")
+    foreign = _lock(place)
+    for mark in begun:
+        eventually(lambda: not Path(f"/proc/{mark.pid}").exists(), timeout=5)  # noqa: B023
+    assert time.monotonic() - max(mark.at for mark in begun) < 1.0 + 2.0
+    worker.said("cannot ")
+    eventually(lambda: time.monotonic() - begun[0].at > 4.0)
+    assert worker.process.poll() is None, worker.log
+    foreign.execute("ROLLBACK")
+    foreign.close()
+    for each in endless:
+        with pytest.raises(TimeLimitExceeded):
+            each.get(timeout=20)
+    with pytest.raises(SoftTimeLimitExceeded):
+        soft.get(timeout=20)
+    assert fine.get(timeout=20) == list(range(20))
+    worker.said("is back")
+    assert worker.stop() == 0
+    assert worker.log.count("longer than its time_limit") == 2, "said once each, however often it was tried"
+    assert place.runs("endless") == {"0": 1, "1": 1}
+    assert place.counters().get("refused settlements", 0) == 0
+    place.check()
+
+
 def test_child_dies_while_the_log_is_locked(place: Place) -> None:
     module = place.module(
         CODE + "\n@app.task\ndef slow(n):\n    note('start', 'slow', n)\n    wait_for('go')\n    return n\n",
@@ -433,7 +480,7 @@ def test_child_dies_while_the_log_is_locked(place: Place) -> None:
     mark = place.await_start("slow", "1")
     foreign = _lock(place)
     os.kill(mark.pid, signal.SIGKILL)
-    worker.said("annot beat")
+    worker.said("cannot ")
     began = time.monotonic()
     eventually(lambda: time.monotonic() - began > 1.0)
     assert worker.process.poll() is None, worker.log
@@ -451,7 +498,7 @@ def test_stop_while_the_log_is_locked(place: Place) -> None:
     worker = place.worker(1)
     place.children()
     foreign = _lock(place)
-    worker.said("annot beat")
+    worker.said("cannot ")
     worker.signal(signal.SIGTERM)
     status = worker.wait()
     foreign.close()
@@ -480,6 +527,43 @@ def test_log_deleted_under_an_idle_worker(place: Place) -> None:
     module.app.close()
     assert module.fine.delay(2).get(timeout=20) == 2
     assert worker.stop() == 0
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced", "deleted at import", "opened at import"])
+def test_child_that_is_replaced_after_the_log_was_deleted_makes_no_new_one(place: Place, how: str) -> None:
+    """The supervisor finds out by its next beat, which is far off."""
+    module = place.module(
+        CODE,
+        """
+        if (HERE / "opens").exists():
+            app.engine
+        if IN_WORKER and once("unlink"):
+            for end in ("", "-wal", "-shm"):
+                (HERE / f"log.db{end}").unlink(missing_ok=True)
+        """,
+        beat=20, worker_ttl=60,
+    )  # fmt: skip
+    worker = place.worker(1)
+    assert module.fine.delay(1).get(timeout=20) == 1
+    (child,) = tree(worker.pid)
+    if how == "deleted at import":
+        place.touch("unlink")
+    else:
+        for path in _files(place):
+            path.unlink(missing_ok=True)
+    if how == "opened at import":
+        place.touch("opens")
+    if how == "replaced":
+        (place.folder / "log.db").touch()
+    os.kill(child, signal.SIGKILL)
+    worker.said("no new one is made")
+    worker.said("the next starts in 2 s")
+    assert [path.name for path in _files(place) if path.exists()] == ["log.db"] * (how == "replaced")
+    if how == "replaced":
+        assert (place.folder / "log.db").stat().st_size == 0
+    worker.signal(signal.SIGTERM)
+    worker.wait()
+    assert "Traceback" not in worker.log
 
 
 def test_log_deleted_while_a_task_runs(place: Place) -> None:
@@ -580,7 +664,7 @@ def test_children_die_with_their_supervisor(place: Place) -> None:
 def test_worker_needs_no_terminal_and_says_where_it_works(place: Place) -> None:
     place.module(CODE)
     worker = place.worker(1)
-    worker.said("serves  queue default")
+    worker.said("serves  t/default")
     assert str(place.folder / "log.db") in worker.log
     assert worker.stop() == 0
     assert worker.log.count("Traceback") == 0

@@ -137,14 +137,18 @@ def test_a_cancelled_caller_does_not_hold_up_the_next(app: App) -> None:
     began, go_on = threading.Event(), threading.Event()
 
     class Slow:
-        def append_rows(self, rows: Any) -> Any:
+        def append_row(self, row: NewCall) -> Any:
             began.set()
             assert go_on.wait(10)
+            return engine.append_row(row)
+
+        def append_rows(self, rows: Any) -> Any:
             return engine.append_rows(rows)
 
         def ring(self, log: int) -> None: ...
 
-    producer = Producer(Slow(), 1 << 20)
+    slow: Any = Slow()
+    producer = Producer(slow, 1 << 20)
 
     def call(name: str) -> NewCall:
         return NewCall(log, "add", b"x", None, f"shop\0{name}", 1.0)

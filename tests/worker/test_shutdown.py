@@ -39,7 +39,8 @@ def test_warm_shutdown(place: Place, number: int) -> None:
     rest = module.slow.delay_many(range(2, 10))
     os.killpg(worker.pid, number)  # to all its processes, as a terminal does it
     worker.said("running tasks finish")
-    time.sleep(0.1)  # nothing happens: the task goes on
+    beat = place.registered()[0].beat
+    eventually(lambda: place.registered()[0].beat > beat + 1)  # nothing happens: the task goes on
     assert worker.process.poll() is None
     place.touch("go-1")
     assert worker.wait() == 0

@@ -93,22 +93,8 @@ def _explained(error: BaseException, debug: bool) -> str:
     if debug:
         return f"{error}\n\n{''.join(traceback.format_exception(error)).rstrip()}"
     if isinstance(error, AppImportError) and error.__cause__ is not None:
-        cause = error.__cause__
-        cause.__traceback__ = _past_importing(cause.__traceback__)
-        return f"{error}\n\n{''.join(traceback.format_exception(cause)).rstrip()}"
+        return f"{error}\n\n{''.join(traceback.format_exception(error.__cause__)).rstrip()}"
     return str(error)
-
-
-def _past_importing(tb: Any) -> Any:
-    """Skip the frames of Respool and of Python's import system, with which such a traceback begins."""
-    start = tb
-    while tb is not None:
-        name = tb.tb_frame.f_code.co_filename
-        ours = name.endswith(("respool/loading.py", "respool/cli/loading.py"))
-        if not ours and "importlib" not in name and not name.startswith("<frozen"):
-            return tb
-        tb = tb.tb_next
-    return start
 
 
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:

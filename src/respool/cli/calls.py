@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,10 +11,33 @@ from .common import json_option, since_option, until_option
 STATES = ("PENDING", "SCHEDULED", "STARTED", "PROGRESS", "RETRY", "SUCCESS", "FAILURE", "REVOKED", "UNKNOWN")
 
 
+if TYPE_CHECKING:
+    _Text = click.ParamType[str]
+else:
+    _Text = click.ParamType  # which older versions of click do not have as a generic class
+
+
+class State(_Text):
+    """A state of calls, in whatever case; the near one is suggested for a misspelt one."""
+
+    name = "state"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the state as it is stored."""
+        from ..errors import suggest
+
+        name = str(value).upper()
+        if name not in STATES:
+            self.fail(f"no state {value!r}{suggest(name, STATES)}", param, ctx)
+        return name
+
+
 @click.command()
 @click.option("--queue", metavar="NAME", help="Only calls of this queue.")
 @click.option("--task", metavar="NAME", help="Only calls of this task.")
-@click.option("--state", type=click.Choice(STATES, case_sensitive=False), help="Only calls in this state.")
+@click.option(
+    "--state", type=State(), metavar="STATE", help=f"Only calls in this state: {', '.join(STATES)}."
+)
 @click.option(
     "--group", default="main", show_default=True, metavar="NAME", help="The group whose states count."
 )
@@ -43,8 +66,8 @@ def command(
     from itertools import islice
 
     from ..errors import UnknownName
-    from .output import Column, Table, iso, line, note, when, zone
-    from .records import Wanted, listed
+    from .output import Column, Table, iso, line, note, when, width, zone
+    from .records import SHORT, Wanted, listed
     from .target import open_target
 
     target = open_target()
@@ -63,12 +86,12 @@ def command(
         Column("state"),
         Column("call", least=16),
     )
-    wanted = Wanted(group, task, state and state.upper(), since, until, oldest)
+    wanted = Wanted(group, task, state, since, until, oldest)
     for call in islice(listed(target, streams, wanted), limit):
         if as_json:  # printed as it is found: there may be millions
             line({**call.data(), "time": iso(call.time)})
         else:
-            text = call.input.text(call.task)
+            text = call.input.text(call.task, min(width(), SHORT))
             table.add((when(call.time), call.id, target.shown(call.stream), call.state, text), {})
     if as_json:
         return

@@ -9,7 +9,9 @@ import click
 from .common import document_option
 
 if TYPE_CHECKING:
+    from ..engines.base import Stream
     from ..replay import Report
+    from ..replay.checking import GroupReport
     from .target import Target
 
 
@@ -19,6 +21,13 @@ def command(as_json: bool) -> None:
     """Prove by counting that every record is in exactly one place in every group, and the log is whole.
 
     All apps on the log are checked. It can be run beside workers. Exit code 1 where anything is wrong.
+
+    \b
+    pending   not handed to a worker yet
+    returned  given back by a worker; `respool lag` counts it as due
+    leased    taken by a worker
+    parked    waits by itself: scheduled, to be retried, of a task nobody knows, or a dead letter
+    done      has come to its end
 
     \b
     respool -A shop check
@@ -31,15 +40,21 @@ def command(as_json: bool) -> None:
     target = open_target()
     with progress("checking") as tell:
         report = check(target.engine, tell)
+    returned = {each.group.id: _returned(target, each) for each in report.groups}
     if as_json:
-        document(_data(report))
+        document(_data(report, returned))
     else:
-        _print(target, report)
+        _print(target, report, returned)
     if not report.ok:
         click.get_current_context().exit(1)
 
 
-def _data(report: Report) -> dict[str, Any]:
+def _returned(target: Target, report: GroupReport) -> int:
+    """Return how many of the leased have no owner. Counted later than they were, so never more than these."""
+    return min(target.engine.counts(report.group).returned, report.leased) if report.leased else 0
+
+
+def _data(report: Report, returned: dict[int, int]) -> dict[str, Any]:
     return {
         "ok": report.ok,
         "records": report.records,
@@ -51,7 +66,8 @@ def _data(report: Report) -> dict[str, Any]:
                 "group": each.group.name,
                 "records": each.records,
                 "pending": each.pending,
-                "leased": each.leased,
+                "returned": returned[each.group.id],
+                "leased": each.leased - returned[each.group.id],
                 "parked": each.parked,
                 "done": each.done,
                 "problems": each.problems,
@@ -62,10 +78,16 @@ def _data(report: Report) -> dict[str, Any]:
     }
 
 
-def _print(target: Target, report: Report) -> None:
+def _print(target: Target, report: Report, returned: dict[int, int]) -> None:
     from .output import Column, Table, number
 
-    names = ("records", "pending", "leased", "parked", "done")
+    several = len({each.stream.app for each in report.groups if each.stream.app}) > 1
+
+    def shown(stream: Stream) -> str:  # of all apps, whichever is named
+        return f"{stream.app}/{stream.name}" if stream.app and several else stream.name
+
+    some = any(returned.values())
+    names = ("records", "pending", *(("returned",) if some else ()), "leased", "parked", "done")
     table = Table(
         Column("queue", least=8),
         Column("group", least=6),
@@ -73,12 +95,16 @@ def _print(target: Target, report: Report) -> None:
         Column(""),
     )
     for each in report.groups:
-        figures = (each.records, each.pending, each.leased, sum(each.parked.values()), each.done)
+        back = returned[each.group.id]
+        figures = (
+            *(each.records, each.pending, *((back,) if some else ()), each.leased - back),
+            *(sum(each.parked.values()), each.done),
+        )
         verdict = "WRONG" if each.problems else "ok"
-        table.add((target.shown(each.stream), each.group.name, *map(number, figures), verdict), {})
+        table.add((shown(each.stream), each.group.name, *map(number, figures), verdict), {})
     table.show(False, "No groups.")
     for each in report.groups:
-        where = f"{each.stream.kind} {target.shown(each.stream)}, group {each.group.name}"
+        where = f"{each.stream.kind} {shown(each.stream)}, group {each.group.name}"
         for text in each.problems:
             click.secho(f"Wrong in {where}: {text}", fg="red")
         for text in each.warnings:

@@ -41,7 +41,7 @@ class NotInTime(Failure):
 
 
 class RespoolGroup(click.Group):
-    """A group that suggests the near name for a misspelt command."""
+    """A group that suggests the near name for a misspelt command, and whose `help X` is `X --help`."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -49,6 +49,11 @@ class RespoolGroup(click.Group):
         """Return the command to run. Raises UsageError with a suggestion."""
         name = args[0] if args else ""
         known = self.list_commands(ctx)
+        if name == "help":
+            if not args[1:]:
+                click.echo(ctx.get_help())
+                ctx.exit()
+            return self.resolve_command(ctx, [*args[1:], "--help"])
         if name and not name.startswith("-") and name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"

@@ -132,7 +132,7 @@ def show(id: str, group: str | None, as_json: bool) -> None:
         print_record(data)
 
 
-@command.command()
+@command.command(short_help="Give dead letters back to their groups, due at once.")
 @_filters
 @yes_option
 @document_option

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 import sysconfig
+from collections.abc import Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from ..engines.base import Group
 
 MARK = "respool-demo"  # a file by which the folder is known as ours
+FEW = 20  # files, below which a worker is through before anything can be killed
 
 
 @click.command()
@@ -42,7 +45,12 @@ def command(folder: Path | None, limit: int, out: Path) -> None:
     """
     from rich.console import Console
 
-    Demo(Console(highlight=False), folder or Path(sysconfig.get_path("stdlib")), limit, out.absolute()).tell()
+    demo = Demo(Console(highlight=False), folder or Path(sysconfig.get_path("stdlib")), limit, out.absolute())
+    try:
+        demo.tell()
+    except KeyboardInterrupt:
+        click.echo(f"\nStopped before its end, and so are its workers. {demo.left_behind()}")
+        click.get_current_context().exit(1)
 
 
 class Demo:
@@ -53,6 +61,18 @@ class Demo:
         self.url = f"sqlite:///{out / 'demo.db'}"
         self.record = out / "runs.txt"
         self.log = out / "worker.log"
+        self._killed = False
+
+    def left_behind(self) -> str:
+        """Say what there is on disk, and how to be rid of it."""
+        if not (self.out / MARK).exists():
+            return "It has left nothing on disk."
+        shown = shlex.quote(os.path.relpath(self.out))
+        return f"Its log and its files are in {shown}. To remove them: rm -r {shown}"
+
+    def _say(self, text: str) -> None:
+        """Print a line; the terminal breaks it where it must, and nobody does in a pipe."""
+        self.console.print(text, soft_wrap=True)
 
     def tell(self) -> None:
         """Run all of it."""
@@ -87,51 +107,58 @@ class Demo:
         return app
 
     def _head(self, number: int, text: str) -> None:
-        self.console.print(f"\n[bold]{number}. {text}[/bold]")
+        from rich.markup import escape
+
+        self._say(f"\n[bold]{number}. {escape(text)}[/bold]")
 
     def _send(self, app: App, files: list[str]) -> list[str]:
         import time
 
-        self._head(1, f"{len(files):,} files of {self.folder}, one call each")
+        from rich.markup import escape
+
+        self._head(1, f"{len(files):,} file{_s(files)} of {self.folder}, one call each")
         start = time.perf_counter()
         results = app.tasks["digest"].delay_many(files)
         took = time.perf_counter() - start
-        self.console.print(f"   on disk, synced, after {took * 1000:.0f} ms: {app.location.shown}")
+        self._say(f"   on disk, synced, after {took * 1000:.0f} ms: {escape(app.location.shown)}")
         return [result.id for result in results]
 
     def _survive(self, app: App, total: int) -> Group:
         from ..demo.story import DemoWorker
 
-        self._head(2, "A worker with two processes; one is killed, then the whole worker")
+        few = total < FEW
+        told = "none is killed: that takes more files" if few else "kill -9 once it is well into its work"
+        self._head(2, f"A worker with two processes; {told}")
         main = next(group for group in app.groups() if group.name == "main")
         worker = DemoWorker("respool.demo.v1", self.url, self.record, self.log)
-        kills: dict[str, Any] = {}
         try:
             with self._progress("v1", total) as show:
 
                 def shown(at: Any) -> bool:
                     show(at)
-                    if "child" not in kills and at.done > total * 0.25 and (pid := worker.kill_child(app)):
-                        kills["child"] = pid
-                        self.console.print(
-                            f"   [red]kill -9[/red] of one process ({pid}); its call goes to the other"
-                        )
+                    if few or at.done >= total:
+                        return False
+                    if not self._killed and at.done > total * 0.25 and (pid := worker.kill_child(app)):
+                        self._killed = True
+                        self._say(f"   [red]kill -9[/red] of one process ({pid}); its call goes to the other")
                     return bool(at.done > total * 0.55)
 
-                self._watch(app, main, total, worker, shown)
-            worker.kill()
-            self.console.print(
-                f"   [red]kill -9[/red] of the worker ({worker.process.pid}), in the middle of its work"
-            )
-            worker = DemoWorker("respool.demo.v1", self.url, self.record, self.log)
-            self.console.print("   another worker starts, and takes over what the dead one had claimed")
-            with self._progress("v1", total) as show:
-                at = self._watch(app, main, total, worker, lambda at: bool(show(at)))
+                at = self._watch(app, main, total, worker, shown)
+            if at.done < total:
+                worker.kill()
+                self._killed = True
+                self._say(
+                    f"   [red]kill -9[/red] of the worker ({worker.process.pid}), in the middle of its work"
+                )
+                worker = DemoWorker("respool.demo.v1", self.url, self.record, self.log)
+                self._say("   another worker starts, and takes over what the dead one had claimed")
+                with self._progress("v1", total) as show:
+                    at = self._watch(app, main, total, worker, lambda at: bool(show(at)))
+            elif not few:
+                self._say("   the worker was through before it could be killed")
         finally:
             worker.stop()
-        self.console.print(
-            f"   {at.done:,} of {total:,} calls have ended, {at.dead:,} of them as dead letters"
-        )
+        self._say(f"   {at.done:,} of {total:,} calls have ended, {at.dead:,} of them as dead letters")
         return main
 
     def _watch(self, app: App, group: Group, total: int, worker: Any, shown: Any) -> Any:
@@ -140,7 +167,10 @@ class Demo:
         return watch(app, group, total, worker, shown)
 
     def _progress(self, what: str, total: int) -> Any:
-        from contextlib import contextmanager
+        from contextlib import contextmanager, nullcontext
+
+        if not self.console.is_terminal:
+            return nullcontext(lambda at: None)
 
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -160,6 +190,8 @@ class Demo:
         return bar()
 
     def _prove(self, files: list[str], version: str) -> None:
+        from rich.markup import escape
+
         from ..demo.record import runs
 
         self._head(
@@ -168,14 +200,13 @@ class Demo:
         found = runs(self.record, version)
         unreadable = [path for path in files if path not in found]
         repeats = sum(found.values()) - len(found)
-        because = " because of the kills" if version == "v1" else ""
-        self.console.print(
-            f"   {len(found):,} files processed, {repeats} run{'s' if repeats != 1 else ''} repeated{because}"
-        )
+        because = " because of the kills" if version == "v1" and self._killed else ""
+        again = f"{repeats} run{'s' if repeats != 1 else ''} repeated{because}"
+        self._say(f"   {len(found):,} file{_s(found)} processed, {again}")
         if unreadable:
-            self.console.print(
+            self._say(
                 f"   {len(unreadable):,} could not: each is a dead letter with its input and error, like\n"
-                f"   {unreadable[0]}"
+                f"   {escape(unreadable[0])}"
             )
 
     def _replay(self, app: App, main: Group, files: list[str], ids: list[str]) -> None:
@@ -195,27 +226,23 @@ class Demo:
             worker.stop()
         self._prove(files, "v2")
         same = fingerprint(app, main, log) == before
-        self.console.print(
-            f"   the outcomes of version 1 are {'untouched' if same else '[red]CHANGED[/red]'}"
-        )
+        self._say(f"   the outcomes of version 1 are {'untouched' if same else '[red]CHANGED[/red]'}")
         self._compare(app, files, ids)
 
     def _compare(self, app: App, files: list[str], ids: list[str]) -> None:
-        from rich.table import Table
-
         from ..demo.record import runs
         from ..demo.story import compared
+        from .output import Column, Table
 
         done = runs(self.record, "v1")
         failed = [at for at, path in enumerate(files) if path not in done][:2]
         step = max(len(ids) // 3, 1)
         chosen = sorted({*range(0, len(ids), step), *failed})[:5]
-        table = Table(box=None, padding=(0, 2, 0, 3), pad_edge=True, expand=True)
-        for name, ratio in (("file", 2), ("outcome in main (v1)", 5), ("outcome in v2", 5)):
-            table.add_column(name, overflow="ellipsis", no_wrap=True, ratio=ratio)
+        titles = ("file", "outcome in main (v1)", "outcome in v2")
+        table = Table(*(Column(title, least=12) for title in titles))
         for at, row in zip(chosen, compared(app, [ids[at] for at in chosen]), strict=True):
-            table.add_row(Path(files[at]).name, _short(row["v1"]), _short(row["v2"]))
-        self.console.print(table)
+            table.add((Path(files[at]).name, _short(row["v1"]), _short(row["v2"])), row)
+        table.show(False, "")
 
     def _interesting(self, app: App, files: list[str], ids: list[str]) -> str:
         """Return a call that version 1 failed and version 2 did not, or else the first."""
@@ -233,11 +260,18 @@ class Demo:
         lag_table(target, target.groups).show(False, "")
 
     def _next(self, id: str) -> None:
+        from rich.markup import escape
+
         shown = os.path.relpath(self.out / "demo.db")
         url = f"sqlite:///{shown}"
         self._head(7, "It is all still there. Try next:")
         for line in (f"show {id}", "dead list", "check"):
-            self.console.print(f"   {_command()} --url {url} {line}", soft_wrap=True)
+            self._say(f"   {escape(f'{_command()} --url {url} {line}')}")
+        self._say(f"   {escape(self.left_behind())}")
+
+
+def _s(things: Sized) -> str:
+    return "" if len(things) == 1 else "s"
 
 
 def _command() -> str:

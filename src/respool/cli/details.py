@@ -11,8 +11,11 @@ from .output import age, iso, moment, note, when
 from .values import Input, one_line, read_input, read_result, summary
 
 if TYPE_CHECKING:
-    from ..engines.base import Group, Record, Stream
+    from ..engines.base import Group, Record, Status, Stream
+    from ..result import Found
     from .target import Target
+
+_TOLD = {"dead": "dead letter", "unknown": "no worker knows the task"}
 
 
 def record_data(target: Target, pos: int, only: Collection[str] | None = None) -> dict[str, Any]:
@@ -78,6 +81,7 @@ def _in_group(target: Target, stream: Stream, group: Group, record: Record) -> d
         "state": found.state,
         "reason": found.reason,
         "due": iso(parked.due) if parked else None,
+        "now": _now(target, stream, group, record.pos, status, found),
         "result": result,
         "result_error": unreadable,
         "error": _error(error),
@@ -85,6 +89,19 @@ def _in_group(target: Target, stream: Stream, group: Group, record: Record) -> d
         "input_now": changed,
         "attempts": [_attempt(entry) for entry in target.engine.journal(group.id, record.pos)],
     }
+
+
+def _now(target: Target, stream: Stream, group: Group, pos: int, status: Status, found: Found) -> str | None:
+    """Say what an unfinished call waits for, or who runs it; None where its state says all."""
+    from ..why import explain_waiting
+
+    if found.state not in ("PENDING", "SCHEDULED", "RETRY", "STARTED", "PROGRESS"):
+        return None
+    parked = status.parked
+    later = parked is not None and parked.due is not None and not _is_over(parked.due)
+    if later and target.serving(group):
+        return None
+    return explain_waiting(target.engine, stream, group, pos, found.reason)
 
 
 def _error(body: bytes | None) -> dict[str, str] | None:
@@ -145,11 +162,15 @@ def _input(given: dict[str, Any], task: str) -> str:
 
 def _print_group(group: dict[str, Any], task: str) -> None:
     color = {"SUCCESS": "green", "FAILURE": "red", "REVOKED": "yellow", "RETRY": "yellow"}.get(group["state"])
-    reason = f" ({group['reason']})" if group["reason"] else ""
-    due = f", due {_moment(group['due'])}" if group["due"] else ""
+    said = group["reason"] in ("done", group["state"].lower())  # by the state itself
+    reason = f" ({_TOLD.get(group['reason'], group['reason'])})" if group["reason"] and not said else ""
+    over = group["due"] is not None and _is_over(_seconds(group["due"]))
+    due = f", due {'since ' if over else ''}{_moment(group['due'])}" if group["due"] else ""
     click.echo(f"\n  in group {group['group']}: ", nl=False)
     click.secho(f"{group['state']}", fg=color, nl=False)
     click.echo(f"{reason}{due}")
+    if group["now"]:
+        click.echo(f"    now: {group['now']}")
     if group["input_now"]:
         click.echo(f"    input as changed: {_input(group['input_now'], task)}")
     if group["state"] == "SUCCESS":
@@ -164,11 +185,20 @@ def _print_group(group: dict[str, Any], task: str) -> None:
 
 
 def _attempt_line(attempt: dict[str, Any]) -> str:
-    who = "" if attempt["worker"] is None else f" worker {attempt['worker']}, child {attempt['child']}"
-    together = f" ({attempt['records']:,} records together)" if attempt["records"] > 1 else ""
+    """Write when, who and how long, then how it ended. What people and delays do takes no time."""
+    who = [] if attempt["worker"] is None else [f"worker {attempt['worker']}", f"child {attempt['child']}"]
+    if attempt["started"] != attempt["ended"]:
+        together = f" for {attempt['records']:,} records together" if attempt["records"] > 1 else ""
+        who.append(f"{age(attempt['seconds'])}{together}")
     told = attempt["note"] if attempt["note"] and attempt["note"] != attempt["how"] else attempt["how"]
-    told = f"{' '.join(told.split())}, {age(attempt['seconds'])}{together}"
-    return f"{when(_seconds(attempt['ended']))}{who} {told}"
+    did = f"{', '.join(who)}: " if who else ""
+    return f"{when(_seconds(attempt['ended']))}  {did}{' '.join(told.split())}"
+
+
+def _is_over(due: float) -> bool:
+    from ..clock import now
+
+    return due <= now()
 
 
 def _seconds(text: str) -> float:

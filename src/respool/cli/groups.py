@@ -26,11 +26,17 @@ def command() -> None:
     """
 
 
-@command.command("list")
+@command.command("list", short_help="List the groups and how far they are.")
 @click.option("--queue", metavar="NAME", help="Only groups of this queue or stream.")
 @json_option
 def list_(queue: str | None, as_json: bool) -> None:
     """List the groups: their bounds, how far they are, what they left out.
+
+    \b
+    done     run to their end, dead letters not among them
+    left     still to be run
+    skipped  passed over by a replay: of other tasks, or outside its window
+    dropped  calls that a replay's runs made, and that were not sent
 
     \b
     respool -A shop groups list --queue default
@@ -80,7 +86,7 @@ def _data(target: Target, group: Group) -> dict[str, Any]:
         "name": stream.name,
         "app": group.app,
         "kind": group.kind,
-        "done": max(total - left, 0),
+        "done": max(total - left - counters.get("skipped", 0), 0),
         "left": left - counts.parked.get("dead", 0),
         "dead": counts.parked.get("dead", 0),
         "skipped": counters.get("skipped", 0),
@@ -105,7 +111,7 @@ def _bounds(group: Group) -> str:
     return ", ".join(parts)
 
 
-@command.command()
+@command.command(short_help="Make a group that reads from a place on.")
 @click.argument("name")
 @click.option("--queue", metavar="NAME", help="Of this queue.")
 @click.option("--stream", metavar="NAME", help="Of this stream.")
@@ -120,6 +126,10 @@ def _bounds(group: Group) -> str:
 def create(name: str, queue: str | None, stream: str | None, start: str, as_json: bool) -> None:
     """Make a group that reads a queue or stream from a place on, without end.
 
+    Who serves it: of a queue, a worker --group NAME. Of a stream, a worker of an app that has a
+    subscription of that name, @stream.subscribe(group="NAME"). Made here before that is deployed, it
+    begins where --start says.
+
     \b
     respool -A shop groups create shadow --queue default --start latest
     respool -A shop groups create audit --stream inference --start 7d
@@ -128,6 +138,7 @@ def create(name: str, queue: str | None, stream: str | None, start: str, as_json
         raise click.UsageError("say what it reads: --queue NAME or --stream NAME")
     from ..errors import ConfigError
     from ..stream import check_name
+    from ..why import worker_command
     from .output import document
     from .target import open_target
 
@@ -144,8 +155,19 @@ def create(name: str, queue: str | None, stream: str | None, start: str, as_json
     left = target.engine.counts(made).pending
     if as_json:
         document({"group": name, "reads": read.kind, "name": read.name, "start": start, "left": left})
-    else:
-        click.echo(f"Group {name} reads {read.kind} {read.name} from {start} on: {left:,} records so far.")
+        return
+    click.echo(f"Group {name} reads {read.kind} {read.name} from {start} on: {left:,} records so far.")
+    if read.kind == "queue":
+        click.echo(f"Run it:  {worker_command(made)}")
+    else:  # a subscription of that name would have made the group when the app's log was opened
+        click.echo(
+            f"No worker can serve it yet: app {target.app.name} has no subscription of that name. Write one "
+            f"on its stream {read.name!r}:\n    @{_variable(read.name)}.subscribe(group={name!r})"
+        )
+
+
+def _variable(stream: str) -> str:
+    return stream if stream.isidentifier() else "stream"
 
 
 def _moment(start: str) -> float:

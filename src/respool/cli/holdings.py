@@ -8,6 +8,7 @@ from .output import Column, Table, iso, number, when, zone
 
 if TYPE_CHECKING:
     from ..engines.base import Stream
+    from ..engines.inspect import Brief
     from .target import Target
 
 
@@ -56,5 +57,6 @@ def _data(target: Target, stream: Stream) -> dict[str, Any]:
     }
 
 
-def _at(target: Target, pos: int) -> Any:
-    return target.engine.briefs(pos, pos + 1, None, None, None, 0)
+def _at(target: Target, pos: int) -> list[Brief]:
+    found: list[Brief] = target.engine.briefs(pos, pos + 1, None, None, None, 0)
+    return found

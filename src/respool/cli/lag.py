@@ -10,10 +10,11 @@ from .common import json_option
 
 if TYPE_CHECKING:
     from ..delivery.model import Lease
-    from ..engines.base import Group
+    from ..engines.base import Counts, Group
     from .target import Target
 
 _SHOWN = {"scheduled": "sched", "retry": "retry", "dead": "dead"}
+LOOK = 100_000  # parked records that are looked at to tell which are due
 
 
 @click.command()
@@ -24,16 +25,26 @@ def command(queue: str | None, group: str | None, as_json: bool) -> None:
     """Show what waits, runs and failed, by queue and group.
 
     \b
-    pending  to be started, those given back by a worker among them
+    pending  not handed to a worker yet
+    due      ready to run again: given back by a worker, redriven, or with its delay over
+             (a column only where there are some)
+    sched    waits until it is due: sent with a countdown or eta
+    retry    raised, and waits until it is due to run again
     leased   taken by a worker: being run, or about to be
-    waiting  how long the oldest of the pending has waited since it was sent
+    dead     dead letters: failed for good, see respool dead list
+    waiting  how long the oldest of pending and due has waited, since it was sent or was due
     running  how long the oldest run has been going on, and of which task
+    workers  how many serve it
+
+    A · stands for none, a – for nothing to tell. `respool check` counts by the same words, and has all
+    that is parked, which is sched, retry, dead and those due again, in one column.
 
     \b
     respool -A shop lag
     respool --url sqlite:///shop.db lag --json
     """
     from ..errors import UnknownName
+    from ..why import served_as, worker_command
     from .output import note
     from .target import open_target
 
@@ -47,23 +58,29 @@ def command(queue: str | None, group: str | None, as_json: bool) -> None:
     table.show(as_json, "No queues and no groups yet: send a call first, for instance respool -A shop call …")
     if as_json:
         return
-    for data in table.data:
+    for each, data in zip(groups, table.data, strict=True):
+        served = served_as(target.streams[each.stream], each)
         if data["unknown"]:
             tasks = ", ".join(data["unknown_tasks"])
-            note(f"{data['name']}, {data['group']}: {data['unknown']:,} calls of tasks nobody knows: {tasks}")
-        if not data["workers"] and data["pending"] + data["returned"] + data["scheduled"] + data["retry"]:
-            worker = "worker" if data["group"] == "main" else f"worker --group {data['group']}"
-            note(f"{data['name']}, {data['group']}: no worker serves it; start one: respool -A … {worker}")
+            note(f"{served}: {data['unknown']:,} calls of tasks nobody knows: {tasks}")
+        waits = sum(data[name] for name in ("pending", "returned", "due", "scheduled", "retry"))
+        if waits and not data["workers"]:
+            note(f"{served}: no worker serves it; start one: {worker_command(each)}")
+        if data["due_capped"]:
+            note(f"{served}: due was counted among the first {LOOK:,} that are parked")
 
 
 def lag_table(target: Target, groups: list[Group]) -> Any:
     """Return the table, for the demo as well."""
     from .output import Column, Table, age, number
 
+    found = [(group, _data(target, group)) for group in groups]
+    again = any(data["returned"] + data["due"] for _, data in found)
     table = Table(
         Column("queue", least=16),
         Column("group", least=10),
         Column("pending", right=True),
+        *([Column("due", right=True)] if again else []),
         *(Column(title, right=True, drop=drop) for title, drop in (("sched", 4), ("retry", 3))),
         Column("leased", right=True, drop=2),
         Column("dead", right=True),
@@ -71,8 +88,7 @@ def lag_table(target: Target, groups: list[Group]) -> Any:
         Column("running", least=14, drop=1),
         Column("workers", right=True, drop=5),
     )
-    for group in groups:
-        data = _data(target, group)
+    for group, data in found:
         running = (
             f"{age(data['oldest_running'])} {data['running_task']}"
             if data["running_task"] is not None
@@ -81,7 +97,8 @@ def lag_table(target: Target, groups: list[Group]) -> Any:
         cells = [
             target.shown(target.streams[group.stream]),
             group.name,
-            number(data["pending"] + data["returned"]),
+            number(data["pending"]),
+            *([number(data["returned"] + data["due"])] if again else []),
         ]
         cells += [number(data[name]) for name in ("scheduled", "retry", "leased", "dead")]
         table.add((*cells, age(data["oldest_waiting"]), running, number(data["workers"])), data)
@@ -100,7 +117,12 @@ def _data(target: Target, group: Group) -> dict[str, Any]:
     leases: list[Lease] = target.engine.leases(group)
     runs = _runs(target, group, leases)
     oldest = min(runs, default=None)
-    waiting, now = _oldest_waiting(target, counts.oldest_pending, leases), wall_clock()
+    now = wall_clock()
+    due = _due(target, group, counts, now)
+    waiting = min(
+        (at for at in (_oldest_waiting(target, counts.oldest_pending, leases), due.since) if at is not None),
+        default=None,
+    )
     unknown = counts.parked.get("unknown", 0)
     return {
         "reads": stream.kind,
@@ -111,7 +133,9 @@ def _data(target: Target, group: Group) -> dict[str, Any]:
         "returned": counts.returned,
         "leased": counts.leased,
         "running": len(runs),
-        **{reason: counts.parked.get(reason, 0) for reason in _SHOWN},
+        "due": sum(due.number.values()),
+        "due_capped": due.capped,
+        **{reason: counts.parked.get(reason, 0) - due.number.get(reason, 0) for reason in _SHOWN},
         "unknown": unknown,
         "unknown_tasks": sorted(target.engine.unknown_tasks(group.id)) if unknown else [],
         "oldest_waiting": None if waiting is None else max(now - waiting, 0.0),
@@ -120,6 +144,26 @@ def _data(target: Target, group: Group) -> dict[str, Any]:
         "next_due": None if counts.next_due is None else max(counts.next_due - now, 0.0),
         "workers": len(target.serving(group)),
     }
+
+
+class _Due(NamedTuple):
+    number: dict[str, int]  # by the reason for which they were parked
+    since: float | None
+    capped: bool
+
+
+def _due(target: Target, group: Group, counts: Counts, now: float) -> _Due:
+    """Count the parked records that are due, and wait for nothing but a worker."""
+    from ..engines.base import ParkedFilter
+
+    if counts.next_due is None or counts.next_due > now:  # as nearly always where a worker serves it
+        return _Due({}, None, False)
+    found = target.engine.parked(ParkedFilter([group.id], ("scheduled", "retry")), LOOK)
+    number: dict[str, int] = {}
+    for _, parked in found:
+        if parked.due is not None and parked.due <= now:
+            number[parked.reason] = number.get(parked.reason, 0) + 1
+    return _Due(number, counts.next_due, len(found) == LOOK)
 
 
 def _runs(target: Target, group: Group, leases: list[Lease]) -> list[_Run]:

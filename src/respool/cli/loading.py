@@ -23,7 +23,7 @@ def load_app(spec: str | None = None, url: str | None = None) -> App:
 
     Raises: ConfigError where none is named, or it is not there; AppImportError where its module fails.
     """
-    from ..loading import AppImportError
+    from ..loading import AppImportError, trim
     from ..loading import load_app as load
 
     found = require_spec(spec)
@@ -42,6 +42,7 @@ def load_app(spec: str | None = None, url: str | None = None) -> App:
     except RespoolError:
         raise
     except Exception as error:  # a function that was to return the App
+        trim(error)
         raise AppImportError(f"{found} failed: {type(error).__name__}: {error}") from error
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import math
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -103,10 +102,8 @@ class Table:
 
 
 def width() -> int:
-    """Return how wide the output may be."""
-    if sys.stdout.isatty() or os.environ.get("COLUMNS"):
-        return shutil.get_terminal_size().columns
-    return WIDE
+    """Return how wide the output may be: what is not a terminal has no width, whatever COLUMNS says."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDE
 
 
 def lines(what: Any, wide: int | None = None) -> None:

@@ -15,6 +15,7 @@ from .values import Input, read_input
 
 if TYPE_CHECKING:
     from ..engines.base import Group, Stream
+    from ..engines.inspect import GroupPage
     from .target import Target
 
 PAGE = 1000  # positions
@@ -98,7 +99,7 @@ def _in_log(
 class Places:
     """Where each record of a page is in a group: what `engine.status` says, for many at once."""
 
-    def __init__(self, page: Any) -> None:
+    def __init__(self, page: GroupPage) -> None:
         self._page = page
         self._parked = {parked.pos: parked for parked in page.parked}
         self._outcomes = {outcome.pos: outcome for outcome in page.outcomes}

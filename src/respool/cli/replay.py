@@ -2,14 +2,52 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from .common import document_option, since_option, until_option
+from .common import MOMENT, document_option
 
 if TYPE_CHECKING:
+    from ..app import App
+    from ..engines.base import Group
     from ..replay import ReplaySummary
+
+    _Spoken = click.ParamType["Spoken"]
+else:
+    _Spoken = click.ParamType  # which older versions of click do not have as a generic class
+
+COUNTED = 60.0  # seconds at most between reading a command line and the replay's creation, for the counting
+
+
+class Spoken(NamedTuple):
+    """A moment, and how long ago that is where it was given so."""
+
+    at: float
+    ago: float | None
+
+
+class SpokenMoment(_Spoken):
+    """A moment, with the way in which it was named."""
+
+    name = "moment"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Spoken:
+        """Return the moment, and how long ago it was said to be."""
+        from ..clock import now as wall_clock
+        from ..config import duration
+        from ..errors import ConfigError
+
+        at = MOMENT.convert(value, param, ctx)
+        try:
+            ago = 0.0 if value == "now" else duration(value)
+        except ConfigError:  # it does not depend on when it is said
+            return Spoken(at, None)
+        # 20260131 would be a number of seconds too, but is a date.
+        return Spoken(at, ago if abs(wall_clock() - ago - at) < 5 else None)
+
+
+SPOKEN = SpokenMoment()
 
 
 @click.command()
@@ -17,8 +55,8 @@ if TYPE_CHECKING:
 @click.option("--group", required=True, metavar="NAME", help="A name for the replay, such as v2.")
 @click.option("--task", "tasks", multiple=True, metavar="NAME", help="Run calls of this task; repeatable.")
 @click.option("--all-tasks", is_flag=True, help="Run the calls of all tasks.")
-@since_option
-@until_option
+@click.option("--since", type=SPOKEN, metavar="WHEN", help="From: 1h, 30d, 14:00, 2026-01-31T14:00.")
+@click.option("--until", type=SPOKEN, metavar="WHEN", help="Up to, likewise; itself not included.")
 @click.option(
     "--outbox",
     type=click.Choice(["drop", "send"]),
@@ -33,8 +71,8 @@ def command(
     group: str,
     tasks: tuple[str, ...],
     all_tasks: bool,
-    since: float | None,
-    until: float | None,
+    since: Spoken | None,
+    until: Spoken | None,
     outbox: Any,
     dry_run: bool,
     as_json: bool,
@@ -49,6 +87,10 @@ def command(
     respool -A shop replay --queue default --group tuesday --all-tasks --since 14:00 --until 16:00 --dry-run
 
     Then start a worker for it: respool -A shop worker --group v2
+
+    The same command again makes nothing: the replay is there already, with the moments at which it was
+    made, also where they were given relative to that, as in --since 30d. With other tasks, another outbox
+    or other moments under the same name it is an error.
     """
     if bool(tasks) == all_tasks:
         raise click.UsageError(
@@ -61,12 +103,61 @@ def command(
     app = open_target(code=True).app
     assert app is not None
     make = plan_replay if dry_run else create_replay
+    low, high = _window(app, queue, group, since, until)
     with progress("counting") as tell:
-        summary = make(app, queue, group, list(tasks) or None, since, until, outbox, tell)
+        summary = make(app, queue, group, list(tasks) or None, low, high, outbox, tell)
     if as_json:
         document(_data(summary))
     else:
         _print(summary, dry_run)
+
+
+def _window(
+    app: App, queue: str, group: str, since: Spoken | None, until: Spoken | None
+) -> tuple[float | None, float | None]:
+    """Return the window meant: that of the replay of this name where the same words were said to make it.
+
+    Raises: ConfigError where it was made with other moments.
+    """
+    from ..errors import ConfigError
+    from ..why import worker_command
+    from .output import moment
+
+    given = [None if each is None else each.at for each in (since, until)]
+    stored = _stored(app, queue, group)
+    if stored is None:
+        return given[0], given[1]
+    kept = [stored.settings.get("since"), stored.settings.get("until")]
+    spoken = [since, until]
+    if all(_means(spoken[n], kept[n], stored.created) for n in (0, 1)):
+        return kept[0], kept[1]
+    bounds = [
+        f"{word} {moment(at)}" for word, at in zip(("since", "until"), kept, strict=True) if at is not None
+    ]
+    raise ConfigError(
+        f"replay {group} of queue {queue} exists with other bounds: it runs calls "
+        f"{' '.join(bounds) or 'of all times'}. Run that one: {worker_command(stored)}; or drop it: respool "
+        f"groups drop {group} --queue {queue}; or choose another name with --group"
+    )
+
+
+def _stored(app: App, queue: str, group: str) -> Group | None:
+    if queue not in app.queues:  # said with its near name by what makes replays
+        return None
+    stream = app.stream_of("queue", queue)
+    here = (
+        each for each in app.groups() if (each.stream, each.app, each.name) == (stream.id, app.name, group)
+    )
+    return next((each for each in here if each.kind == "replay"), None)
+
+
+def _means(spoken: Spoken | None, kept: float | None, created: float) -> bool:
+    """Say whether a moment is the stored one, as of now or as of when the group was made."""
+    if spoken is None or kept is None:
+        return spoken is None and kept is None
+    if spoken.ago is None:
+        return spoken.at == kept
+    return -1.0 <= created - spoken.ago - kept <= COUNTED
 
 
 def _data(summary: ReplaySummary) -> dict[str, Any]:

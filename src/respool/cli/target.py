@@ -69,8 +69,14 @@ class Target:
         return next((g for g in self.groups if g.stream == stream.id and g.name == name), None)
 
     def serving(self, group: Group) -> list[Worker]:
-        """Return the workers that serve a group."""
-        return [worker for worker in self.workers if group.id in worker.info.get("groups", ())]
+        """Return the workers that serve a group, those whose process is gone not among them."""
+        from ..worker.host import is_gone
+
+        return [
+            worker
+            for worker in self.workers
+            if group.id in worker.info.get("groups", ()) and not is_gone(worker)
+        ]
 
     def spaces(self) -> list[str]:
         """Return the namespaces in which ids are looked up."""
@@ -187,7 +193,7 @@ def _exists(location: Location) -> bool:
 
 
 def _refuse_memory(location: Location, what: str) -> None:
-    if location.path is None:
+    if location.in_memory:
         raise ConfigError(
             f"{what} keeps its log in memory, where no other process sees it; give it a file: sqlite:///respool.db"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +12,8 @@ if TYPE_CHECKING:
     from ..engines.base import Worker
     from .target import Target
 
-TTL = 10.0  # `worker_ttl` where no app says otherwise
+BEAT = 1.0  # where no app says otherwise
+MISSED = 3  # beats after which a worker is called silent: one alone may only be late
 
 
 @click.command()
@@ -22,7 +22,8 @@ def command(as_json: bool) -> None:
     """List the workers, and what each of them runs since when.
 
     As of their last beat, a second ago at most where they live. A worker is silent where its beats have
-    stopped: another one takes over what it had.
+    stopped, and gone where its process is known not to exist: what it ran then is in brackets, and another
+    one takes it over.
 
     \b
     respool -A shop workers
@@ -44,6 +45,8 @@ def command(as_json: bool) -> None:
         if target.only in (None, worker.app):
             data = _data(target, worker)
             runs = "; ".join(f"{run['task']} {age(run['seconds'])}" for run in data["running"]) or "–"
+            if data["running"] and data["silent"] is not None:
+                runs = "(" + "; ".join(run["task"] for run in data["running"]) + ")"
             table.add(
                 (
                     worker.name,
@@ -70,6 +73,7 @@ def _data(target: Target, worker: Worker) -> dict[str, Any]:
     from .output import iso
 
     groups = {group.id: group for group in target.groups}
+    state, silent = _state(target, worker)
     served = [groups[id] for id in worker.info.get("groups", ()) if id in groups]
     return {
         "worker": worker.name,
@@ -77,7 +81,8 @@ def _data(target: Target, worker: Worker) -> dict[str, Any]:
         "app": worker.app,
         "host": worker.host,
         "pid": worker.pid,
-        "state": _state(target, worker),
+        "state": state,
+        "silent": silent,
         "pool": worker.info.get("pool"),
         "version": worker.info.get("version"),
         "serves": [
@@ -97,27 +102,18 @@ def _data(target: Target, worker: Worker) -> dict[str, Any]:
     }
 
 
-def _state(target: Target, worker: Worker) -> str:
+def _state(target: Target, worker: Worker) -> tuple[str, float | None]:
+    """Return a worker's state, and for how many seconds it has been silent where it is."""
     from ..clock import now as wall_clock
-    from ..worker.host import boot_id
+    from ..worker.host import is_gone
     from .output import age
 
-    if worker.boot == boot_id() and not _exists(worker.pid):
-        return "gone"
-    silent = wall_clock() - worker.beaten
-    if silent > (target.app.settings["worker_ttl"] if target.app else TTL):
-        return f"silent {age(silent)}"
-    return "stopping" if worker.draining else "alive"
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
+    silent = max(wall_clock() - worker.beaten, 0.0)
+    if is_gone(worker):
+        return f"gone, silent {age(silent)}", silent
+    if silent > MISSED * (target.app.settings["beat"] if target.app else BEAT):
+        return f"silent {age(silent)}", silent
+    return "stopping" if worker.draining else "alive", None
 
 
 def _id(target: Target, pos: int) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .model import MAX_LEASE, Change, Lease, Parked, View
+from .model import MAX_LEASE, Change, Lease, Parked, Position, View
 from .spans import Span, count, joined, take
 
 
@@ -33,22 +33,30 @@ def claim(view: View, change: Change, request: Request) -> Lease | None:
     What is due, what was given back and what is new each get a third of the lease, and what one does
     not need goes to the others: a storm of retries cannot stop new work, nor the other way round (H11).
     """
+    want = min(request.want, MAX_LEASE)
+    if not view.due and not view.returned:  # the usual case: no shares to be made
+        lease = Lease(request.lease, request.owner, request.child, [], {}, request.now)
+        return _granted(view, want, change, lease, request.turn)
     alone = _claim_alone(view, change, request)
     if alone is not None:
         return alone
-    want = min(request.want, MAX_LEASE)
     due = [parked for parked in view.due if not parked.alone]
     returned = [(lease, [s for s in lease.spans if not s.alone]) for lease in view.returned]
     available = (
         len(due),
         sum(count(spans) for _, spans in returned),
-        sum(_unread(p.cursor, p.end, p.stop) for p in view.positions),
+        sum(_unread(p) for p in view.positions),
     )
     from_due, from_returned, from_new = shares(want, available, request.turn)
     lease = Lease(request.lease, request.owner, request.child, [], {}, request.now)
     _take_due(due[:from_due], change, lease)
     _take_returned(returned, from_returned, change, lease)
-    _take_new(view, from_new, change, lease, request.turn)
+    return _granted(view, from_new, change, lease, request.turn)
+
+
+def _granted(view: View, from_new: int, change: Change, lease: Lease, turn: int) -> Lease | None:
+    """Add what is new to a lease and grant it; None where there is nothing in it."""
+    _take_new(view, from_new, change, lease, turn)
     if not lease.spans:
         return None
     change.leases.append(lease)
@@ -72,8 +80,11 @@ def shares(want: int, available: tuple[int, int, int], turn: int) -> tuple[int, 
     return tuple(given)
 
 
-def _unread(cursor: int, end: int, stop: int | None) -> int:
-    return max((end if stop is None else min(end, stop)) - cursor, 0)
+def _unread(at: Position) -> int:
+    """Return how many records a group has before it in a log."""
+    end = at.end if at.stop is None else min(at.end, at.stop)
+    unseen = sum(min(hi, end) - lo for lo, hi in at.missing if lo < end)
+    return max(end - at.cursor - unseen, 0)
 
 
 def _claim_alone(view: View, change: Change, request: Request) -> Lease | None:
@@ -85,7 +96,7 @@ def _claim_alone(view: View, change: Change, request: Request) -> Lease | None:
     other = (
         any(not parked.alone for parked in view.due)
         or any(not s.alone for lease in view.returned for s in lease.spans)
-        or any(_unread(p.cursor, p.end, p.stop) for p in view.positions)
+        or any(_unread(p) for p in view.positions)
     )
     if other and request.turn % 2:
         return None
@@ -142,8 +153,36 @@ def _take_new(view: View, want: int, change: Change, lease: Lease, turn: int) ->
         if not want:
             return
         at = positions[(turn + step) % len(positions)]
-        size = min(_unread(at.cursor, at.end, at.stop), want)
-        if size:
+        size = min(_unread(at), want)
+        if not size:
+            continue
+        if at.missing:
+            want -= _take_between_gaps(view, at, size, change, lease)
+        else:
             lease.spans.append(Span(at.cursor, at.cursor + size))
             change.cursors.append((at.log, at.cursor + size))
             want -= size
+
+
+def _take_between_gaps(view: View, at: Position, size: int, change: Change, lease: Lease) -> int:
+    """Take what is seen of a log, and keep what is not as gaps; return how many records that is.
+
+    Where there is no room for another gap, the cursor waits before it.
+    """
+    cursor, left = at.cursor, size
+    for lo, hi in (*at.missing, (at.end, at.end)):
+        if lo > cursor and left:
+            taken = min(lo - cursor, left)
+            lease.spans.append(Span(cursor, cursor + taken))
+            cursor, left = cursor + taken, left - taken
+        if not left or cursor < lo:
+            break
+        if hi > lo:
+            if view.gap_room <= 0:
+                break
+            view.gap_room -= 1
+            change.gaps.append((lo, hi))
+            cursor = hi
+    if cursor > at.cursor:
+        change.cursors.append((at.log, cursor))
+    return size - left

@@ -62,6 +62,9 @@ class Position(NamedTuple):
     cursor: int
     end: int  # one past the last record there is
     stop: int | None = None  # one past the last record the group is to read, None: no bound
+    missing: tuple[tuple[int, int], ...] = ()
+    """Ranges from the cursor on where no record is to be seen, and one may yet appear: its transaction took
+    its number early and commits late (G4). Only before the last record that is seen."""
 
 
 class NewCall(msgspec.Struct, array_like=True):
@@ -152,9 +155,10 @@ class JournalEntry(NamedTuple):
 class View:
     """What a decision needs to know, read by the engine inside the transaction."""
 
-    __slots__ = ("due", "leases", "positions", "returned")
+    __slots__ = ("due", "gap_room", "leases", "positions", "returned")
 
     def __init__(self) -> None:
+        self.gap_room = 0  # how many more ranges may be kept as gaps (G4)
         self.positions: list[Position] = []
         self.due: list[Parked] = []  # parked records to hand out, the earliest first
         self.returned: list[Lease] = []  # ownerless leases, the oldest first
@@ -170,6 +174,7 @@ class Change:
         "cursors",
         "dropped_leases",
         "forgotten",
+        "gaps",
         "journal",
         "leases",
         "outcomes",
@@ -183,6 +188,7 @@ class Change:
 
     def __init__(self) -> None:
         self.cursors: list[tuple[int, int]] = []  # log, new cursor
+        self.gaps: list[tuple[int, int]] = []  # passed by a cursor before anything was seen there (G4)
         self.leases: list[Lease] = []  # stored, replacing those with the same id
         self.dropped_leases: list[int] = []
         self.parked: list[Parked] = []

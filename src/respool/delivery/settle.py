@@ -19,9 +19,16 @@ def settle(view: View, change: Change, settlement: Settlement) -> bool:
             return True  # nothing to settle: all of it was settled, or given back, before
         change.count("refused settlements")
         return False
-    _settle_verdicts(lease, change, settlement)
+    spans = lease.spans
+    if settlement.verdicts:
+        _settle_verdicts(lease, change, settlement)
     if settlement.results:
         _settle_results(lease, change, settlement)
+    if not settlement.verdicts and len(spans) == 1 and settlement.done == [spans[0][:2]]:
+        span = spans[0]  # the usual case: all of it is done
+        change.journal.append(_entry(lease, settlement, span.lo, span.hi, "done", span.retries))
+        change.dropped_leases.append(lease.id)
+        return True
     before = count(lease.spans)
     left = subtract(lease.spans, settlement.done)
     if count(left) != before:
@@ -151,7 +158,9 @@ def _write_ranges(
     else:
         runs = [(span.lo, span.hi, span.retries) for span in settled]
     for lo, hi, retried in runs:
-        entry = JournalEntry(
-            lo, hi, settlement.owner, lease.child, settlement.started, settlement.ended, how, retried
-        )
-        change.journal.append(entry)
+        change.journal.append(_entry(lease, settlement, lo, hi, how, retried))
+
+
+def _entry(lease: Lease, settlement: Settlement, lo: int, hi: int, how: str, retries: int) -> JournalEntry:
+    owner, child = settlement.owner, lease.child
+    return JournalEntry(lo, hi, owner, child, settlement.started, settlement.ended, how, retries)

@@ -1,15 +1,29 @@
-"""Where logs and state are kept. `base` states the two seams; each engine fills them."""
+"""Where logs and state are kept. `base` states the two seams; each engine fills them.
+
+Code outside this package knows engines by `base.Engine` only. What a new engine needs: a class that fits it
+(`open_engine` returns one, so mypy compares them) and an entry in `tests/engines/kits.py`.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..config import Location
+from ..errors import ConfigError
 from ..record import Id
 
+if TYPE_CHECKING:
+    from .base import Engine
 
-def open_engine(location: Location, durability: str, timeout: float) -> Any:
-    """Open the engine that a URL names, creating its tables where there are none."""
+
+def open_engine(location: Location, durability: str, timeout: float) -> Engine:
+    """Open the engine that a URL names, creating its tables where there are none.
+
+    Raises: ConfigError where the engine's extra is not installed, or the server refuses us;
+        EngineUnavailable where it cannot be reached.
+    """
+    if location.server is not None:
+        return _open_postgres(location, durability, timeout)
     from pathlib import Path
 
     from .sqlite.engine import SQLiteEngine, SQLiteOptions
@@ -17,6 +31,27 @@ def open_engine(location: Location, durability: str, timeout: float) -> Any:
     pragmas = {name: value for name, value in location.options.items() if name != "durability"}
     path = None if location.path is None else Path(location.path)
     return SQLiteEngine(SQLiteOptions(path, durability, timeout, pragmas))  # type: ignore[arg-type]
+
+
+def _open_postgres(location: Location, durability: str, timeout: float) -> Engine:
+    assert location.server is not None
+    try:
+        from .postgres.connection import PostgresOptions
+        from .postgres.engine import PostgresEngine
+    except ImportError as error:
+        raise ConfigError(
+            f"{location.shown} needs psycopg ({error}): pip install 'respool[postgres]'"
+        ) from error
+    return PostgresEngine(
+        PostgresOptions(
+            location.server.value,
+            location.shown,
+            location.options.get("schema", "respool"),
+            durability,
+            timeout,
+            location.options.get("prepare", "on") == "on",
+        )
+    )
 
 
 def stored_id(namespace: str, id: Id) -> Id:

@@ -1,230 +1,355 @@
 """The two seams: the Log (append, read, find) and the State (what groups know).
 
-An engine is one object with both. It stores and finds; what becomes of a record is decided by
-`respool.delivery`, whose functions run inside `State.transact`.
+An engine is one object with both, and with what belongs to them: the registry, retention, bells
+(`bells.py`) and reads for commands and checks (`inspect.py`). It stores and finds; what becomes of a
+record is decided by `respool.delivery`, whose functions run inside `State.transact`.
+
+What holds for every method, where it says nothing else:
+
+- *Threads.* Any thread may call it, several at once. After `fork` the child calls `usable` and nothing else.
+- *Waiting.* It may block, but no longer than the engine's timeout (`append_timeout`) and then raises.
+- *Errors of reads.* EngineUnavailable: out of reach for too long; the same call may work later. EngineError:
+  the store is damaged, or refuses.
+- *Errors of writes.* EngineUnavailable: **nothing** was stored. AppendUnknown: it may have been; the engine
+  does not try again by itself. EngineError: nothing was stored, and trying again is no use; DatabaseGone
+  where the store is not the one that was opened. Never does an exception of a driver come out.
+- *Atomicity.* A write is one transaction: all or nothing, also when the process is killed in the middle.
+  A read that gives more than one figure shows one moment (one snapshot), and sees what was committed before
+  it began, by whomever. No transaction is left open between two calls.
+- *Durability.* "Synced" means: on disk when it returns (P1), unless `durability="os"`. What is not synced
+  survives the death of the process, and a power cut once any synced write came after it (P3).
+- *Positions.* lo <= p < hi, both in one log unless it says otherwise. A log can have gaps.
+- *Times* are seconds since 1970, kept to the microsecond; in a log they need not rise (H19).
+- *Ids* that users gave are stored, and returned in records, as `engines.stored_id` makes them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
-
-import msgspec
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from ..delivery.model import Change, JournalEntry, Lease, NewCall, Outcome, Parked, Position, View
 from ..delivery.spans import Span
-from ..record import Id, Meta, Row
+from ..record import Id, Row
+from .bells import Bells, Sleeper
+from .inspect import Inspect
+from .things import (
+    Capabilities,
+    Conflict,
+    Counts,
+    Group,
+    LeaseLost,
+    ParkedFilter,
+    Reads,
+    Record,
+    Registration,
+    Status,
+    Stream,
+    Worker,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+__all__ = [
+    "Bells",
+    "Capabilities",
+    "Conflict",
+    "Counts",
+    "Engine",
+    "Group",
+    "Inspect",
+    "LeaseLost",
+    "Log",
+    "ParkedFilter",
+    "Reads",
+    "Record",
+    "Registration",
+    "Registry",
+    "Retention",
+    "Sleeper",
+    "State",
+    "Status",
+    "Stream",
+    "Worker",
+]
 
-class Capabilities(NamedTuple):
-    """What an engine can do; the docs print it, the code asks it."""
-
-    name: str
-    one_transaction: bool  # log and state change together (P4)
-    many_hosts: bool
-    id_index: bool  # find a record by any id; else only by ids that carry their place
-    durable: bool  # survives the process
-
-
-class Stream(msgspec.Struct, frozen=True):
-    """A stream as it was created. A queue is a stream of calls and belongs to an app."""
-
-    id: int
-    kind: Literal["queue", "stream"]
-    app: str  # "" for streams, which all apps share
-    name: str
-    logs: tuple[int, ...]  # numbers of its partitions' logs, in the partitions' order
-    settings: dict[str, Any] = {}
-    created: float = 0.0
-
-
-class Group(msgspec.Struct, frozen=True):
-    """A consumer group as it was created."""
-
-    id: int
-    stream: int
-    app: str
-    name: str
-    kind: Literal["main", "subscription", "replay", "group"]
-    settings: dict[str, Any] = {}  # tasks, since, until, outbox
-    generation: int = 0
-    created: float = 0.0
-
-
-class Record(msgspec.Struct, frozen=True):
-    """Everything that is kept of a call or an event."""
-
-    pos: int
-    id: Id
-    time: float
-    task: str
-    body: bytes
-    meta: Meta
-
-
-class Worker(msgspec.Struct, frozen=True):
-    """A worker as it registered, and its last beat."""
-
-    id: int
-    app: str
-    name: str
-    host: str
-    boot: str  # identifies the machine since it started, so that pids and locks can be trusted
-    pid: int
-    beat: int
-    started: float
-    beaten: float
-    draining: bool
-    info: dict[str, Any]
-
-
-class Registration(NamedTuple):
-    """What a worker says of itself when it starts."""
-
-    app: str
-    name: str
-    host: str
-    boot: str
-    pid: int
-    started: float
-    info: dict[str, Any]
-
-
-class Reads(NamedTuple):
-    """What a decision wants to see of a group, read inside its transaction."""
-
-    group: int
-    leases: tuple[int, ...] = ()
-    positions: bool = False
-    due: int = 0  # parked records that are due, at most so many
-    returned: int = 0  # ownerless leases, at most so many
-    now: float = 0.0
-    tasks: Sequence[str] = ()  # parked as unknown, to be handed to one who knows these tasks
-    parked: Sequence[int] = ()  # parked records at these positions, due or not, as View.due
-
-
-class Status(msgspec.Struct, frozen=True):
-    """Where one record is in one group, and what is known of its end."""
-
-    place: Literal["pending", "leased", "parked", "done", "outside"]
-    parked: Parked | None = None
-    lease: Lease | None = None
-    outcome: Outcome | None = None
-    progress: bytes | None = None
-    how: str | None = None  # from the journal, where nothing else is known
-
-
-class ParkedFilter(NamedTuple):
-    """Which parked records to list."""
-
-    groups: Sequence[int]
-    reasons: Sequence[str] = ()
-    task: str | None = None
-    positions: Sequence[int] = ()
-
-
-class Counts(NamedTuple):
-    """How many of a group's records are where, and since when the oldest waits."""
-
-    pending: int
-    leased: int
-    returned: int
-    parked: dict[str, int]
-    oldest_pending: float | None  # wall-clock seconds when it was appended
-    next_due: float | None
-
-
-class Conflict(NamedTuple):
-    """A record that was not appended since its id is taken: `same` where body and task are equal too."""
-
-    row: int  # its place among those that were to be appended
-    pos: int
-    same: bool
+T = TypeVar("T")
 
 
 class Log(Protocol):
-    """Appending and reading records."""
+    """Appending and reading records. What is appended rings the bell for workers that sleep on its log.
+
+    No position is given out twice, be all that a log held deleted since (H10), and a record is seen only
+    once all below it in its log are: a cursor that has passed a position never finds a record there later.
+    """
 
     def append_run(
         self, log: int, task: str, bodies: Sequence[bytes], meta: bytes | None, head: bytes, now: float
     ) -> None:
-        """Append records that share all but their bodies, with ids counted up from `head`.
+        """Append records that share all but their bodies, at positions that follow one another. Synced.
 
-        One synced statement. Appending the same head again appends nothing.
+        Their ids are counted up from `head` (`record.id_of`). One statement: the whole run, or nothing.
+        The same head again appends nothing and is no error. Raises EngineError where there is no such log.
+        """
+
+    def append_row(self, row: NewCall) -> int | Conflict:
+        """Append one record with an id of its own; return its position. Synced.
+
+        The same record again appends nothing and returns where it is. A Conflict says that the id is
+        another record's. Raises EngineError where there is no such log.
         """
 
     def append_rows(self, rows: Sequence[NewCall], fence: tuple[int, int] | None = None) -> list[Conflict]:
-        """Append records of one log, each with an id of its own, in one synced statement.
+        """Append records of one log in their order, each with an id of its own. Synced.
 
-        With a fence (lease, owner) nothing is appended unless that lease is still that owner's; then
-        `LeaseLost` is raised.
+        An id that is known, as a run's member too, is passed over, and its position may stay empty.
+
+        Parameters:
+            fence: (lease, owner): append only while that lease is that owner's, looked at in the transaction
+                that appends. Where all rows are known already, it may go unnoticed that it is not.
+
+        Returns: the rows whose id another record has, in no certain order. One that is equal in task, body
+            and time is the row itself, sent again, and not among them.
+        Raises: LeaseLost; nothing of that statement was appended. EngineError where there is no such log.
+
+        At most 256 rows are one statement; more may become several, so that a part of them is stored when
+        it raises.
         """
 
     def rows(self, spans: Iterable[Span]) -> list[Row]:
-        """Return the records that exist in the spans, in the spans' order."""
+        """Return the records that exist in the spans: in the spans' order, within one by position.
+
+        On a worker's way: one round trip. Plain tuples in the order of `Row` will do.
+        """
 
     def records(self, lo: int, hi: int, limit: int) -> list[Record]:
-        """Return the records at lo <= p < hi in full, at most `limit`."""
+        """Return the first `limit` records at lo <= p < hi in full, by position; logs may lie between."""
 
     def find(self, namespace: str, id: Id) -> int | None:
-        """Return the position of the record with this id."""
+        """Return the position of the record with this id, None where there is none.
+
+        Parameters:
+            namespace: an app's name, or "stream:" and a stream's: text ids are unique within it only.
+        """
 
     def window(self, stream: Stream, since: float | None, until: float | None) -> list[tuple[int, int, int]]:
-        """Return (log, first, one past the last) position that can have a time in since <= t < until."""
+        """Return (log, lo, hi) for each log, in the logs' order: all with since <= time < until is within.
+
+        No wider than from the first record with since <= time to the last with time < until, and better
+        from the first to the last with both. What lies between can be outside (`outside` tells).
+        """
+
+    def outside(self, spans: Iterable[Span], since: float | None, until: float | None) -> list[int]:
+        """Return the positions of records in the spans whose time is not in since <= time < until."""
 
     def bounds(self, stream: Stream) -> list[tuple[int, int, int]]:
-        """Return (log, first, one past the last) position there is."""
+        """Return (log, first, end) for each log, in the logs' order.
+
+        `end` is the next position to be given out: it never falls. An empty log has first == end.
+        """
 
 
 class State(Protocol):
     """What groups know, changed in short exclusive transactions."""
 
-    def transact(self, reads: Reads, decide: Callable[[View, Change], Any], *, synced: bool = False) -> Any:
-        """Lock, read, let `decide` fill the change, write, commit; return what `decide` returned."""
+    def transact(self, reads: Reads, decide: Callable[[View, Change], T], *, synced: bool = False) -> T:
+        """Lock the group, read, let `decide` fill the change, write, commit; return what `decide` returned.
+
+        One transaction, calls to other logs included (P4). Two of the same group never overlap. Where
+        `decide` raises anything, nothing is written and the exception goes on.
+
+        `decide` does no I/O and takes well under a millisecond. It owns the view and may change what is in
+        it. An engine whose commit was refused for a conflict may begin again, with a new View and Change;
+        never when it is not known whether it was committed: that is AppendUnknown.
+
+        Read, as `reads` asks: `leases` those of the group with these ids; `positions` all of the group's,
+        where `end` is one past the last record, or the cursor where there is none; `returned` ownerless
+        leases by id; and `due` parked records, at most `reads.due`: those due by `now`, the earliest first,
+        then those parked as unknown, without a due time, of these `tasks`. After them come those at
+        the positions `reads.parked`, in that order, as far as there are any.
+
+        Written, in this order, where what is gone is no error: dropped leases; leases, which replace the
+        one of the same id (`child` and `since` stay); `unparked`; cursors; `parked`, one for each position;
+        `forgotten` outcomes; `results` (success, at `results_at`, for good) and outcomes, which replace;
+        progress that is removed; journal entries, kept in their order; calls, as `append_rows` would, where
+        each conflict that is not `same` adds 1 to the counter "calls refused: id taken"; counters.
+        """
+
+    def has_work(self, group: int, now: float, tasks: Sequence[str]) -> bool:
+        """Say whether a claim would find anything: new, due, returned, or unknown so far and of these tasks.
+
+        Idle workers ask all the time: cheap, and without a lock. One round trip.
+        """
+
+    def next_due(self, group: int) -> float | None:
+        """Return when the next of the group's parked records is due, maybe long ago; None: none will be."""
+
+    def set_progress(self, group: int, pos: int, value: bytes, fence: tuple[int, int] | None = None) -> None:
+        """Keep what a running task says of itself, in place of what it said before. One statement, unsynced.
+
+        Parameters:
+            fence: (lease, owner): where that lease is not that owner's, nothing happens, and no error.
+        """
 
     def status(self, group: Group, pos: int) -> Status:
-        """Return where a record is in a group."""
+        """Return where a record is in a group, whether or not there is one at this position.
+
+        In this order: outside the bounds (or in no log of the group), pending at or above the cursor, parked
+        (with its outcome, for a dead letter), done with an outcome, leased (with its progress), else done.
+        Then `how` is the first of done, skipped, purged that an entry of the journal says; None: none does.
+        """
 
     def journal(self, group: int, pos: int) -> list[JournalEntry]:
-        """Return the entries that cover a position, the oldest first."""
+        """Return the entries that cover a position, the oldest (by `ended`) first.
+
+        No entry is longer than `MAX_LEASE`, but for those of a purge, which can cover a whole log.
+        """
+
+    def outcomes(self, group: int, lo: int, hi: int) -> list[Outcome]:
+        """Return the outcomes at lo <= p < hi, by position; logs may lie between."""
+
+    def unfinished(self, group: Group, lo: int, hi: int) -> int:
+        """Return how many of lo <= p < hi are pending, leased, or parked other than as dead.
+
+        What is outside the group's bounds does not count. Whoever waits for many calls asks this again and
+        again: not a look at each record.
+        """
 
     def parked(self, chosen: ParkedFilter, limit: int) -> list[tuple[int, Parked]]:
-        """Return (group, parked record), the oldest first."""
+        """Return (group, parked record), at most `limit`, the oldest (by `at`, then position) first."""
+
+    def positions(self, group: Group) -> list[Position]:
+        """Return how far a group is in each log; `end` as `transact` reads it."""
+
+    def leases(self, group: Group) -> list[Lease]:
+        """Return a group's leases by id, the returned ones among them."""
+
+    def leases_of(self, owner: int) -> list[tuple[int, Lease]]:
+        """Return (group, lease) of a worker, by the lease's id."""
 
     def counts(self, group: Group) -> Counts:
-        """Return how many of a group's records are where."""
+        """Return how many of a group's records are where.
+
+        `oldest_pending` is the earliest time among the first pending record of each log.
+        """
+
+    def counters(self, group: int) -> dict[str, int]:
+        """Return what was skipped, refused, dropped: counted since the group was made, by name."""
 
 
 class Registry(Protocol):
-    """Streams, groups and workers."""
+    """Streams, groups and workers. Numbers rise and are never used again, not even after a removal."""
 
     def create_stream(
         self, kind: Literal["queue", "stream"], app: str, name: str, partitions: int, settings: dict[str, Any]
     ) -> Stream:
-        """Create a stream, for a queue with its `main`; return the stored one where it exists."""
+        """Create a stream with its logs, for a queue also `main`, which reads each log from offset 0. Synced.
+
+        Where one of this kind, app and name exists, return that as it is stored. Of many who create it at
+        once one does, and all get the same. Settings are what JSON keeps.
+        """
 
     def streams(self) -> list[Stream]:
-        """Return all streams."""
+        """Return all streams, by number."""
+
+    def create_group(
+        self,
+        stream: Stream,
+        app: str,
+        name: str,
+        kind: Literal["main", "subscription", "replay", "group"],
+        settings: dict[str, Any],
+        bounds: Sequence[tuple[int, int, int | None]],
+    ) -> Group | None:
+        """Create a group; None where the stream has one of this app and name. Synced.
+
+        Parameters:
+            bounds: (log, lo, hi): it reads lo <= p < hi, None: no end; the cursor begins at lo. A log that
+                the stream gets later is read from offset 0 (H10).
+        """
+
+    def drop_group(self, group: Group) -> None:
+        """Forget a group and all that it knows, in one transaction; the records stay. Synced.
+
+        Its leases are gone: settlements and fences that name them find nothing.
+        """
 
     def groups(self) -> list[Group]:
-        """Return all groups."""
+        """Return all groups, by number."""
+
+    def register(self, worker: Registration) -> int:
+        """Enter a worker that starts, with 0 beats; return its number. Synced.
+
+        It must fit in 23 bits: lease ids are made of it (`worker.page.lease_number`) and fit in 63.
+        """
+
+    def beat(self, worker: int, draining: bool, info: dict[str, Any], *, synced: bool) -> int | None:
+        """Add a beat and store the rest; return how many beats that makes. One statement (H1).
+
+        Called by a thread while tasks run: one call into the driver, that does not hold the GIL. Synced, it
+        also makes durable what any process of this host wrote unsynced before.
+
+        Returns: None where the worker is not registered any more: it was declared dead.
+        """
+
+    def drop_worker(self, worker: int) -> None:
+        """Remove a worker that has ended, or is dead, and holds no lease."""
+
+    def workers(self) -> list[Worker]:
+        """Return the workers registered, by number."""
 
 
-class LeaseLost(Exception):
-    """A fenced append found that the lease is not the run's any more."""
+class Retention(Protocol):
+    """What workers do beside their tasks: drop what is too old, keep the store fast. In small steps."""
+
+    def trim(self, stream: Stream, before: float, limit: int) -> int:
+        """Cut off old records at the beginning of the stream's logs, about `limit`; return how many.
+
+        Only below the first record with time >= before, and below all that any group has pending or leased
+        (a group that has come to its stop has nothing pending). What is parked stays readable: the log is
+        cut no further, or it stays behind by itself. Runs are cut as a whole; outcomes and journal go with
+        their records; no end in `Log.bounds` falls. 0: there is nothing more to do for now.
+        """
+
+    def expire_outcomes(self, now: float, limit: int) -> int:
+        """Drop the values of outcomes with until <= now, at most `limit`; return how many.
+
+        The ending stays, with `until` 0 and no value (H9). No lock where there is nothing to drop.
+        """
+
+    def tidy(self) -> None:
+        """Do what the store needs to stay fast and small, if it is time; cheap if not.
+
+        Workers call it after each beat. It holds up no writer for longer than a commit takes, and what it
+        cannot do now it leaves for the next time: it logs, and raises nothing for that.
+        """
 
 
-class Engine(Log, State, Registry, Protocol):
-    """Log and State in one."""
+class Engine(Log, State, Registry, Retention, Bells, Inspect, Protocol):
+    """Log and State in one, with all that belongs to them. `engines.open_engine` opens one."""
 
-    capabilities: Capabilities
-    run_folder: Path
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do. Never changes."""
+
+    @property
+    def target(self) -> str:
+        """What names the store: two engines with equal targets are on the same log.
+
+        Only ever compared. Not to be shown: it may hold a password.
+        """
+
+    @property
+    def run_folder(self) -> Path:
+        """A folder on this host, for the files by which its workers tell that another is dead.
+
+        The same for all processes of a host that open the same store, on a local disk, and of no other store.
+        It need not exist; the folder that it is in must.
+        """
+
+    def usable(self) -> bool:
+        """Say whether this process opened the engine: nothing is used across `fork` (S2). Never blocks."""
 
     def close(self) -> None:
-        """Release all resources."""
-
-    def positions(self, group: Group) -> list[Position]:
-        """Return how far a group is in each log."""
+        """Release all resources; may be called twice. Reads and writes then raise EngineUnavailable."""

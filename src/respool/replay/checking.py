@@ -6,16 +6,19 @@ no more memory for ten million records than for ten thousand.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..delivery.model import Lease, Parked
-from ..engines.base import Group, Stream
+from ..engines.base import Engine, Group, ParkedFilter, Stream
 from ..errors import EngineError
 from ..record import log_of, offset_of
-from .find import sides
+from .find import Source, sides
 from .intervals import common, minus, overlaps, size, union
+
+if TYPE_CHECKING:
+    from ..engines.inspect import Bounds, GroupPage, GroupState, LogState
 
 PAGE = 10_000  # positions looked at together
 SHOWN = 5  # examples of one kind of problem
@@ -78,7 +81,7 @@ class Report:
         return not self.problems and not any(group.problems for group in self.groups)
 
 
-def check(source: Any, progress: Progress | None = None) -> Report:
+def check(source: Source, progress: Progress | None = None) -> Report:
     """Check the log and all groups on it.
 
     Parameters:
@@ -102,7 +105,7 @@ def check(source: Any, progress: Progress | None = None) -> Report:
     return report
 
 
-def _check_all(engine: Any, report: Report, progress: Progress | None) -> None:
+def _check_all(engine: Engine, report: Report, progress: Progress | None) -> None:
     streams = {stream.id: stream for stream in engine.streams()}
     groups, logs = engine.groups(), engine.log_states()
     sizes = {state.log: state.end - state.first for state in logs}
@@ -113,8 +116,8 @@ def _check_all(engine: Any, report: Report, progress: Progress | None) -> None:
         _check_logs(engine, logs, report, meter)
     except EngineError as error:  # the rest may still be readable
         report.problems.append(f"the log cannot be read further: {error}")
-    for what, group in engine.orphans():
-        report.problems.append(f"{what} of a group that is gone (number {group})")
+    for what, number in engine.orphans():
+        report.problems.append(f"{what} of a group that is gone (number {number})")
     for group in groups:
         if group.stream in streams:
             report.groups.append(_check_group(engine, streams[group.stream], group, meter))
@@ -127,7 +130,7 @@ class _Meter:
         self._progress, self.total, self._done = progress, total, 0
 
     def advance(self, by: int) -> None:
-        self._done += by
+        self._done += max(by, 0)
         if self._progress is not None:
             self._progress(min(self._done, self.total), self.total)
 
@@ -141,7 +144,7 @@ def _places(ranges: Iterable[tuple[int, int]]) -> list[str]:
     return [place(lo) if hi - lo == 1 else f"{place(lo)}–{offset_of(hi - 1)}" for lo, hi in ranges]
 
 
-def _check_logs(engine: Any, logs: Sequence[Any], report: Report, meter: _Meter) -> None:
+def _check_logs(engine: Engine, logs: Sequence[LogState], report: Report, meter: _Meter) -> None:
     problems = Problems()
     edge = 0
     for state in logs:
@@ -149,24 +152,30 @@ def _check_logs(engine: Any, logs: Sequence[Any], report: Report, meter: _Meter)
             report.problems.append(f"log {state.log} belongs to a stream that is gone")
         _check_no_log(engine, edge, state.log << 40, problems)
         edge = state.log + 1 << 40
-        for lo in range(state.first, state.end, PAGE):
-            hi = min(lo + PAGE, state.end)
+        for lo, hi in _pages(state.log << 40, state.end, engine.first_record):
             report.records += engine.record_count(lo, hi)
             broken = engine.broken_runs(lo, hi, PAGE)
             if broken:
                 problems.add("records without id or time: their run has no head", [place(p) for p in broken])
-            meter.advance(hi - lo)
+            meter.advance(hi - max(lo, state.first))
     _check_no_log(engine, edge, 1 << 62, problems)
     report.problems += problems.texts()
 
 
-def _check_no_log(engine: Any, lo: int, hi: int, problems: Problems) -> None:
+def _pages(lo: int, end: int, following: Callable[[int, int], int | None]) -> Iterator[tuple[int, int]]:
+    """Yield pages that hold something. Where a log was cut there may be millions of empty ones."""
+    while (found := following(lo, end)) is not None:
+        lo = min(found + PAGE, end)
+        yield found, lo
+
+
+def _check_no_log(engine: Engine, lo: int, hi: int, problems: Problems) -> None:
     stray = engine.first_record(lo, hi) if lo < hi else None
     if stray is not None:
         problems.add("records in a log that does not exist", [place(stray)])
 
 
-def _check_group(engine: Any, stream: Stream, group: Group, meter: _Meter) -> GroupReport:
+def _check_group(engine: Engine, stream: Stream, group: Group, meter: _Meter) -> GroupReport:
     report, problems, warnings = GroupReport(stream, group), Problems(), Problems()
     try:
         _look_through(engine, report, problems, warnings, meter)
@@ -177,11 +186,18 @@ def _check_group(engine: Any, stream: Stream, group: Group, meter: _Meter) -> Gr
 
 
 def _look_through(
-    engine: Any, report: GroupReport, problems: Problems, warnings: Problems, meter: _Meter
+    engine: Engine, report: GroupReport, problems: Problems, warnings: Problems, meter: _Meter
 ) -> None:
     stream, group = report.stream, report.group
     state = engine.group_state(group, SHOWN)
-    ends = {log: end for log, _, end in engine.bounds(stream)}  # read later: it can only have grown
+    bounds = engine.bounds(stream)  # read later: it can only have grown
+    firsts, ends = {log: first for log, first, _ in bounds}, {log: end for log, _, end in bounds}
+
+    def following(lo: int, hi: int) -> int | None:
+        parked = engine.parked_after(ParkedFilter(()), group.id, lo - 1, 1)
+        places = (engine.first_record(lo, hi), *(pos for pos, _ in parked if pos < hi))
+        return min((pos for pos in places if pos is not None), default=None)
+
     for at in state.bounds:
         _check_bounds(at, ends[at.log], problems)
     _check_leases(state, problems, warnings)
@@ -189,16 +205,15 @@ def _look_through(
         problems.add("parked where the group has not been", [place(pos) for pos in state.stray_parked])
     for at in state.bounds:
         stop = ends[at.log] if at.stop is None else min(at.stop, ends[at.log])
-        for lo in range(at.start, stop, PAGE):
-            hi = min(lo + PAGE, stop)
+        for lo, hi in _pages(at.start, stop, following):
             _check_page(engine.group_page(group, lo, hi), report, problems)
-            meter.advance(hi - lo)
+            meter.advance(hi - max(lo, firsts[at.log]))
     counted = report.pending + report.leased + sum(report.parked.values()) + report.done
     if counted != report.records:
         problems.add(f"records counted in their places, but {report.records:,} within bounds", number=counted)
 
 
-def _check_bounds(at: Any, end: int, problems: Problems) -> None:
+def _check_bounds(at: Bounds, end: int, problems: Problems) -> None:
     if at.cursor < at.start:
         problems.add("cursors below the group's start", [f"{place(at.cursor)} < {place(at.start)}"])
     limit = end if at.stop is None else max(at.stop, at.start)
@@ -206,7 +221,7 @@ def _check_bounds(at: Any, end: int, problems: Problems) -> None:
         problems.add("cursors past the last record", [f"{place(at.cursor)} > {place(limit)}"])
 
 
-def _check_leases(state: Any, problems: Problems, warnings: Problems) -> None:
+def _check_leases(state: GroupState, problems: Problems, warnings: Problems) -> None:
     bounds = {at.log: at for at in state.bounds}
     spans = [(span.lo, span.hi) for lease in state.leases for span in lease.spans]
     for lo, hi in spans:
@@ -223,7 +238,7 @@ def _check_leases(state: Any, problems: Problems, warnings: Problems) -> None:
             warnings.add("leases of workers that are not registered", [f"worker {lease.owner}"])
 
 
-def _check_page(page: Any, report: GroupReport, problems: Problems) -> None:
+def _check_page(page: GroupPage, report: GroupReport, problems: Problems) -> None:
     """Lay the places over one another as ranges: that costs by the range, not by the record."""
     at = page.bounds
     inside = common([(page.lo, page.hi)], [(at.start, page.hi if at.stop is None else at.stop)])
@@ -248,7 +263,7 @@ def _leased(leases: Sequence[Lease], lo: int, hi: int) -> Ranges:
     return union((max(span.lo, lo), min(span.hi, hi)) for span in spans)
 
 
-def _count_parked(page: Any, records: Ranges, report: GroupReport, problems: Problems) -> None:
+def _count_parked(page: GroupPage, records: Ranges, report: GroupReport, problems: Problems) -> None:
     kept: list[Parked] = page.parked
     gone = {lo for lo, hi in minus(union((p.pos, p.pos + 1) for p in kept), records) for lo in range(lo, hi)}
     for parked in kept:
@@ -258,7 +273,7 @@ def _count_parked(page: Any, records: Ranges, report: GroupReport, problems: Pro
             problems.add("parked without a record", [place(parked.pos)])
 
 
-def _check_done(page: Any, done: Ranges, problems: Problems) -> None:
+def _check_done(page: GroupPage, done: Ranges, problems: Problems) -> None:
     """H9: that nothing says otherwise does not make a record done; an entry or an outcome does."""
     outcomes = union((outcome.pos, outcome.pos + 1) for outcome in page.outcomes)
     ended = union((max(lo, page.lo), min(hi, page.hi)) for lo, hi, how in page.journal if how not in NO_END)

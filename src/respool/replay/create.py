@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from ..app import App
-from ..engines.base import Group, Stream
+from ..engines.base import Engine, Group, Stream
 from ..errors import ConfigError, UnknownName
 from ..stream import check_name
 from .find import queue_of
@@ -107,7 +107,8 @@ def plan_replay(
     if stored is None:
         bounds = app.engine.window(stream, since, until)
     else:
-        bounds = [(at.log, at.start, at.stop) for at in app.engine.group_bounds(stored)]
+        found = app.engine.group_bounds(stored)  # a replay has a stop in each log
+        bounds = cast("list[tuple[int, int, int]]", [(at.log, at.start, at.stop) for at in found])
     summary = ReplaySummary(stream, group, settings, bounds, id=stored.id if stored else None)
     _count(app.engine, summary, names, progress)
     if stored is None:
@@ -147,7 +148,9 @@ def _stored(app: App, stream: Stream, group: str, settings: dict[str, Any]) -> G
     return found
 
 
-def _count(engine: Any, summary: ReplaySummary, names: list[str] | None, progress: Progress | None) -> None:
+def _count(
+    engine: Engine, summary: ReplaySummary, names: list[str] | None, progress: Progress | None
+) -> None:
     since, until = summary.settings["since"], summary.settings["until"]
     total = sum(hi - lo for _, lo, hi in summary.bounds)
     done = 0
@@ -173,7 +176,7 @@ def _refuse_misspelt(app: App, summary: ReplaySummary, tasks: Sequence[str] | No
             raise UnknownName("task", name, known, hint)
 
 
-def _refuse_nothing(engine: Any, summary: ReplaySummary) -> None:
+def _refuse_nothing(engine: Engine, summary: ReplaySummary) -> None:
     if summary.total:
         return
     queue, since, until = summary.queue.name, summary.settings["since"], summary.settings["until"]
@@ -186,7 +189,7 @@ def _refuse_nothing(engine: Any, summary: ReplaySummary) -> None:
     raise ConfigError(f"nothing to run: queue {queue} has no calls{window}; {holds}")
 
 
-def _ends(engine: Any, lo: int, hi: int) -> list[float]:
+def _ends(engine: Engine, lo: int, hi: int) -> list[float]:
     return [r.time for at in (lo, hi - 1) for r in engine.records(at, hi, 1)]
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..clock import now as wall_clock
 from ..delivery import admin
 from ..delivery.model import Parked
-from ..engines.base import Group, ParkedFilter, Reads, Stream
+from ..engines.base import Engine, Group, ParkedFilter, Reads, Stream
 from ..errors import UnknownCall, UnknownName
 from ..record import log_of, parse_id
-from .find import parked_slices, sides
+from .find import Source, parked_slices, sides
 
 
 class DeadFilter(NamedTuple):
@@ -35,7 +35,7 @@ class DeadLetter(NamedTuple):
 
 
 def dead_letters(
-    source: Any, chosen: DeadFilter = ANY, limit: int = 100, *, app: str | None = None
+    source: Source, chosen: DeadFilter = ANY, limit: int = 100, *, app: str | None = None
 ) -> list[DeadLetter]:
     """Return the oldest dead letters that match, at most `limit`.
 
@@ -53,7 +53,7 @@ def dead_letters(
     return [DeadLetter(*groups[id], parked) for id, parked in found]
 
 
-def count_dead(source: Any, chosen: DeadFilter = ANY, *, app: str | None = None) -> dict[str, int]:
+def count_dead(source: Source, chosen: DeadFilter = ANY, *, app: str | None = None) -> dict[str, int]:
     """Return how many dead letters match, by task."""
     engine, app = sides(source, app)
     counts: dict[str, int] = {}
@@ -63,7 +63,7 @@ def count_dead(source: Any, chosen: DeadFilter = ANY, *, app: str | None = None)
     return counts
 
 
-def redrive(source: Any, chosen: DeadFilter = ANY, *, app: str | None = None) -> int:
+def redrive(source: Source, chosen: DeadFilter = ANY, *, app: str | None = None) -> int:
     """Give dead letters back to the groups that failed them, due at once; return how many.
 
     Those that fail again meanwhile are not given back twice.
@@ -83,7 +83,7 @@ def redrive(source: Any, chosen: DeadFilter = ANY, *, app: str | None = None) ->
 
 
 def _dead_slices(
-    engine: Any, app: str | None, chosen: DeadFilter
+    engine: Engine, app: str | None, chosen: DeadFilter
 ) -> Iterator[tuple[Group, list[tuple[int, str]]]]:
     positions = _positions(engine, app, chosen)
     if positions == []:
@@ -93,7 +93,7 @@ def _dead_slices(
         yield from ((group, found) for found in parked_slices(engine, group, wanted))
 
 
-def _positions(engine: Any, app: str | None, chosen: DeadFilter) -> list[int] | None:
+def _positions(engine: Engine, app: str | None, chosen: DeadFilter) -> list[int] | None:
     """Return where the records with the ids given are; None where none were given."""
     if not chosen.ids:
         return None
@@ -108,7 +108,7 @@ def _positions(engine: Any, app: str | None, chosen: DeadFilter) -> list[int] | 
     return found
 
 
-def _groups(engine: Any, app: str | None, chosen: DeadFilter) -> list[tuple[Stream, Group]]:
+def _groups(engine: Engine, app: str | None, chosen: DeadFilter) -> list[tuple[Stream, Group]]:
     streams = {s.id: s for s in engine.streams()}
     here = [(streams[g.stream], g) for g in engine.groups() if app in (None, g.app)]
     if chosen.queue is not None:

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..clock import now as wall_clock
 from ..delivery import admin
-from ..engines.base import Group, ParkedFilter, Reads
+from ..engines.base import Engine, Group, ParkedFilter, Reads
 from ..errors import Revoked
 from ..remote import encode_error
-from .find import parked_slices, queue_of, sides
+from .find import Source, parked_slices, queue_of, sides
 
 RETURNED = 200  # leases purged in one transaction
 WAITING = ("scheduled", "retry", "unknown", "blocked", "limited", "gap")
 
 
-def purgeable(source: Any, queue: str, *, app: str | None = None) -> int:
+def purgeable(source: Source, queue: str, *, app: str | None = None) -> int:
     """Return how many records `purge` would end now."""
     engine, app = sides(source, app)
     counts = engine.counts(_main(engine, app, queue))
     return int(counts.pending + counts.returned + sum(n for r, n in counts.parked.items() if r != "dead"))
 
 
-def purge(source: Any, queue: str, *, app: str | None = None) -> int:
+def purge(source: Source, queue: str, *, app: str | None = None) -> int:
     """End as REVOKED what `main` of a queue has not started; return how many records.
 
     Records stay, and so do dead letters and what workers hold. What is sent meanwhile may be left.
@@ -32,7 +30,7 @@ def purge(source: Any, queue: str, *, app: str | None = None) -> int:
     reason = encode_error(Revoked("purged"))
 
     def end(reads: Reads) -> tuple[int, int]:
-        return engine.transact(  # type: ignore[no-any-return]
+        return engine.transact(
             reads,
             lambda view, change: (
                 admin.purge(view, change, list(view.due), reason, wall_clock()),
@@ -54,7 +52,6 @@ def purge(source: Any, queue: str, *, app: str | None = None) -> int:
     return ended
 
 
-def _main(engine: Any, app: str | None, queue: str) -> Group:
+def _main(engine: Engine, app: str | None, queue: str) -> Group:
     stream = queue_of(engine, queue, app=app)
-    groups: list[Group] = engine.groups()
-    return next(g for g in groups if g.stream == stream.id and g.kind == "main")
+    return next(g for g in engine.groups() if g.stream == stream.id and g.kind == "main")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Mapping
-from typing import Any
 
 from ..clock import boottime_ns
 from ..clock import now as wall_clock
@@ -12,7 +11,7 @@ from ..delivery.death import Cause, Suspect, bury_lease
 from ..delivery.model import Change, Lease, Settlement, Verdict, View
 from ..delivery.settle import settle
 from ..delivery.spans import Span, ranges_of
-from ..engines.base import Reads
+from ..engines.base import Engine, Reads
 from ..errors import TimeLimitExceeded, WorkerLost
 from ..remote import encode_error
 from .page import Snapshot
@@ -38,7 +37,7 @@ def how_it_died(status: int) -> str:
 class Aftermath:
     """Clears up after processes of one worker that are dead."""
 
-    def __init__(self, engine: Any, owner: int, deliveries: Deliveries) -> None:
+    def __init__(self, engine: Engine, owner: int, deliveries: Deliveries) -> None:
         self._engine, self._owner, self._deliveries = engine, owner, deliveries
 
     def of_child(self, child: int, seen: Snapshot | None, cause: Cause, how: str) -> int:

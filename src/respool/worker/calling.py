@@ -28,6 +28,10 @@ class EndNow(BaseException):
     """The worker is to end at once: no outcome of the task it is thrown into."""
 
 
+def _too_long() -> SoftTimeLimitExceeded:
+    return SoftTimeLimitExceeded("the task ran longer than its soft_time_limit")
+
+
 class Caller:
     """Runs single records in this process; the executor's helper for all but the plainest of them."""
 
@@ -36,6 +40,8 @@ class Caller:
         self.encode = codec_for("msgpack").encode
         self._loop: asyncio.Runner | None = None
         self._task: asyncio.Task[Any] | None = None
+        self._coroutine = False  # the running record's code is one: its limit cancels it, and raises nothing
+        self._told = 0  # the soft limit that the running code was told of
 
     def close(self) -> None:
         """Close the event loop, if coroutine tasks have used one."""
@@ -81,8 +87,11 @@ class Caller:
         self._set_limits(runner)
         try:
             args, kwargs = runner.arguments(body, meta)
+            self._coroutine = runner.coroutine
             words[p.USER] = 1
             try:
+                if not runner.coroutine:
+                    self.on_soft_limit()  # where it was over before: the signal has come, and was passed over
                 value = runner.fn(*args, **kwargs)
                 if runner.coroutine:
                     value = self._run_coroutine(value)
@@ -102,30 +111,38 @@ class Caller:
         return self._loop.get_loop().run_until_complete(self._supervised(coroutine))
 
     async def _supervised(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        words = self.slot.words
         self._task = asyncio.current_task()
+        self.on_soft_limit()  # it may have come before there was a task to cancel
         try:
             return await coroutine
         except asyncio.CancelledError:
-            if words[p.SOFT_FOR] == words[p.STARTED]:
-                raise SoftTimeLimitExceeded("the task ran longer than its soft_time_limit") from None
+            if self._told:
+                raise _too_long() from None
             raise
         finally:
             self._task = None
 
     def on_soft_limit(self, *_: Any) -> None:
-        """Signal handler: a soft time limit is over. Acts only while that record's code runs (H17)."""
+        """Signal handler: a soft time limit may be over. Acts only while that record's code runs (H17).
+
+        A signal can come late, when another record runs: so the clock decides, and once for each limit.
+        A coroutine is cancelled, for what would be raised here could be raised inside asyncio.
+        """
         words = self.slot.words
-        if not words[p.USER] or words[p.SOFT_FOR] != words[p.STARTED]:
+        limit = words[p.SOFT_AT]
+        if not words[p.USER] or not limit or boottime_ns() < limit or self._told == limit:
             return
-        if self._task is not None:
+        if not self._coroutine:
+            self._told = limit
+            raise _too_long()
+        if self._task is not None:  # else it has not begun, and looks itself; or it has ended
+            self._told = limit
             self._task.get_loop().call_soon_threadsafe(self._task.cancel)
-            return
-        raise SoftTimeLimitExceeded("the task ran longer than its soft_time_limit")
 
     def _set_limits(self, runner: Runner) -> None:
         words, now = self.slot.words, boottime_ns()
         words[p.BEGAN] = now
+        self._told = 0
         if runner.soft is not None or runner.hard is not None:
             words[p.SOFT_FOR] = 0
             words[p.SOFT_AT] = now + int(runner.soft * 1e9) if runner.soft else 0

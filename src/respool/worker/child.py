@@ -21,7 +21,7 @@ from ..errors import RespoolError, UnknownName
 from ..loading import AppImportError, load_app
 from . import page as p
 from .executor import Executor
-from .host import idle
+from .host import LogFile, idle
 from .options import EXIT_LOST, EXIT_RECYCLED, EXIT_REFUSED, Hello, Refusal, Welcome, WorkerOptions, encode
 from .services import Service, services
 
@@ -51,8 +51,8 @@ def die_with(parent: int, life: int) -> None:
 class Child:
     """The process's side of the conversation with the supervisor."""
 
-    def __init__(self, options: WorkerOptions, control: socket.socket) -> None:
-        self.options, self.control = options, control
+    def __init__(self, options: WorkerOptions, control: socket.socket, log_file: LogFile | None) -> None:
+        self.options, self.control, self._log_file = options, control, log_file
         self._reader = control.makefile("rb")
 
     def say(self, message: msgspec.Struct) -> None:
@@ -62,7 +62,9 @@ class Child:
     def load(self) -> tuple[App, list[Service]] | None:
         """Import the app and open its log; None where that failed, which is then said."""
         try:
+            self._check_log()
             app = load_app(self.options.app, self.options.url)
+            self._check_log()  # opening it would make an empty one, or lead into another
             return app, services(app, self.options.queues, self.options.group)
         except AppImportError as error:
             traceback.print_exception(error.__cause__ or error)
@@ -70,6 +72,10 @@ class Child:
         except RespoolError as error:
             self.say(Refusal(str(error), usage=isinstance(error, UnknownName)))
         return None
+
+    def _check_log(self) -> None:
+        if self._log_file is not None:
+            self._log_file.check()
 
     def run(self) -> int:
         """Serve until told to stop; return the exit status."""
@@ -170,7 +176,7 @@ def _ignore(*_: Any) -> None:
 
 
 def main() -> None:
-    """Run a child as the supervisor starts it: options, control socket, life pipe, supervisor's pid."""
+    """Run a child as the supervisor starts it: options, control socket, life pipe, its pid, the log file."""
     options = msgspec.json.decode(sys.argv[1], type=WorkerOptions)
     control, life, parent = (int(argument) for argument in sys.argv[2:5])
     signal.signal(signal.SIGINT, _ignore)
@@ -181,7 +187,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s child: %(message)s", datefmt="%H:%M:%S")
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    child = Child(options, socket.socket(fileno=control))
+    log_file = LogFile(*sys.argv[5:7]) if len(sys.argv) > 5 else None
+    child = Child(options, socket.socket(fileno=control), log_file)
     try:
         status = child.run()
     except Exception:  # the last line of defence: say what happened, and let the supervisor clear up

@@ -16,7 +16,7 @@ from ..delivery.model import Change, Lease, Settlement, Verdict, View
 from ..delivery.settle import settle
 from ..delivery.sizing import LeaseSizer
 from ..delivery.spans import Finder, ranges_of
-from ..engines.base import Reads
+from ..engines.base import Engine, Reads
 from ..errors import EngineUnavailable, NotEncodable
 from ..record import Row
 from ..running import current_run
@@ -58,7 +58,7 @@ class Executor:
 
     def __init__(
         self,
-        engine: Any,
+        engine: Engine,
         services: Sequence[Service],
         worker: int,
         child: int,

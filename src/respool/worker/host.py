@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import os
 import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..clock import now as wall_clock
-from ..errors import EngineUnavailable
+from ..engines.base import Worker
+from ..errors import DatabaseGone, EngineUnavailable, RespoolError
 from .services import Service
 
 HOUSEKEEPING = 5.0  # seconds between two rounds of housekeeping, unless there was more to do than …
@@ -37,6 +39,62 @@ def version() -> str:
         return installed("respool")
     except PackageNotFoundError:
         return "unknown"
+
+
+class LogFile(NamedTuple):
+    """A log's file, and what tells it from any other that takes its place. Text, to be handed on."""
+
+    path: str
+    identity: str
+
+    @classmethod
+    def at(cls, path: str | None) -> LogFile | None:
+        """Return the file at a path as it is now; None for an engine without one."""
+        return None if path is None else cls(path, _identity(path))
+
+    def check(self) -> None:
+        """Raise DatabaseGone where the path leads to another file now, or to none."""
+        if _identity(self.path) != self.identity:
+            raise DatabaseGone(f"{self.path} was deleted or replaced while in use; no new one is made")
+
+
+def _identity(path: str) -> str:
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    return f"{found.st_dev}:{found.st_ino}"
+
+
+def is_gone(worker: Worker) -> bool:
+    """Say whether a registered worker's process is known not to exist: only on its own machine can it be."""
+    if worker.boot != boot_id():
+        return False
+    try:
+        os.kill(worker.pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # somebody else's
+        return False
+    return False
+
+
+def farewell(engine: Any, groups: Sequence[Any], handled: int, seconds: float) -> str:
+    """Say what a worker has done, and what it leaves in the groups that it served."""
+    noun = "record" if any(group.kind == "subscription" for group in groups) else "call"
+    done = f"stopped after {seconds:.1f} s; worked through {handled:,} {noun}{'' if handled == 1 else 's'}"
+    left = dict.fromkeys(("pending", "leased", "scheduled", "retry", "unknown", "dead"), 0)
+    try:
+        for group in groups:
+            counts = engine.counts(group)
+            left["pending"] += counts.pending + counts.returned
+            left["leased"] += counts.leased
+            for reason, number in counts.parked.items():
+                left[reason] = left.get(reason, 0) + number
+    except RespoolError as error:
+        return f"{done}; what is left cannot be seen: {error}"
+    shown = ", ".join(f"{number:,} {reason}" for reason, number in left.items() if number)
+    return f"{done}; left: {shown or 'nothing'}"
 
 
 def idle(engine: Any, services: Sequence[Service], sleeper: Any, poll: float) -> bool:

@@ -14,13 +14,17 @@ from typing import Any
 import msgspec
 
 from . import page as p
+from .host import LogFile
 from .options import Hello, Refusal, Welcome, WorkerOptions, encode
 
 
 class ChildProcess:
-    """A process of the pool: starting it, talking to it, ending it."""
+    """A process of the pool: starting it, talking to it, ending it.
 
-    def __init__(self, index: int, options: WorkerOptions) -> None:
+    `log_file`: the one that the worker has open already. The process opens no other, and makes none.
+    """
+
+    def __init__(self, index: int, options: WorkerOptions, log_file: LogFile | None = None) -> None:
         self.index = index
         self.started = time.monotonic()
         self.ready = False
@@ -29,6 +33,8 @@ class ChildProcess:
         self.ordered = False  # we ended it
         self.settled: tuple[int, int] = (0, 0)  # lease, records of it that we settled
         self.given_back = 0  # lease whose rest we gave back
+        self.noticed = False  # that it is dead was said
+        self.limit_kept = False  # the record that it was killed for has failed
         self._received = b""
         ours, theirs = socket.socketpair()
         life_read, self._life = os.pipe()
@@ -43,6 +49,7 @@ class ChildProcess:
                     str(theirs.fileno()),
                     str(life_read),
                     str(os.getpid()),
+                    *(log_file or ()),
                 ],
                 pass_fds=(theirs.fileno(), life_read),
                 stdin=subprocess.DEVNULL,

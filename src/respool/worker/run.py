@@ -14,7 +14,7 @@ from ..codec import codec_for
 from ..delivery.model import NewCall
 from ..delivery.spans import Span
 from ..engines import public_id, stored_id
-from ..engines.base import LeaseLost, Record
+from ..engines.base import Engine, LeaseLost, Record
 from ..errors import IdConflict, Refused, RespoolError
 from ..producer import MAX_TOGETHER
 from ..record import Id, Meta, Row, derived_id, id_text, offset_of
@@ -48,7 +48,7 @@ class Request:
 class CurrentRun:
     """What a worker's present run is, for the code that it runs. One object, moved from run to run."""
 
-    def __init__(self, engine: Any, hold: float | None) -> None:
+    def __init__(self, engine: Engine, hold: float | None) -> None:
         self._engine = engine
         self._hold = hold
         self._lock = threading.RLock()
@@ -198,7 +198,6 @@ class CurrentRun:
                 log = self._calls[0].log
                 together = [call for call in self._calls if call.log == log][:MAX_TOGETHER]
                 self._engine.append_rows(together, self._fence)
-                self._engine.ring(log, everyone=len(together) > 1)
                 sent = {id(call) for call in together}
                 self._calls = [call for call in self._calls if id(call) not in sent]
             self._bytes = 0

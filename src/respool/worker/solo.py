@@ -19,13 +19,13 @@ from ..app import App
 from ..clock import boottime_ns
 from ..clock import now as wall_clock
 from ..delivery.death import Cause
-from ..engines.base import Registration
+from ..engines.base import Engine, Registration
 from ..errors import AppendUnknown, EngineUnavailable, RespoolError
 from . import page as p
 from .aftermath import Aftermath
 from .calling import EndNow
 from .executor import Executor
-from .host import all_done, boot_id, idle, keep_house, version
+from .host import all_done, boot_id, farewell, idle, keep_house, version
 from .options import WorkerOptions
 from .page import WorkerFile
 from .services import Service
@@ -39,7 +39,7 @@ class Solo:
 
     def __init__(self, app: App, served: list[Service], options: WorkerOptions) -> None:
         self.app, self.services, self.options = app, served, options
-        self.engine = app.engine
+        self.engine: Engine = app.engine
         self.name = options.name or f"{platform.node()}-{os.getpid()}"
         self.deliveries = {service.group.id: service.deliveries for service in served}
         registration = Registration(
@@ -63,6 +63,7 @@ class Solo:
     def run(self) -> int:
         """Work until told to stop; return the exit status."""
         self._beat()
+        began = time.monotonic()
         executor = Executor(
             self.engine, self.services, self.worker, 0, self.slot, self, self.app.settings["outbox_hold"]
         )
@@ -83,6 +84,8 @@ class Solo:
             for number, handler in before.items():
                 signal.signal(number, handler)
             self._finish()
+        groups = [service.group for service in self.services]
+        log.info("%s", farewell(self.engine, groups, executor.done, time.monotonic() - began))
         return 1 if self._deposed else 0
 
     def _serve(self, executor: Executor) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
-from typing import TextIO
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TextIO
 
+from ..engines.base import Group, Stream
 from ..errors import ConfigError
 from ..loading import load_app
+from ..why import served_as
+from .host import is_gone
 from .options import Hello, WorkerOptions
 from .services import services
 from .solo import Solo
@@ -29,7 +32,8 @@ def start(options: WorkerOptions, out: TextIO | None = None) -> int:
         app = load_app(options.app, options.url)
         served = services(app, options.queues, options.group)
         tasks = sorted({name for service in served for name in service.runners})
-        _banner(out, options, app.name, app.location.shown, [service.shown for service in served], tasks, 1)
+        place = _Place(app.engine, app.name, app.location.shown)
+        _banner(out, options, place, [(service.stream, service.group) for service in served], tasks, 1)
         if any(runner.hard for service in served for runner in service.runners.values()):
             logging.getLogger("respool.worker").warning(
                 "the solo pool cannot keep time_limit: only soft limits work"
@@ -38,40 +42,73 @@ def start(options: WorkerOptions, out: TextIO | None = None) -> int:
     if options.pool != "processes":
         raise ConfigError(f"no pool {options.pool!r}; there are: {', '.join(POOLS)}")
     supervisor = Supervisor(options)
-    supervisor.on_started = _on_started(out, options, supervisor.count)
+    supervisor.on_started = _on_started(out, options, supervisor)
     return supervisor.run()
 
 
-def _on_started(out: TextIO, options: WorkerOptions, count: int) -> Callable[[Hello], None]:
+def _on_started(out: TextIO, options: WorkerOptions, supervisor: Supervisor) -> Callable[[Hello], None]:
     def show(hello: Hello) -> None:
-        shown = [service[1] for service in hello.services]
-        _banner(out, options, hello.app, hello.shown_url, shown, sorted(hello.tasks), count)
+        streams = {stream.id: stream for stream in supervisor.engine.streams()}
+        served = [(streams[group.stream], group) for group in supervisor.groups]
+        place = _Place(supervisor.engine, hello.app, hello.shown_url)
+        _banner(out, options, place, served, sorted(hello.tasks), supervisor.count)
 
     return show
 
 
+class _Place(NamedTuple):
+    """Which app a worker is of, and where its log is."""
+
+    engine: Any
+    app: str
+    url: str
+
+
 def _banner(
-    out: TextIO, options: WorkerOptions, app: str, url: str, served: list[str], tasks: list[str], count: int
+    out: TextIO,
+    options: WorkerOptions,
+    place: _Place,
+    served: Sequence[tuple[Stream, Group]],
+    tasks: list[str],
+    count: int,
 ) -> None:
     """Say what a person who runs a worker wants to know: which app, where, what it serves, how to stop."""
     processes = (
         f"{count} process{'es' if count != 1 else ''}" if options.pool == "processes" else "this process"
     )
     lines = [
-        f"respool worker of app {app} (pid {os.getpid()})",
-        f"  log     {url}",
+        f"respool worker of app {place.app} (pid {os.getpid()})",
+        f"  log     {place.url}",
         f"  pool    {options.pool}: {processes}{', until nothing is due' if options.burst else ''}",
-        f"  serves  {', '.join(served)}",
+        f"  serves  {', '.join(served_as(stream, group) for stream, group in served)}",
         f"  tasks   {', '.join(tasks[:12])}{f' and {len(tasks) - 12} more' if len(tasks) > 12 else ''}",
-        "  Ctrl-C ends it when the running tasks have finished; twice ends it at once.",
     ]
+    others = _of_other_apps(place.engine, place.app)
+    if others:
+        lines.append(f"  note    of other apps, and served by no worker: {', '.join(others)}")
+    lines.append("  Ctrl-C ends it when the running tasks have finished; twice ends it at once.")
     print("\n".join(lines), file=out, flush=True)
 
 
+def _of_other_apps(engine: Any, app: str) -> list[str]:
+    """Return the queues of other apps in which calls wait that nobody runs: was the wrong app named?"""
+    streams = {stream.id: stream for stream in engine.streams()}
+    taken = {id for worker in engine.workers() if not is_gone(worker) for id in worker.info.get("groups", ())}
+    found = []
+    for group in engine.groups():
+        stream = streams[group.stream]
+        if group.kind == "main" and stream.app != app and group.id not in taken:
+            counts = engine.counts(group)
+            waiting = counts.pending + counts.leased + counts.returned + sum(counts.parked.values())
+            waiting -= counts.parked.get("dead", 0)
+            if waiting:
+                verb = "call waits" if waiting == 1 else "calls wait"
+                found.append(f"{served_as(stream, group)} ({waiting:,} {verb})")
+    return found
+
+
 def _log_to(out: TextIO) -> None:
+    """Log as the children do: when, who, what."""
     logging.basicConfig(
-        level=logging.INFO,
-        stream=out,
-        format="%(asctime)s %(levelname).1s worker: %(message)s",
-        datefmt="%H:%M:%S",
+        level=logging.INFO, stream=out, format="%(asctime)s worker: %(message)s", datefmt="%H:%M:%S"
     )

@@ -6,7 +6,6 @@ that a task or an app does can keep it from beating (P5).
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import platform
@@ -14,24 +13,22 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from ..clock import boottime_ns
 from ..clock import now as wall_clock
 from ..config import parse_url
 from ..delivery.death import Cause
-from ..delivery.model import Change, Settlement, View
-from ..delivery.settle import give_back, settle
-from ..delivery.spans import Span, ranges_of
+from ..delivery.spans import Span
 from ..engines import open_engine
-from ..engines.base import Reads, Registration
+from ..engines.base import Registration
 from ..errors import AppendUnknown, DatabaseGone, EngineUnavailable, RespoolError
 from . import page as p
 from .aftermath import Aftermath, how_it_died
-from .host import HOUSEKEEPING, all_done, boot_id, keep_house, version
+from .attending import Attendant, keep_limits
+from .host import HOUSEKEEPING, LogFile, all_done, boot_id, farewell, keep_house, version
 from .options import EXIT_LOST, EXIT_RECYCLED, EXIT_REFUSED, Hello, Refusal, Welcome, WorkerOptions
-from .page import Snapshot, WorkerFile
+from .page import WorkerFile
 from .process import ChildProcess
 from .takeover import Watch, file_of
 
@@ -39,14 +36,12 @@ log = logging.getLogger("respool.worker")
 
 IDLE_TICK = 0.2  # seconds between looks whether a child has begun to work
 BUSY_TICK = 0.02  # seconds between looks at children that work
-GIVE_BACK = 50_000_000  # ns that a record runs before the rest of its lease goes back (P7)
-SETTLE_FOR = 10_000_000  # ns that a record runs before what was finished earlier is settled for the child
 IMPORT_TIMEOUT = 300.0
 BACKOFF = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before a child that died early is replaced
 EARLY = 5.0  # seconds: a child that dies sooner than that after its start died "early"
-BURY_AGAIN = 0.5  # seconds before a dead child is cleared up after again, where the engine was out of reach
-MOST_CHILDREN = 255  # numbered from 0
-_SPARE_CHILD = 255  # number under which the supervisor makes leases of its own
+WAIT = 0.25  # seconds that a write waits for a lock: meanwhile no time limit is kept, and no death noticed
+AGAIN = 0.5  # seconds before what could not be written is tried again
+MOST_CHILDREN = 255  # numbered from 0; the last number is for leases of our own
 
 
 class Deposed(Exception):
@@ -61,7 +56,8 @@ class Supervisor:
         self.count = min(options.concurrency or os.cpu_count() or 1, MOST_CHILDREN)
         self.name = options.name or f"{platform.node()}-{os.getpid()}"
         self.children: dict[int, ChildProcess] = {}
-        self.engine: Any = None
+        self.engine: Any = None  # for what is written beside running tasks, and tried again
+        self._patient: Any = None  # the same log, for what is better waited for
         self.worker = 0
         self._file: WorkerFile | None = None
         self._early_deaths = 0
@@ -69,13 +65,14 @@ class Supervisor:
         self._signals = 0
         self._draining = False
         self._deadline_to_kill: float | None = None
-        self._next_lease = 0
         self._dirty = True
-        self._written = 0  # transactions of our own
         self._synced = -1
+        self._unreachable_since: float | None = None
         self._said_unreachable = False
-        self._bury_at = 0.0
+        self._bury_at = self._settle_at = 0.0
         self._left_over = True  # our file stays for whoever comes after us, unless we leave nothing behind
+        self._began = time.monotonic()
+        self._handled = 0  # records that children worked through which are gone now
         self.on_started: Any = lambda hello: None
 
     # Starting
@@ -145,25 +142,30 @@ class Supervisor:
         self.hello = hello
         self._left_over = True
         location = parse_url(hello.url)
-        self.engine = open_engine(location, hello.durability, hello.settings["append_timeout"])
+        timeout = hello.settings["append_timeout"]
+        self._patient = open_engine(location, hello.durability, timeout)
+        self.engine = open_engine(location, hello.durability, min(timeout, WAIT))
+        self._log_file = LogFile.at(location.path)
         self.groups = [group for group in self.engine.groups() if group.id in {s[0] for s in hello.services}]
         self._logs = sorted({log for service in hello.services for log in service[2]})
         registration = Registration(
             hello.app, self.name, socket.gethostname(), boot_id(), os.getpid(), wall_clock(), self._info()
         )
-        self.worker = self.engine.register(registration)
+        self.worker = self._patient.register(registration)
+        self._attendant = Attendant(self.engine, self.worker)
         self._file = WorkerFile(file_of(self.engine, self.worker), self.count, create=True)
         self._file.hold()
         self._slots = [self._file.slot(index) for index in range(self.count)]
         patience = max(3, round(hello.settings["worker_ttl"] / hello.settings["beat"]))
-        self._watch = Watch(self.engine, boot_id(), patience, dict(hello.deliveries))
-        self._next_lease = p.lease_number(self.worker, _SPARE_CHILD)
+        # It writes only where a worker died, right after a beat of ours: there is hardly ever a lock. But a
+        # takeover that gives up half-way loses the dead one's last words.
+        self._watch = Watch(self._patient, boot_id(), patience, dict(hello.deliveries))
         self._deadline = 0
         self._beat_at = self._housekeeping_at = 0.0
         self._beat()
 
     def _spawn(self, index: int) -> None:
-        self.children[index] = ChildProcess(index, self.options)
+        self.children[index] = ChildProcess(index, self.options, self._log_file)
 
     def _welcome(self, child: ChildProcess) -> None:
         assert self._file is not None
@@ -184,9 +186,10 @@ class Supervisor:
         if self._file is not None:
             self._file.close(remove=not self._left_over)
             self._file = None
-        if self.engine is not None:
-            self.engine.close()
-            self.engine = None
+        for engine in (self.engine, self._patient):
+            if engine is not None:
+                engine.close()
+        self.engine = self._patient = None
 
     def _wait_for_file(self) -> None:
         """The file is gone: wait until one is there again, or until told to stop."""
@@ -282,12 +285,13 @@ class Supervisor:
 
     def _finish(self) -> int:
         try:
-            if not self.engine.leases_of(self.worker):
-                self.engine.drop_worker(self.worker)
+            if not self._patient.leases_of(self.worker):
+                self._patient.drop_worker(self.worker)
                 self._left_over = False
         except EngineUnavailable as error:  # the next worker will find that we are gone
             log.error("%s", error)
-        log.info("stopped")
+        seconds = time.monotonic() - self._began
+        log.info("%s", farewell(self.engine, self.groups, self._handled, seconds))
         return 0
 
     # Beating
@@ -299,32 +303,41 @@ class Supervisor:
         busy = any(child.busy for child in self.children.values())
         try:
             # A beat that is synced makes durable what was claimed and settled since the last (S4).
-            written = self._written + sum(
+            written = self._attendant.written + sum(
                 child.slot.words[p.LEASES] for child in self.children.values() if child.slot
             )
             synced = busy or self._dirty or written != self._synced
             beat = self.engine.beat(self.worker, self._draining, self._info(), synced=synced)
-            if beat is None:
-                raise Deposed
-            self._dirty = busy
-            self._synced = written
-            self._deadline = sent + int(self.hello.settings["worker_ttl"] * 0.8e9)
-            for child in self.children.values():
-                if child.slot is not None:
-                    child.slot.words[p.DEADLINE] = self._deadline
+        except (EngineUnavailable, AppendUnknown) as error:
+            self._beat_at = min(self._beat_at, time.monotonic() + AGAIN)
+            self._unreachable("beat", error)
+            return
+        if beat is None:
+            raise Deposed
+        self._dirty = busy
+        self._synced = written
+        self._deadline = sent + int(self.hello.settings["worker_ttl"] * 0.8e9)
+        for child in self.children.values():
+            if child.slot is not None:
+                child.slot.words[p.DEADLINE] = self._deadline
+        try:
             self._watch.look(self.worker, beaten=True)
             self._keep_house()
         except (EngineUnavailable, AppendUnknown) as error:
-            self._unreachable(error)
+            self._unreachable("look after the log", error)
             return
         if self._said_unreachable:
             log.info("the engine is back")
-        self._said_unreachable = False
+        self._said_unreachable, self._unreachable_since = False, None
 
-    def _unreachable(self, error: RespoolError) -> None:
-        if not self._said_unreachable:
-            log.error("cannot beat: %s", error)
-        self._said_unreachable = True
+    def _unreachable(self, what: str, error: RespoolError) -> None:
+        """Say that the engine is out of reach: once, and where it is for longer than from beat to beat."""
+        now = time.monotonic()
+        if self._unreachable_since is None:
+            self._unreachable_since = now
+        elif not self._said_unreachable and now - self._unreachable_since >= self.hello.settings["beat"]:
+            self._said_unreachable = True
+            log.error("cannot %s for %.1f s: %s", what, now - self._unreachable_since, error)
 
     def _keep_house(self) -> None:
         self.engine.tidy()
@@ -358,108 +371,32 @@ class Supervisor:
     # Watching
 
     def _look_after_all(self) -> None:
-        for child in list(self.children.values()):
-            if child.busy:
-                try:
-                    self._look_after(child)
-                except (EngineUnavailable, AppendUnknown) as error:
-                    self._unreachable(error)
-
-    def _look_after(self, child: ChildProcess) -> None:
-        """Settle for a child what it cannot while it runs, give back what it will not start, keep limits."""
-        assert child.slot is not None
-        words, now = child.slot.words, boottime_ns()
-        if words[p.HARD_AT] or words[p.SOFT_AT]:
-            self._keep_limits(child, now)
-        if words[p.STARTED] == 0 or now - words[p.BEGAN] < SETTLE_FOR:
+        busy = [child for child in self.children.values() if child.busy and child.process.returncode is None]
+        for child in busy:  # all of them before any write, which may have to wait
+            keep_limits(child)
+        if time.monotonic() < self._settle_at:
             return
-        seen = child.slot.snapshot()
-        if seen is None or seen.running is None:
-            return
-        ran = now - int(seen.began * 1e9)
-        finished = seen.finished if child.settled[0] != seen.lease else seen.finished - child.settled[1]
-        settle_now = ran >= SETTLE_FOR and seen.finished > seen.settled and finished > 0
-        give = ran >= GIVE_BACK and bool(seen.unstarted) and child.given_back != seen.lease
-        if settle_now or give:
-            back = self._lower_bound(child, seen) if give else []
-            self._settle_for(child, seen, back)
-
-    def _lower_bound(self, child: ChildProcess, seen: Snapshot) -> list[int]:
-        """Bar a child from what it has not started; return what is sure not to be started (H3).
-
-        We lower the bound, then read how far it is; the child says that it starts, then looks at the
-        bound. The barrier in between makes sure that one of us sees the other.
-        """
-        assert child.slot is not None
-        words = child.slot.words
-        words[p.BOUND] = seen.started
-        _barrier()
-        if words[p.LEASE] != seen.lease or words[p.SEQ] % 2:
-            return []
-        return seen.rows[max(words[p.STARTED], seen.started) :]
-
-    def _settle_for(self, child: ChildProcess, seen: Snapshot, back: Sequence[int]) -> None:
-        finished = Settlement(
-            seen.lease,
-            self.worker,
-            ranges_of(seen.through),
-            seen.verdicts,
-            seen.results,
-            seen.lease_began,
-            wall_clock(),
-            records=seen.finished,
-        )
-        self._next_lease += 1
-        new_id = self._next_lease
-
-        def decide(view: View, change: Change) -> int:
-            if not settle(view, change, finished):
-                return 0
-            rest = Change()
-            if back and change.leases:
-                view.leases[seen.lease] = change.leases.pop()
-                given = give_back(view, rest, seen.lease, self.worker, ranges_of(back), new_id)
-                change.leases += rest.leases or [view.leases[seen.lease]]
-                change.dropped_leases += rest.dropped_leases
-                return given
-            return 0
-
-        given = self.engine.transact(Reads(seen.group, (seen.lease,)), decide)
-        self._written += 1
-        child.settled = (seen.lease, seen.finished)
-        self.engine.ring_waiters(seen.through)
-        if back:
-            child.given_back = seen.lease
-        if given:
-            self.engine.ring(back[0] >> 40, everyone=given > 1)
-
-    def _keep_limits(self, child: ChildProcess, now: int) -> None:
-        assert child.slot is not None
-        words = child.slot.words
-        soft, hard, started = words[p.SOFT_AT], words[p.HARD_AT], words[p.STARTED]
-        if hard and now >= hard and child.over_limit is None:
-            seen = child.slot.snapshot()
-            if seen is not None and seen.running is not None and words[p.HARD_AT] == hard:
-                child.over_limit = (seen.running, (hard - words[p.BEGAN]) / 1e9)
-                child.kill()
-        elif soft and now >= soft and words[p.SOFT_FOR] != started:
-            words[p.SOFT_FOR] = started
-            if words[p.SOFT_AT] == soft:
-                child.process.send_signal(signal.SIGUSR1)
+        for child in busy:
+            try:
+                self._attendant.settle(child)
+            except (EngineUnavailable, AppendUnknown) as error:
+                self._unreachable("settle", error)
+                self._settle_at = time.monotonic() + AGAIN
+                return
 
     # Death
 
     def _bury_the_dead(self) -> None:
+        ended = [(child, child.process.poll()) for child in self.children.values()]
         if time.monotonic() < self._bury_at:
             return
-        for child in list(self.children.values()):
-            status = child.process.poll()
+        for child, status in ended:
             if status is not None:
                 try:
                     self._clear_up(child, status)
                 except (EngineUnavailable, AppendUnknown) as error:
-                    self._unreachable(error)
-                    self._bury_at = time.monotonic() + BURY_AGAIN
+                    self._unreachable("clear up after a process", error)
+                    self._bury_at = time.monotonic() + AGAIN
                     return
                 del self.children[child.index]
                 child.close()
@@ -467,9 +404,13 @@ class Supervisor:
     def _clear_up(self, child: ChildProcess, status: int) -> None:
         aftermath = Aftermath(self.engine, self.worker, dict(self.hello.deliveries))
         seen = child.slot.last_words() if child.slot is not None else None
-        if child.over_limit is not None and seen is not None and seen.running == child.over_limit[0]:
-            log.warning("a task ran longer than its time_limit; its process was killed")
-            aftermath.time_limit(seen, *child.over_limit, child.index)
+        first_time, child.noticed = not child.noticed, True  # we come again where the engine is out of reach
+        limit = child.over_limit
+        if limit is not None and seen is not None and seen.running == limit[0] and not child.limit_kept:
+            if first_time:
+                log.warning("a task ran longer than its time_limit; its process was killed")
+            aftermath.time_limit(seen, *limit, child.index)
+            child.limit_kept = True
         ours = child.ordered or self._draining or child.over_limit is not None
         # With these it ends itself, but never in the middle of a run.
         clean = status in (0, EXIT_RECYCLED, EXIT_LOST, EXIT_REFUSED) and (
@@ -477,11 +418,12 @@ class Supervisor:
         )
         cause = Cause.ORDERED if ours or clean else Cause.CHILD
         how = "its worker was told to stop" if cause is Cause.ORDERED and not clean else how_it_died(status)
-        if cause is Cause.CHILD:
+        if cause is Cause.CHILD and first_time:
             what = "" if seen is None or seen.running is None else ", running a call"
             log.warning("child %d (pid %d): %s%s", child.index, child.pid, how, what)
         aftermath.of_child(child.index, seen, cause, how)
         if child.slot is not None:
+            self._handled += child.slot.words[p.DONE]
             child.slot.clear()
         if not self._draining:
             self._plan_respawn(child, status)
@@ -502,17 +444,3 @@ class Supervisor:
             if now >= at and not self._draining:
                 del self._respawn_at[index]
                 self._spawn(index)
-
-
-_MEMBARRIER = {"x86_64": 324, "aarch64": 283}
-_MEMBARRIER_GLOBAL = 1
-
-
-def _barrier() -> None:
-    """Order our write before our next read, on all processors at once: the children need no barrier.
-
-    See membarrier(2). Where it does not exist, the children's writes get a millisecond to arrive.
-    """
-    number = _MEMBARRIER.get(platform.machine()) if platform.system() == "Linux" else None
-    if number is None or ctypes.CDLL(None).syscall(number, _MEMBARRIER_GLOBAL, 0, 0) != 0:
-        time.sleep(0.001)

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from ..delivery.death import Cause
 from ..delivery.liveness import BeatObserver
-from ..engines.base import Worker
+from ..engines.base import Engine, Worker
 from .aftermath import Aftermath, Deliveries
 from .page import WorkerFile
 
 log = logging.getLogger("respool.worker")
 
 
-def file_of(engine: Any, worker: int) -> Path:
+def file_of(engine: Engine, worker: int) -> Path:
     """Return where a worker of this host keeps its mapped file."""
-    return Path(engine.run_folder) / f"worker-{worker}"
+    return engine.run_folder / f"worker-{worker}"
 
 
 class Watch:
     """Looks for dead workers and clears up after them."""
 
-    def __init__(self, engine: Any, boot: str, patience: int, deliveries: Deliveries) -> None:
+    def __init__(self, engine: Engine, boot: str, patience: int, deliveries: Deliveries) -> None:
         self._engine, self._boot, self._deliveries = engine, boot, deliveries
         self._observer = BeatObserver(patience)
 

@@ -65,7 +65,10 @@ class Doubt:
 
 
 class Writing:
-    """The block of a write. A class of its own, since a generator costs an append a tenth of its time."""
+    """The block of a write: it has the connection, once it is sure that the file is the one that was opened.
+
+    A class of its own, since a generator costs an append a tenth of its time.
+    """
 
     __slots__ = ("_connection",)
 
@@ -73,10 +76,28 @@ class Writing:
         self._connection = connection
 
     def __enter__(self) -> Any:
-        return self._connection.begin_write()
+        connection = self._connection
+        connection.lock.acquire()
+        try:
+            connection._deadline = time.monotonic() + connection._timeout
+            if connection._path:
+                connection.check_identity()
+            if connection._doubt:
+                connection._make_sure(connection.db)
+        except BaseException:
+            connection.lock.release()
+            raise
+        return connection.db
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self._connection.end_write(error)
+        connection = self._connection
+        try:
+            if error is not None:
+                connection._failed(error)
+            elif connection._doubt:  # another connection's sync failed meanwhile
+                connection._be_sure_or_say_so()
+        finally:
+            connection.lock.release()
 
 
 class Connection:
@@ -111,11 +132,8 @@ class Connection:
         try:
             self.db.set_busy_handler(self._wait)
             with self.waiting(timeout):
-                if self._path:
-                    self._keep_log()
-                if look is not None:
-                    look(self.db)  # before anything is written: it may be somebody else's file
-                self._configure(synced, pragmas or {})
+                while not self._set_up(synced, pragmas or {}, look):
+                    time.sleep(random.uniform(0.001, 0.005))
         except apsw.Error as error:
             self.db.close()
             raise self._not_opened(error) from error
@@ -127,6 +145,25 @@ class Connection:
         """Pages in the write-ahead log after this connection's last commit."""
         if self._path:
             self.db.set_wal_hook(self._note_log)
+
+    def _set_up(
+        self, synced: bool, pragmas: dict[str, str], look: Callable[[apsw.Connection], None] | None
+    ) -> bool:
+        """Make the connection ready; False where another that creates the database is in the way.
+
+        SQLite does not ask the busy handler where waiting could deadlock: while it switches to WAL.
+        """
+        try:
+            if self._path:
+                self._keep_log()
+            if look is not None:
+                look(self.db)  # before anything is written: it may be somebody else's file
+            self._configure(synced, pragmas)
+        except apsw.BusyError:
+            if time.monotonic() > self._deadline:
+                raise
+            return False
+        return True
 
     def _configure(self, synced: bool, pragmas: dict[str, str]) -> None:
         execute = self.db.execute
@@ -188,39 +225,22 @@ class Connection:
 
     def check_identity(self) -> None:
         """Raise DatabaseGone where the path leads to another file than the open one, or to none."""
-        if self._path and identity_of(self._path) != self.identity:
+        assert self._path is not None
+        if identity_of(self._path) != self.identity:
             raise gone(self._path)
 
     def writing(self) -> Writing:
-        """Run a write in the block; errors come out as Refused (nothing stored) or AppendUnknown (H20)."""
+        """Run a write in the block; errors come out as Refused (nothing stored) or AppendUnknown (H20).
+
+        What was begun and not committed is undone.
+        """
         return self._writing
 
-    def begin_write(self) -> Any:
-        """Take the connection for a write, once it is sure that the file is the one that was opened."""
-        self.lock.acquire()
-        try:
-            self._deadline = time.monotonic() + self._timeout
-            self.check_identity()
-            if self._doubt:
-                self._make_sure(self.db)
-        except BaseException:
-            self.lock.release()
-            raise
-        return self.db
-
-    def end_write(self, error: BaseException | None) -> None:
-        """Give the connection back after a write; undo what was begun and not committed."""
-        try:
-            if error is None:
-                if self._doubt:  # another connection's sync failed meanwhile
-                    self._be_sure_or_say_so()
-                return
-            if not self.db.get_autocommit():
-                _roll_back(self.db)
-            if isinstance(error, apsw.Error):
-                raise self._translated(error) from error
-        finally:
-            self.lock.release()
+    def _failed(self, error: BaseException) -> None:
+        if not self.db.get_autocommit():
+            _roll_back(self.db)
+        if isinstance(error, apsw.Error):
+            raise self._translated(error) from error
 
     def _be_sure_or_say_so(self) -> None:
         try:

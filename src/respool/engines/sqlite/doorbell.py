@@ -69,6 +69,7 @@ _SIZE: Final = _ENTRIES + SLOTS * _ENTRY.size
 _ASLEEP: Final = b"\x01"
 _FIFOS: Final = tuple(f"bell-{slot}" for slot in range(SLOTS))
 _DRAIN: Final = 4096
+_HELD: Final = 16  # FIFOs that a ringer keeps open
 
 
 class Kind(enum.Enum):
@@ -112,6 +113,7 @@ class Doorbell:
         self.folder = folder.absolute()
         self._pid = os.getpid()
         self._sleepers: set[Sleeper] = set()
+        self._held: dict[int, int] = {}  # FIFOs open for ringing, by slot; popped by whoever uses one
         self._degraded = ""
         try:
             self._folder_fd, self._page = _open(self.folder)
@@ -199,6 +201,8 @@ class Doorbell:
         # The page is let go of, not closed: another thread may be in the middle of a ring.
         self._page = mmap.mmap(-1, _SIZE)
         self._degraded = self._degraded or "closed"
+        for slot in list(self._held):
+            self._close_held(slot)
         folder_fd, self._folder_fd = self._folder_fd, -1
         if folder_fd >= 0:
             os.close(folder_fd)
@@ -222,9 +226,10 @@ class Doorbell:
         if not page[flag]:
             return False  # another ringer was faster, or it woke by itself and will look
         page[flag] = 0
+        held = self._held.pop(slot, -1)
         try:
             # Fails with ENXIO when nobody has the FIFO open for reading: the sleeper is dead.
-            fd = os.open(_FIFOS[slot], os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=self._folder_fd)
+            fd = held if held >= 0 else self._open_fifo(slot)
         except OSError as error:
             if error.errno not in (errno.ENXIO, errno.ENOENT):
                 # Our trouble (no descriptors, no rights) and not the sleeper's: others may ring it.
@@ -233,10 +238,27 @@ class Doorbell:
         try:
             os.write(fd, b"!")
         except OSError:
-            return False  # full, and it has more than enough to wake from; or it died just now
-        finally:
             os.close(fd)
+            return False  # full, and it has more than enough to wake from; or it died just now
+        self._hold(slot, fd)
         return True
+
+    def _open_fifo(self, slot: int) -> int:
+        return os.open(_FIFOS[slot], os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=self._folder_fd)
+
+    def _hold(self, slot: int, fd: int) -> None:
+        """Keep a FIFO open for the next ring: opening costs as much as all the rest of one."""
+        other = self._held.setdefault(slot, fd)  # another thread has rung it meanwhile, with its own
+        if other != fd or self._folder_fd < 0:
+            self._held.pop(slot, None) if other == fd else None
+            os.close(fd)
+        elif len(self._held) > _HELD:
+            self._close_held(next(iter(self._held)))
+
+    def _close_held(self, slot: int) -> None:
+        fd = self._held.pop(slot, -1)
+        if fd >= 0:
+            os.close(fd)
 
 
 class Sleeper:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from ..base import Capabilities, Conflict, Group, LeaseLost, Registration, Strea
 from .connection import Connection, Doubt, gone, identity_of, prepare
 from .doorbell import ALL, Doorbell, Kind, Sleeper, mask_of
 from .inspect import SQLiteInspect
-from .log import SQLiteLog, append_rows, append_run, find
+from .log import SQLiteLog, append_row, append_rows, append_run, find
 from .retention import SQLiteRetention
 from .sql import SQL
 from .state import SQLiteState
@@ -103,15 +104,15 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect, SQLiteRetention):
             doubt=self._doubt,
         )
 
-    @property
+    @cached_property
     def _writer(self) -> Connection:  # type: ignore[override]
         return self._connect("writer", synced=self.options.durability == "full")
 
-    @property
+    @cached_property
     def _state(self) -> Connection:  # type: ignore[override]
         return self._connect("state", synced=False)
 
-    @property
+    @cached_property
     def _reader(self) -> Connection:  # type: ignore[override]
         return self._connect("reader", synced=False)
 
@@ -162,6 +163,8 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect, SQLiteRetention):
             for connection in self._connections.values():
                 connection.close()
             self._connections.clear()
+            for role in ("_writer", "_state", "_reader"):
+                self.__dict__.pop(role, None)  # the next use says that it was closed
         for sleeper in self._waiters:
             sleeper.close()
         self._waiters.clear()
@@ -182,6 +185,17 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect, SQLiteRetention):
         with self._writer.writing() as db:
             append_run(db, log, task, bodies, meta, head, now)
         self.tidy(2 * WAL_PAGES)
+        self.ring(log, everyone=len(bodies) > 1)
+
+    def append_row(self, row: NewCall) -> int | Conflict:
+        """Append one record; return its position, or the conflict where its id is another record's."""
+        writer = self._writer
+        with writer.writing() as db:
+            done = append_row(db, row)
+        if writer.log_pages > 2 * WAL_PAGES:
+            self.tidy(2 * WAL_PAGES)
+        self.ring(row.log)
+        return done
 
     def append_rows(self, rows: Sequence[NewCall], fence: tuple[int, int] | None = None) -> list[Conflict]:
         """Append records of one log, each with an id of its own."""
@@ -194,6 +208,8 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect, SQLiteRetention):
         if lost:
             raise LeaseLost
         self.tidy(2 * WAL_PAGES)
+        if rows:
+            self.ring(rows[0].log, everyone=len(rows) > 1)
         return conflicts
 
     def tidy(self, pages: int = WAL_PAGES) -> None:

@@ -5,72 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import apsw
 
-from ...delivery.model import MAX_LEASE, Lease, Outcome, Parked
-from ...record import NO_META, Id, Meta, first_pos, id_of, unpack_meta
+from ...delivery.model import MAX_LEASE
+from ...record import NO_META, first_pos, id_of, unpack_meta
 from ..base import Group, ParkedFilter
+from ..inspect import Bounds, Brief, GroupPage, GroupState, LogState
 from .connection import Connection
 from .sql import SQL
 from .state import _lease, _outcome, _parked
 
 _MICRO = 1_000_000
 _EVER = 1 << 62  # microseconds
-
-
-class Brief(NamedTuple):
-    """A record as lists show it: `body` is None where it is longer than was asked for."""
-
-    pos: int
-    id: Id
-    time: float
-    task: str
-    size: int
-    body: bytes | None
-    meta: Meta
-
-
-class Bounds(NamedTuple):
-    """What a group reads of one log, start <= p < stop (None: no end), and how far it is."""
-
-    log: int
-    start: int
-    cursor: int
-    stop: int | None
-
-
-class GroupPage(NamedTuple):
-    """Everything a group knows of lo <= p < hi, positions of one log, at one moment."""
-
-    lo: int
-    hi: int
-    bounds: Bounds
-    leases: list[Lease]  # all of the group
-    parked: list[Parked]  # without bodies (b"" where there is one) and errors
-    outcomes: list[Outcome]  # without values
-    journal: list[tuple[int, int, str]]  # lo, hi, how; the oldest first
-    records: list[tuple[int, int]]  # ranges of positions that hold a record
-
-
-class GroupState(NamedTuple):
-    """A group as a whole at one moment, for `check`."""
-
-    bounds: list[Bounds]
-    leases: list[Lease]
-    workers: set[int]
-    stray_parked: list[int]
-
-
-class LogState(NamedTuple):
-    """One log: its lowest free position as far as it was stored, and the range it holds."""
-
-    log: int
-    stream: int | None  # None: its stream is gone
-    floor: int
-    first: int
-    end: int
 
 
 class SQLiteInspect:
@@ -237,7 +185,7 @@ def _present(db: apsw.Connection, lo: int, hi: int) -> list[tuple[int, int]]:
 
 
 def _range(db: apsw.Connection, log: int, floor: int) -> tuple[int, int]:
-    first = _one(db, "first_between", (first_pos(log), first_pos(log + 1)))
+    first = _one(db, "first_between", (floor, first_pos(log + 1)))  # below it is what stayed behind (H15)
     if first is None:
         return floor, floor
     last = _one(db, "last_between", (first_pos(log), first_pos(log + 1)))

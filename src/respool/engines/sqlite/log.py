@@ -18,8 +18,10 @@ from .connection import Connection
 from .sql import SQL
 
 ROWS_A_STATEMENT = 256
-_FIELDS = 5
+_FIELDS = 6
 _MICRO = 1_000_000
+_FOREVER = 1 << 62  # in microseconds: before and after all there is
+_APPEND_RUN, _APPEND_ROW = SQL["append_run"], SQL["append_row"]
 
 
 def append_run(
@@ -27,11 +29,47 @@ def append_run(
 ) -> int:
     """Append a run in one statement; return how many records that added (0: the head is known)."""
     run = apsw.carray(bodies if isinstance(bodies, tuple) else tuple(bodies))
-    first = first_pos(log)
+    first, last = _ends(log)
     db.execute(
-        SQL["append_run"], (log, task, run, meta, head, int(now * _MICRO), first, first_pos(log + 1) - 1)
+        _APPEND_RUN, (log, task, run, meta, head, int(now * _MICRO), first, last, _head_seq(head, now))
     )
     return int(db.changes())
+
+
+@cache
+def _ends(log: int) -> tuple[int, int]:
+    """Return the first and the last position that a log can have."""
+    return first_pos(log), first_pos(log + 1) - 1
+
+
+def _head_seq(id: Id, time: float) -> int | None:
+    """Return what marks a head: None where its id tells its time, 0 where the index on time must."""
+    return None if id[:6] == int(time * 1000).to_bytes(6, "big") else 0
+
+
+def append_row(db: Any, row: NewCall) -> int | Conflict:
+    """Append one record; return where it is. The path of `delay()`: no more than one row needs."""
+    id, time, log = row.id, row.time, row.log
+    if (member := _place_in_a_run(db, id)) is not None:
+        return _known(db, row, member)
+    first, last = _ends(log)
+    bound = (log, first, last, row.task, row.body, row.meta, id, int(time * _MICRO), _head_seq(id, time))
+    try:
+        db.execute(_APPEND_ROW, bound)
+    except apsw.MismatchError:
+        raise _no_log(log) from None
+    if db.changes():
+        return int(db.last_insert_rowid())
+    return _known(db, row, db.execute(SQL["by_id"], (id,)).get)
+
+
+def _known(db: Any, row: NewCall, pos: int) -> int | Conflict:
+    """Return where a record is that has a row's id, or that it is another one."""
+    return next((each for each in _conflict(db, 0, row, pos) if not each.same), pos)
+
+
+def _no_log(log: int) -> EngineError:
+    return EngineError(f"log {log} does not exist: its stream was dropped")
 
 
 def append_rows(db: Any, rows: Sequence[NewCall], fence: tuple[int, int] | None) -> list[Conflict]:
@@ -66,13 +104,14 @@ def _append_some(
 def _insert(db: Any, rows: Sequence[NewCall], fence: tuple[int, int] | None) -> bool:
     """Insert rows in one statement; False where not all of them were new, or the fence was gone."""
     log = rows[0].log
-    bound: list[Any] = [log, *(fence or (None, None)), first_pos(log), first_pos(log + 1) - 1]
+    bound: list[Any] = [log, *(fence or (None, None)), *_ends(log)]
     for row in rows:
-        bound += (row.task, row.body, row.meta, row.id, int(row.time * _MICRO))
+        time = row.time
+        bound += (row.task, row.body, row.meta, row.id, int(time * _MICRO), _head_seq(row.id, time))
     try:
         db.execute(_rows_statement(len(rows)), bound)
     except apsw.MismatchError:
-        raise EngineError(f"log {log} does not exist: its stream was dropped") from None
+        raise _no_log(log) from None
     return bool(db.changes() == len(rows))
 
 
@@ -104,11 +143,16 @@ class SQLiteLog:
     """Reads of the log, on a connection that never holds a read transaction open."""
 
     _reader: Connection
+    _state: Connection
 
     def rows(self, spans: Iterable[Span]) -> list[Row]:
-        """Return the records that exist in the spans, in the spans' order."""
+        """Return the records that exist in the spans, in the spans' order.
+
+        Read where leases are claimed: that connection has just seen the end of the log, and need not look
+        into the file again.
+        """
         found: list[Any] = []
-        with self._reader.reading() as db:
+        with self._state.reading() as db:
             for span in spans:
                 found += db.execute(SQL["rows"], (span.lo, span.hi))
         return found
@@ -129,22 +173,25 @@ class SQLiteLog:
 
     def window(self, stream: Stream, since: float | None, until: float | None) -> list[tuple[int, int, int]]:
         """Return (log, first, one past the last) position that can have a time in since <= t < until."""
+        if since is None and until is None:
+            return self.bounds(stream)
+        low = -_FOREVER if since is None else int(since * _MICRO)
+        high = _FOREVER if until is None else int(until * _MICRO)
+        ids = _id_at(low - 1000), _id_at(high + 1999)
         windows = []
         with self._reader.reading() as db:
             for log, first, end in db.execute(SQL["log_bounds"], (stream.id,)).fetchall():
-                lo, hi = first, end
-                if since is not None:
-                    lo = db.execute(SQL["first_since"], (log, int(since * _MICRO))).get or end
-                if until is not None:
-                    last = db.execute(SQL["last_head_until"], (log, int(until * _MICRO))).get
-                    hi = first if last is None else db.execute(SQL["next_head"], (log, last)).get or end
-                windows.append((log, lo, max(lo, hi)))
+                lo, head = db.execute(SQL["heads_between"], (log, first, end - 1, *ids, low, high)).get
+                if lo is None:
+                    windows.append((log, end, end))
+                else:
+                    windows.append((log, lo, db.execute(SQL["next_head"], (head, end - 1)).get or end))
         return windows
 
     def outside(self, spans: Iterable[Span], since: float | None, until: float | None) -> list[int]:
         """Return the positions in the spans whose time is not in since <= t < until."""
-        low = -(1 << 62) if since is None else int(since * _MICRO)
-        high = (1 << 62) if until is None else int(until * _MICRO)
+        low = -_FOREVER if since is None else int(since * _MICRO)
+        high = _FOREVER if until is None else int(until * _MICRO)
         with self._reader.reading() as db:
             return [
                 pos
@@ -156,6 +203,14 @@ class SQLiteLog:
         """Return (log, first, one past the last) position there is."""
         with self._reader.reading() as db:
             return [tuple(row) for row in db.execute(SQL["log_bounds"], (stream.id,))]
+
+
+def _id_at(micros: int) -> bytes:
+    """Return what an id begins with that was made at a time.
+
+    Ids are as fine as milliseconds, and a float may round to the one beside: ask for a millisecond more.
+    """
+    return min(max(micros // 1000, 0), (1 << 48) - 1).to_bytes(6, "big")
 
 
 def find(db: Any, namespace: str, id: Id) -> int | None:

@@ -1,18 +1,26 @@
-"""Retention: cutting logs from their beginning, in small steps, and giving the space back."""
+"""Retention: cutting logs from their beginning, in small steps, and giving the space back.
+
+A record that waits by itself, a dead letter for instance, does not hold its log (H15): it stays behind
+below the log's floor, made to stand by itself, and goes when it is parked nowhere any more.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection
+from functools import cached_property
 from typing import Any
 
 import msgspec
 
+from ...delivery.model import MAX_LEASE
 from ...delivery.spans import Span
-from ...record import first_pos
+from ...record import first_pos, id_of
 from ..base import Stream
 from .connection import Connection
 from .sql import SQL
 
-STEP = 5000  # records removed in one transaction
+STEP = 5000  # records in one transaction
 _unpack_spans = msgspec.msgpack.Decoder(list[Span]).decode
 
 
@@ -21,52 +29,108 @@ class SQLiteRetention:
 
     _state: Connection
 
-    def trim(self, stream: Stream, before: float, limit: int = STEP) -> int:
-        """Remove records from before a moment, at most about `limit`; return how many.
+    @cached_property
+    def _looked_at(self) -> dict[int, int]:
+        """Up to which position a stream's left-over records were looked at last; the rest comes next."""
+        return {}
 
-        A run of records goes as a whole, since its head carries the id and the time of all. The first
-        position that may be used next is kept, so that none is ever given out twice (H10, S5).
+    def trim(self, stream: Stream, before: float, limit: int = STEP) -> int:
+        """Cut off records from before a moment, at most about `limit`; return how many.
+
+        A run of records is cut as a whole, since its head carries the id and the time of all. What is
+        parked stays behind, and counts as cut. Where nothing is to be cut, records that stayed behind
+        earlier are looked at, and those go that are parked nowhere any more. The first position that may
+        be used next is kept, so that none is ever given out twice (H10, S5).
         """
-        removed = 0
+        cut = removed = 0
         with self._state.writing() as db:
             db.execute("BEGIN IMMEDIATE")
-            held = _held(db, stream)
+            leased = _leased(db, stream)
             for log in stream.logs:
-                if removed < limit:
-                    removed += _trim_log(db, stream, log, int(before * 1_000_000), held, limit - removed)
+                if cut < limit:
+                    cut += _cut(db, stream, log, int(before * 1_000_000), leased, limit - cut)
+            if not cut:
+                after = self._looked_at.get(stream.id, 0)
+                removed, after = _remove_left_over(db, stream, leased, after, limit)
             db.execute("COMMIT")
-            if removed:
+            if not cut:  # not before the commit: what was rolled back is looked at again
+                self._looked_at[stream.id] = after
+            if cut or removed:
                 db.execute("PRAGMA incremental_vacuum(2000)").fetchall()
-        return removed
+        return cut + removed
 
 
-def _held(db: Any, stream: Stream) -> list[int]:
-    """Return the first position of each span that is leased."""
+def _leased(db: Any, stream: Stream) -> list[Span]:
     rows = db.execute(SQL["stream_leases"], (stream.id,)).fetchall()
-    return [span.lo for (spans,) in rows for span in _unpack_spans(spans)]
+    return [span for (spans,) in rows for span in _unpack_spans(spans)]
 
 
-def _trim_log(db: Any, stream: Stream, log: int, before: int, held: list[int], limit: int) -> int:
-    first, last = first_pos(log), first_pos(log + 1) - 1
-    oldest = db.execute("SELECT min(pos) FROM record WHERE pos BETWEEN ? AND ?", (first, last)).get
-    if oldest is None:
+def _cut(db: Any, stream: Stream, log: int, before: int, leased: list[Span], limit: int) -> int:
+    """Raise a log's floor, and remove the records below that are not parked; return how many it passed."""
+    start, end = db.execute(SQL["above_floor"], (log,)).fetchone()
+    if start is None:
         return 0
-    end = _needed(db, first, last, held, min(oldest + limit, last))
-    young = db.execute(SQL["first_kept"], (first, end, before)).get
+    last = first_pos(log + 1)
+    held = [span.lo for span in leased if span.hi > start and span.lo < last]
+    end = min(start + limit, end, *_low_water(db, log), *held)
+    young = db.execute(SQL["first_kept"], (start, end, before)).get
     if young is not None:
         end = min(end, young)
     if db.execute(SQL["is_head"], (end,)).get is None:  # in the middle of a run: it stays as a whole
-        end = db.execute(SQL["head_at_or_before"], (oldest, end)).get or oldest
-    if end <= oldest:
+        end = db.execute(SQL["head_at_or_before"], (start, end)).get or start
+    if end <= start:
         return 0
+    parked = _parked(db, stream, start, end)
+    for pos, seq, head, time in db.execute(SQL["members"], (json.dumps(parked),)).fetchall():
+        db.execute(SQL["stand_alone"], (pos, id_of(head, seq), time))
     db.execute(SQL["raise_floor"], (log, end))
-    db.execute(SQL["trim_outcomes"], (oldest, end, stream.id))
-    db.execute(SQL["trim_journal"], (first, end, stream.id))
-    db.execute(SQL["trim_records"], (oldest, end))
-    return int(db.changes())
+    return len(parked) + _remove(db, stream, start, end, parked, floor=end)
 
 
-def _needed(db: Any, first: int, last: int, held: list[int], most: int) -> int:
-    """Return the first position that some group has yet to finish, or `most` where that comes sooner."""
-    waters = [water for (water,) in db.execute(SQL["low_water"], (first, last)).fetchall()]
-    return min(most, last, *(int(water) for water in waters), *(pos for pos in held if first <= pos <= last))
+def _low_water(db: Any, log: int) -> list[int]:
+    """Return the first position that some group has not read; nothing where all have come to their end."""
+    water = db.execute(SQL["low_water"], (log,)).get
+    return [] if water is None else [int(water)]
+
+
+def _parked(db: Any, stream: Stream, lo: int, hi: int) -> list[int]:
+    return [pos for (pos,) in db.execute(SQL["parked_in"], (stream.id, lo, hi)).fetchall()]
+
+
+def _remove_left_over(db: Any, stream: Stream, leased: list[Span], after: int, limit: int) -> tuple[int, int]:
+    """Remove what is parked nowhere any more, nor leased, of `limit` records below the floors.
+
+    Returns: how many went, and where to go on; 0: from the beginning.
+    """
+    removed = 0
+    for log in stream.logs:
+        floor = db.execute(SQL["floor"], (log,)).get
+        lo = max(after, first_pos(log))
+        found = db.execute(SQL["left_over"], (lo, min(floor, *_low_water(db, log), floor), limit)).fetchall()
+        if not found:
+            continue
+        after = found[-1][0] + 1
+        kept = set(_parked(db, stream, lo, after))
+        kept.update(p for span in leased for p in range(max(span.lo, lo), min(span.hi, after)))
+        if any(pos not in kept for (pos,) in found):
+            removed += _remove(db, stream, lo, after, kept, floor)
+        limit -= len(found)
+        if not limit:
+            return removed, after
+    return removed, 0
+
+
+def _remove(db: Any, stream: Stream, lo: int, hi: int, kept: Collection[int], floor: int) -> int:
+    """Remove the records at lo <= p < hi that are not kept, and what is known of them; return how many.
+
+    An entry of the journal stays for as long as one of its records does: it may be all that says how that
+    ended (H9).
+    """
+    but = json.dumps(list(kept))
+    db.execute(SQL["trim_records"], (lo, hi, but))
+    removed = int(db.changes())
+    db.execute(SQL["trim_outcomes"], (lo, hi, but, stream.id))
+    low = lo - MAX_LEASE  # no entry is longer, but those of a purge
+    db.execute(SQL["trim_journal"], (low, hi, floor, stream.id))
+    db.execute(SQL["trim_purges"], (low, lo, floor, stream.id))
+    return removed

@@ -20,7 +20,9 @@ CREATE TABLE log (
 );
 
 -- Records appended together are a run. Its first record, the head, carries the id and the time; the
--- others stand `seq` places after it, have the head's id plus seq, and cost no index entry.
+-- others stand `seq` places after it, have the head's id plus seq, and cost no index entry. Heads whose id
+-- was made when they were (`seq` NULL) are found in time by their id; the others (0: ids given, or derived
+-- from a run) by an index of their own, so that the usual append writes one page less.
 CREATE TABLE record (
     pos         INTEGER PRIMARY KEY,
     task        TEXT NOT NULL,                      -- the task of a call, the type of an event
@@ -31,7 +33,7 @@ CREATE TABLE record (
     time        INTEGER                             -- microseconds since 1970
 );
 CREATE UNIQUE INDEX record_id ON record (id) WHERE id IS NOT NULL;
-CREATE INDEX record_time ON record (pos >> 40, time) WHERE time IS NOT NULL;  -- time is not monotone (H19)
+CREATE INDEX record_time ON record (pos >> 40, time) WHERE seq = 0;  -- time is not monotone in pos (H19)
 
 CREATE TABLE grp (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -54,7 +56,7 @@ CREATE TABLE position (
     PRIMARY KEY (grp, log)
 ) WITHOUT ROWID;
 
-CREATE TABLE lease (
+CREATE TABLE lease (  -- a few at a time: an index would cost each claim and settlement a page
     id          INTEGER PRIMARY KEY,                -- worker << 40 | child << 32 | count: unique for good
     grp         INTEGER NOT NULL,
     owner       INTEGER,                            -- worker; NULL: returned
@@ -63,7 +65,6 @@ CREATE TABLE lease (
     bodies      BLOB,
     since       REAL NOT NULL
 );
-CREATE INDEX lease_grp ON lease (grp, owner);
 
 CREATE TABLE parked (
     grp         INTEGER NOT NULL,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from itertools import starmap
 from typing import Any
 
 import apsw
@@ -57,14 +58,16 @@ class SQLiteState:
     def status(self, group: Group, pos: int) -> Status:
         """Return where a record is in a group, from one snapshot."""
         with self._reader.reading() as db:
-            bounds = db.execute(SQL["position"], (group.id, pos >> 40)).get
-            if bounds is None:
+            found = db.execute(SQL["place"], (group.id, pos)).get
+            if found is None:
                 return Status("outside")
-            cursor, start, stop = bounds
+            cursor, start, stop, is_parked, *outcome = found
             if pos < start or (stop is not None and pos >= stop):
                 return Status("outside")
             if pos >= cursor:
                 return Status("pending")
+            if outcome[0] is not None and not is_parked:
+                return Status("done", outcome=_outcome(outcome))
             db.execute("BEGIN")
             try:
                 return _status(db, group.id, pos)
@@ -149,7 +152,7 @@ class SQLiteState:
     def has_work(self, group: int, now: float, tasks: Sequence[str]) -> bool:
         """Say whether a claim would find something, without taking the write lock."""
         with self._reader.reading() as db:
-            for at in map(Position._make, db.execute(SQL["positions"], (group,)).fetchall()):
+            for at in starmap(Position, db.execute(SQL["positions"], (group,)).fetchall()):
                 if at.cursor < (at.end if at.stop is None else min(at.end, at.stop)):
                     return True
             return bool(db.execute(SQL["has_work"], (group, now, json.dumps(tasks))).get)
@@ -177,19 +180,22 @@ def read_view(db: Any, reads: Reads) -> View:
         row = db.execute(SQL["lease"], (group, lease_id)).fetchone()
         if row is not None:
             view.leases[lease_id] = _lease(row)
-    if reads.returned:
+    returned, due, tasks = reads.returned > 0, reads.due > 0, bool(reads.tasks)
+    if reads.positions:
+        for *at, some_returned, some_due, some_unknown in db.execute(SQL["claimable"], (group, reads.now)):
+            view.positions.append(Position(*at))
+            returned, due, tasks = returned and some_returned, due and some_due, tasks and some_unknown
+    if returned:
         view.returned = [_lease(row) for row in db.execute(SQL["returned"], (group, reads.returned))]
-    if reads.due:
+    if due:
         view.due = [_parked(row) for row in db.execute(SQL["due"], (group, reads.now, reads.due))]
-    if reads.tasks and len(view.due) < reads.due:
+    if tasks and len(view.due) < reads.due:
         bound = (group, json.dumps(list(reads.tasks)), reads.due - len(view.due))
         view.due += [_parked(row) for row in db.execute(SQL["unknown"], bound)]
     for pos in reads.parked:
         row = db.execute(SQL["parked_one"], (group, pos)).fetchone()
         if row is not None:
             view.due.append(_parked(row))
-    if reads.positions:
-        view.positions = [Position(*row) for row in db.execute(SQL["positions"], (group,))]
     return view
 
 
@@ -281,7 +287,7 @@ def _status(db: Any, group: int, pos: int) -> Status:
 
 def _counts(db: Any, group: int) -> Counts:
     pending, oldest = 0, None
-    for at in map(Position._make, db.execute(SQL["positions"], (group,)).fetchall()):
+    for at in starmap(Position, db.execute(SQL["positions"], (group,)).fetchall()):
         end = at.end if at.stop is None else min(at.end, at.stop)
         if end > at.cursor:
             pending += end - at.cursor

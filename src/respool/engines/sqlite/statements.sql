@@ -2,12 +2,12 @@
 
 -- name: append_run
 -- One statement, so that lock, write and sync happen in one call that does not hold the GIL (H1).
--- ?7 and ?8 are the first and the last position of the log.
+-- ?7 and ?8 are the first and the last position of the log; ?9 is NULL where the id tells the time, else 0.
 INSERT INTO record (pos, task, body, meta, seq, id, time)
 SELECT ifnull((SELECT max(floor, ifnull((SELECT max(pos) FROM record WHERE pos BETWEEN ?7 AND ?8) + 1, 0))
                FROM log WHERE id = ?1) + run.rowid - 1, 'no such log'),
        ?2, run.value, ?4,
-       nullif(run.rowid - 1, 0),
+       iif(run.rowid = 1, ?9, run.rowid - 1),
        iif(run.rowid = 1, ?5, NULL),
        iif(run.rowid = 1, ?6, NULL)
 FROM carray(?3) AS run
@@ -17,13 +17,22 @@ WHERE NOT EXISTS (SELECT 1 FROM record WHERE id IS NOT NULL AND id = ?5);
 -- `(values)` is replaced by as many rows of placeholders as there are records. ?2 and ?3 are the fence,
 -- ?4 and ?5 the first and the last position of the log. Where the log is gone, the text in place of the
 -- position is refused: a NULL would be taken for "any free one".
-INSERT INTO record (pos, task, body, meta, id, time)
+INSERT INTO record (pos, task, body, meta, id, time, seq)
 SELECT ifnull((SELECT max(floor, ifnull((SELECT max(pos) FROM record WHERE pos BETWEEN ?4 AND ?5) + 1, 0))
                FROM log WHERE id = ?1) + column1, 'no such log'),
-       column2, column3, column4, column5, column6
+       column2, column3, column4, column5, column6, column7
 FROM (values)
 WHERE ?2 IS NULL OR EXISTS (SELECT 1 FROM lease WHERE id = ?2 AND owner = ?3)
 ON CONFLICT (id) WHERE id IS NOT NULL DO NOTHING;
+
+-- name: append_row
+-- One record without a fence: the same, less what that does not need. ?2 and ?3 are the first and the last
+-- position of the log.
+INSERT INTO record (pos, task, body, meta, id, time, seq)
+SELECT ifnull((SELECT max(floor, ifnull((SELECT max(pos) FROM record WHERE pos BETWEEN ?2 AND ?3) + 1, 0))
+               FROM log WHERE id = ?1), 'no such log'),
+       ?4, ?5, ?6, ?7, ?8, ?9
+WHERE true ON CONFLICT (id) WHERE id IS NOT NULL DO NOTHING;
 
 -- name: by_id
 SELECT pos FROM record WHERE id IS NOT NULL AND id = ?1;
@@ -45,20 +54,20 @@ SELECT r.pos, r.task, r.body, r.meta, r.seq, h.id, h.time
 FROM record r JOIN record h ON h.pos = r.pos - ifnull(r.seq, 0)
 WHERE r.pos >= ?1 AND r.pos < ?2 ORDER BY r.pos LIMIT ?3;
 
--- name: first_since
--- The first record of the log that can have a time of ?2 or later: the first head that has one. Others
--- of that head's run have the same time.
-SELECT min(pos) FROM record WHERE pos >> 40 = ?1 AND time IS NOT NULL AND time >= ?2;
-
--- name: last_head_until
-SELECT max(pos) FROM record WHERE pos >> 40 = ?1 AND time IS NOT NULL AND time < ?2;
+-- name: heads_between
+-- The first and the last head of the log (?1, positions ?2 to ?3) with a time from ?6 to below ?7; of
+-- those whose id tells the time, by ids from ?4 to below ?5, which are as fine as milliseconds.
+SELECT min(pos), max(pos) FROM (
+    SELECT pos FROM record WHERE id IS NOT NULL AND id >= ?4 AND id < ?5 AND pos BETWEEN ?2 AND ?3 AND seq IS NULL
+    UNION ALL
+    SELECT pos FROM record WHERE seq = 0 AND pos >> 40 = ?1 AND time >= ?6 AND time < ?7);
 
 -- name: next_head
-SELECT min(pos) FROM record INDEXED BY record_time WHERE pos >> 40 = ?1 AND time IS NOT NULL AND pos > ?2;
+SELECT pos FROM record WHERE pos > ?1 AND pos <= ?2 AND time IS NOT NULL ORDER BY pos LIMIT 1;
 
 -- name: log_bounds
 SELECT l.id,
-       ifnull((SELECT min(pos) FROM record WHERE pos BETWEEN l.id << 40 AND (l.id << 40) + 1099511627775), l.floor),
+       ifnull((SELECT min(pos) FROM record WHERE pos BETWEEN l.floor AND (l.id << 40) + 1099511627775), l.floor),
        max(ifnull((SELECT max(pos) FROM record WHERE pos BETWEEN l.id << 40 AND (l.id << 40) + 1099511627775) + 1, 0), l.floor)
 FROM log l WHERE l.stream = ?1 ORDER BY l.id;
 
@@ -94,6 +103,16 @@ INSERT INTO position (grp, log, cursor, start, stop) VALUES (?1, ?2, ?3, ?3, ?4)
 SELECT log, cursor,
        ifnull((SELECT max(pos) FROM record WHERE pos BETWEEN log << 40 AND (log << 40) + 1099511627775) + 1, cursor),
        stop
+FROM position WHERE grp = ?1;
+
+-- name: claimable
+-- The positions, with what saves most claims three statements: is anything returned, due, unknown so far?
+SELECT log, cursor,
+       ifnull((SELECT max(pos) FROM record WHERE pos BETWEEN log << 40 AND (log << 40) + 1099511627775) + 1, cursor),
+       stop,
+       EXISTS (SELECT 1 FROM lease WHERE grp = ?1 AND owner IS NULL),
+       EXISTS (SELECT 1 FROM parked WHERE grp = ?1 AND due <= ?2),
+       EXISTS (SELECT 1 FROM parked INDEXED BY parked_reason WHERE grp = ?1 AND reason = 'unknown' AND due IS NULL)
 FROM position WHERE grp = ?1;
 
 
@@ -174,6 +193,13 @@ INSERT OR REPLACE INTO outcome (grp, pos, ending, value, at, until) VALUES (?, ?
 -- The outcomes of records that stand side by side and returned something: ?2 is the first's position.
 INSERT OR REPLACE INTO outcome (grp, pos, ending, value, at)
 SELECT ?1, ?2 + returned.rowid - 1, 0, returned.value, ?4 FROM carray(?3) AS returned;
+
+-- name: place
+-- What most of those who wait for a call need to know, in one statement and so of one moment.
+SELECT p.cursor, p.start, p.stop, EXISTS (SELECT 1 FROM parked k WHERE k.grp = ?1 AND k.pos = ?2),
+       o.pos, o.ending, o.value, o.at, o.until
+FROM position p LEFT JOIN outcome o ON o.grp = ?1 AND o.pos = ?2
+WHERE p.grp = ?1 AND p.log = ?2 >> 40;
 
 -- name: outcome
 SELECT pos, ending, value, at, until FROM outcome WHERE grp = ?1 AND pos = ?2;
@@ -319,9 +345,9 @@ SELECT pos FROM record WHERE pos >= ?1 AND pos < ?2 ORDER BY pos;
 -- name: broken_runs
 -- A record is the head of its run, with id and time, or stands `seq` places after one in the same log.
 SELECT r.pos FROM record r LEFT JOIN record h ON h.pos = r.pos - r.seq
-WHERE r.pos >= ?1 AND r.pos < ?2 AND iif(r.seq IS NULL,
+WHERE r.pos >= ?1 AND r.pos < ?2 AND iif(ifnull(r.seq, 0) = 0,
     r.id IS NULL OR r.time IS NULL,
-    r.seq <= 0 OR h.pos IS NULL OR h.id IS NULL OR h.time IS NULL OR h.pos >> 40 <> r.pos >> 40)
+    r.seq < 0 OR h.pos IS NULL OR h.id IS NULL OR h.time IS NULL OR h.pos >> 40 <> r.pos >> 40)
 LIMIT ?3;
 
 -- name: all_logs
@@ -350,17 +376,41 @@ SELECT id FROM worker;
 -- name: last_between
 SELECT max(pos) FROM record WHERE pos >= ?1 AND pos < ?2;
 
--- Retention. A log is cut from its beginning, at the head of a run, up to what some group still needs.
+-- Retention. A log is cut from its beginning, at the head of a run, up to what some group still needs. What is
+-- parked stays behind below the floor, as a head of its own (H15).
+
+-- name: above_floor
+-- The first record at or above the floor, and one past the last.
+SELECT (SELECT min(pos) FROM record WHERE pos >= l.floor AND pos < (l.id + 1) << 40),
+       (SELECT max(pos) FROM record WHERE pos >= l.floor AND pos < (l.id + 1) << 40) + 1
+FROM log l WHERE l.id = ?1;
+
+-- name: floor
+SELECT floor FROM log WHERE id = ?1;
 
 -- name: low_water
--- Below this position no group has anything pending or parked in the log. A replay that has come to its end
--- holds nothing but what it has parked.
-SELECT min(iif(p.cursor >= p.stop, 1 << 62, p.cursor),
-           ifnull((SELECT min(k.pos) FROM parked k WHERE k.grp = p.grp AND k.pos BETWEEN ?1 AND ?2), 1 << 62))
-FROM position p JOIN grp g ON g.id = p.grp WHERE p.log = ?1 >> 40;
+-- Below this position no group has anything pending in the log. A replay that has come to its end holds nothing.
+SELECT min(cursor) FROM position WHERE log = ?1 AND (stop IS NULL OR cursor < stop);
 
 -- name: stream_leases
 SELECT l.spans FROM lease l JOIN grp g ON g.id = l.grp WHERE g.stream = ?1;
+
+-- name: parked_in
+SELECT DISTINCT k.pos FROM grp g CROSS JOIN parked k ON k.grp = g.id
+WHERE g.stream = ?1 AND k.pos >= ?2 AND k.pos < ?3;
+
+-- name: members
+-- Those of these records that have a `seq`, with what their head knows.
+SELECT r.pos, r.seq, h.id, h.time
+FROM json_each(?1) AS chosen CROSS JOIN record r ON r.pos = chosen.value AND r.seq IS NOT NULL
+JOIN record h ON h.pos = r.pos - r.seq;
+
+-- name: stand_alone
+-- Without a `seq` it needs no head, and is in no index by time: nobody asks for what is below the floor by that.
+UPDATE record SET id = ?2, time = ?3, seq = NULL WHERE pos = ?1;
+
+-- name: left_over
+SELECT pos FROM record WHERE pos >= ?1 AND pos < ?2 ORDER BY pos LIMIT ?3;
 
 -- name: first_kept
 -- The first head of the log that is young enough, or else the end of what may go.
@@ -379,10 +429,18 @@ SELECT 1 WHERE EXISTS (SELECT 1 FROM record WHERE pos = ?1 AND time IS NOT NULL)
 UPDATE log SET floor = max(floor, ?2) WHERE id = ?1;
 
 -- name: trim_records
-DELETE FROM record WHERE pos >= ?1 AND pos < ?2;
+DELETE FROM record WHERE pos >= ?1 AND pos < ?2 AND pos NOT IN (SELECT value FROM json_each(?3));
 
 -- name: trim_outcomes
-DELETE FROM outcome WHERE grp IN (SELECT id FROM grp WHERE stream = ?3) AND pos >= ?1 AND pos < ?2;
+DELETE FROM outcome WHERE grp IN (SELECT id FROM grp WHERE stream = ?4) AND pos >= ?1 AND pos < ?2
+AND pos NOT IN (SELECT value FROM json_each(?3));
 
 -- name: trim_journal
-DELETE FROM journal WHERE grp IN (SELECT id FROM grp WHERE stream = ?3) AND lo >= ?1 AND hi <= ?2;
+-- Entries that begin past ?1 and before ?2, end at or below the floor ?3, and cover no record that is there.
+DELETE FROM journal WHERE grp IN (SELECT id FROM grp WHERE stream = ?4) AND lo > ?1 AND lo < ?2 AND hi <= ?3
+AND NOT EXISTS (SELECT 1 FROM record WHERE pos >= journal.lo AND pos < journal.hi);
+
+-- name: trim_purges
+-- The same for the only entries that may begin further below and reach beyond ?2.
+DELETE FROM journal WHERE grp IN (SELECT id FROM grp WHERE stream = ?4) AND how = 'purged' AND lo <= ?1
+AND hi > ?2 AND hi <= ?3 AND NOT EXISTS (SELECT 1 FROM record WHERE pos >= journal.lo AND pos < journal.hi);

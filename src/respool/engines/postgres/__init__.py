@@ -1,0 +1,1 @@
+"""PostgreSQL: log and state on a server, for workers on many machines."""

@@ -1,0 +1,216 @@
+"""Connecting, losing the connection, and telling errors apart."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import errors as pg
+
+from ...errors import (
+    AppendUnknown,
+    ConfigError,
+    EngineError,
+    EngineTooOld,
+    EngineUnavailable,
+    RespoolError,
+)
+from .sql import statements
+
+OLDEST = 140000
+"""The oldest server that is supported: PostgreSQL 14."""
+
+T = TypeVar("T")
+_PAUSES = (0.02, 0.05, 0.1, 0.2, 0.5)  # seconds between tries to connect anew
+
+_CONFIG = (
+    pg.InvalidPassword,
+    pg.InvalidAuthorizationSpecification,
+    pg.InvalidCatalogName,
+)
+_BUSY = (pg.LockNotAvailable, pg.DeadlockDetected, pg.SerializationFailure, pg.QueryCanceled)
+_FULL = (pg.DiskFull, pg.OutOfMemory, pg.ConfigurationLimitExceeded, pg.TooManyConnections)
+_READ_ONLY = (pg.ReadOnlySqlTransaction,)
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresOptions:
+    """How to reach a schema. `conninfo` is libpq's, with the password, and is shown to nobody."""
+
+    conninfo: str
+    shown: str  # the URL without password
+    schema: str = "respool"
+    durability: str = "full"
+    timeout: float = 10.0  # seconds that an append or a connection may take
+    prepare: bool = True  # PgBouncer before 1.21 has no prepared statements in transaction mode
+
+
+class Lost(Exception):
+    """The connection broke. `sent`: the server may have done what it was told."""
+
+    def __init__(self, error: psycopg.Error, *, sent: bool) -> None:
+        super().__init__(_first_line(error))
+        self.sent = sent
+
+
+class Connection:
+    """One connection, usable from any thread of its process, one at a time; opened anew when it breaks."""
+
+    def __init__(self, options: PostgresOptions, role: str) -> None:
+        self.lock = threading.Lock()
+        self.options = options
+        self.sql = statements(options.schema)
+        self._role = role
+        self._db: psycopg.Connection[Any] | None = None
+
+    def opened(self) -> psycopg.Connection[Any]:
+        """Return the connection, made where there is none that works. The lock must be held."""
+        db = self._db
+        if db is None or db.closed:
+            db = self._db = connect(self.options, self._role)
+        return db
+
+    @contextmanager
+    def using(self) -> Iterator[psycopg.Connection[Any]]:
+        """Give the connection to this thread; a connection that breaks in the block raises Lost."""
+        with self.lock:
+            db = self.opened()
+            try:
+                yield db
+            except (pg.OperationalError, pg.InterfaceError) as error:
+                if _is_broken(db, error):
+                    self.drop()
+                    raise Lost(error, sent=True) from error
+                self._clean(db)
+                raise
+            except BaseException:
+                self._clean(db)
+                raise
+
+    def _clean(self, db: psycopg.Connection[Any]) -> None:
+        """Undo what was begun and not committed; a connection that cannot even do that is dropped."""
+        if db.closed or db.info.transaction_status == psycopg.pq.TransactionStatus.IDLE:
+            return
+        try:
+            db.rollback()
+        except psycopg.Error:
+            self.drop()
+
+    def drop(self) -> None:
+        """Close the connection; the next use opens another."""
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    def close(self) -> None:
+        """Close the connection, once nobody uses it."""
+        with self.lock:
+            self.drop()
+
+    def read(self, run: Callable[[psycopg.Connection[Any]], T]) -> T:
+        """Run reads; where the connection breaks, once more on another within the timeout."""
+        return self._again(run, lambda lost: EngineUnavailable(f"{self.options.shown}: {lost}"))
+
+    def append(self, run: Callable[[psycopg.Connection[Any]], T]) -> T:
+        """Run an append that does nothing the second time: where the connection breaks it is sent again.
+
+        Raises: AppendUnknown where it still broke when the time was up.
+        """
+        return self._again(
+            run,
+            lambda lost: AppendUnknown(
+                f"{self.options.shown}: {lost}; it is not known whether it was stored"
+            ),
+        )
+
+    def _again(
+        self, run: Callable[[psycopg.Connection[Any]], T], broken: Callable[[Lost], RespoolError]
+    ) -> T:
+        deadline = time.monotonic() + self.options.timeout
+        tries, lost = 0, None
+        while True:
+            try:
+                with self.using() as db:
+                    return run(db)
+            except Lost as error:
+                lost = error
+            except EngineUnavailable:
+                if lost is None or time.monotonic() > deadline:  # cannot connect at all: say what was lost
+                    if lost is None:
+                        raise
+                    raise broken(lost) from lost
+            except psycopg.Error as error:
+                raise self.translated(error) from error
+            if time.monotonic() > deadline:
+                raise broken(lost) from lost
+            time.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)])
+            tries += 1
+
+    def translated(self, error: psycopg.Error) -> RespoolError:
+        """Return one of our errors for one of the server's."""
+        where, what = self.options.shown, _first_line(error)
+        if isinstance(error, _BUSY):
+            return EngineUnavailable(
+                f"{where} was busy for more than {self.options.timeout:g} s: {what}; nothing was sent"
+            )
+        if isinstance(error, _FULL):
+            return EngineUnavailable(f"{where} has no room: {what}; nothing was sent")
+        if isinstance(error, _READ_ONLY):
+            return EngineUnavailable(f"{where} is read-only (a standby?): {what}; nothing was sent")
+        if isinstance(error, pg.InsufficientPrivilege):
+            return ConfigError(f"{where}: {what}; grant it, see: respool migrate --grants ROLE")
+        if isinstance(error, pg.UndefinedTable | pg.InvalidSchemaName):
+            return ConfigError(f"{where} has no (or another) schema of Respool: {what}; run: respool migrate")
+        if isinstance(error, pg.OperationalError):
+            return EngineUnavailable(f"{where}: {what}; nothing was sent")
+        return EngineError(f"{where}: {what}")
+
+
+def connect(options: PostgresOptions, role: str) -> psycopg.Connection[Any]:
+    """Open a connection. Raises ConfigError, EngineUnavailable, EngineTooOld, none with the password."""
+    try:
+        db = psycopg.connect(
+            options.conninfo,
+            autocommit=True,
+            prepare_threshold=5 if options.prepare else None,
+            connect_timeout=max(2, int(options.timeout)),
+            application_name=f"respool {role}",
+        )
+    except psycopg.OperationalError as error:
+        raise _not_opened(options, error) from None  # its text could repeat the connection string
+    except psycopg.Error as error:
+        raise ConfigError(f"{options.shown}: {_first_line(error)}") from None
+    if db.info.server_version < OLDEST:
+        version = db.info.server_version // 10000
+        db.close()
+        raise EngineTooOld(f"{options.shown} is PostgreSQL {version}; at least {OLDEST // 10000} is needed")
+    return db
+
+
+def _not_opened(options: PostgresOptions, error: psycopg.OperationalError) -> RespoolError:
+    what = _first_line(error)
+    if isinstance(error, _CONFIG) or any(
+        said in what
+        for said in ("authentication failed", "no password supplied", "does not exist", "no pg_hba.conf")
+    ):
+        return ConfigError(
+            f"cannot connect to {options.shown}: {what}; check user, password and database of the URL"
+        )
+    return EngineUnavailable(f"cannot connect to {options.shown}: {what}; nothing was sent")
+
+
+def _is_broken(db: psycopg.Connection[Any], error: psycopg.Error) -> bool:
+    """Say whether the connection is of no more use: closed, or ended by the server."""
+    return (
+        db.closed or db.broken or isinstance(error, pg.AdminShutdown | pg.CrashShutdown | pg.CannotConnectNow)
+    )
+
+
+def _first_line(error: psycopg.Error) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]

@@ -1,0 +1,264 @@
+"""PostgreSQL: log and state in one schema of a server."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import threading
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from ...clock import now as wall_clock
+from ...delivery.model import NewCall
+from ...errors import EngineUnavailable
+from ...record import first_pos
+from ..base import Capabilities, Conflict, Group, Registration, Stream, Worker
+from .bells import PostgresBells
+from .connection import Connection, PostgresOptions
+from .inspect import PostgresInspect
+from .log import PostgresLog
+from .migrate import ensure_schema
+from .partitions import SIZE, add, create_log, next_number, partition_of
+from .retention import PostgresRetention
+from .state import GROUP_LOCKS, PostgresState
+
+Db = psycopg.Connection[Any]
+GROUP_TABLES = (
+    *("position", "cursor", "gap", "lease", "parked"),
+    *("outcome", "progress", "journal", "counter"),
+)
+_LOCKS = 0x5264  # of changes to streams and groups
+
+
+class PostgresEngine(PostgresLog, PostgresState, PostgresInspect, PostgresRetention, PostgresBells):
+    """Log and state on a server. Connections open when first used, and only in the process that uses them."""
+
+    capabilities = Capabilities(
+        "PostgreSQL", one_transaction=True, many_hosts=True, id_index=True, durable=True
+    )
+
+    def __init__(self, options: PostgresOptions) -> None:
+        PostgresBells.__init__(self)
+        self.options = options
+        self.target = f"{options.shown}#{options.schema}"
+        self._connections: dict[str, Connection] = {}
+        self._connecting = threading.Lock()
+        self._closed = False
+        self._pid = os.getpid()
+        self._made: set[int] = set()  # partitions that this process knows to be there
+        try:
+            self._writer.read(lambda db: ensure_schema(db, options))
+        except BaseException:
+            self.close()
+            raise
+
+    def _connection(self, role: str) -> Connection:
+        with self._connecting:
+            if self._closed:
+                raise EngineUnavailable(f"{self.options.shown}: the engine was closed; nothing was sent")
+            return self._connections.setdefault(role, Connection(self.options, role))
+
+    @cached_property
+    def _writer(self) -> Connection:  # type: ignore[override]
+        return self._connection("writer")
+
+    @cached_property
+    def _state(self) -> Connection:  # type: ignore[override]
+        return self._connection("state")
+
+    @cached_property
+    def _reader(self) -> Connection:  # type: ignore[override]
+        return self._connection("reader")
+
+    @property
+    def run_folder(self) -> Path:
+        """A folder on this machine for what its workers share with their children."""
+        store = hashlib.blake2b(self.target.encode(), digest_size=8).hexdigest()
+        return Path(tempfile.gettempdir()) / f"respool-{os.getuid()}-{store}"
+
+    def usable(self) -> bool:
+        """Say whether this process opened the engine: no connection is used across fork."""
+        return self._pid == os.getpid()
+
+    def close(self) -> None:
+        """Close the connections."""
+        with self._connecting:
+            self._closed = True
+            for role in ("_writer", "_state", "_reader"):
+                self.__dict__.pop(role, None)
+            connections = list(self._connections.values())
+            self._connections.clear()
+        self.close_bells()
+        for connection in connections:
+            connection.close()
+
+    # Appending
+
+    def append_run(
+        self, log: int, task: str, bodies: Sequence[bytes], meta: bytes | None, head: bytes, now: float
+    ) -> None:
+        """Append records that share all but their bodies; the same head again appends nothing."""
+        super().append_run(log, task, bodies, meta, head, now)
+        self.ring(log, everyone=len(bodies) > 1)
+
+    def append_row(self, row: NewCall) -> int | Conflict:
+        """Append one record; return its position, or the conflict where its id is another record's."""
+        done = super().append_row(row)
+        if not isinstance(done, Conflict):
+            self._think_ahead(done)
+        self.ring(row.log)
+        return done
+
+    def append_rows(self, rows: Sequence[NewCall], fence: tuple[int, int] | None = None) -> list[Conflict]:
+        """Append records of one log, each with an id of its own."""
+        conflicts = super().append_rows(rows, fence)
+        if rows:
+            self.ring(rows[0].log, everyone=len(rows) > 1)
+        return conflicts
+
+    def _think_ahead(self, pos: int) -> None:
+        """Half through a partition, see to the next: nobody who appends should have to wait for it."""
+        start = partition_of(pos) + SIZE
+        if pos & SIZE >> 1 and start not in self._made:
+            self._writer.read(lambda db: _add(db, self.options.schema, start))
+            self._made.add(start)
+
+    def add_partitions(self, db: Db, log: int) -> None:
+        """Make the partitions for a log's next numbers: the one they are in, and the one after."""
+        start = partition_of(next_number(db, self.options.schema, log))
+        for each in (start, start + SIZE):
+            _add(db, self.options.schema, each)
+
+    # Registry: streams, groups, workers
+
+    def create_stream(
+        self, kind: Literal["queue", "stream"], app: str, name: str, partitions: int, settings: dict[str, Any]
+    ) -> Stream:
+        """Create a stream, a queue with its `main` at 0 (H10); return the stored one where it exists."""
+        sql = self._sql
+
+        def create(db: Db) -> Any:
+            found = db.execute(sql["stream"], (kind, app, name)).fetchone()
+            if found is not None:
+                return found
+            with db.transaction():
+                db.execute(sql["lock_registry"], (_LOCKS,))
+                found = db.execute(sql["stream"], (kind, app, name)).fetchone()
+                if found is not None:
+                    return found
+                stream = _id(db, sql["add_stream"], (kind, app, name, Jsonb(settings), wall_clock()))
+                logs = [_id(db, sql["add_log"], (stream, partition)) for partition in range(partitions)]
+                for log in logs:
+                    db.execute(sql["set_floor"], (log,))
+                    create_log(db, self.options.schema, log)
+                if kind == "queue":
+                    bound = (stream, app, "main", "main", Jsonb({}), wall_clock())
+                    self._add_group(db, bound, [(log, first_pos(log), None) for log in logs])
+            return db.execute(sql["stream"], (kind, app, name)).fetchone()
+
+        return _stream(self._writer.append(create))
+
+    def streams(self) -> list[Stream]:
+        """Return all streams."""
+        return self._reader.read(
+            lambda db: [_stream(row) for row in db.execute(self._sql["streams"]).fetchall()]
+        )
+
+    def groups(self) -> list[Group]:
+        """Return all groups."""
+        return self._reader.read(
+            lambda db: [Group(*row) for row in db.execute(self._sql["groups"]).fetchall()]
+        )
+
+    def create_group(
+        self,
+        stream: Stream,
+        app: str,
+        name: str,
+        kind: Literal["main", "subscription", "replay", "group"],
+        settings: dict[str, Any],
+        bounds: Sequence[tuple[int, int, int | None]],
+    ) -> Group | None:
+        """Create a group that reads lo <= p < hi (None: no end) of each log; None where it exists."""
+        created = wall_clock()
+
+        def create(db: Db) -> Group | None:
+            with db.transaction():
+                bound = (stream.id, app, name, kind, Jsonb(settings), created)
+                id = self._add_group(db, bound, bounds)
+            return None if id is None else Group(id, stream.id, app, name, kind, settings, 0, created)
+
+        return self._writer.append(create)
+
+    def _add_group(
+        self, db: Db, bound: Sequence[Any], bounds: Sequence[tuple[int, int, int | None]]
+    ) -> int | None:
+        id: int | None = _id(db, self._sql["add_group"], bound)
+        for log, start, stop in bounds if id is not None else ():
+            db.execute(self._sql["add_position"], (id, log, start, stop))
+            db.execute(self._sql["add_cursor"], (id, log, start))
+        return id
+
+    def drop_group(self, group: Group) -> None:
+        """Forget a group and all that it knows; the records stay."""
+
+        def drop(db: Db) -> None:
+            with db.transaction():
+                db.execute(self._sql["lock_group"], (GROUP_LOCKS, group.id))
+                for table in GROUP_TABLES:
+                    db.execute(self._sql[f"drop_group_{table}"], (group.id,))
+                db.execute(self._sql["drop_group"], (group.id,))
+
+        self._writer.append(drop)
+
+    def register(self, worker: Registration) -> int:
+        """Enter a worker that starts; return its number, never used before."""
+
+        def enter(db: Db) -> int:
+            with db.transaction():
+                id = _id(db, self._sql["add_worker"], worker[:6])
+                db.execute(self._sql["first_beat"], (id, worker.started, Jsonb(worker.info)))
+            return int(id)
+
+        return self._writer.append(enter)
+
+    def beat(self, worker: int, draining: bool, info: dict[str, Any], *, synced: bool) -> int | None:
+        """Say that a worker lives; None where it has been declared dead.
+
+        A synced beat also makes durable what others wrote without syncing (S4): the log of writes is one.
+        """
+        bound = (wall_clock(), draining, Jsonb(info), worker)
+        connection = self._writer if synced else self._state
+        beat: int | None = connection.append(lambda db: _id(db, self._sql["beat"], bound))
+        return beat
+
+    def drop_worker(self, worker: int) -> None:
+        """Remove a worker that has ended and holds no lease."""
+        self._state.append(lambda db: db.execute(self._sql["drop_worker"], (worker,)))
+
+    def workers(self) -> list[Worker]:
+        """Return the workers registered."""
+        return self._reader.read(
+            lambda db: [Worker(*row) for row in db.execute(self._sql["workers"]).fetchall()]
+        )
+
+
+def _add(db: Db, schema: str, start: int) -> bool:
+    with db.transaction():
+        return add(db, schema, start)
+
+
+def _id(db: Db, statement: bytes, bound: Sequence[Any]) -> Any:
+    row = db.execute(statement, bound).fetchone()
+    return None if row is None else row[0]
+
+
+def _stream(row: Any) -> Stream:
+    id, kind, app, name, settings, created, logs = row
+    return Stream(id, kind, app, name, tuple(logs), settings, created)

@@ -1,0 +1,324 @@
+"""The log in PostgreSQL: appending, reading, finding.
+
+A number is given out when a record is inserted, and seen when its transaction commits: records come to be
+seen out of order. Who reads on past a number that is missing keeps it as a gap; see `state.py` (G1 to G4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import psycopg
+from psycopg import errors as pg
+
+from ...delivery.model import NewCall
+from ...delivery.spans import Span, count
+from ...errors import EngineError
+from ...record import NO_META, OFFSET_BITS, Id, Row, first_pos, id_of, unpack_meta
+from .. import stored_id
+from ..base import Conflict, LeaseLost, Record, Stream
+from .connection import Connection, PostgresOptions
+
+ROWS_A_STATEMENT = 256
+_MICRO = 1_000_000
+_FOREVER = 1 << 62  # in microseconds: before and after all there is
+_TEXT = b"\xff"  # begins an id given as text; no id of ours does before the year 10889
+
+
+def id_bytes(id: Id) -> bytes:
+    """Return how an id is stored."""
+    return _TEXT + id.encode() if isinstance(id, str) else id
+
+
+def id_from(stored: bytes) -> Id:
+    """Return an id as the rest of the program knows it."""
+    return stored[1:].decode() if stored[:1] == _TEXT else stored
+
+
+class PostgresLog:
+    """Appends on the writer's connection, reads on the others."""
+
+    options: PostgresOptions
+    _writer: Connection
+    _reader: Connection
+    _state: Connection
+
+    @property
+    def _sql(self) -> dict[str, bytes]:
+        return self._writer.sql
+
+    def _sequence(self, log: int) -> str:
+        return f"{self.options.schema}.log_{log}"
+
+    # Appending
+
+    def append_run(
+        self, log: int, task: str, bodies: Sequence[bytes], meta: bytes | None, head: bytes, now: float
+    ) -> None:
+        """Append records that share all but their bodies; the same head again appends nothing."""
+        bound = {
+            "sequence": self._sequence(log), "bodies": list(bodies), "head": id_bytes(head), "task": task,
+            "meta": meta, "time": int(now * _MICRO),
+        }  # fmt: skip
+
+        def run(db: psycopg.Connection[Any]) -> None:
+            try:
+                db.execute(self._sql["append_run"], bound, binary=True)
+            except pg.UniqueViolation:
+                return  # by another connection, between the look and the append
+
+        self._appending(log, run)
+
+    def append_row(self, row: NewCall) -> int | Conflict:
+        """Append one record; return its position, or the conflict where its id is another record's."""
+        if _may_be_member(row.id) and (conflicts := self._place(row)) is not None:
+            return conflicts
+        bound = {
+            "sequence": self._sequence(row.log), "id": id_bytes(row.id), "task": row.task, "body": row.body,
+            "meta": row.meta, "time": int(row.time * _MICRO),
+        }  # fmt: skip
+        found = self._appending(
+            row.log, lambda db: db.execute(self._sql["append_row"], bound, binary=True).fetchone()
+        )
+        if found is not None:
+            return int(found[0])
+        place = self._place(row)
+        assert place is not None
+        return place
+
+    def _place(self, row: NewCall) -> int | Conflict | None:
+        """Return where the record with a row's id is, or that it is another one; None: there is none."""
+        pos = self._reader.read(lambda db: find(db, self._sql, row.id))
+        if pos is None:
+            return None
+        found = self._reader.read(lambda db: _compare(db, self._sql, [(0, row, pos)]))
+        return next((each for each in found if not each.same), pos)
+
+    def append_rows(self, rows: Sequence[NewCall], fence: tuple[int, int] | None = None) -> list[Conflict]:
+        """Append records of one log, each with an id of its own, in one statement for each 256."""
+        conflicts: list[Conflict] = []
+        for start in range(0, len(rows), ROWS_A_STATEMENT):
+            some = rows[start : start + ROWS_A_STATEMENT]
+            conflicts += self._appending(
+                some[0].log,
+                lambda db, some=some, start=start: insert(db, self._sql, self._sequence, some, start, fence),
+            )
+        return conflicts
+
+    def _appending(self, log: int, run: Any) -> Any:
+        """Run an append; where the log's next partition is missing, make it first."""
+        done = self._writer.append(lambda db: self._with_partition(db, log, run))
+        return done
+
+    def _with_partition(self, db: psycopg.Connection[Any], log: int, run: Any) -> Any:
+        try:
+            return run(db)
+        except pg.CheckViolation:  # no partition for the number
+            self.add_partitions(db, log)
+            return run(db)
+        except (pg.UndefinedTable, pg.UndefinedObject) as error:
+            if f"log_{log}" in str(error):
+                raise EngineError(f"log {log} does not exist: its stream was dropped") from None
+            raise
+
+    def add_partitions(self, db: psycopg.Connection[Any], log: int) -> None:
+        """Make the partitions that the log's next numbers need."""
+        raise NotImplementedError
+
+    # Reading
+
+    def rows(self, spans: Iterable[Span]) -> list[Row]:
+        """Return the records that exist in the spans, in the spans' order."""
+        wanted = list(spans)
+
+        def run(db: psycopg.Connection[Any]) -> list[Any]:
+            if len(wanted) == 1:
+                span = wanted[0]
+                return db.execute(self._sql["rows"], (span.lo, span.hi), binary=True).fetchall()
+            with db.pipeline():
+                cursors = [db.execute(self._sql["rows"], (span.lo, span.hi), binary=True) for span in wanted]
+            return [row for cursor in cursors for row in cursor.fetchall()]
+
+        found = self._state.read(run)
+        if len(found) < count(wanted):
+            found = self._state.read(lambda db: self._with_kept(db, wanted, found))
+        return found
+
+    def _with_kept(self, db: psycopg.Connection[Any], spans: list[Span], found: list[Any]) -> list[Any]:
+        """Add what was parked when its partition was dropped, in the spans' order (H15)."""
+        by_pos = {row[0]: row for row in found}
+        for span in spans:
+            by_pos |= {
+                row[0]: row for row in db.execute(self._sql["rows_kept"], (span.lo, span.hi), binary=True)
+            }
+        if len(by_pos) == len(found):
+            return found
+        order = sorted(by_pos)
+        return [by_pos[pos] for span in spans for pos in order if span.lo <= pos < span.hi]
+
+    def records(self, lo: int, hi: int, limit: int) -> list[Record]:
+        """Return the first `limit` records at lo <= p < hi in full."""
+        bound = {"lo": lo, "hi": hi, "limit": limit}
+        found = self._reader.read(lambda db: db.execute(self._sql["records"], bound, binary=True).fetchall())
+        return [
+            Record(
+                pos,
+                id_of(id_from(head), seq),
+                micros / _MICRO,
+                task,
+                body,
+                unpack_meta(meta) if meta else NO_META,
+            )
+            for pos, task, body, meta, seq, head, micros in found
+        ]
+
+    def find(self, namespace: str, id: Id) -> int | None:
+        """Return the position of the record with this id."""
+        return self._reader.read(lambda db: find(db, self._sql, stored_id(namespace, id)))
+
+    def run_spans(self, head: bytes, size: int) -> list[tuple[int, int]] | None:
+        """Return the ranges of positions that a run takes; others' records may lie between."""
+
+        def run(db: psycopg.Connection[Any]) -> list[tuple[int, int]] | None:
+            entry = db.execute(self._sql["by_run_id"], (head, head)).fetchone()
+            if entry is None:
+                return None
+            first, last, _ = entry
+            if last - first == size - 1:
+                return [(first, last + 1)]
+            places = db.execute(self._sql["run_positions"], (first, last, head), binary=True).fetchall()
+            return ranges(pos for (pos,) in places)
+
+        return self._reader.read(run)
+
+    def window(self, stream: Stream, since: float | None, until: float | None) -> list[tuple[int, int, int]]:
+        """Return (log, first, one past the last) position of what has a time in since <= t < until."""
+        bounds = self.bounds(stream)
+        if since is None and until is None:
+            return bounds
+        times = _times(since, until)
+
+        def run(db: psycopg.Connection[Any]) -> list[tuple[int, int, int]]:
+            found = []
+            for log, first, end in bounds:
+                row = db.execute(self._sql["window"], (first, end, *times)).fetchone()
+                lo, hi = row if row and row[0] is not None else (end, end)
+                found.append((log, lo, hi))
+            return found
+
+        return self._reader.read(run)
+
+    def outside(self, spans: Iterable[Span], since: float | None, until: float | None) -> list[int]:
+        """Return the positions in the spans whose time is not in since <= t < until."""
+        times, wanted = _times(since, until), list(spans)
+        return self._reader.read(
+            lambda db: [
+                pos
+                for span in wanted
+                for (pos,) in db.execute(self._sql["outside"], (span.lo, span.hi, *times)).fetchall()
+            ]
+        )
+
+    def bounds(self, stream: Stream) -> list[tuple[int, int, int]]:
+        """Return (log, first, one past the last) position there is to be seen."""
+        return self._reader.read(lambda db: db.execute(self._sql["bounds"], (stream.id,)).fetchall())
+
+
+def find(db: psycopg.Connection[Any], sql: dict[str, bytes], id: Id) -> int | None:
+    """Return the position of an id: one given as text, or a member of a run."""
+    if isinstance(id, str) or id[13:] == b"\0\0\0":
+        row = db.execute(sql["by_id"], (id_bytes(id),)).fetchone()
+        return None if row is None else int(row[0])
+    entry = db.execute(sql["by_run_id"], (id, id[:13] + b"\0\0\0"), binary=True).fetchone()
+    if entry is None:
+        return None
+    first, last, head = entry
+    seq = int.from_bytes(id[13:], "big") - int.from_bytes(head[13:], "big")
+    if seq == 0:
+        return int(first)
+    if first + seq > last:
+        return None
+    row = db.execute(sql["member"], (first + seq, last, seq, head)).fetchone()
+    return None if row is None else int(row[0])
+
+
+def insert(
+    db: psycopg.Connection[Any],
+    sql: dict[str, bytes],
+    sequence: Any,
+    rows: Sequence[NewCall],
+    start: int,
+    fence: tuple[int, int] | None,
+) -> list[Conflict]:
+    """Insert rows of one log in one statement; return those whose id is taken. Raises LeaseLost."""
+    log = rows[0].log
+    known = [
+        (start + n, row, pos)
+        for n, row in enumerate(rows)
+        if _may_be_member(row.id) and (pos := find(db, sql, row.id)) is not None
+    ]
+    passed = {n for n, _, _ in known}
+    new = [(start + n, row) for n, row in enumerate(rows) if start + n not in passed]
+    if new:
+        bound = {
+            "sequence": sequence(log),
+            "lease": fence[0] if fence else None,
+            "owner": fence[1] if fence else None,
+            "ids": [id_bytes(row.id) for _, row in new],
+            "tasks": [row.task for _, row in new],
+            "bodies": [row.body for _, row in new],
+            "metas": [row.meta for _, row in new],
+            "times": [int(row.time * _MICRO) for _, row in new],
+        }
+        added = {bytes(id): pos for pos, id in db.execute(sql["append_rows"], bound, binary=True).fetchall()}
+        if len(added) < len(new):
+            if not added and fence is not None and db.execute(sql["fence"], fence).fetchone() is None:
+                raise LeaseLost
+            for n, row in new:
+                pos = added.pop(id_bytes(row.id), None)  # the second with an id is a conflict with the first
+                if pos is None:
+                    pos = find(db, sql, row.id)
+                    assert pos is not None
+                    known.append((n, row, pos))
+    return _compare(db, sql, known) if known else []
+
+
+def _compare(
+    db: psycopg.Connection[Any], sql: dict[str, bytes], known: list[tuple[int, NewCall, int]]
+) -> list[Conflict]:
+    """Compare rows with the records that have their ids: what is the same in all is no conflict."""
+    places = [pos for _, _, pos in known]
+    found = {row[0]: row[1:] for row in db.execute(sql["whole"], (places, places), binary=True).fetchall()}
+    conflicts = []
+    for n, row, pos in known:
+        task, body, time = found.get(pos, (None, None, None))
+        same = task == row.task and body == row.body
+        if not (same and time == int(row.time * _MICRO)):
+            conflicts.append(Conflict(n, pos, same))
+    return conflicts
+
+
+def _may_be_member(id: Id) -> bool:
+    return not isinstance(id, str) and id[13:] != b"\0\0\0"
+
+
+def _times(since: float | None, until: float | None) -> tuple[int, int]:
+    low = -_FOREVER if since is None else int(since * _MICRO)
+    return low, _FOREVER if until is None else int(until * _MICRO)
+
+
+def ranges(positions: Iterable[int]) -> list[tuple[int, int]]:
+    """Return ranges [lo, hi) of positions that are given in order."""
+    found: list[tuple[int, int]] = []
+    for pos in positions:
+        if found and found[-1][1] == pos:
+            found[-1] = (found[-1][0], pos + 1)
+        else:
+            found.append((pos, pos + 1))
+    return found
+
+
+def log_ends(log: int) -> tuple[int, int]:
+    """Return the first position of a log, and the first of the next."""
+    return first_pos(log), log + 1 << OFFSET_BITS

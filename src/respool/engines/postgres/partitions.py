@@ -1,0 +1,108 @@
+"""The partitions that records, outcomes and journal lie in, by position (G6).
+
+A partition covers 2**20 offsets of one log. It is created on its own and then attached: `CREATE … PARTITION
+OF` would wait for every open transaction that has appended, and all appends would wait behind it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+
+from ...record import OFFSET_BITS, first_pos
+from .sql import quoted
+
+PARTITION_BITS = 20
+SIZE = 1 << PARTITION_BITS
+TABLES = ("record", "outcome", "journal")
+_KEYS = {"record": "pos", "outcome": "pos", "journal": "lo"}
+_LOCK = 0x5270  # of whoever makes partitions
+
+Db = psycopg.Connection[Any]
+
+
+def partition_of(pos: int) -> int:
+    """Return the first position of the partition that a position lies in."""
+    return pos & ~(SIZE - 1)
+
+
+def table_name(table: str, start: int) -> str:
+    """Return the name of the partition that begins at a position."""
+    log, offset = start >> OFFSET_BITS, start & (1 << OFFSET_BITS) - 1
+    return f"{table}_{log}_{offset >> PARTITION_BITS}"
+
+
+def create_log(db: Db, schema: str, log: int) -> None:
+    """Make the sequence and the first partition of a new log, in the caller's transaction."""
+    prefix, first = quoted(schema), first_pos(log)
+    db.execute(f"CREATE SEQUENCE {prefix}.log_{log} MINVALUE {first} START {first} CACHE 1".encode())
+    add(db, schema, first)
+
+
+def add(db: Db, schema: str, start: int) -> bool:
+    """Make the partition that begins at a position, unless it is there; in the caller's transaction."""
+    prefix = quoted(schema)
+    db.execute("SELECT pg_advisory_xact_lock(%s, %s)", (_LOCK, start >> OFFSET_BITS))
+    if db.execute("SELECT to_regclass(%s)", (f"{prefix}.{table_name('record', start)}",)).fetchone() != (
+        None,
+    ):
+        return False
+    for table in TABLES:
+        name, key = f"{prefix}.{table_name(table, start)}", _KEYS[table]
+        bounds = f"{key} >= {start} AND {key} < {start + SIZE}"
+        # The check lets it be attached without a look at its rows.
+        db.execute(
+            f"CREATE TABLE {name} (LIKE {prefix}.{table} INCLUDING DEFAULTS INCLUDING CONSTRAINTS, "
+            f"CONSTRAINT bounds CHECK ({bounds}))".encode()
+        )
+        values = f"FROM ({start}) TO ({start + SIZE})"
+        db.execute(f"ALTER TABLE {prefix}.{table} ATTACH PARTITION {name} FOR VALUES {values}".encode())
+        db.execute(f"ALTER TABLE {name} DROP CONSTRAINT bounds".encode())
+    return True
+
+
+def next_number(db: Db, schema: str, log: int) -> int:
+    """Return the number that a log's sequence gives out next."""
+    row = db.execute(f"SELECT last_value, is_called FROM {quoted(schema)}.log_{log}".encode()).fetchone()
+    assert row is not None
+    return int(row[0]) + int(row[1])
+
+
+def partitions_below(db: Db, schema: str, pos: int) -> list[int]:
+    """Return the first positions of the partitions that begin below a position of the same log, in order."""
+    found = db.execute(
+        "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid "
+        "WHERE i.inhparent = to_regclass(%s)",
+        (f"{quoted(schema)}.record",),
+    ).fetchall()
+    starts = sorted(_start_of(name) for (name,) in found)
+    return [start for start in starts if start < pos and start >> OFFSET_BITS == pos >> OFFSET_BITS]
+
+
+def _start_of(name: str) -> int:
+    log, number = name.split("_")[1:]
+    return first_pos(int(log)) + (int(number) << PARTITION_BITS)
+
+
+def drop(db: Db, schema: str, start: int, sql: dict[str, bytes]) -> None:
+    """Drop the partition that begins at a position. What is parked there was copied aside before (H15).
+
+    Records are detached concurrently: a transaction that has appended may be open for long, and nobody is
+    to wait behind it. Raises LockNotAvailable where that is so for outcomes or journal, which only workers
+    write.
+    """
+    prefix, end = quoted(schema), start + SIZE
+    names = {table: f"{prefix}.{table_name(table, start)}" for table in TABLES}
+    if db.execute(
+        "SELECT 1 FROM pg_inherits WHERE inhrelid = to_regclass(%s)", (names["record"],)
+    ).fetchone():
+        db.execute(f"ALTER TABLE {prefix}.record DETACH PARTITION {names['record']} CONCURRENTLY".encode())
+    with db.transaction():
+        db.execute("SET LOCAL lock_timeout = '200ms'")
+        for table in ("outcome", "journal"):
+            db.execute(f"ALTER TABLE {prefix}.{table} DETACH PARTITION {names[table]}".encode())
+        key = (start, end)
+        db.execute(sql["keep_outcomes"].replace(b"respool_detached", names["outcome"].encode()), key)
+        db.execute(sql["keep_journal"].replace(b"respool_detached", names["journal"].encode()), key)
+        db.execute(f"DROP TABLE {', '.join(names.values())}".encode())

@@ -1,0 +1,50 @@
+"""The statements of `statements.sql`, by name, for a schema."""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import cache
+from typing import Any
+
+DEFAULT_SCHEMA = "respool"
+
+
+def _read(name: str) -> str:
+    """Return a file beside this one; importlib.resources would take longer to import than all the rest."""
+    loader: Any = __spec__.loader
+    text: bytes = loader.get_data(os.path.join(os.path.dirname(__file__), name))
+    return text.decode()
+
+
+@cache
+def statements(schema: str) -> dict[str, bytes]:
+    """Return every statement, with the schema's name in place of `respool`."""
+    parts = re.split(r"^-- name: (\w+)\n", _read("statements.sql"), flags=re.MULTILINE)[1:]
+    return {
+        name: in_schema(_bare(body), schema).encode()
+        for name, body in zip(parts[::2], parts[1::2], strict=True)
+    }
+
+
+def in_schema(text: str, schema: str) -> str:
+    """Return statements that name the schema, quoted where it needs to be."""
+    return text if schema == DEFAULT_SCHEMA else re.sub(r"\brespool\.", quoted(schema) + ".", text)
+
+
+def quoted(name: str) -> str:
+    """Return a name as an identifier of SQL."""
+    return name if re.fullmatch(r"[a-z_][a-z0-9_]*", name) else '"' + name.replace('"', '""') + '"'
+
+
+def schema_text(schema: str) -> str:
+    """Return the statements that create an empty schema."""
+    text = in_schema(_read("schema.sql"), schema)
+    return text.replace(
+        "CREATE SCHEMA IF NOT EXISTS respool;", f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)};"
+    )
+
+
+def _bare(statement: str) -> str:
+    lines = [line for line in statement.splitlines() if not line.lstrip().startswith("--")]
+    return "\n".join(lines).strip().rstrip(";")

@@ -1,0 +1,464 @@
+"""The state in PostgreSQL: one short transaction for each decision, under a lock of the group's.
+
+    BEGIN; settings; advisory lock; reads          one round trip
+    decide                                         pure, in this process
+    writes; COMMIT                                 another
+
+The order matters (G3). The lock takes no xid, each read sees all that was committed before it, and the xid
+that becomes the barrier of new gaps is taken after the reads: whoever had a number by then is older.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import msgspec
+import psycopg
+
+from ...delivery.model import (
+    MAX_LEASE,
+    Change,
+    JournalEntry,
+    Lease,
+    NewCall,
+    Outcome,
+    Parked,
+    Position,
+    View,
+)
+from ...delivery.spans import Span, count, find, intersect, joined
+from ...errors import AppendUnknown, EngineUnavailable
+from ...record import first_pos
+from ..base import Counts, Group, ParkedFilter, Reads, Status
+from .connection import Connection, Lost, PostgresOptions
+from .log import insert, ranges
+
+T = TypeVar("T")
+Db = psycopg.Connection[Any]
+
+ENDINGS = ("success", "failure", "revoked")
+_ENDING_NUMBER = {name: number for number, name in enumerate(ENDINGS)}
+_ENDS = ("done", "skipped", "purged")
+"""What a journal entry can say of a record that is in no other place; no clock decides among them."""
+MAX_GAPS = 1000
+"""Ranges of numbers that a group may keep as gaps; beyond that the cursor waits, visibly (G4)."""
+_GAPS_A_CLAIM = 200  # looked at in one claim
+_FOUND_A_GAP = 1000
+GROUP_LOCKS = 0x5265  # the first half of a group's lock; the second is its number
+_pack = msgspec.msgpack.Encoder().encode
+_unpack_spans = msgspec.msgpack.Decoder(list[Span]).decode
+_unpack_bodies = msgspec.msgpack.Decoder(dict[int, bytes]).decode
+
+
+class PostgresState:
+    """What groups know."""
+
+    options: PostgresOptions
+    _state: Connection
+    _writer: Connection
+    _reader: Connection
+
+    @property
+    def _sql(self) -> dict[str, bytes]:
+        return self._writer.sql
+
+    _sequence: Callable[[int], str]
+
+    def transact(self, reads: Reads, decide: Callable[[View, Change], T], *, synced: bool = False) -> T:
+        """Lock, read, let `decide` fill the change, write, commit; return what `decide` returned."""
+        connection = self._writer if synced else self._state
+        committing = False
+        try:
+            with connection.using() as db:
+                view, gaps = self._begin(db, reads, synced)
+                came = self._given_back(db, gaps.came)
+                if came is not None and reads.returned:
+                    view.returned.append(came)
+                change = Change()
+                answer = decide(view, change)
+                if came is not None and came.id not in {
+                    *change.dropped_leases,
+                    *(kept.id for kept in change.leases),
+                }:
+                    change.leases.append(came)
+                if change.calls:
+                    change.count("calls refused: id taken", self._append_calls(db, change.calls))
+                with db.pipeline():
+                    write_change(db, self._sql, reads.group, change, gaps)
+                    committing = True
+                    db.execute("COMMIT")
+        except Lost as lost:
+            where = self.options.shown
+            if committing:
+                raise AppendUnknown(f"{where}: {lost}; it is not known whether it was written") from lost
+            raise EngineUnavailable(f"{where}: {lost}; nothing was written") from lost
+        except psycopg.Error as error:
+            raise connection.translated(error) from error
+        return answer
+
+    def _begin(self, db: Db, reads: Reads, synced: bool) -> tuple[View, GapsFound]:
+        milliseconds = f"{int(self.options.timeout * 1000)}ms"
+        commit = "on" if synced and self.options.durability == "full" else "off"
+        with db.pipeline():
+            db.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+            db.execute(self._sql["begin"], (milliseconds, milliseconds, commit))
+            db.execute(self._sql["lock_group"], (GROUP_LOCKS, reads.group))
+            asked = _ask(db, self._sql, reads)
+        return _understood(asked, reads)
+
+    def _given_back(self, db: Db, came: list[int]) -> Lease | None:
+        """Return records that came late as if a worker had given them back, for whoever comes next (G4)."""
+        if not came:
+            return None
+        number = int(_one(db, self._sql["lease_number"], ()))
+        return Lease(-number, None, 0, joined(Span(lo, hi) for lo, hi in ranges(came)), {}, time.time())
+
+    def _append_calls(self, db: Db, calls: Sequence[NewCall]) -> int:
+        """Append the calls of runs; return how many were refused since their id is another record's."""
+        by_log: dict[int, list[NewCall]] = {}
+        for call in calls:
+            by_log.setdefault(call.log, []).append(call)
+        return sum(
+            not conflict.same
+            for some in by_log.values()
+            for start in range(0, len(some), 256)
+            for conflict in insert(db, self._sql, self._sequence, some[start : start + 256], start, None)
+        )
+
+    def has_work(self, group: int, now: float, tasks: Sequence[str]) -> bool:
+        """Say whether a claim would find something, without a lock."""
+        bound = {"grp": group, "now": now, "tasks": list(tasks)}
+        return bool(self._reader.read(lambda db: _one(db, self._sql["has_work"], bound)))
+
+    def next_due(self, group: int) -> float | None:
+        """Return when the next of the group's parked records is due."""
+        due: float | None = self._reader.read(lambda db: _one(db, self._sql["next_due"], (group,)))
+        return due
+
+    def set_progress(self, group: int, pos: int, value: bytes, fence: tuple[int, int] | None = None) -> None:
+        """Keep what a running task says of itself, unless it lost its lease: one statement."""
+        lease, owner = fence or (None, None)
+        bound = {"grp": group, "pos": pos, "value": value, "lease": lease, "owner": owner}
+        self._state.append(lambda db: db.execute(self._sql["put_progress"], bound))
+
+    def status(self, group: Group, pos: int) -> Status:
+        """Return where a record is in a group, from one snapshot."""
+        return self._reader.read(lambda db: self._status(db, group.id, pos))
+
+    def _status(self, db: Db, group: int, pos: int) -> Status:
+        bound = {"grp": group, "pos": pos, "log": pos >> 40}
+        found = db.execute(self._sql["place"], bound).fetchone()
+        if found is None:
+            return Status("outside")
+        cursor, start, stop, is_parked, in_gap, *outcome = found
+        if pos < start or (stop is not None and pos >= stop):
+            return Status("outside")
+        if pos >= cursor:
+            return Status("pending")
+        if in_gap:
+            return Status("parked", parked=Parked(pos, "gap", None, ""))
+        if outcome[0] is not None and not is_parked:
+            return Status("done", outcome=_outcome(outcome))
+        with _snapshot(db):
+            return _status(db, self._sql, group, pos)
+
+    def journal(self, group: int, pos: int) -> list[JournalEntry]:
+        """Return the entries that cover a position, the oldest first."""
+        bound = {"grp": group, "pos": pos, "low": pos - MAX_LEASE, "first": first_pos(pos >> 40)}
+        return self._reader.read(
+            lambda db: [JournalEntry(*row) for row in db.execute(self._sql["journal"], bound)]
+        )
+
+    def outcomes(self, group: int, lo: int, hi: int) -> list[Outcome]:
+        """Return the outcomes stored for lo <= p < hi."""
+        return self._reader.read(
+            lambda db: [
+                _outcome(row) for row in db.execute(self._sql["outcomes"], (group, lo, hi), binary=True)
+            ]
+        )
+
+    def unfinished(self, group: Group, lo: int, hi: int) -> int:
+        """Return how many of the positions lo <= p < hi, in one log, are not done in a group."""
+
+        def run(db: Db) -> int:
+            with _snapshot(db):
+                bound = {"grp": group.id, "pos": lo, "log": lo >> 40}
+                place = db.execute(self._sql["place"], bound).fetchone()
+                assert place is not None
+                cursor, start, stop = place[:3]
+                low, high = max(lo, start), hi if stop is None else min(hi, stop)
+                left = max(high - max(cursor, low), 0)
+                for lease in _leases(db, self._sql, group.id):
+                    left += count(intersect(lease.spans, [(low, high)]))
+                left += int(_one(db, self._sql["gaps_between"], {"grp": group.id, "lo": low, "hi": high}))
+                return int(left) + int(_one(db, self._sql["parked_between"], (group.id, low, high)))
+
+        return self._reader.read(run)
+
+    def parked(self, chosen: ParkedFilter, limit: int) -> list[tuple[int, Parked]]:
+        """Return (group, parked record), the oldest first."""
+        bound = {
+            "groups": list(chosen.groups),
+            "reasons": list(chosen.reasons) or None,
+            "task": chosen.task,
+            "positions": list(chosen.positions) or None,
+            "limit": limit,
+        }
+        return self._reader.read(
+            lambda db: [(row[0], _parked(row[1:])) for row in db.execute(self._sql["parked_list"], bound)]
+        )
+
+    def positions(self, group: Group) -> list[Position]:
+        """Return how far a group is in each log."""
+        return self._reader.read(lambda db: _positions(db, self._sql, group.id))
+
+    def leases(self, group: Group) -> list[Lease]:
+        """Return a group's leases, the returned ones among them."""
+        return self._reader.read(lambda db: _leases(db, self._sql, group.id))
+
+    def leases_of(self, owner: int) -> list[tuple[int, Lease]]:
+        """Return (group, lease) of a worker."""
+        return self._reader.read(
+            lambda db: [
+                (row[0], _lease(row[1:])) for row in db.execute(self._sql["leases_of_owner"], (owner,))
+            ]
+        )
+
+    def counts(self, group: Group) -> Counts:
+        """Return how many of a group's records are where, from one snapshot."""
+
+        def run(db: Db) -> Counts:
+            with _snapshot(db):
+                return _counts(db, self._sql, group.id)
+
+        return self._reader.read(run)
+
+    def counters(self, group: int) -> dict[str, int]:
+        """Return what was skipped, refused, dropped: counted since the group was made."""
+        return self._reader.read(lambda db: dict(db.execute(self._sql["counters"], (group,)).fetchall()))
+
+    def expire_outcomes(self, now: float, limit: int) -> int:
+        """Drop the values of outcomes past their `result_ttl`, at most `limit`; return how many."""
+        if not self._reader.read(lambda db: _one(db, self._sql["has_expired"], (now,))):
+            return 0
+        return self._state.append(lambda db: db.execute(self._sql["expire_outcomes"], (now, limit)).rowcount)
+
+
+class GapsFound:
+    """What a look at a group's gaps says: records that have come, and numbers that never will (G4)."""
+
+    def __init__(self) -> None:
+        self.came: list[int] = []
+        self.left: list[
+            tuple[int, list[int], list[int]]
+        ] = []  # lo of the gap; lows and highs of what is left
+
+
+def _ask(db: Db, sql: dict[str, bytes], reads: Reads) -> dict[str, Any]:
+    """Send the reads of a decision, in the pipeline of its lock."""
+    group = reads.group
+    asked: dict[str, Any] = {}
+    if reads.leases:
+        asked["leases"] = db.execute(sql["lease"], (group, list(reads.leases)))
+    if reads.positions:
+        bound = {"grp": group, "limit": _FOUND_A_GAP, "ranges": _GAPS_A_CLAIM}
+        asked["gaps"] = db.execute(sql["gaps"], bound, binary=True)
+        asked["gap_count"] = db.execute(sql["gap_count"], (group,))
+        asked["claimable"] = db.execute(sql["claimable"], {"grp": group, "want": reads.due or MAX_LEASE})
+    if reads.returned:
+        asked["returned"] = db.execute(sql["returned"], (group, reads.returned))
+    if reads.due:
+        asked["due"] = db.execute(sql["due"], (group, reads.now, reads.due), binary=True)
+    if reads.tasks:
+        asked["unknown"] = db.execute(sql["unknown"], (group, list(reads.tasks), reads.due), binary=True)
+    if reads.parked:
+        asked["parked"] = db.execute(sql["parked_at"], (group, list(reads.parked)), binary=True)
+    return asked
+
+
+def _understood(asked: dict[str, Any], reads: Reads) -> tuple[View, GapsFound]:
+    """Return what was read as a decision wants to see it."""
+    view, found = View(), GapsFound()
+    for row in asked["leases"].fetchall() if reads.leases else ():
+        lease = _lease(row)
+        view.leases[lease.id] = lease
+    if reads.positions:
+        found = _gaps_found(asked["gaps"].fetchall())
+        view.gap_room = MAX_GAPS - int(asked["gap_count"].fetchone()[0])
+        view.positions = _seen(asked["claimable"].fetchall())
+    if reads.returned:
+        view.returned = [_lease(row) for row in asked["returned"].fetchall()]
+    if reads.due:
+        view.due = [_parked(row) for row in asked["due"].fetchall()]
+    if reads.tasks:
+        view.due += [_parked(row) for row in asked["unknown"].fetchall()][: max(reads.due - len(view.due), 0)]
+    if reads.parked:
+        at = {row[0]: _parked(row) for row in asked["parked"].fetchall()}
+        view.due += [at[pos] for pos in reads.parked if pos in at]
+    return view, found
+
+
+def _gaps_found(rows: Sequence[Any]) -> GapsFound:
+    found = GapsFound()
+    for lo, hi, closed, here in rows:
+        cut = len(here) >= _FOUND_A_GAP  # others may be there too: nothing is void
+        if not here and not closed:
+            continue
+        lows, highs = [], []
+        if not closed or cut:
+            for low, high in _between(lo, hi, here):
+                lows.append(low)
+                highs.append(high)
+        found.came += here
+        found.left.append((lo, lows, highs))
+    return found
+
+
+def _between(lo: int, hi: int, here: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the ranges of lo <= p < hi without the positions that are here."""
+    ends = [lo - 1, *here, hi]
+    return [(low + 1, high) for low, high in pairwise(ends) if high > low + 1]
+
+
+def _seen(rows: Sequence[Any]) -> list[Position]:
+    """Return positions with what is missing in each, from the ranges that are to be seen."""
+    by_log: dict[int, tuple[int, int | None, list[tuple[int, int]]]] = {}
+    for log, cursor, stop, lo, hi in rows:
+        seen = by_log.setdefault(log, (cursor, stop, []))[2]
+        if lo is not None:
+            seen.append((lo, hi))
+    positions = []
+    for log, (cursor, stop, seen) in by_log.items():
+        ends = [cursor, *(hi for _, hi in seen)]
+        missing = tuple((end, lo) for end, (lo, _) in zip(ends, seen, strict=False) if lo > end)
+        positions.append(Position(log, cursor, ends[-1], stop, missing))
+    return positions
+
+
+def write_change(db: Db, sql: dict[str, bytes], group: int, change: Change, gaps: GapsFound) -> None:
+    """Send what was decided. Rows are removed before others are put in their place."""
+    execute = db.execute
+    for lo, lows, highs in gaps.left:
+        if lows:
+            execute(sql["split_gap"], {"grp": group, "lo": lo, "los": lows, "his": highs})
+        if lo not in lows:
+            execute(sql["drop_gap"], (group, lo))
+    if change.dropped_leases:
+        execute(sql["drop_leases"], (change.dropped_leases,))
+    for lease in change.leases:
+        bodies = _pack(lease.bodies) if lease.bodies else None
+        spans = _pack(lease.spans)
+        execute(sql["put_lease"], (lease.id, group, lease.owner, lease.child, spans, bodies, lease.since))
+    if change.unparked:
+        execute(sql["drop_parked"], (group, change.unparked))
+    for log, cursor in change.cursors:
+        execute(sql["add_cursor"], (group, log, cursor))
+    for lo, hi in change.gaps:
+        execute(sql["put_gap"], (group, lo, hi, time.time()))
+    if change.parked:
+        _many(db, sql["put_parked"], [(group, *parked) for parked in change.parked])
+    if change.forgotten:
+        execute(sql["forget_outcomes"], (group, change.forgotten))
+    if change.results:
+        newest = dict(change.results)
+        execute(sql["put_results"], (group, change.results_at, list(newest), list(newest.values())))
+    if change.outcomes:
+        _many(db, sql["put_outcome"], [(group, o[0], _ENDING_NUMBER[o[1]], *o[2:]) for o in change.outcomes])
+    if change.unprogressed:
+        execute(sql["drop_progress"], (group, change.unprogressed))
+    if change.journal:
+        ns = time.time_ns()
+        _many(db, sql["put_journal"], [(group, e[0], ns + i, *e[1:]) for i, e in enumerate(change.journal)])
+    for name, by in change.counted.items():
+        execute(sql["add_count"], (group, name, by))
+
+
+def _many(db: Db, statement: bytes, rows: Sequence[Sequence[Any]]) -> None:
+    for row in rows:
+        db.execute(statement, row)
+
+
+def _snapshot(db: Db) -> Any:
+    """Return a block whose reads all see the same moment."""
+    db.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    return _Ending(db)
+
+
+class _Ending:
+    def __init__(self, db: Db) -> None:
+        self._db = db
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if error is None:
+            self._db.execute("COMMIT")
+
+
+def _one(db: Db, statement: bytes, bound: Any) -> Any:
+    row = db.execute(statement, bound).fetchone()
+    return None if row is None else row[0]
+
+
+def _positions(db: Db, sql: dict[str, bytes], group: int) -> list[Position]:
+    return [Position(*row) for row in db.execute(sql["positions"], (group,)).fetchall()]
+
+
+def _leases(db: Db, sql: dict[str, bytes], group: int) -> list[Lease]:
+    return [_lease(row) for row in db.execute(sql["leases"], (group,)).fetchall()]
+
+
+def _lease(row: Any) -> Lease:
+    id, owner, child, spans, bodies, since = row
+    return Lease(id, owner, child, _unpack_spans(spans), _unpack_bodies(bodies) if bodies else {}, since)
+
+
+def _parked(row: Any) -> Parked:
+    return Parked._make(row)
+
+
+def _outcome(row: Any) -> Outcome:
+    pos, ending, value, at, until = row
+    return Outcome(pos, ENDINGS[ending], value, at, until)  # type: ignore[arg-type]
+
+
+def _status(db: Db, sql: dict[str, bytes], group: int, pos: int) -> Status:
+    """Find a record that the cursor has passed: ended, parked, leased, or done without a row."""
+    outcome = db.execute(sql["outcomes"], (group, pos, pos + 1)).fetchone()
+    known = _outcome(outcome) if outcome else None
+    row = db.execute(sql["parked_at"], (group, [pos])).fetchone()
+    if row:
+        return Status("parked", parked=_parked(row), outcome=known)
+    if known:
+        return Status("done", outcome=known)
+    for lease in _leases(db, sql, group):
+        if find(lease.spans, pos):
+            return Status("leased", lease=lease, progress=_one(db, sql["progress"], (group, pos)))
+    bound = {"grp": group, "pos": pos, "low": pos - MAX_LEASE, "first": first_pos(pos >> 40)}
+    ends = {row[6] for row in db.execute(sql["journal"], bound)}
+    return Status("done", how=next((how for how in _ENDS if how in ends), None))
+
+
+def _counts(db: Db, sql: dict[str, bytes], group: int) -> Counts:
+    pending, oldest = 0, None
+    for at in _positions(db, sql, group):
+        end = at.end if at.stop is None else min(at.end, at.stop)
+        if end > at.cursor:
+            pending += int(_one(db, sql["count_between"], (at.cursor, end)))
+            micros = _one(db, sql["time_at_or_after"], (at.cursor, end))
+            if micros is not None and (oldest is None or micros < oldest):
+                oldest = micros
+    owned = returned = 0
+    for lease in _leases(db, sql, group):
+        if lease.owner is None:
+            returned += count(lease.spans)
+        else:
+            owned += count(lease.spans)
+    parked = dict(db.execute(sql["parked_counts"], (group,)).fetchall())
+    if gap := int(_one(db, sql["gap_total"], (group,))):
+        parked["gap"] = gap
+    due = _one(db, sql["next_due"], (group,))
+    return Counts(pending, owned, returned, parked, oldest / 1e6 if oldest else None, due)

@@ -1,0 +1,569 @@
+-- Every statement the engine runs, by name. Values are bound; nothing of a user's is ever pasted in.
+-- `respool.` stands for the schema's name.
+
+-- Appending. An xid is taken before the number (G1): in a statement of its own, or in what comes first.
+
+-- name: append_run
+-- Few numbers are burnt: a head that is known takes none.
+WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS xid),
+numbered AS MATERIALIZED (
+    SELECT (run.ord - 1)::integer AS seq, run.body, nextval(%(sequence)s::text::regclass) AS pos
+    FROM own, unnest(%(bodies)s::bytea[]) WITH ORDINALITY AS run (body, ord)
+    WHERE own.xid IS NOT NULL AND NOT EXISTS (SELECT 1 FROM respool.ids WHERE id = %(head)s)),
+entered AS (
+    INSERT INTO respool.ids (id, pos, last)
+    SELECT %(head)s, min(pos), max(pos) FROM numbered HAVING count(*) > 0)
+INSERT INTO respool.record (pos, task, body, meta, seq, id, time)
+SELECT pos, %(task)s, body, %(meta)s, seq, %(head)s, %(time)s FROM numbered;
+
+-- name: append_row
+WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS xid),
+entered AS (
+    INSERT INTO respool.ids (id, pos, last)
+    SELECT %(id)s, numbered.pos, numbered.pos
+    FROM (SELECT nextval(%(sequence)s::text::regclass) AS pos FROM own
+          WHERE own.xid IS NOT NULL AND NOT EXISTS (SELECT 1 FROM respool.ids WHERE id = %(id)s)
+          OFFSET 0) AS numbered
+    ON CONFLICT (id) DO NOTHING
+    RETURNING pos)
+INSERT INTO respool.record (pos, task, body, meta, seq, id, time)
+SELECT pos, %(task)s, %(body)s, %(meta)s, 0, %(id)s, %(time)s FROM entered
+RETURNING pos;
+
+-- name: append_rows
+-- The fence is held until the commit: nobody takes the lease away between the look and the append.
+WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS xid),
+fence AS MATERIALIZED (SELECT id FROM respool.lease WHERE id = %(lease)s AND owner = %(owner)s FOR SHARE),
+wanted AS (
+    SELECT * FROM unnest(%(ids)s::bytea[], %(tasks)s::text[], %(bodies)s::bytea[], %(metas)s::bytea[],
+                         %(times)s::bigint[]) WITH ORDINALITY AS w (id, task, body, meta, time, ord)),
+fresh AS (
+    SELECT DISTINCT ON (id) * FROM wanted
+    WHERE NOT EXISTS (SELECT 1 FROM respool.ids WHERE ids.id = wanted.id)
+    ORDER BY id, ord),
+numbered AS MATERIALIZED (
+    SELECT fresh.*, nextval(%(sequence)s::text::regclass) AS pos
+    FROM (SELECT fresh.* FROM fresh, own
+          WHERE own.xid IS NOT NULL AND (%(lease)s::bigint IS NULL OR EXISTS (SELECT 1 FROM fence))
+          ORDER BY ord) AS fresh),
+entered AS (
+    INSERT INTO respool.ids (id, pos, last) SELECT id, pos, pos FROM numbered
+    ON CONFLICT (id) DO NOTHING RETURNING id, pos)
+INSERT INTO respool.record (pos, task, body, meta, seq, id, time)
+SELECT n.pos, n.task, n.body, n.meta, 0, n.id, n.time FROM numbered n JOIN entered e ON e.id = n.id AND e.pos = n.pos
+RETURNING pos, id;
+
+-- name: fence
+SELECT 1 FROM respool.lease WHERE id = %s AND owner = %s;
+
+-- Reading
+
+-- name: by_run_id
+SELECT pos, last, id FROM respool.ids WHERE id <= %s AND id >= %s ORDER BY id DESC LIMIT 1;
+
+-- name: by_id
+SELECT pos FROM respool.ids WHERE id = %s;
+
+-- name: member
+SELECT pos FROM respool.record WHERE pos >= %s AND pos <= %s AND seq = %s AND id = %s ORDER BY pos LIMIT 1;
+
+-- name: run_positions
+SELECT pos FROM respool.record WHERE pos >= %s AND pos <= %s AND id = %s ORDER BY pos;
+
+-- name: whole
+SELECT pos, task, body, time FROM respool.record WHERE pos = ANY (%s)
+UNION ALL SELECT pos, task, body, time FROM respool.kept WHERE pos = ANY (%s);
+
+-- name: rows
+SELECT pos, task, body, meta FROM respool.record WHERE pos >= %s AND pos < %s ORDER BY pos;
+
+-- name: rows_kept
+SELECT pos, task, body, meta FROM respool.kept WHERE pos >= %s AND pos < %s ORDER BY pos;
+
+-- name: records
+SELECT pos, task, body, meta, seq, id, time FROM respool.record WHERE pos >= %(lo)s AND pos < %(hi)s
+UNION ALL
+SELECT pos, task, body, meta, seq, id, time FROM respool.kept WHERE pos >= %(lo)s AND pos < %(hi)s
+ORDER BY pos LIMIT %(limit)s;
+
+-- name: window
+SELECT min(pos), max(pos) + 1 FROM respool.record
+WHERE pos >= %s AND pos < %s AND time >= %s AND time < %s;
+
+-- name: outside
+SELECT pos FROM respool.record WHERE pos >= %s AND pos < %s AND NOT (time >= %s AND time < %s);
+
+-- name: bounds
+-- What is seen ends a log, not what its sequence has given out: a number may belong to a call yet to come.
+SELECT l.id,
+       greatest(l.floor, l.id << 40),
+       greatest(l.floor, l.id << 40, coalesce((SELECT pos + 1 FROM respool.record
+           WHERE pos >= l.id << 40 AND pos < (l.id + 1) << 40 ORDER BY pos DESC LIMIT 1), 0))
+FROM respool.log l WHERE l.stream = %s ORDER BY l.id;
+
+-- Streams, groups, workers
+
+-- name: streams
+SELECT s.id, s.kind, s.app, s.name, s.settings, s.created,
+       ARRAY(SELECT l.id FROM respool.log l WHERE l.stream = s.id ORDER BY l.id)
+FROM respool.stream s ORDER BY s.id;
+
+-- name: stream
+SELECT s.id, s.kind, s.app, s.name, s.settings, s.created,
+       ARRAY(SELECT l.id FROM respool.log l WHERE l.stream = s.id ORDER BY l.id)
+FROM respool.stream s WHERE s.kind = %s AND s.app = %s AND s.name = %s;
+
+-- name: lock_registry
+SELECT pg_advisory_xact_lock(%s, 0);
+
+-- name: add_stream
+INSERT INTO respool.stream (kind, app, name, settings, created) VALUES (%s, %s, %s, %s, %s) RETURNING id;
+
+-- name: add_log
+INSERT INTO respool.log (stream, partition) VALUES (%s, %s) RETURNING id;
+
+-- name: set_floor
+UPDATE respool.log SET floor = id << 40 WHERE id = %s;
+
+-- name: groups
+SELECT id, stream, app, name, kind, settings, generation, created FROM respool.grp ORDER BY id;
+
+-- name: add_group
+INSERT INTO respool.grp (stream, app, name, kind, settings, created) VALUES (%s, %s, %s, %s, %s, %s)
+ON CONFLICT (stream, app, name) DO NOTHING RETURNING id;
+
+-- name: add_position
+INSERT INTO respool.position (grp, log, start, stop) VALUES (%s, %s, %s, %s);
+
+-- name: add_cursor
+INSERT INTO respool.cursor (grp, log, cursor) VALUES (%s, %s, %s);
+
+-- name: old_cursors
+-- In slices: dead versions cannot be removed behind an open transaction, but need not be looked at either.
+DELETE FROM respool.cursor WHERE (grp, log, n) IN (
+    SELECT c.grp, c.log, c.n FROM respool.position p
+    CROSS JOIN LATERAL (SELECT n FROM respool.cursor WHERE grp = p.grp AND log = p.log ORDER BY n DESC LIMIT 1) newest
+    CROSS JOIN LATERAL (SELECT grp, log, n FROM respool.cursor c
+        WHERE c.grp = p.grp AND c.log = p.log AND c.n < newest.n ORDER BY c.n LIMIT %s) c);
+
+-- name: old_beats
+DELETE FROM respool.beat WHERE (worker, beat) IN (
+    SELECT o.worker, o.beat FROM respool.worker w
+    CROSS JOIN LATERAL (SELECT beat FROM respool.beat WHERE worker = w.id ORDER BY beat DESC LIMIT 1) newest
+    CROSS JOIN LATERAL (SELECT worker, beat FROM respool.beat o
+        WHERE o.worker = w.id AND o.beat < newest.beat ORDER BY o.beat LIMIT %s) o);
+
+-- name: drop_group
+DELETE FROM respool.grp WHERE id = %s;
+
+-- name: add_worker
+INSERT INTO respool.worker (app, name, host, boot, pid, started) VALUES (%s, %s, %s, %s, %s, %s) RETURNING id;
+
+-- name: first_beat
+INSERT INTO respool.beat (worker, beat, beaten, draining, info) VALUES (%s, 0, %s, false, %s);
+
+-- name: beat
+INSERT INTO respool.beat (worker, beat, beaten, draining, info)
+SELECT w.id, 1 + (SELECT beat FROM respool.beat b WHERE b.worker = w.id ORDER BY beat DESC LIMIT 1), %s, %s, %s
+FROM respool.worker w WHERE w.id = %s FOR KEY SHARE OF w
+RETURNING beat;
+
+-- name: workers
+SELECT w.id, w.app, w.name, w.host, w.boot, w.pid, b.beat, w.started, b.beaten, b.draining, b.info
+FROM respool.worker w
+CROSS JOIN LATERAL (SELECT * FROM respool.beat WHERE worker = w.id ORDER BY beat DESC LIMIT 1) b
+ORDER BY w.id;
+
+-- name: drop_worker
+DELETE FROM respool.worker WHERE id = %s;
+
+-- A group's transaction: the lock, which takes no xid; all reads; then the xid as barrier; then the writes (G3).
+
+-- name: begin
+-- Whoever stops in the middle, with the lock, is stopped by the server (G7).
+SELECT set_config('lock_timeout', %s, true), set_config('idle_in_transaction_session_timeout', %s, true),
+       set_config('synchronous_commit', %s, true);
+
+-- name: lock_group
+SELECT pg_advisory_xact_lock(%s, %s::integer);
+
+-- name: claimable
+-- What is to be seen of each log from the cursor on, as ranges without holes.
+SELECT p.log, c.cursor, p.stop, seen.lo, seen.hi
+FROM respool.position p
+CROSS JOIN LATERAL (SELECT cursor FROM respool.cursor WHERE grp = p.grp AND log = p.log ORDER BY n DESC LIMIT 1) c
+LEFT JOIN LATERAL (
+    SELECT min(pos) AS lo, max(pos) + 1 AS hi
+    FROM (SELECT pos, pos - row_number() OVER (ORDER BY pos) AS island
+          FROM (SELECT pos FROM respool.record
+                WHERE pos >= c.cursor AND pos < least(p.stop, (p.log + 1) << 40)
+                ORDER BY pos LIMIT %(want)s) AS next) AS numbered
+    GROUP BY island) AS seen ON true
+WHERE p.grp = %(grp)s ORDER BY p.log, seen.lo;
+
+-- name: positions
+SELECT p.log, c.cursor,
+       coalesce((SELECT pos + 1 FROM respool.record WHERE pos >= p.log << 40 AND pos < (p.log + 1) << 40
+                 ORDER BY pos DESC LIMIT 1), c.cursor),
+       p.stop
+FROM respool.position p
+CROSS JOIN LATERAL (SELECT cursor FROM respool.cursor WHERE grp = p.grp AND log = p.log ORDER BY n DESC LIMIT 1) c
+WHERE p.grp = %s ORDER BY p.log;
+
+-- name: gaps
+-- Whether a number is there, and whether it can still come, is asked in one statement: of one snapshot (G4).
+SELECT g.lo, g.hi, g.barrier <= pg_snapshot_xmin(pg_current_snapshot()),
+       ARRAY(SELECT pos FROM respool.record WHERE pos >= g.lo AND pos < g.hi ORDER BY pos LIMIT %(limit)s)
+FROM respool.gap g WHERE g.grp = %(grp)s ORDER BY g.lo LIMIT %(ranges)s;
+
+-- name: gap_count
+SELECT count(*) FROM respool.gap WHERE grp = %s;
+
+-- name: drop_gap
+DELETE FROM respool.gap WHERE grp = %s AND lo = %s;
+
+-- name: put_gap
+INSERT INTO respool.gap (grp, lo, hi, barrier, since) VALUES (%s, %s, %s, pg_current_xact_id(), %s);
+
+-- name: split_gap
+INSERT INTO respool.gap (grp, lo, hi, barrier, since)
+SELECT grp, new.lo, new.hi, barrier, since
+FROM respool.gap, unnest(%(los)s::bigint[], %(his)s::bigint[]) AS new (lo, hi)
+WHERE grp = %(grp)s AND gap.lo = %(lo)s
+ON CONFLICT (grp, lo) DO UPDATE SET hi = excluded.hi;
+
+-- name: lease_number
+SELECT nextval('respool.lease_number');
+
+-- name: lease
+SELECT id, owner, child, spans, bodies, since FROM respool.lease WHERE grp = %s AND id = ANY (%s);
+
+-- name: returned
+SELECT id, owner, child, spans, bodies, since FROM respool.lease WHERE grp = %s AND owner IS NULL ORDER BY id LIMIT %s;
+
+-- name: leases
+SELECT id, owner, child, spans, bodies, since FROM respool.lease WHERE grp = %s ORDER BY id;
+
+-- name: leases_of_owner
+SELECT grp, id, owner, child, spans, bodies, since FROM respool.lease WHERE owner = %s ORDER BY id;
+
+-- name: put_lease
+INSERT INTO respool.lease (id, grp, owner, child, spans, bodies, since) VALUES (%s, %s, %s, %s, %s, %s, %s)
+ON CONFLICT (id) DO UPDATE SET owner = excluded.owner, spans = excluded.spans, bodies = excluded.bodies;
+
+-- name: drop_leases
+DELETE FROM respool.lease WHERE id = ANY (%s);
+
+-- name: due
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at
+FROM respool.parked WHERE grp = %s AND due <= %s ORDER BY due LIMIT %s;
+
+-- name: unknown
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at
+FROM respool.parked WHERE grp = %s AND reason = 'unknown' AND due IS NULL AND task = ANY (%s) LIMIT %s;
+
+-- name: parked_at
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at
+FROM respool.parked WHERE grp = %s AND pos = ANY (%s);
+
+-- name: parked_list
+SELECT grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at
+FROM respool.parked WHERE grp = ANY (%(groups)s)
+AND (%(reasons)s::text[] IS NULL OR reason = ANY (%(reasons)s::text[]))
+AND (%(task)s::text IS NULL OR task = %(task)s)
+AND (%(positions)s::bigint[] IS NULL OR pos = ANY (%(positions)s::bigint[]))
+ORDER BY at, pos LIMIT %(limit)s;
+
+-- name: parked_between
+SELECT count(*) FROM respool.parked WHERE grp = %s AND pos >= %s AND pos < %s AND reason <> 'dead';
+
+-- name: next_due
+SELECT min(due) FROM respool.parked WHERE grp = %s AND due IS NOT NULL;
+
+-- name: put_parked
+INSERT INTO respool.parked (grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+ON CONFLICT (grp, pos) DO UPDATE SET (reason, due, task, retries, deliveries, redrives, alone, body, error, at) =
+    (excluded.reason, excluded.due, excluded.task, excluded.retries, excluded.deliveries, excluded.redrives,
+     excluded.alone, excluded.body, excluded.error, excluded.at);
+
+-- name: drop_parked
+DELETE FROM respool.parked WHERE grp = %s AND pos = ANY (%s);
+
+-- name: parked_counts
+SELECT reason, count(*) FROM respool.parked WHERE grp = %s GROUP BY reason;
+
+-- name: put_outcome
+INSERT INTO respool.outcome (grp, pos, ending, value, at, until) VALUES (%s, %s, %s, %s, %s, %s)
+ON CONFLICT (pos, grp) DO UPDATE SET (ending, value, at, until) =
+    (excluded.ending, excluded.value, excluded.at, excluded.until);
+
+-- name: put_results
+INSERT INTO respool.outcome (grp, pos, ending, value, at)
+SELECT %s, returned.pos, 0, returned.value, %s FROM unnest(%s::bigint[], %s::bytea[]) AS returned (pos, value)
+ON CONFLICT (pos, grp) DO UPDATE SET (ending, value, at, until) = (0, excluded.value, excluded.at, NULL);
+
+-- name: outcomes
+SELECT pos, ending, value, at, until FROM respool.outcome WHERE grp = %s AND pos >= %s AND pos < %s ORDER BY pos;
+
+-- name: forget_outcomes
+DELETE FROM respool.outcome WHERE grp = %s AND pos = ANY (%s);
+
+-- name: has_expired
+SELECT EXISTS (SELECT 1 FROM respool.outcome WHERE until > 0 AND until <= %s);
+
+-- name: expire_outcomes
+-- H9: the ending stays, so that nobody takes "no row" for "returned None".
+UPDATE respool.outcome SET value = NULL, until = 0
+WHERE (pos, grp) IN (SELECT pos, grp FROM respool.outcome WHERE until > 0 AND until <= %s LIMIT %s);
+
+-- name: put_progress
+INSERT INTO respool.progress (grp, pos, value)
+SELECT %(grp)s, %(pos)s, %(value)s
+WHERE %(lease)s::bigint IS NULL OR EXISTS (SELECT 1 FROM respool.lease WHERE id = %(lease)s AND owner = %(owner)s)
+ON CONFLICT (grp, pos) DO UPDATE SET value = excluded.value;
+
+-- name: progress
+SELECT value FROM respool.progress WHERE grp = %s AND pos = %s;
+
+-- name: drop_progress
+DELETE FROM respool.progress WHERE grp = %s AND pos = ANY (%s);
+
+-- name: put_journal
+INSERT INTO respool.journal (grp, lo, n, hi, owner, child, started, ended, how, retries, note)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s);
+
+-- name: journal
+-- Ranges are no longer than the largest lease, but for those of a purge.
+SELECT lo, hi, owner, child, started, ended, how, retries, note FROM (
+    SELECT * FROM respool.journal WHERE grp = %(grp)s AND lo <= %(pos)s AND lo > %(low)s AND hi > %(pos)s
+    UNION ALL
+    SELECT * FROM respool.journal WHERE grp = %(grp)s AND lo <= %(low)s AND lo >= %(first)s AND hi > %(pos)s AND how = 'purged'
+) AS entries ORDER BY ended, n;
+
+-- name: add_count
+INSERT INTO respool.counter (grp, name, value) VALUES (%s, %s, %s)
+ON CONFLICT (grp, name) DO UPDATE SET value = counter.value + excluded.value;
+
+-- name: counters
+SELECT name, value FROM respool.counter WHERE grp = %s ORDER BY name;
+
+-- name: place
+-- What most of those who wait for a call need to know, in one statement and so of one moment.
+SELECT c.cursor, p.start, p.stop,
+       EXISTS (SELECT 1 FROM respool.parked k WHERE k.grp = p.grp AND k.pos = %(pos)s),
+       EXISTS (SELECT 1 FROM respool.gap g WHERE g.grp = p.grp AND g.lo <= %(pos)s AND g.hi > %(pos)s),
+       o.pos, o.ending, o.value, o.at, o.until
+FROM respool.position p
+CROSS JOIN LATERAL (SELECT cursor FROM respool.cursor WHERE grp = p.grp AND log = p.log ORDER BY n DESC LIMIT 1) c
+LEFT JOIN respool.outcome o ON o.grp = p.grp AND o.pos = %(pos)s
+WHERE p.grp = %(grp)s AND p.log = %(log)s;
+
+-- name: has_work
+SELECT EXISTS (
+        SELECT 1 FROM respool.position p
+        CROSS JOIN LATERAL (SELECT cursor FROM respool.cursor WHERE grp = p.grp AND log = p.log ORDER BY n DESC LIMIT 1) c
+        CROSS JOIN LATERAL (SELECT pos FROM respool.record
+            WHERE pos >= c.cursor AND pos < least(p.stop, (p.log + 1) << 40) ORDER BY pos LIMIT 1) r
+        WHERE p.grp = %(grp)s)
+    OR EXISTS (SELECT 1 FROM respool.parked WHERE grp = %(grp)s AND due <= %(now)s)
+    OR EXISTS (SELECT 1 FROM respool.lease WHERE grp = %(grp)s AND owner IS NULL)
+    OR EXISTS (SELECT 1 FROM respool.gap g
+        CROSS JOIN LATERAL (SELECT pos FROM respool.record WHERE pos >= g.lo AND pos < g.hi ORDER BY pos LIMIT 1) r
+        WHERE g.grp = %(grp)s)
+    OR EXISTS (SELECT 1 FROM respool.parked WHERE grp = %(grp)s AND reason = 'unknown' AND due IS NULL
+        AND task = ANY (%(tasks)s));
+
+-- name: gap_total
+SELECT coalesce(sum(hi - lo), 0)::bigint FROM respool.gap WHERE grp = %s;
+
+-- name: gaps_between
+SELECT coalesce(sum(least(hi, %(hi)s) - greatest(lo, %(lo)s)), 0)::bigint FROM respool.gap
+WHERE grp = %(grp)s AND lo < %(hi)s AND hi > %(lo)s;
+
+-- name: count_between
+SELECT count(*) FROM respool.record WHERE pos >= %s AND pos < %s;
+
+-- name: time_at_or_after
+SELECT time FROM respool.record WHERE pos >= %s AND pos < %s ORDER BY pos LIMIT 1;
+
+-- Dropping a group
+
+-- name: drop_group_position
+DELETE FROM respool.position WHERE grp = %s;
+
+-- name: drop_group_cursor
+DELETE FROM respool.cursor WHERE grp = %s;
+
+-- name: drop_group_gap
+DELETE FROM respool.gap WHERE grp = %s;
+
+-- name: drop_group_lease
+DELETE FROM respool.lease WHERE grp = %s;
+
+-- name: drop_group_parked
+DELETE FROM respool.parked WHERE grp = %s;
+
+-- name: drop_group_outcome
+DELETE FROM respool.outcome WHERE grp = %s;
+
+-- name: drop_group_progress
+DELETE FROM respool.progress WHERE grp = %s;
+
+-- name: drop_group_journal
+DELETE FROM respool.journal WHERE grp = %s;
+
+-- name: drop_group_counter
+DELETE FROM respool.counter WHERE grp = %s;
+
+-- What commands and checks ask; none of it is on a worker's way.
+
+-- name: tasks_between
+SELECT task, count(*) FROM respool.record WHERE pos >= %s AND pos < %s AND time >= %s AND time < %s GROUP BY task;
+
+-- name: briefs
+-- Bodies longer than `most` bytes are left out, so that a page of large records fits in memory.
+SELECT pos, task, length(body), CASE WHEN length(body) <= %(most)s THEN body END, meta, seq, id, time
+FROM respool.record
+WHERE pos >= %(lo)s AND pos < %(hi)s AND (%(task)s::text IS NULL OR task = %(task)s)
+AND time >= %(since)s AND time < %(until)s
+UNION ALL
+SELECT pos, task, length(body), CASE WHEN length(body) <= %(most)s THEN body END, meta, seq, id, time
+FROM respool.kept
+WHERE pos >= %(lo)s AND pos < %(hi)s AND (%(task)s::text IS NULL OR task = %(task)s)
+AND time >= %(since)s AND time < %(until)s
+ORDER BY pos;
+
+-- name: group_bounds
+SELECT l.id, coalesce(p.start, l.id << 40), coalesce(c.cursor, l.id << 40), p.stop
+FROM respool.grp g JOIN respool.log l ON l.stream = g.stream
+LEFT JOIN respool.position p ON p.grp = g.id AND p.log = l.id
+LEFT JOIN LATERAL (SELECT cursor FROM respool.cursor WHERE grp = p.grp AND log = p.log ORDER BY n DESC LIMIT 1) c ON true
+WHERE g.id = %s ORDER BY l.id;
+
+-- name: parked_after
+SELECT pos, task FROM respool.parked WHERE grp = %(grp)s AND pos > %(after)s
+AND (%(reasons)s::text[] IS NULL OR reason = ANY (%(reasons)s::text[]))
+AND (%(task)s::text IS NULL OR task = %(task)s)
+AND (%(positions)s::bigint[] IS NULL OR pos = ANY (%(positions)s::bigint[]))
+ORDER BY pos LIMIT %(limit)s;
+
+-- name: parked_within
+-- Bodies and errors are left out: a page may hold ten thousand.
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone,
+       CASE WHEN body IS NOT NULL THEN ''::bytea END, NULL::bytea, at
+FROM respool.parked WHERE grp = %s AND pos >= %s AND pos < %s
+ORDER BY pos;
+
+-- name: gaps_within
+SELECT greatest(lo, %(lo)s), least(hi, %(hi)s), since FROM respool.gap
+WHERE grp = %(grp)s AND lo < %(hi)s AND hi > %(lo)s ORDER BY lo;
+
+-- name: outcomes_within
+SELECT pos, ending, NULL::bytea, at, until FROM respool.outcome WHERE grp = %s AND pos >= %s AND pos < %s ORDER BY pos;
+
+-- name: journal_within
+SELECT lo, hi, how FROM (
+    SELECT * FROM respool.journal WHERE grp = %(grp)s AND lo > %(low)s AND lo < %(hi)s AND hi > %(lo)s
+    UNION ALL
+    SELECT * FROM respool.journal
+    WHERE grp = %(grp)s AND lo <= %(low)s AND lo >= %(first)s AND hi > %(lo)s AND how = 'purged'
+) AS entries ORDER BY ended, n;
+
+-- name: records_between
+SELECT pos FROM respool.record WHERE pos >= %(lo)s AND pos < %(hi)s
+UNION ALL SELECT pos FROM respool.kept WHERE pos >= %(lo)s AND pos < %(hi)s ORDER BY pos;
+
+-- name: record_count
+SELECT (SELECT count(*) FROM respool.record WHERE pos >= %(lo)s AND pos < %(hi)s)
+     + (SELECT count(*) FROM respool.kept WHERE pos >= %(lo)s AND pos < %(hi)s);
+
+-- name: first_between
+SELECT pos FROM respool.record WHERE pos >= %s AND pos < %s ORDER BY pos LIMIT 1;
+
+-- name: last_between
+SELECT pos FROM respool.record WHERE pos >= %s AND pos < %s ORDER BY pos DESC LIMIT 1;
+
+-- name: all_logs
+SELECT l.id, l.stream, l.floor, EXISTS (SELECT 1 FROM respool.stream s WHERE s.id = l.stream)
+FROM respool.log l ORDER BY l.id;
+
+-- name: stray_parked
+-- Parked where the group has not been: outside its logs, below its start, at or above its cursor.
+SELECT k.pos FROM respool.parked k JOIN respool.grp g ON g.id = k.grp
+LEFT JOIN respool.log l ON l.id = k.pos >> 40 AND l.stream = g.stream
+LEFT JOIN respool.position p ON p.grp = k.grp AND p.log = l.id
+LEFT JOIN LATERAL (SELECT cursor FROM respool.cursor WHERE grp = p.grp AND log = p.log ORDER BY n DESC LIMIT 1) c ON true
+WHERE k.grp = %s AND (l.id IS NULL OR k.pos < coalesce(p.start, l.id << 40)
+                      OR k.pos >= coalesce(c.cursor, l.id << 40) OR k.pos >= p.stop)
+ORDER BY k.pos LIMIT %s;
+
+-- name: orphans
+SELECT DISTINCT 'leases', grp FROM respool.lease WHERE grp NOT IN (SELECT id FROM respool.grp)
+UNION SELECT 'parked records', grp FROM respool.parked WHERE grp NOT IN (SELECT id FROM respool.grp)
+UNION SELECT 'positions', grp FROM respool.position WHERE grp NOT IN (SELECT id FROM respool.grp);
+
+-- name: worker_ids
+SELECT id FROM respool.worker;
+
+-- name: unknown_tasks
+SELECT DISTINCT task FROM respool.parked WHERE grp = %s AND reason = 'unknown' AND due IS NULL;
+
+-- Retention
+
+-- name: floor
+SELECT floor FROM respool.log WHERE id = %s;
+
+-- name: lock_floor
+SELECT floor FROM respool.log WHERE id = %s FOR UPDATE;
+
+-- name: raise_floor
+UPDATE respool.log SET floor = %s WHERE id = %s;
+
+-- name: cut_to
+-- Where the next `limit` records end that are old; what no group has read yet; the first gap of any group.
+SELECT (SELECT max(pos) + 1 FROM (
+            SELECT pos, time FROM respool.record WHERE pos >= %(lo)s AND pos < %(hi)s ORDER BY pos LIMIT %(limit)s) r
+        WHERE r.pos < coalesce((SELECT min(pos) FROM (
+            SELECT pos, time FROM respool.record WHERE pos >= %(lo)s AND pos < %(hi)s ORDER BY pos LIMIT %(limit)s) y
+            WHERE y.time >= %(before)s), %(hi)s)),
+       (SELECT min(c.cursor) FROM respool.grp g JOIN respool.position p ON p.grp = g.id AND p.log = %(log)s
+        CROSS JOIN LATERAL (SELECT cursor FROM respool.cursor WHERE grp = p.grp AND log = p.log ORDER BY n DESC LIMIT 1) c
+        WHERE g.stream = %(stream)s AND NOT coalesce(c.cursor >= p.stop, false)),
+       (SELECT min(k.lo) FROM respool.gap k JOIN respool.grp g ON g.id = k.grp
+        WHERE g.stream = %(stream)s AND k.lo >= %(lo)s AND k.lo < %(hi)s);
+
+-- name: stream_leases
+SELECT l.spans FROM respool.lease l JOIN respool.grp g ON g.id = l.grp WHERE g.stream = %s;
+
+-- name: trim_ids
+DELETE FROM respool.ids WHERE id IN (
+    SELECT id FROM respool.ids WHERE pos >= %s AND pos < %s AND last < %s
+    AND NOT EXISTS (SELECT 1 FROM respool.parked k WHERE k.pos >= ids.pos AND k.pos <= ids.last) LIMIT %s);
+
+-- name: lock_groups
+SELECT pg_advisory_xact_lock(%s, id::integer) FROM (SELECT id FROM respool.grp WHERE stream = %s ORDER BY id) g;
+
+-- name: keep_parked
+INSERT INTO respool.kept SELECT r.* FROM respool.record r
+WHERE r.pos >= %s AND r.pos < %s AND EXISTS (
+    SELECT 1 FROM respool.parked k JOIN respool.grp g ON g.id = k.grp WHERE k.pos = r.pos AND g.stream = %s)
+ON CONFLICT (pos) DO NOTHING;
+
+-- name: keep_outcomes
+INSERT INTO respool.outcome SELECT o.* FROM respool_detached o
+WHERE o.pos >= %s AND o.pos < %s AND EXISTS (SELECT 1 FROM respool.kept k WHERE k.pos = o.pos);
+
+-- name: keep_journal
+INSERT INTO respool.journal SELECT j.* FROM respool_detached j
+WHERE j.lo >= %s AND j.lo < %s AND EXISTS (SELECT 1 FROM respool.kept k WHERE k.pos >= j.lo AND k.pos < j.hi);
+
+-- name: kept_for_nobody
+SELECT k.pos FROM respool.kept k WHERE k.pos >= %s AND k.pos < %s AND NOT EXISTS (
+    SELECT 1 FROM respool.parked p JOIN respool.grp g ON g.id = p.grp WHERE p.pos = k.pos AND g.stream = %s)
+LIMIT 1000;
+
+-- name: drop_kept
+WITH gone AS (DELETE FROM respool.kept WHERE pos = ANY (%s) RETURNING pos),
+ids AS (DELETE FROM respool.ids i USING gone WHERE i.pos <= gone.pos AND i.last >= gone.pos)
+DELETE FROM respool.outcome o USING gone WHERE o.pos = gone.pos;

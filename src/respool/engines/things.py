@@ -1,0 +1,144 @@
+"""What an engine keeps and tells, as data: streams, groups, records, workers, and where a record is.
+
+The words of the delivery core (leases, parked records, outcomes) are in `delivery.model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from ..delivery.model import Lease, Outcome, Parked
+from ..record import Id, Meta
+
+
+class Capabilities(NamedTuple):
+    """What an engine can do; the docs print it, the code asks it."""
+
+    name: str
+    one_transaction: bool  # log and state change together (P4)
+    many_hosts: bool
+    id_index: bool  # find a record by any id; else only by ids that carry their place
+    durable: bool  # survives the process
+
+
+class Stream(msgspec.Struct, frozen=True):
+    """A stream as it was created. A queue is a stream of calls and belongs to an app."""
+
+    id: int
+    kind: Literal["queue", "stream"]
+    app: str  # "" for streams, which all apps share
+    name: str
+    logs: tuple[int, ...]  # numbers of its partitions' logs, in the partitions' order
+    settings: dict[str, Any] = {}
+    created: float = 0.0
+
+
+class Group(msgspec.Struct, frozen=True):
+    """A consumer group as it was created."""
+
+    id: int
+    stream: int
+    app: str
+    name: str
+    kind: Literal["main", "subscription", "replay", "group"]
+    settings: dict[str, Any] = {}  # tasks, since, until, outbox
+    generation: int = 0
+    created: float = 0.0
+
+
+class Record(msgspec.Struct, frozen=True):
+    """Everything that is kept of a call or an event."""
+
+    pos: int
+    id: Id
+    time: float
+    task: str
+    body: bytes
+    meta: Meta
+
+
+class Worker(msgspec.Struct, frozen=True):
+    """A worker as it registered, and its last beat."""
+
+    id: int
+    app: str
+    name: str
+    host: str
+    boot: str  # identifies the machine since it started, so that pids and locks can be trusted
+    pid: int
+    beat: int
+    started: float
+    beaten: float
+    draining: bool
+    info: dict[str, Any]
+
+
+class Registration(NamedTuple):
+    """What a worker says of itself when it starts."""
+
+    app: str
+    name: str
+    host: str
+    boot: str
+    pid: int
+    started: float
+    info: dict[str, Any]
+
+
+class Reads(NamedTuple):
+    """What a decision wants to see of a group, read inside its transaction."""
+
+    group: int
+    leases: tuple[int, ...] = ()
+    positions: bool = False
+    due: int = 0  # parked records that are due, at most so many
+    returned: int = 0  # ownerless leases, at most so many
+    now: float = 0.0
+    tasks: Sequence[str] = ()  # parked as unknown, to be handed to one who knows these tasks
+    parked: Sequence[int] = ()  # parked records at these positions, due or not, as View.due
+
+
+class Status(msgspec.Struct, frozen=True):
+    """Where one record is in one group, and what is known of its end."""
+
+    place: Literal["pending", "leased", "parked", "done", "outside"]
+    parked: Parked | None = None
+    lease: Lease | None = None
+    outcome: Outcome | None = None
+    progress: bytes | None = None
+    how: str | None = None  # from the journal, where nothing else is known
+
+
+class ParkedFilter(NamedTuple):
+    """Which parked records to list. What is empty or None leaves the choice open, but for `groups`."""
+
+    groups: Sequence[int]
+    reasons: Sequence[str] = ()
+    task: str | None = None
+    positions: Sequence[int] = ()
+
+
+class Counts(NamedTuple):
+    """How many of a group's records are where, and since when the oldest waits."""
+
+    pending: int
+    leased: int
+    returned: int
+    parked: dict[str, int]
+    oldest_pending: float | None  # wall-clock seconds when it was appended
+    next_due: float | None
+
+
+class Conflict(NamedTuple):
+    """A record that was not appended since its id is taken: `same` where body and task are equal too."""
+
+    row: int  # its place among those that were to be appended
+    pos: int
+    same: bool
+
+
+class LeaseLost(Exception):
+    """A fenced append found that the lease is not the run's any more."""

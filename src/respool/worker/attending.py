@@ -1,0 +1,133 @@
+"""What a supervisor does for a child in the middle of a run: time limits, settling, giving back (P7, H3)."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import signal
+import time
+from collections.abc import Sequence
+
+from ..clock import boottime_ns
+from ..clock import now as wall_clock
+from ..delivery.model import Change, Settlement, View
+from ..delivery.settle import give_back, settle
+from ..delivery.spans import ranges_of
+from ..engines.base import Engine, Reads
+from . import page as p
+from .page import Snapshot
+from .process import ChildProcess
+
+GIVE_BACK = 50_000_000  # ns that a record runs before the rest of its lease goes back (P7)
+SETTLE_FOR = 10_000_000  # ns that a record runs before what was finished earlier is settled for the child
+_SPARE_CHILD = 255  # number under which the supervisor makes leases of its own
+
+
+def keep_limits(child: ChildProcess) -> None:
+    """End a record that has run too long. It needs no engine, so nothing can hold it up."""
+    assert child.slot is not None
+    words, now = child.slot.words, boottime_ns()
+    soft, hard = words[p.SOFT_AT], words[p.HARD_AT]
+    if hard and now >= hard and child.over_limit is None:
+        seen = child.slot.snapshot()
+        if seen is not None and seen.running is not None and words[p.HARD_AT] == hard:
+            child.over_limit = (seen.running, (hard - words[p.BEGAN]) / 1e9)
+            child.kill()
+    elif soft and now >= soft and words[p.SOFT_FOR] != soft:
+        words[p.SOFT_FOR] = soft
+        if words[p.SOFT_AT] == soft:  # else it is over; and should it end now, the child sees by its clock
+            child.process.send_signal(signal.SIGUSR1)
+
+
+def lower_bound(child: ChildProcess, seen: Snapshot) -> list[int]:
+    """Bar a child from what it has not started; return what is sure not to be started (H3).
+
+    We lower the bound, then read how far it is; the child says that it starts, then looks at the bound.
+    The barrier in between makes sure that one of us sees the other.
+    """
+    assert child.slot is not None
+    words = child.slot.words
+    words[p.BOUND] = seen.started
+    _barrier()
+    if words[p.LEASE] != seen.lease or words[p.SEQ] % 2:
+        return []
+    return seen.rows[max(words[p.STARTED], seen.started) :]
+
+
+class Attendant:
+    """Settles for the children of one worker what they cannot while they run, and gives back the rest."""
+
+    def __init__(self, engine: Engine, worker: int) -> None:
+        self._engine, self._worker = engine, worker
+        self._next_lease = p.lease_number(worker, _SPARE_CHILD)
+        self.written = 0  # transactions
+
+    def settle(self, child: ChildProcess) -> None:
+        """Settle what a child has finished, and give back what it will not start, if it is time.
+
+        Called all the time, and there is seldom anything to do: a few words of the slot say so.
+        """
+        assert child.slot is not None
+        words = child.slot.words
+        lease, started = words[p.LEASE], words[p.STARTED]
+        ran = boottime_ns() - words[p.BEGAN]
+        if not started or ran < SETTLE_FOR:
+            return
+        finished = max(words[p.FINISHED], started - 1)
+        known = max(words[p.SETTLED], child.settled[1] if child.settled[0] == lease else 0)
+        give = ran >= GIVE_BACK and words[p.ROWS] > started and child.given_back != lease
+        if finished <= known and not give:
+            return
+        seen = child.slot.snapshot()
+        if seen is None or seen.running is None or seen.lease != lease:
+            return  # it goes on
+        self._settle_for(child, seen, lower_bound(child, seen) if give else [])
+
+    def _settle_for(self, child: ChildProcess, seen: Snapshot, back: Sequence[int]) -> None:
+        finished = Settlement(
+            seen.lease,
+            self._worker,
+            ranges_of(seen.through),
+            seen.verdicts,
+            seen.results,
+            seen.lease_began,
+            wall_clock(),
+            records=seen.finished,
+        )
+        self._next_lease += 1
+        new_id = self._next_lease
+
+        def decide(view: View, change: Change) -> int:
+            if not settle(view, change, finished):
+                return 0
+            rest = Change()
+            if back and change.leases:
+                view.leases[seen.lease] = change.leases.pop()
+                given = give_back(view, rest, seen.lease, self._worker, ranges_of(back), new_id)
+                change.leases += rest.leases or [view.leases[seen.lease]]
+                change.dropped_leases += rest.dropped_leases
+                return given
+            return 0
+
+        given = self._engine.transact(Reads(seen.group, (seen.lease,)), decide)
+        self.written += 1
+        child.settled = (seen.lease, seen.finished)
+        self._engine.ring_waiters(seen.through)
+        if back:
+            child.given_back = seen.lease
+        if given:
+            self._engine.ring(back[0] >> 40, everyone=given > 1)
+
+
+_MEMBARRIER = {"x86_64": 324, "aarch64": 283}
+_MEMBARRIER_GLOBAL = 1
+
+
+def _barrier() -> None:
+    """Order our write before our next read, on all processors at once: the children need no barrier.
+
+    See membarrier(2). Where it does not exist, the children's writes get a millisecond to arrive.
+    """
+    number = _MEMBARRIER.get(platform.machine()) if platform.system() == "Linux" else None
+    if number is None or ctypes.CDLL(None).syscall(number, _MEMBARRIER_GLOBAL, 0, 0) != 0:
+        time.sleep(0.001)

@@ -1,0 +1,57 @@
+"""respool demo: what it tells is what happened, on a terminal and in a pipe."""
+
+import re
+
+import pytest
+from tests.cli.support import in_terminal, run
+
+
+@pytest.fixture
+def texts(folder):
+    """Make a folder with so many text files, one of them not UTF-8; return its name."""
+
+    def make(count, name="texts"):
+        (folder / name).mkdir()
+        for n in range(count):
+            (folder / name / f"{n:04}.txt").write_bytes(b"\xff" if n == 5 else b"one two %d\n" % n)
+        return name
+
+    return make
+
+
+def test_into_a_pipe_it_writes_whole_lines(folder, texts):
+    name = texts(200, "texts_in_a_folder_with_a_name_so_long_that_no_terminal_has_a_line_for_it_" * 2)
+    result = run("demo", "--folder", name, cwd=folder, COLUMNS="40")
+    assert result.returncode == 0, result.stderr
+    text = result.stdout
+    assert f"1. 200 files of {name}, one call each\n" in text
+    assert "199 files processed, " in text
+    assert "   the outcomes of version 1 are untouched\n" in text
+    assert "\n\n\n" not in text
+    for before, line in zip(text.splitlines(), text.splitlines()[1:], strict=False):
+        assert before or re.match(r"\d\. ", line), "only a heading follows on a blank line"
+    killed = "kill -9 of " in text  # it may be through before that
+    assert killed == ("because of the kills" in text)
+    assert killed != ("before it could be killed" in text)
+    assert "To remove them: rm -r respool-demo\n" in text
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_with_a_few_files_it_says_that_nothing_is_killed(folder, texts, count):
+    text = run("demo", "--folder", texts(count), cwd=folder).stdout
+    assert "2. A worker with two processes; none is killed: that takes more files\n" in text
+    assert "kill -9" not in text
+    assert "kills" not in text
+    assert f"   {count} of {count} calls have ended, 0 of them as dead letters\n" in text
+    assert f"   {count} file{'s' if count > 1 else ''} processed, 0 runs repeated\n" in text
+
+
+def test_ctrl_c_says_what_is_left_and_how_to_remove_it(folder, texts):
+    code, text = in_terminal("demo", "--folder", texts(300), cwd=folder, interrupt="on disk, synced")
+    assert code == 1
+    assert "Aborted" not in text
+    assert "Stopped before its end, and so are its workers." in text
+    assert "Its log and its files are in respool-demo. To remove them: rm -r respool-demo" in text
+    assert (folder / "respool-demo").is_dir()
+    again = run("demo", "--folder", "texts", "--limit", "20", cwd=folder)
+    assert again.returncode == 0, "it makes its folder anew"

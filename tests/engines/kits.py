@@ -1,0 +1,235 @@
+"""What the tests here need of an engine besides its methods. A new engine adds one kit to `KITS`."""
+
+from __future__ import annotations
+
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from respool.config import parse_url
+from respool.engines import open_engine
+from respool.engines.base import Engine, Stream
+from respool.engines.postgres.partitions import create_log
+from respool.engines.postgres.sql import in_schema
+
+TIMEOUT = 10.0
+
+
+class EngineKit(ABC):
+    """One store of its own, empty at first, and the engines that a test opens on it."""
+
+    url: str | None = None
+    """Opens the same store in another process; None: no other process can reach it."""
+
+    rings_one = True
+    """A ring wakes one worker of each service, not all that listen."""
+
+    def __init__(self) -> None:
+        self.engines: list[Engine] = []
+
+    def open(self) -> Engine:
+        """Open the store, once more where there is an engine; one that only one can use gives that."""
+        self.engines.append(self._open())
+        return self.engines[-1]
+
+    def reopen(self) -> Engine:
+        """Close all engines, as if their processes had ended, and open the store again."""
+        self.close()
+        return self.open()
+
+    def close(self) -> None:
+        for engine in self.engines:
+            engine.close()
+        self.engines.clear()
+
+    def remove(self) -> None:
+        """Close all engines, and leave nothing behind."""
+        self.close()
+
+    @abstractmethod
+    def _open(self) -> Engine: ...
+
+    # By hand, what no engine has a method for: with an engine open, behind its back
+
+    @abstractmethod
+    def cut(self, log: int, lo: int, hi: int) -> None:
+        """Delete the records at lo <= p < hi, whoever needs them; the log's end stays as it is (S5)."""
+
+    @abstractmethod
+    def drop_stream(self, stream: Stream) -> None:
+        """Remove a stream, its logs with their records, and its groups."""
+
+    @abstractmethod
+    def add_log(self, stream: Stream) -> int:
+        """Add a log as a new lane would be: each group of the stream reads it from 0 (H10)."""
+
+
+class SQLiteKit(EngineKit):
+    """A file, or memory (`folder` None), where only the engine that made it can reach it."""
+
+    def __init__(self, folder: Path | None, durability: str) -> None:
+        super().__init__()
+        self._location = parse_url(f"sqlite:///{folder / 'respool.db' if folder else ':memory:'}")
+        self._durability = durability
+        if folder is not None:
+            self.url = f"sqlite:///{folder / 'respool.db'}"
+
+    def open(self) -> Engine:
+        return self.engines[0] if self.url is None and self.engines else super().open()
+
+    def _open(self) -> Engine:
+        return open_engine(self._location, self._durability, TIMEOUT)
+
+    def cut(self, log: int, lo: int, hi: int) -> None:
+        some = "EXISTS (SELECT 1 FROM record WHERE pos >> 40 = ?1 AND pos"
+        self._run(  # at the beginning or the end of a log the floor tells; in the middle it leaves a gap
+            (
+                "UPDATE log SET floor = max(floor, ?3) "
+                f"WHERE id = ?1 AND NOT ({some} < ?2) AND {some} >= ?3))",
+                (log, lo, hi),
+            ),
+            ("DELETE FROM record WHERE pos >= ? AND pos < ?", (lo, hi)),
+        )
+
+    def drop_stream(self, stream: Stream) -> None:
+        self._run(
+            ("DELETE FROM grp WHERE stream = ?", (stream.id,)),
+            *(("DELETE FROM record WHERE pos >> 40 = ?", (log,)) for log in stream.logs),
+            ("DELETE FROM log WHERE stream = ?", (stream.id,)),
+            ("DELETE FROM stream WHERE id = ?", (stream.id,)),
+        )
+
+    def add_log(self, stream: Stream) -> int:
+        log = len(stream.logs) + max(stream.logs)
+        self._run(
+            ("INSERT INTO log VALUES (?1, ?2, 9, 0, ?1 << 40)", (log, stream.id)),
+            (
+                "INSERT INTO position (grp, log, cursor, start) SELECT id, ?1, ?1 << 40, ?1 << 40 "
+                "FROM grp WHERE stream = ?2",
+                (log, stream.id),
+            ),
+        )
+        return log
+
+    def _run(self, *statements: tuple[str, tuple[Any, ...]]) -> None:
+        engine: Any = self.engines[0]
+        with engine._writer.writing() as db:
+            db.execute("BEGIN IMMEDIATE")
+            for statement, bound in statements:
+                db.execute(statement, bound)
+            db.execute("COMMIT")
+
+
+class PostgresKit(EngineKit):
+    """A schema of a server's, dropped in the end."""
+
+    rings_one = False
+
+    def __init__(self, database: str, durability: str) -> None:
+        super().__init__()
+        self.schema = f"s{uuid.uuid4().hex[:12]}"
+        self.url = f"{database}?schema={self.schema}"
+        self._location = parse_url(self.url)
+        self._durability = durability
+
+    def remove(self) -> None:
+        self.close()  # they may hold locks
+        engine: Any = self.open()
+        engine._writer.append(lambda db: db.execute(f"DROP SCHEMA {self.schema} CASCADE"))
+        self.close()
+
+    def _open(self) -> Engine:
+        return open_engine(self._location, self._durability, TIMEOUT)
+
+    def cut(self, log: int, lo: int, hi: int) -> None:
+        self._run(("DELETE FROM respool.record WHERE pos >= %s AND pos < %s", (lo, hi)))
+        (first,) = self._run(
+            ("SELECT coalesce(min(pos), %s) FROM respool.record WHERE pos >> 40 = %s", (hi, log))
+        )[0]
+        self._run(
+            (
+                "UPDATE respool.log SET floor = greatest(floor, %s) WHERE id = %s AND %s >= %s",
+                (hi, log, first, hi),
+            )
+        )
+
+    def drop_stream(self, stream: Stream) -> None:
+        self._run(
+            ("DELETE FROM respool.grp WHERE stream = %s", (stream.id,)),
+            *(("DELETE FROM respool.record WHERE pos >> 40 = %s", (log,)) for log in stream.logs),
+            *((f"DROP SEQUENCE respool.log_{log}", ()) for log in stream.logs),
+            ("DELETE FROM respool.log WHERE stream = %s", (stream.id,)),
+            ("DELETE FROM respool.stream WHERE id = %s", (stream.id,)),
+        )
+
+    def add_log(self, stream: Stream) -> int:
+        log = len(stream.logs) + max(stream.logs)
+        engine: Any = self.engines[0]
+        self._run(
+            (
+                "INSERT INTO respool.log (id, stream, priority, partition, floor) OVERRIDING SYSTEM VALUE "
+                "VALUES (%s, %s, 9, 0, %s)",
+                (log, stream.id, log << 40),
+            ),
+            (
+                "INSERT INTO respool.position (grp, log, start) "
+                "SELECT id, %s, %s FROM respool.grp WHERE stream = %s",
+                (log, log << 40, stream.id),
+            ),
+            (
+                "INSERT INTO respool.cursor (grp, log, cursor) "
+                "SELECT id, %s, %s FROM respool.grp WHERE stream = %s",
+                (log, log << 40, stream.id),
+            ),
+        )
+        engine._writer.append(lambda db: create_log(db, self.schema, log))
+        return log
+
+    def _run(self, *statements: tuple[str, tuple[Any, ...]]) -> list[Any]:
+        engine: Any = self.engines[0]
+
+        def run(db: Any) -> list[Any]:
+            with db.transaction():
+                for statement, bound in statements:
+                    cursor = db.execute(in_schema(statement, self.schema), bound)
+                return cursor.fetchall() if cursor.description else []
+
+        return engine._writer.append(run)  # type: ignore[no-any-return]
+
+
+def _sqlite_file(folder: Path, durability: str) -> EngineKit:
+    return SQLiteKit(folder, durability)
+
+
+def _sqlite_memory(folder: Path, durability: str) -> EngineKit:
+    return SQLiteKit(None, durability)
+
+
+def _sqlite_file(request: pytest.FixtureRequest, folder: Path, durability: str) -> EngineKit:
+    return SQLiteKit(folder, durability)
+
+
+def _sqlite_memory(request: pytest.FixtureRequest, folder: Path, durability: str) -> EngineKit:
+    return SQLiteKit(None, durability)
+
+
+def _postgres(request: pytest.FixtureRequest, folder: Path, durability: str) -> EngineKit:
+    return PostgresKit(request.getfixturevalue("session_database"), durability)
+
+
+KITS: dict[str, Callable[[pytest.FixtureRequest, Path, str], EngineKit]] = {
+    "sqlite-file": _sqlite_file,
+    "sqlite-memory": _sqlite_memory,
+    "postgres": _postgres,
+}
+"""By name: makes the kit of a new, empty store. It gets an empty folder of its own and a durability."""
+
+SHARED = [name for name in KITS if name != "sqlite-memory"]
+"""Those whose store other processes can reach, and that outlives its engine."""
+
+CUTS_ENDS = ("sqlite-file", "sqlite-memory")
+"""Those where `cut` can take the last records of a log, and its end stays."""
