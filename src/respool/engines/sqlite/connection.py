@@ -100,6 +100,29 @@ class Writing:
             connection.lock.release()
 
 
+class Reading:
+    """The block of a read; a class for the same reason."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> Any:
+        connection = self._connection
+        connection.lock.acquire()
+        connection._deadline = time.monotonic() + connection._timeout
+        return connection.db
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        connection = self._connection
+        try:
+            if isinstance(error, apsw.Error):
+                raise connection._read_failed(error) from error
+        finally:
+            connection.lock.release()
+
+
 class Connection:
     """One SQLite connection, usable from any thread of the process that opened it, one at a time.
 
@@ -117,7 +140,7 @@ class Connection:
         look: Callable[[apsw.Connection], None] | None = None,
     ) -> None:
         self.lock = threading.Lock()
-        self._writing = Writing(self)
+        self._writing, self._reading = Writing(self), Reading(self)
         self._timeout = timeout
         self._deadline = 0.0
         self._doubt = (
@@ -209,19 +232,17 @@ class Connection:
             self._deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
             yield self.db
 
-    @contextmanager
-    def reading(self) -> Iterator[Any]:
+    def reading(self) -> Reading:
         """Run a read in the block; errors come out as EngineUnavailable or EngineError."""
-        with self.waiting() as db:
-            try:
-                yield db
-            except apsw.Error as error:
-                if not db.get_autocommit():
-                    _roll_back(db)
-                where = self._path or "the in-memory database"
-                if isinstance(error, apsw.CorruptError | apsw.NotADBError):
-                    raise EngineError(f"{where} is damaged: {error}; see: respool check") from error
-                raise EngineUnavailable(f"{where} cannot be read: {error}") from error
+        return self._reading
+
+    def _read_failed(self, error: apsw.Error) -> Exception:
+        if not self.db.get_autocommit():
+            _roll_back(self.db)
+        where = self._path or "the in-memory database"
+        if isinstance(error, apsw.CorruptError | apsw.NotADBError):
+            return EngineError(f"{where} is damaged: {error}; see: respool check")
+        return EngineUnavailable(f"{where} cannot be read: {error}")
 
     def check_identity(self) -> None:
         """Raise DatabaseGone where the path leads to another file than the open one, or to none."""
