@@ -308,16 +308,20 @@ class ResultSet(Generic[R]):
             index -= size
         raise AssertionError("runs do not add up")
 
-    def _places(self) -> Iterator[tuple[Group, int, int, bytes]]:
+    def _places(self) -> Iterator[tuple[Group, int, int, bytes, int]]:
+        """Yield (group, first, one past the last position, head of the run, which of the run comes first)."""
         for head, size in self._runs:
-            pos = self._app.engine.find(self._app.name, head)
-            if pos is None:
+            spans = self._app.engine.run_spans(head, size)
+            if not spans:
                 raise UnknownCall(f"calls from {id_text(head)} on are past retention")
-            yield self._app.group_at(pos, "main"), pos, pos + size, head
+            group, seq = self._app.group_at(spans[0][0], "main"), 0
+            for lo, hi in spans:
+                yield group, lo, hi, head, seq
+                seq += hi - lo
 
     def unfinished(self) -> int:
         """Return how many of the calls are not finished."""
-        return sum(self._app.engine.unfinished(group, lo, hi) for group, lo, hi, _ in self._places())
+        return sum(self._app.engine.unfinished(group, lo, hi) for group, lo, hi, *_ in self._places())
 
     def ready(self) -> bool:
         """Say whether all calls are finished."""
@@ -330,7 +334,7 @@ class ResultSet(Generic[R]):
                 "waiting for calls inside a task would block the process that others wait for"
             )
         deadline = None if timeout is None else time.monotonic() + duration(timeout, "timeout")
-        for group, lo, hi, _ in self._places():
+        for group, lo, hi, *_ in self._places():
             with self._app.engine.waiter(None) as waiter:
                 while True:
                     waiter.prepare()
@@ -348,7 +352,7 @@ class ResultSet(Generic[R]):
     def iterate(self, timeout: Any = None, *, propagate: bool = True) -> Iterator[R]:
         """Wait for all calls, then yield what they returned, in order, reading run by run."""
         self.wait(timeout)
-        for group, lo, hi, head in self._places():
+        for group, lo, hi, head, seq in self._places():
             values = {outcome.pos: outcome for outcome in self._app.engine.outcomes(group.id, lo, hi)}
             for pos in range(lo, hi):
                 outcome = values.get(pos)
@@ -356,7 +360,7 @@ class ResultSet(Generic[R]):
                     value: Any = None if outcome.value is None else self._app.decode_value(outcome.value)
                     yield value
                 else:  # failed, revoked, expired, or nothing returned: as `get` would have it
-                    yield AsyncResult[R](self._app, id_of(head, pos - lo)).get(0, propagate=propagate)
+                    yield AsyncResult[R](self._app, id_of(head, seq + pos - lo)).get(0, propagate=propagate)
 
     def get(self, timeout: Any = None, *, propagate: bool = True) -> list[R]:
         """Wait for all calls and return what they returned, in order. Raises as `AsyncResult.get`."""

@@ -169,6 +169,13 @@ def test_runs_follow_one_another(engine: Engine, log: int) -> None:
     assert [r.body for r in found] == [b"0", b"1", b"2", b"0", b"0", b"1"]
 
 
+def test_where_a_run_is(engine: Engine, log: int) -> None:
+    first = first_pos(log)
+    engine.append_run(log, "add", [b"a"] * 3, None, FIRST, NOW)
+    assert engine.run_spans(FIRST, 3) == [(first, first + 3)]
+    assert engine.run_spans(head(), 3) is None
+
+
 def test_a_run_again_appends_nothing(engine: Engine, log: int) -> None:
     for moment in (NOW, NOW, NOW + 1):
         engine.append_run(log, "add", [b"a", b"b"], None, FIRST, moment)

@@ -133,6 +133,12 @@ class Log(Protocol):
             namespace: an app's name, or "stream:" and a stream's: text ids are unique within it only.
         """
 
+    def run_spans(self, head: bytes, size: int) -> list[tuple[int, int]] | None:
+        """Return the ranges of positions of a run, in the order of its ids; None where there is no such run.
+
+        Others may have appended between its records, where an engine gives out numbers one by one.
+        """
+
     def window(self, stream: Stream, since: float | None, until: float | None) -> list[tuple[int, int, int]]:
         """Return (log, lo, hi) for each log, in the logs' order: all with since <= time < until is within.
 

@@ -221,9 +221,9 @@ class Executor:
             [pos for lo, hi in settlement.done[:65] for pos in range(lo, min(hi, lo + 65))]
         )
         self._awaited = self._awaited or rung > 0
+        for called in {call.log for verdict in settlement.verdicts for call in verdict.calls}:
+            engine.ring(called)
         for verdict in settlement.verdicts:
-            for call in verdict.calls:
-                engine.ring(call.log)
             if verdict.due is not None and verdict.due < settlement.ended + 1.0:
                 engine.ring(verdict.pos >> 40)
 

@@ -4,6 +4,9 @@ NOTIFY takes a lock that all commits of a database pass through, so it is sent o
 sleeps holds an advisory lock, a *flag*, on a connection of its own that listens; who rings tries to share the
 flags, in memory and without a row, and notifies where one is held. Flags are few: whoever finds none free is
 woken with the others, since a notification reaches all who listen.
+
+A ring follows what it is about in one round trip, in the same pipeline but after its commit. A worker's flag
+stays up while it is woken for single calls, and comes down when it is busy.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from ...errors import RespoolError
 from .connection import PostgresOptions, connect
 
 FLAGS = 8
+BUSY = 3  # claims in a row
 _WORKERS, _WAITERS = 0x5266, 0x5267  # first halves of the flags' locks
 MAX_SLEEP = 3600.0
 _ALL = (1 << 64) - 1
@@ -34,10 +38,13 @@ RING = (
 )
 
 
-def _mask(positions: Sequence[int]) -> int:
+def _mask(ranges: Sequence[tuple[int, int]]) -> int:
     mask = 0
-    for pos in positions:
-        mask |= 1 << pos % 64
+    for lo, hi in ranges:
+        if hi - lo >= 64:
+            return _ALL
+        for pos in range(lo, hi):
+            mask |= 1 << pos % 64
     return mask
 
 
@@ -52,6 +59,8 @@ class PostgresBells:
         self._sleepers: set[PostgresSleeper] = set()
         self._idle: list[PostgresSleeper] = []  # to be used again by the next who waits
         self._bells = threading.Lock()
+        self._woken: int | None = None  # by the last settlement, until somebody asks
+        self._claims = 0  # since a worker of this process last lay down to sleep
 
     @property
     def channel(self) -> str:
@@ -60,21 +69,38 @@ class PostgresBells:
 
     def ring(self, log: int, *, everyone: bool = False) -> None:
         """Wake sleeping workers that serve a log."""
-        self._ring(_WORKERS, f"log {log}", self._writer)
+        try:
+            self._writer.read(lambda db: self.ring_log(db, log))
+        except RespoolError:
+            return  # a hint: those who sleep find out by polling
 
     def ring_waiters(self, positions: Sequence[int]) -> int:
-        """Wake all who wait for one of these records, or for one that shares a bit of 64 with it."""
-        if not positions:
-            return 0
-        mask = _ALL if len(positions) > 64 else _mask(positions)
-        return self._ring(_WAITERS, f"done {mask:x}", self._state)
-
-    def _ring(self, kind: int, what: str, connection: Any) -> int:
-        """A hint: where it cannot be given, those who sleep find out by polling."""
+        """Wake those who wait for one of these records. What was settled just now has rung by itself."""
+        woken, self._woken = self._woken, None
+        if woken is not None or not positions:
+            return woken or 0
+        step = range(len(positions)) if len(positions) <= 64 else ()
+        ranges = [(positions[n], positions[n] + 1) for n in step] or [(0, 64)]
         try:
-            return int(connection.read(lambda db: db.execute(RING, (self.channel, what, kind)).rowcount))
+            return int(self._state.read(lambda db: self.ring_done(db, ranges)).rowcount)
         except RespoolError:
-            return 0
+            return 0  # a hint, as above
+
+    def ring_log(self, db: Db, log: int) -> None:
+        """Ring for workers; in a pipeline, after the commit of what it is about."""
+        db.execute(RING, (self.channel, f"log {log}", _WORKERS))
+
+    def ring_done(self, db: Db, ranges: Sequence[tuple[int, int]]) -> Any:
+        """Ring for those who wait for one of these positions, or for one that shares a bit of 64 with it."""
+        return db.execute(RING, (self.channel, f"done {_mask(ranges):x}", _WAITERS))
+
+    def note_claim(self) -> None:
+        """Take note that there was something to do: who is busy needs no bell."""
+        self._claims += 1
+        if self._claims == BUSY:
+            for sleeper in list(self._sleepers):
+                if sleeper.kind == _WORKERS:
+                    sleeper.cancel()
 
     @contextmanager
     def waiter(self, pos: int | None) -> Iterator[PostgresSleeper]:
@@ -104,7 +130,7 @@ class PostgresBells:
     def _sleeper(
         self, kind: int, concerns: Callable[[str], bool], wake_fds: tuple[int, ...]
     ) -> PostgresSleeper:
-        sleeper = PostgresSleeper(self.options, self.channel, kind, concerns, wake_fds)
+        sleeper = PostgresSleeper(self, kind, concerns, wake_fds)
         with self._bells:
             self._sleepers.add(sleeper)
         return sleeper
@@ -124,13 +150,12 @@ class PostgresSleeper:
 
     def __init__(
         self,
-        options: PostgresOptions,
-        channel: str,
+        bells: PostgresBells,
         kind: int,
         concerns: Callable[[str], bool],
         wake_fds: tuple[int, ...],
     ) -> None:
-        self._options, self._channel, self._kind = options, channel, kind
+        self._bells, self.kind = bells, kind
         self.concerns, self._wake_fds = concerns, wake_fds
         self._db: Db | None = None
         self._flag: int | None = None
@@ -140,6 +165,7 @@ class PostgresSleeper:
 
     def prepare(self) -> None:
         """Listen from now on, with a flag up; forget what was said before."""
+        self._bells._claims = 0
         db = self._listening()
         if db is None:
             return
@@ -151,11 +177,12 @@ class PostgresSleeper:
             self._lose()
 
     def sleep(self, timeout: float) -> bool:
-        """Wait for a ring, at most so long; the flag is down afterwards."""
+        """Wait for a ring, at most so long. A waiter's flag is down afterwards, a worker's stays up."""
         try:
             return self._sleep(time.monotonic() + min(max(timeout, 0.0), MAX_SLEEP))
         finally:
-            self.cancel()
+            if self.kind == _WAITERS:
+                self.cancel()
 
     def _sleep(self, deadline: float) -> bool:
         while True:
@@ -191,7 +218,7 @@ class PostgresSleeper:
         if flag is None or self._db is None:
             return
         try:
-            self._db.execute("SELECT pg_advisory_unlock(%s, %s)", (self._kind, flag))
+            self._db.execute("SELECT pg_advisory_unlock(%s, %s)", (self.kind, flag))
         except psycopg.Error:
             self._lose()
 
@@ -212,8 +239,8 @@ class PostgresSleeper:
     def _listening(self) -> Db | None:
         if self._db is None and time.monotonic() >= self._silent_until:
             try:
-                db = connect(self._options, "sleeper")
-                db.execute(f'LISTEN "{self._channel}"'.encode())
+                db = connect(self._bells.options, "sleeper")
+                db.execute(f'LISTEN "{self._bells.channel}"'.encode())
                 self._db = db
             except (RespoolError, psycopg.Error):
                 self._silent_until = time.monotonic() + 1.0  # polling does until then
@@ -221,7 +248,7 @@ class PostgresSleeper:
 
     def _raise_flag(self, db: Db) -> int | None:
         for flag in range(FLAGS):
-            row = db.execute("SELECT pg_try_advisory_lock(%s, %s)", (self._kind, flag)).fetchone()
+            row = db.execute("SELECT pg_try_advisory_lock(%s, %s)", (self.kind, flag)).fetchone()
             if row is not None and row[0]:
                 return flag
         return None

@@ -100,27 +100,12 @@ class PostgresEngine(PostgresLog, PostgresState, PostgresInspect, PostgresRetent
 
     # Appending
 
-    def append_run(
-        self, log: int, task: str, bodies: Sequence[bytes], meta: bytes | None, head: bytes, now: float
-    ) -> None:
-        """Append records that share all but their bodies; the same head again appends nothing."""
-        super().append_run(log, task, bodies, meta, head, now)
-        self.ring(log, everyone=len(bodies) > 1)
-
     def append_row(self, row: NewCall) -> int | Conflict:
         """Append one record; return its position, or the conflict where its id is another record's."""
         done = super().append_row(row)
         if not isinstance(done, Conflict):
             self._think_ahead(done)
-        self.ring(row.log)
         return done
-
-    def append_rows(self, rows: Sequence[NewCall], fence: tuple[int, int] | None = None) -> list[Conflict]:
-        """Append records of one log, each with an id of its own."""
-        conflicts = super().append_rows(rows, fence)
-        if rows:
-            self.ring(rows[0].log, everyone=len(rows) > 1)
-        return conflicts
 
     def _think_ahead(self, pos: int) -> None:
         """Half through a partition, see to the next: nobody who appends should have to wait for it."""

@@ -6,7 +6,7 @@ seen out of order. Who reads on past a number that is missing keeps it as a gap;
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import psycopg
@@ -43,6 +43,7 @@ class PostgresLog:
     _writer: Connection
     _reader: Connection
     _state: Connection
+    ring_log: Callable[[psycopg.Connection[Any], int], None]
 
     @property
     def _sql(self) -> dict[str, bytes]:
@@ -64,7 +65,10 @@ class PostgresLog:
 
         def run(db: psycopg.Connection[Any]) -> None:
             try:
-                db.execute(self._sql["append_run"], bound, binary=True)
+                with db.pipeline() as pipeline:
+                    db.execute(self._sql["append_run"], bound, binary=True)
+                    pipeline.sync()
+                    self.ring_log(db, log)
             except pg.UniqueViolation:
                 return  # by another connection, between the look and the append
 
@@ -78,9 +82,15 @@ class PostgresLog:
             "sequence": self._sequence(row.log), "id": id_bytes(row.id), "task": row.task, "body": row.body,
             "meta": row.meta, "time": int(row.time * _MICRO),
         }  # fmt: skip
-        found = self._appending(
-            row.log, lambda db: db.execute(self._sql["append_row"], bound, binary=True).fetchone()
-        )
+
+        def run(db: psycopg.Connection[Any]) -> Any:
+            with db.pipeline() as pipeline:
+                cursor = db.execute(self._sql["append_row"], bound, binary=True)
+                pipeline.sync()
+                self.ring_log(db, row.log)
+            return cursor.fetchone()
+
+        found = self._appending(row.log, run)
         if found is not None:
             return int(found[0])
         place = self._place(row)
@@ -100,11 +110,16 @@ class PostgresLog:
         conflicts: list[Conflict] = []
         for start in range(0, len(rows), ROWS_A_STATEMENT):
             some = rows[start : start + ROWS_A_STATEMENT]
-            conflicts += self._appending(
-                some[0].log,
-                lambda db, some=some, start=start: insert(db, self._sql, self._sequence, some, start, fence),
-            )
+            conflicts += self._appending(some[0].log, self._appender(some, start, fence))
         return conflicts
+
+    def _appender(self, rows: Sequence[NewCall], start: int, fence: tuple[int, int] | None) -> Any:
+        def run(db: psycopg.Connection[Any]) -> list[Conflict]:
+            conflicts = insert(db, self._sql, self._sequence, rows, start, fence)
+            self.ring_log(db, rows[0].log)
+            return conflicts
+
+        return run
 
     def _appending(self, log: int, run: Any) -> Any:
         """Run an append; where the log's next partition is missing, make it first."""

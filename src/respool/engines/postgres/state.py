@@ -66,6 +66,9 @@ class PostgresState:
         return self._writer.sql
 
     _sequence: Callable[[int], str]
+    _woken: int | None
+    ring_done: Callable[[Db, Sequence[tuple[int, int]]], Any]
+    note_claim: Callable[[], None]
 
     def transact(self, reads: Reads, decide: Callable[[View, Change], T], *, synced: bool = False) -> T:
         """Lock, read, let `decide` fill the change, write, commit; return what `decide` returned."""
@@ -86,10 +89,16 @@ class PostgresState:
                     change.leases.append(came)
                 if change.calls:
                     change.count("calls refused: id taken", self._append_calls(db, change.calls))
-                with db.pipeline():
+                settled = [(entry.lo, entry.hi) for entry in change.journal]
+                with db.pipeline() as pipeline:
                     write_change(db, self._sql, reads.group, change, gaps)
                     committing = True
                     db.execute("COMMIT")
+                    if settled:
+                        pipeline.sync()
+                        rung = self.ring_done(db, settled)
+                if settled:
+                    self._woken = rung.rowcount
         except Lost as lost:
             where = self.options.shown
             if committing:
@@ -97,6 +106,8 @@ class PostgresState:
             raise EngineUnavailable(f"{where}: {lost}; nothing was written") from lost
         except psycopg.Error as error:
             raise connection.translated(error) from error
+        if change.cursors or change.unparked:
+            self.note_claim()
         return answer
 
     def _begin(self, db: Db, reads: Reads, synced: bool) -> tuple[View, GapsFound]:

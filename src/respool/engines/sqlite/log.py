@@ -171,6 +171,11 @@ class SQLiteLog:
         with self._reader.reading() as db:
             return find(db, namespace, id)
 
+    def run_spans(self, head: bytes, size: int) -> list[tuple[int, int]] | None:
+        """Return the range of positions of a run: its records lie side by side."""
+        pos = self.find("", head)
+        return None if pos is None else [(pos, pos + size)]
+
     def window(self, stream: Stream, since: float | None, until: float | None) -> list[tuple[int, int, int]]:
         """Return (log, first, one past the last) position that can have a time in since <= t < until."""
         if since is None and until is None:
