@@ -23,6 +23,7 @@ from .result import AsyncResult, Found, ResultSet
 from .running import Run, current_run
 from .stream import StreamHandle, check_name
 from .task import Task
+from .transaction import Enlisted, enlist, enlisted
 from .why import explain_waiting
 
 DEFAULT_QUEUE = "default"
@@ -314,7 +315,7 @@ class App:
         engine = self.engine
         stream = self._streams.get(("queue", queue)) or self.stream_of("queue", queue)
         run = current_run.get()
-        if run is not None and run.serves(engine):
+        if run is not None and run.serves(engine) and enlisted(self) is None:
             sent = run.send(stream.logs[0], task, body, meta, id, self.name)
             return AsyncResult(self, sent, unsent=run)
         row = self._row(stream.logs[0], task, body, meta, id)
@@ -337,7 +338,7 @@ class App:
     def _run(self) -> Run | None:
         """Return the run whose outbox takes our calls: one that settles on the same log."""
         run = current_run.get()
-        return run if run is not None and run.serves(self.engine) else None
+        return run if run is not None and run.serves(self.engine) and enlisted(self) is None else None
 
     def _row(self, log: int, task: str, body: bytes, meta: Meta, id: Id | None, space: str = "") -> NewCall:
         moment = wall_clock()
@@ -346,7 +347,7 @@ class App:
 
     def _append(self, row: NewCall) -> int | None:
         """As within `_sending`, without the cost of a generator."""
-        producer = self._producer or self.producer
+        producer = enlisted(self) or self._producer or self.producer
         try:
             return producer.append(row)
         except DatabaseGone:
@@ -354,13 +355,31 @@ class App:
             raise
 
     @contextmanager
-    def _sending(self) -> Iterator[Producer]:
+    def _sending(self) -> Iterator[Producer | Enlisted]:
         """Give the producer; where the file is gone, the next call opens what is there then."""
         try:
-            yield self.producer
+            yield enlisted(self) or self.producer
         except DatabaseGone:
             self.close()
             raise
+
+    @contextmanager
+    def transaction(self, connection: Any) -> Iterator[None]:
+        """Send what is sent in this block within a transaction of the caller's own.
+
+        The calls and events exist if, and only if, that transaction commits. The block neither begins nor
+        ends it. Works where the log is in that very database: on PostgreSQL with a connection of psycopg's,
+        SQLAlchemy's (or its Session) or Django's; on SQLite with one of apsw's, and no other (S1).
+
+        Raises: ConfigError for a connection that cannot be used: of another database, or another driver.
+
+        >>> with connection.transaction(), app.transaction(connection):  # doctest: +SKIP
+        ...     connection.execute("INSERT INTO orders …")
+        ...     confirm.delay(order_id)
+        """
+        sender = Enlisted(self.engine, connection, self.settings["max_record_size"])
+        with enlist(self, sender):
+            yield
 
     def send_run(self, queue: str, task: str, bodies: Iterator[bytes], meta: Meta) -> ResultSet[Any]:
         """Append many encoded calls of one task."""

@@ -99,7 +99,7 @@ class Producer:
             if self._waiting:
                 self._wake_next()
         if isinstance(done, Conflict):
-            raise _conflict_error(row)
+            raise conflict_error(row)
         return done
 
     async def aappend(self, row: NewCall) -> None:
@@ -175,16 +175,11 @@ class Producer:
             pending.error = None
         for conflict in conflicts:
             if not conflict.same:
-                together[conflict.row].error = _conflict_error(together[conflict.row].row)
+                together[conflict.row].error = conflict_error(together[conflict.row].row)
 
     def check_size(self, body: bytes, meta: bytes | None) -> None:
         """Raise RecordTooLarge for a record over `max_record_size`."""
-        length = len(body) + len(meta or b"")
-        if length > self._max:
-            raise RecordTooLarge(
-                f"the record has {length:,} bytes, max_record_size allows {self._max:,}; "
-                "store the data elsewhere and send where it is, or raise max_record_size"
-            )
+        check_size(body, meta, self._max)
 
     def append_rows(self, rows: Sequence[NewCall]) -> None:
         """Append records of one log, each with an id of its own. Raises Refused or AppendUnknown."""
@@ -206,6 +201,16 @@ class Producer:
         return head
 
 
+def check_size(body: bytes, meta: bytes | None, most: int) -> None:
+    """Raise RecordTooLarge for a record of more than so many bytes."""
+    length = len(body) + len(meta or b"")
+    if length > most:
+        raise RecordTooLarge(
+            f"the record has {length:,} bytes, max_record_size allows {most:,}; "
+            "store the data elsewhere and send where it is, or raise max_record_size"
+        )
+
+
 def _with_ids(error: BaseException, rows: Sequence[NewCall]) -> BaseException:
     if isinstance(error, AppendUnknown):
         ids = tuple(id_text(_given(row.id)) for row in rows)
@@ -217,7 +222,8 @@ def _given(id: Any) -> Any:
     return id.partition("\0")[2] if isinstance(id, str) else id
 
 
-def _conflict_error(row: NewCall) -> IdConflict:
+def conflict_error(row: NewCall) -> IdConflict:
+    """Return the error for a record whose id is another one's."""
     return IdConflict(
         f"the id {id_text(_given(row.id))} is taken by a record with another body; nothing was sent. "
         "Use another id, or send the same arguments"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_CALL_OPTIONS = ("countdown", "eta", "expires", "queue", "task_id", "headers")
+_CALL_OPTIONS = ("countdown", "eta", "expires", "queue", "task_id", "headers", "connection")
 
 
 class Task(Generic[P, R]):
@@ -84,6 +84,7 @@ class Task(Generic[P, R]):
         queue: str | None = None,
         task_id: str | None = None,
         headers: Mapping[str, str] | None = None,
+        connection: Any = None,
         **unknown: Any,
     ) -> handles.AsyncResult[R]:
         """Append a call with options.
@@ -97,12 +98,18 @@ class Task(Generic[P, R]):
             task_id: an id of your own, text of up to 200 bytes, unique in the app. Sending the same id
                 with the same arguments again sends nothing and returns the handle.
             headers: text by name, carried along to `self.request.headers`.
+            connection: a database connection of yours: the call is part of its transaction, see
+                `App.transaction`.
 
         Returns: the call's handle. Raises: as `delay`; ConfigError for an option that cannot be used.
         """
         _no_unknown(unknown, self.name)
         meta = self._meta(_due(countdown, eta), expires, headers)
-        return self._send(tuple(args), dict(kwargs or {}), meta=meta, queue=queue, task_id=task_id)
+        given = tuple(args), dict(kwargs or {})
+        if connection is None:
+            return self._send(*given, meta=meta, queue=queue, task_id=task_id)
+        with self.app.transaction(connection):
+            return self._send(*given, meta=meta, queue=queue, task_id=task_id)
 
     def delay_many(self, items: Iterable[Any]) -> ResultSet[R]:
         """Append one call for each item (its one argument), in large synced chunks.

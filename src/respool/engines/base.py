@@ -117,6 +117,31 @@ class Log(Protocol):
         it raises.
         """
 
+    def enlist(self, connection: Any) -> Any:
+        """Return what appends in a transaction of the caller's need of a connection of the caller's.
+
+        Raises: ConfigError where it cannot be used: of another driver or database, or not in a transaction;
+            or where the engine has no such thing (`Capabilities.enlists`).
+        """
+
+    def append_enlisted(self, connection: Any, rows: Sequence[NewCall]) -> list[Conflict]:
+        """Append records of one log on what `enlist` returned; they are there when the caller commits.
+
+        Errors of the caller's driver come out as they are: they are the caller's to handle.
+        """
+
+    def append_run_enlisted(
+        self,
+        connection: Any,
+        log: int,
+        task: str,
+        bodies: Sequence[bytes],
+        meta: bytes | None,
+        head: bytes,
+        now: float,
+    ) -> None:
+        """Append a run as `append_run` would, on what `enlist` returned."""
+
     def rows(self, spans: Iterable[Span]) -> list[Row]:
         """Return the records that exist in the spans: in the spans' order, within one by position.
 

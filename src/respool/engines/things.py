@@ -22,6 +22,7 @@ class Capabilities(NamedTuple):
     many_hosts: bool
     id_index: bool  # find a record by any id; else only by ids that carry their place
     durable: bool  # survives the process
+    enlists: bool  # takes calls within a transaction of the caller's own
 
 
 class Stream(msgspec.Struct, frozen=True):

@@ -23,6 +23,7 @@ import psycopg
 
 from ...errors import RespoolError
 from .connection import PostgresOptions, connect
+from .log import Executes
 
 FLAGS = 8
 BUSY = 3  # claims in a row
@@ -86,7 +87,7 @@ class PostgresBells:
         except RespoolError:
             return 0  # a hint, as above
 
-    def ring_log(self, db: Db, log: int) -> None:
+    def ring_log(self, db: Executes, log: int) -> None:
         """Ring for workers; in a pipeline, after the commit of what it is about."""
         db.execute(RING, (self.channel, f"log {log}", _WORKERS))
 

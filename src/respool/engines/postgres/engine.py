@@ -21,8 +21,9 @@ from ...record import first_pos
 from ..base import Capabilities, Conflict, Group, Registration, Stream, Worker
 from .bells import PostgresBells
 from .connection import Connection, PostgresOptions
+from .enlist import Plain, checked
 from .inspect import PostgresInspect
-from .log import PostgresLog
+from .log import ROWS_A_STATEMENT, PostgresLog, insert
 from .migrate import ensure_schema
 from .partitions import SIZE, add, create_log, next_number, partition_of
 from .retention import PostgresRetention
@@ -40,7 +41,7 @@ class PostgresEngine(PostgresLog, PostgresState, PostgresInspect, PostgresRetent
     """Log and state on a server. Connections open when first used, and only in the process that uses them."""
 
     capabilities = Capabilities(
-        "PostgreSQL", one_transaction=True, many_hosts=True, id_index=True, durable=True
+        "PostgreSQL", one_transaction=True, many_hosts=True, id_index=True, durable=True, enlists=True
     )
 
     def __init__(self, options: PostgresOptions) -> None:
@@ -106,6 +107,38 @@ class PostgresEngine(PostgresLog, PostgresState, PostgresInspect, PostgresRetent
         if not isinstance(done, Conflict):
             self._think_ahead(done)
         return done
+
+    @cached_property
+    def _store(self) -> str:
+        """What tells this schema from that of any other database."""
+        return str(self._reader.read(lambda db: _id(db, self._sql["store"], ())))
+
+    def enlist(self, connection: Any) -> Plain:
+        """Return psycopg's connection, in a transaction of this database. Raises ConfigError."""
+        return checked(connection, self.options, self._store)
+
+    def append_enlisted(self, connection: Plain, rows: Sequence[NewCall]) -> list[Conflict]:
+        """Append records in the caller's transaction, whose commit wakes workers that sleep now."""
+        conflicts: list[Conflict] = []
+        for start in range(0, len(rows), ROWS_A_STATEMENT):
+            some = rows[start : start + ROWS_A_STATEMENT]
+            conflicts += insert(connection, self._sql, self._sequence, some, start, None)
+        self.ring_log(connection, rows[0].log)
+        return conflicts
+
+    def append_run_enlisted(
+        self,
+        connection: Plain,
+        log: int,
+        task: str,
+        bodies: Sequence[bytes],
+        meta: bytes | None,
+        head: bytes,
+        now: float,
+    ) -> None:
+        """Append a run in the caller's transaction."""
+        connection.execute(self._sql["append_run"], self._run_values(log, task, bodies, meta, head, now))
+        self.ring_log(connection, log)
 
     def _think_ahead(self, pos: int) -> None:
         """Half through a partition, see to the next: nobody who appends should have to wait for it."""

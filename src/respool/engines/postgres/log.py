@@ -7,7 +7,7 @@ seen out of order. Who reads on past a number that is missing keeps it as a gap;
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import psycopg
 from psycopg import errors as pg
@@ -24,6 +24,13 @@ ROWS_A_STATEMENT = 256
 _MICRO = 1_000_000
 _FOREVER = 1 << 62  # in microseconds: before and after all there is
 _TEXT = b"\xff"  # begins an id given as text; no id of ours does before the year 10889
+
+
+class Executes(Protocol):
+    """A connection, ours or the caller's, as far as an append needs one."""
+
+    def execute(self, statement: Any, bound: Any = (), /, *, binary: bool = False) -> psycopg.Cursor[Any]:
+        """Run a statement."""
 
 
 def id_bytes(id: Id) -> bytes:
@@ -43,7 +50,7 @@ class PostgresLog:
     _writer: Connection
     _reader: Connection
     _state: Connection
-    ring_log: Callable[[psycopg.Connection[Any], int], None]
+    ring_log: Callable[[Executes, int], None]
 
     @property
     def _sql(self) -> dict[str, bytes]:
@@ -58,10 +65,7 @@ class PostgresLog:
         self, log: int, task: str, bodies: Sequence[bytes], meta: bytes | None, head: bytes, now: float
     ) -> None:
         """Append records that share all but their bodies; the same head again appends nothing."""
-        bound = {
-            "sequence": self._sequence(log), "bodies": list(bodies), "head": id_bytes(head), "task": task,
-            "meta": meta, "time": int(now * _MICRO),
-        }  # fmt: skip
+        bound = self._run_values(log, task, bodies, meta, head, now)
 
         def run(db: psycopg.Connection[Any]) -> None:
             try:
@@ -73,6 +77,14 @@ class PostgresLog:
                 return  # by another connection, between the look and the append
 
         self._appending(log, run)
+
+    def _run_values(
+        self, log: int, task: str, bodies: Sequence[bytes], meta: bytes | None, head: bytes, now: float
+    ) -> dict[str, Any]:
+        return {
+            "sequence": self._sequence(log), "bodies": list(bodies), "head": id_bytes(head), "task": task,
+            "meta": meta, "time": int(now * _MICRO),
+        }  # fmt: skip
 
     def append_row(self, row: NewCall) -> int | Conflict:
         """Append one record; return its position, or the conflict where its id is another record's."""
@@ -240,7 +252,7 @@ class PostgresLog:
         return self._reader.read(lambda db: db.execute(self._sql["bounds"], (stream.id,)).fetchall())
 
 
-def find(db: psycopg.Connection[Any], sql: dict[str, bytes], id: Id) -> int | None:
+def find(db: Executes, sql: dict[str, bytes], id: Id) -> int | None:
     """Return the position of an id: one given as text, or a member of a run."""
     if isinstance(id, str) or id[13:] == b"\0\0\0":
         row = db.execute(sql["by_id"], (id_bytes(id),)).fetchone()
@@ -259,7 +271,7 @@ def find(db: psycopg.Connection[Any], sql: dict[str, bytes], id: Id) -> int | No
 
 
 def insert(
-    db: psycopg.Connection[Any],
+    db: Executes,
     sql: dict[str, bytes],
     sequence: Any,
     rows: Sequence[NewCall],
@@ -299,9 +311,7 @@ def insert(
     return _compare(db, sql, known) if known else []
 
 
-def _compare(
-    db: psycopg.Connection[Any], sql: dict[str, bytes], known: list[tuple[int, NewCall, int]]
-) -> list[Conflict]:
+def _compare(db: Executes, sql: dict[str, bytes], known: list[tuple[int, NewCall, int]]) -> list[Conflict]:
     """Compare rows with the records that have their ids: what is the same in all is no conflict."""
     places = [pos for _, _, pos in known]
     found = {row[0]: row[1:] for row in db.execute(sql["whole"], (places, places), binary=True).fetchall()}

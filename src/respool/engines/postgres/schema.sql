@@ -2,7 +2,7 @@
 
 CREATE SCHEMA IF NOT EXISTS respool;
 
-CREATE TABLE respool.version (version integer NOT NULL);
+CREATE TABLE respool.version (version integer NOT NULL, store uuid NOT NULL);  -- store: tells this one from any other
 
 CREATE TABLE respool.stream (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,  -- never used twice: state is keyed by it (H10)
@@ -181,4 +181,4 @@ CREATE TABLE respool.beat (                         -- the newest holds, as of c
     PRIMARY KEY (worker, beat)
 );
 
-INSERT INTO respool.version VALUES (1);
+INSERT INTO respool.version VALUES (1, gen_random_uuid());

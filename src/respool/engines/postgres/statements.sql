@@ -113,6 +113,9 @@ SELECT s.id, s.kind, s.app, s.name, s.settings, s.created,
        ARRAY(SELECT l.id FROM respool.log l WHERE l.stream = s.id ORDER BY l.id)
 FROM respool.stream s WHERE s.kind = %s AND s.app = %s AND s.name = %s;
 
+-- name: store
+SELECT store FROM respool.version;
+
 -- name: lock_registry
 SELECT pg_advisory_xact_lock(%s, 0);
 

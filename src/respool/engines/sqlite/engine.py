@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import apsw
+
 from ...clock import now as wall_clock
 from ...delivery.model import NewCall
 from ...errors import EngineUnavailable, RespoolError
@@ -21,6 +23,7 @@ from ...record import first_pos
 from ..base import Capabilities, Conflict, Group, LeaseLost, Registration, Stream, Worker
 from .connection import Connection, Doubt, gone, identity_of, prepare
 from .doorbell import ALL, Doorbell, Kind, Sleeper, mask_of
+from .enlist import checked
 from .inspect import SQLiteInspect
 from .log import SQLiteLog, append_row, append_rows, append_run, find
 from .retention import SQLiteRetention
@@ -54,6 +57,7 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect, SQLiteRetention):
             many_hosts=False,
             id_index=True,
             durable=options.path is not None,
+            enlists=options.path is not None,
         )
         self._connections: dict[str, Connection] = {}
         self._connecting = threading.Lock()
@@ -232,6 +236,27 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect, SQLiteRetention):
         """Say whether an id is taken."""
         with self._reader.reading() as db:
             return find(db, namespace, id) is not None
+
+    def enlist(self, connection: Any) -> apsw.Connection:
+        """Return a connection of apsw's on this file, in a transaction (S1). Raises ConfigError."""
+        return checked(connection, self.options.path)
+
+    def append_enlisted(self, connection: apsw.Connection, rows: Sequence[NewCall]) -> list[Conflict]:
+        """Append records in the caller's transaction."""
+        return append_rows(connection, rows, None)
+
+    def append_run_enlisted(
+        self,
+        connection: apsw.Connection,
+        log: int,
+        task: str,
+        bodies: Sequence[bytes],
+        meta: bytes | None,
+        head: bytes,
+        now: float,
+    ) -> None:
+        """Append a run in the caller's transaction."""
+        append_run(connection, log, task, bodies, meta, head, now)
 
     # Registry: streams, groups, workers
 

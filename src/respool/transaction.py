@@ -1,0 +1,73 @@
+"""Sending within the caller's own database transaction: a call exists if, and only if, that commits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from .delivery.model import NewCall
+from .engines.base import Engine
+from .producer import check_size, conflict_error
+from .record import new_head
+
+
+class Enlisted:
+    """Appends on a connection of the caller's, in its transaction. Stands in for the producer.
+
+    Nothing is synced here and nobody is waited for: the caller's commit does all of that. Workers are woken
+    by the commit where the engine can do so, and else find the calls by polling.
+    """
+
+    def __init__(self, engine: Engine, connection: Any, max_record_size: int) -> None:
+        self._engine, self._max = engine, max_record_size
+        self._connection = engine.enlist(connection)
+
+    def append(self, row: NewCall) -> int | None:
+        """Append one record. Raises Refused, and what the caller's own driver raises."""
+        self.append_rows((row,))
+        return None  # it is nowhere yet
+
+    async def aappend(self, row: NewCall) -> None:
+        """Append one record, at once: the caller's connection is not one of an event loop."""
+        self.append(row)
+
+    def append_rows(self, rows: Sequence[NewCall]) -> None:
+        """Append records of one log, each with an id of its own."""
+        for row in rows:
+            self.check_size(row.body, row.meta)
+        for conflict in self._engine.append_enlisted(self._connection, rows):
+            if not conflict.same:
+                raise conflict_error(rows[conflict.row])
+
+    def append_run(
+        self, log: int, task: str, bodies: Sequence[bytes], meta: bytes | None, now: float
+    ) -> bytes:
+        """Append records that share everything but their bodies; return the id of the first."""
+        head = new_head(now)
+        self._engine.append_run_enlisted(self._connection, log, task, bodies, meta, head, now)
+        return head
+
+    def check_size(self, body: bytes, meta: bytes | None) -> None:
+        """Raise RecordTooLarge for a record over `max_record_size`."""
+        check_size(body, meta, self._max)
+
+
+_enlisted: ContextVar[tuple[Any, Enlisted] | None] = ContextVar("respool_transaction", default=None)
+
+
+def enlisted(app: Any) -> Enlisted | None:
+    """Return what an app's calls are sent by, where the present code is in a block of its `transaction`."""
+    found = _enlisted.get()
+    return found[1] if found is not None and found[0] is app else None
+
+
+@contextmanager
+def enlist(app: Any, sender: Enlisted) -> Iterator[None]:
+    """Have an app's calls sent within a transaction while the block runs."""
+    token = _enlisted.set((app, sender))
+    try:
+        yield
+    finally:
+        _enlisted.reset(token)

@@ -1,0 +1,173 @@
+"""Calls sent within a transaction of the caller's own exist if, and only if, it commits."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import apsw
+import psycopg
+import pytest
+import sqlalchemy
+from django.conf import settings as django_settings
+from django.db.backends.postgresql.base import DatabaseWrapper
+from psycopg.rows import dict_row
+from sqlalchemy.orm import Session
+from tests.engines.kits import PostgresKit
+
+from respool import App, ConfigError, IdConflict, RecordTooLarge, UnknownCall
+from respool.testing import work
+
+Opener = Callable[[str], Any]
+
+
+def _shop(url: str) -> App:
+    app = App("shop", url=url)
+
+    @app.task
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    return app
+
+
+@pytest.fixture
+def on_postgres(session_database: str) -> Iterator[App]:
+    kit = PostgresKit(session_database, "full")
+    assert kit.url is not None
+    app = _shop(kit.url)
+    yield app
+    app.close()
+    kit.remove()
+
+
+@pytest.fixture
+def on_sqlite(tmp_path: Path) -> Iterator[App]:
+    app = _shop(f"sqlite:///{tmp_path / 'respool.db'}")
+    yield app
+    app.close()
+
+
+@contextmanager
+def _psycopg(url: str) -> Iterator[tuple[Any, Callable[[], None], Callable[[], None]]]:
+    with psycopg.connect(url, row_factory=dict_row) as db:  # type: ignore[arg-type]
+        yield db, db.commit, db.rollback
+
+
+@contextmanager
+def _autocommit(url: str) -> Iterator[tuple[Any, Callable[[], None], Callable[[], None]]]:
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute("BEGIN")
+        yield db, lambda: db.execute("COMMIT") and None, lambda: db.execute("ROLLBACK") and None
+
+
+@contextmanager
+def _sqlalchemy(url: str) -> Iterator[tuple[Any, Callable[[], None], Callable[[], None]]]:
+    engine = sqlalchemy.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.connect() as db:
+        yield db, db.commit, db.rollback
+    engine.dispose()
+
+
+@contextmanager
+def _session(url: str) -> Iterator[tuple[Any, Callable[[], None], Callable[[], None]]]:
+    engine = sqlalchemy.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    with Session(engine) as db:
+        yield db, db.commit, db.rollback
+    engine.dispose()
+
+
+@contextmanager
+def _django(url: str) -> Iterator[tuple[Any, Callable[[], None], Callable[[], None]]]:
+    if not django_settings.configured:
+        django_settings.configure(USE_TZ=True)
+    parts = psycopg.conninfo.conninfo_to_dict(url)
+    db = DatabaseWrapper(
+        {
+            "ENGINE": "django.db.backends.postgresql", "NAME": parts["dbname"], "USER": parts["user"],
+            "PASSWORD": parts["password"], "HOST": parts["host"], "PORT": parts["port"], "OPTIONS": {},
+            "TIME_ZONE": None, "CONN_MAX_AGE": 0, "CONN_HEALTH_CHECKS": False, "AUTOCOMMIT": True,
+            "ATOMIC_REQUESTS": False, "TEST": {},
+        },
+        "default",
+    )  # fmt: skip
+    db.set_autocommit(False)
+    yield db, db.commit, db.rollback
+    db.close()
+
+
+@pytest.mark.parametrize("open_one", [_psycopg, _autocommit, _sqlalchemy, _session, _django])
+def test_a_call_in_a_transaction_on_postgres(on_postgres: App, session_database: str, open_one: Any) -> None:
+    add = on_postgres.tasks["add"]
+    with open_one(session_database) as (db, commit, rollback):
+        lost = add.apply_async((1, 2), connection=db)
+        assert lost.state == "UNKNOWN", "nobody sees it before the commit"
+        rollback()
+        with pytest.raises(UnknownCall):
+            lost.get(timeout=1)
+        if open_one is _autocommit:
+            db.execute("BEGIN")
+        with on_postgres.transaction(db):
+            kept = add.delay(2, 3)
+            given = add.apply_async((3, 3), task_id="order-7")
+            many = add.apply_many([((n, n), {}) for n in range(3)])
+        outside = add.delay(0, 0)
+        assert (kept.state, outside.state) == ("UNKNOWN", "PENDING")
+        commit()
+    work(on_postgres)
+    assert [r.get(timeout=1) for r in (kept, given, outside, *many)] == [5, 6, 0, 0, 2, 4]
+    assert lost.state == "UNKNOWN"
+
+
+def test_a_call_in_a_transaction_on_sqlite(on_sqlite: App) -> None:
+    add = on_sqlite.tasks["add"]
+    add.delay(0, 0)  # makes the file
+    db = apsw.Connection(on_sqlite.location.path or "")
+    db.execute("BEGIN IMMEDIATE")
+    lost = add.apply_async((1, 2), connection=db)
+    db.execute("ROLLBACK")
+    assert lost.state == "UNKNOWN"
+    with db, on_sqlite.transaction(db):
+        kept = add.delay(2, 3)
+        many = add.apply_many([((n, n), {}) for n in range(3)])
+    db.close()
+    work(on_sqlite)
+    assert [r.get(timeout=1) for r in (kept, *many)] == [5, 0, 2, 4]
+
+
+def test_errors_leave_the_transaction_as_it_was(on_postgres: App, session_database: str) -> None:
+    add = on_postgres.tasks["add"]
+    with psycopg.connect(session_database) as db:
+        first = add.apply_async((1, 2), connection=db, task_id="order-1")
+        again = add.apply_async((1, 2), connection=db, task_id="order-1")
+        with pytest.raises(IdConflict):
+            add.apply_async((9, 9), connection=db, task_id="order-1")
+        with pytest.raises(RecordTooLarge):
+            on_postgres.send_task("other", ("x" * 2_000_000,), connection=db)
+        db.commit()
+    work(on_postgres)
+    assert first.get(timeout=1) == again.get(timeout=1) == 3
+
+
+def test_connections_that_cannot_be_used(on_postgres: App, on_sqlite: App, session_database: str) -> None:
+    add, local = on_postgres.tasks["add"], on_sqlite.tasks["add"]
+    local.delay(0, 0)
+    with (
+        psycopg.connect(session_database, autocommit=True) as db,
+        pytest.raises(ConfigError, match="begin one"),
+    ):
+        add.apply_async((1, 2), connection=db)
+    elsewhere = session_database.rpartition("/")[0] + "/postgres"
+    with psycopg.connect(elsewhere) as db, pytest.raises(ConfigError, match="another database"):
+        add.apply_async((1, 2), connection=db)
+    with pytest.raises(ConfigError, match="psycopg 3"):
+        add.apply_async((1, 2), connection=sqlite3.connect(":memory:"))
+    with pytest.raises(ConfigError, match=r"apsw\.Connection, not Connection"):  # S1
+        local.apply_async((1, 2), connection=sqlite3.connect(on_sqlite.location.path or ""))
+    with pytest.raises(ConfigError, match="one file"):
+        local.apply_async((1, 2), connection=apsw.Connection(":memory:"))
+    with pytest.raises(ConfigError, match="begin one first"):
+        local.apply_async((1, 2), connection=apsw.Connection(on_sqlite.location.path or ""))
