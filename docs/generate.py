@@ -19,6 +19,7 @@ import respool
 from respool import App, AsyncResult, ResultSet, Task, errors
 from respool.cli import COMMANDS
 from respool.config import SETTINGS
+from respool.engines.base import CAPABILITIES
 from respool.options import OPTIONS
 from respool.result import Attempt
 from respool.stream import Event, StreamHandle
@@ -28,7 +29,7 @@ DOCS = Path(__file__).parent
 
 # What users call; the rest of these classes is for the package's own modules.
 MEMBERS: dict[type, tuple[str, ...]] = {
-    App: ("task", "queue", "stream", "send_task", "AsyncResult", "groups", "close"),
+    App: ("task", "queue", "stream", "send_task", "transaction", "AsyncResult", "groups", "close"),
     Task: (
         *("delay", "adelay", "apply_async", "delay_many", "apply_many", "AsyncResult"),
         *("request", "retry", "update_state"),
@@ -92,6 +93,25 @@ def error_tree() -> str:
     )
 
 
+def capabilities() -> str:
+    """Return what each engine can do."""
+    questions = {
+        "one_transaction": "log and state change in one transaction (P4)",
+        "many_hosts": "workers on many machines",
+        "id_index": "a record is found by any id",
+        "durable": "survives the process",
+        "enlists": "calls within a transaction of your own",
+    }
+    lines = [
+        "| | " + " | ".join(f"`{url}`" for url in CAPABILITIES) + " |",
+        "|---" * (len(CAPABILITIES) + 1) + "|",
+    ]
+    for name, question in questions.items():
+        answers = ("yes" if getattr(engine, name) else "no" for engine in CAPABILITIES.values())
+        lines.append(f"| {question} | " + " | ".join(answers) + " |")
+    return "\n".join(lines)
+
+
 def table(kind: str, rows: Iterable[tuple[str, Any, str]]) -> str:
     """Return a table of names, defaults and meanings."""
     lines = [f"| {kind} | default | meaning |", "|---|---|---|"]
@@ -118,6 +138,7 @@ def first_line(thing: Any) -> str:
 
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
+    "engines.md": {"capabilities": capabilities},
     "operations.md": {"settings": settings, "options": options},
     "reference.md": {"members": members, "fields": fields, "errors": error_tree, "commands": commands},
 }

@@ -9,6 +9,7 @@ from typing import Any
 
 from .delivery.model import NewCall
 from .engines.base import Engine
+from .errors import ConfigError
 from .producer import check_size, conflict_error
 from .record import new_head
 
@@ -21,6 +22,8 @@ class Enlisted:
     """
 
     def __init__(self, engine: Engine, connection: Any, max_record_size: int) -> None:
+        if not engine.capabilities.enlists:
+            raise ConfigError(f"{engine.capabilities.name} takes no calls within transactions of others")
         self._engine, self._max = engine, max_record_size
         self._connection = engine.enlist(connection)
 

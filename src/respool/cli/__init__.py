@@ -35,6 +35,9 @@ COMMANDS: dict[str, dict[str, str]] = {
         "tasks": "The tasks that the app's code registers.",
         "check": "Prove that every record is in exactly one place.",
     },
+    "Set up": {
+        "migrate": "Make the schema on a server, or print it.",
+    },
 }
 _SHORT = {name: short for section in COMMANDS.values() for name, short in section.items()}
 

@@ -6,6 +6,7 @@ Code outside this package knows engines by `base.Engine` only. What a new engine
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from ..config import Location
@@ -14,6 +15,7 @@ from ..record import Id
 
 if TYPE_CHECKING:
     from .base import Engine
+    from .postgres.connection import PostgresOptions
 
 
 def open_engine(location: Location, durability: str, timeout: float) -> Engine:
@@ -33,24 +35,56 @@ def open_engine(location: Location, durability: str, timeout: float) -> Engine:
     return SQLiteEngine(SQLiteOptions(path, durability, timeout, pragmas))  # type: ignore[arg-type]
 
 
+def migrate(location: Location) -> bool:
+    """Make the tables where there are none; return whether they were made. Raises as `open_engine`."""
+    if location.server is None:
+        fresh = location.path is not None and not os.path.exists(location.path)
+        open_engine(location, "full", 10.0).close()
+        return fresh
+    from .postgres.connection import Connection
+    from .postgres.migrate import ensure_schema
+
+    options = _postgres_options(location, "full", 10.0)
+    connection = Connection(options, "migrate")
+    try:
+        return connection.read(lambda db: ensure_schema(db, options))
+    finally:
+        connection.close()
+
+
+def schema_of(location: Location) -> str:
+    """Return the SQL that makes the tables."""
+    if location.server is None:
+        from .sqlite.sql import schema
+
+        return schema()
+    from .postgres.sql import schema_text
+
+    return schema_text(location.options.get("schema", "respool"))
+
+
 def _open_postgres(location: Location, durability: str, timeout: float) -> Engine:
+    options = _postgres_options(location, durability, timeout)
+    from .postgres.engine import PostgresEngine
+
+    return PostgresEngine(options)
+
+
+def _postgres_options(location: Location, durability: str, timeout: float) -> PostgresOptions:
     assert location.server is not None
     try:
         from .postgres.connection import PostgresOptions
-        from .postgres.engine import PostgresEngine
     except ImportError as error:
         raise ConfigError(
             f"{location.shown} needs psycopg ({error}): pip install 'respool[postgres]'"
         ) from error
-    return PostgresEngine(
-        PostgresOptions(
-            location.server.value,
-            location.shown,
-            location.options.get("schema", "respool"),
-            durability,
-            timeout,
-            location.options.get("prepare", "on") == "on",
-        )
+    return PostgresOptions(
+        location.server.value,
+        location.shown,
+        location.options.get("schema", "respool"),
+        durability,
+        timeout,
+        location.options.get("prepare", "on") == "on",
     )
 
 

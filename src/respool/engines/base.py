@@ -34,6 +34,7 @@ from ..record import Id, Row
 from .bells import Bells, Sleeper
 from .inspect import Inspect
 from .things import (
+    CAPABILITIES,
     Capabilities,
     Conflict,
     Counts,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "CAPABILITIES",
     "Bells",
     "Capabilities",
     "Conflict",

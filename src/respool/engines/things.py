@@ -25,6 +25,14 @@ class Capabilities(NamedTuple):
     enlists: bool  # takes calls within a transaction of the caller's own
 
 
+CAPABILITIES = {
+    "sqlite:///path": Capabilities("SQLite", True, False, True, True, True),
+    "sqlite:///:memory:": Capabilities("SQLite in memory", True, False, True, False, False),
+    "postgresql://": Capabilities("PostgreSQL", True, True, True, True, True),
+}
+"""By how their URLs begin."""
+
+
 class Stream(msgspec.Struct, frozen=True):
     """A stream as it was created. A queue is a stream of calls and belongs to an app."""
 

@@ -18,7 +18,7 @@ from ...clock import now as wall_clock
 from ...delivery.model import NewCall
 from ...errors import EngineUnavailable
 from ...record import first_pos
-from ..base import Capabilities, Conflict, Group, Registration, Stream, Worker
+from ..base import CAPABILITIES, Conflict, Group, Registration, Stream, Worker
 from .bells import PostgresBells
 from .connection import Connection, PostgresOptions
 from .enlist import Plain, checked
@@ -40,9 +40,7 @@ _LOCKS = 0x5264  # of changes to streams and groups
 class PostgresEngine(PostgresLog, PostgresState, PostgresInspect, PostgresRetention, PostgresBells):
     """Log and state on a server. Connections open when first used, and only in the process that uses them."""
 
-    capabilities = Capabilities(
-        "PostgreSQL", one_transaction=True, many_hosts=True, id_index=True, durable=True, enlists=True
-    )
+    capabilities = CAPABILITIES["postgresql://"]
 
     def __init__(self, options: PostgresOptions) -> None:
         PostgresBells.__init__(self)

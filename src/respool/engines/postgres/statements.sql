@@ -213,11 +213,39 @@ FROM respool.position p
 CROSS JOIN LATERAL (SELECT cursor FROM respool.cursor WHERE grp = p.grp AND log = p.log ORDER BY n DESC LIMIT 1) c
 WHERE p.grp = %s ORDER BY p.log;
 
+-- name: oldest_writer
+-- A long transaction that has appended nothing is not to keep gaps open (G4). An INSERT locks the table before
+-- it takes its number, and its xid too (G1): of those that are older than a gap, only such as hold that lock can
+-- still fill it. Asked before the gaps, whose snapshot must be the later one: who has ended by now is seen then.
+-- It looks at all locks of the server: only where a gap has been there for a while. A lock names the lower half
+-- of an xid; the upper half is that of the latest xid, or next to it.
+SELECT set_config('respool_gap.oldest', CASE WHEN EXISTS (
+        SELECT 1 FROM respool.gap
+        WHERE grp = %(grp)s AND since < %(before)s AND barrier > pg_snapshot_xmin(pg_current_snapshot()))
+    THEN (
+        WITH held AS MATERIALIZED (SELECT * FROM pg_locks WHERE granted),
+        latest AS (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS xid)
+        SELECT least(min(latest.xid - 2147483648
+                         + mod(mod(own.transactionid::text::bigint - latest.xid, 4294967296) + 6442450944, 4294967296)),
+                     max(latest.xid))::text
+        FROM latest LEFT JOIN (held AS own JOIN held AS log ON log.virtualtransaction = own.virtualtransaction
+            AND log.locktype = 'relation' AND log.mode = 'RowExclusiveLock'
+            AND log.relation = 'respool.record'::regclass
+            AND log.database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+        ON own.locktype = 'transactionid' AND own.mode = 'ExclusiveLock')
+    ELSE '0' END, true);
+
 -- name: gaps
 -- Whether a number is there, and whether it can still come, is asked in one statement: of one snapshot (G4).
-SELECT g.lo, g.hi, g.barrier <= pg_snapshot_xmin(pg_current_snapshot()),
+-- Those of which there is nothing to say are passed over, or 200 that stay open would hide all that follow.
+SELECT g.lo, g.hi, now.closed,
        ARRAY(SELECT pos FROM respool.record WHERE pos >= g.lo AND pos < g.hi ORDER BY pos LIMIT %(limit)s)
-FROM respool.gap g WHERE g.grp = %(grp)s ORDER BY g.lo LIMIT %(ranges)s;
+FROM respool.gap g CROSS JOIN LATERAL (
+    SELECT g.barrier <= greatest(pg_snapshot_xmin(pg_current_snapshot()),
+                                 current_setting('respool_gap.oldest')::xid8) AS closed) AS now
+WHERE g.grp = %(grp)s AND (now.closed OR (
+    SELECT pos FROM respool.record WHERE pos >= g.lo AND pos < g.hi ORDER BY pos LIMIT 1) IS NOT NULL)
+ORDER BY g.lo LIMIT %(ranges)s;
 
 -- name: gap_count
 SELECT count(*) FROM respool.gap WHERE grp = %s;
@@ -368,12 +396,15 @@ SELECT EXISTS (
         CROSS JOIN LATERAL (SELECT cursor FROM respool.cursor WHERE grp = p.grp AND log = p.log ORDER BY n DESC LIMIT 1) c
         CROSS JOIN LATERAL (SELECT pos FROM respool.record
             WHERE pos >= c.cursor AND pos < least(p.stop, (p.log + 1) << 40) ORDER BY pos LIMIT 1) r
-        WHERE p.grp = %(grp)s)
+        WHERE p.grp = %(grp)s  -- but for a cursor that waits, since there is no room for another gap
+        AND (r.pos = c.cursor OR (SELECT count(*) FROM respool.gap WHERE grp = %(grp)s) < %(gaps)s))
     OR EXISTS (SELECT 1 FROM respool.parked WHERE grp = %(grp)s AND due <= %(now)s)
     OR EXISTS (SELECT 1 FROM respool.lease WHERE grp = %(grp)s AND owner IS NULL)
     OR EXISTS (SELECT 1 FROM respool.gap g
         CROSS JOIN LATERAL (SELECT pos FROM respool.record WHERE pos >= g.lo AND pos < g.hi ORDER BY pos LIMIT 1) r
         WHERE g.grp = %(grp)s)
+    OR EXISTS (SELECT 1 FROM respool.gap  -- nothing to run, but the next claim makes it void
+        WHERE grp = %(grp)s AND barrier <= pg_snapshot_xmin(pg_current_snapshot()))
     OR EXISTS (SELECT 1 FROM respool.parked WHERE grp = %(grp)s AND reason = 'unknown' AND due IS NULL
         AND task = ANY (%(tasks)s));
 
@@ -540,26 +571,37 @@ SELECT (SELECT max(pos) + 1 FROM (
 SELECT l.spans FROM respool.lease l JOIN respool.grp g ON g.id = l.grp WHERE g.stream = %s;
 
 -- name: trim_ids
+-- From the log's beginning: a run may have begun in a partition that is gone. What is kept keeps its id.
 DELETE FROM respool.ids WHERE id IN (
-    SELECT id FROM respool.ids WHERE pos >= %s AND pos < %s AND last < %s
-    AND NOT EXISTS (SELECT 1 FROM respool.parked k WHERE k.pos >= ids.pos AND k.pos <= ids.last) LIMIT %s);
+    SELECT id FROM respool.ids WHERE pos >= %(first)s AND pos < %(end)s AND last < %(end)s
+    AND NOT EXISTS (SELECT 1 FROM respool.kept k WHERE k.pos >= ids.pos AND k.pos <= ids.last AND k.id = ids.id)
+    LIMIT %(limit)s);
 
 -- name: lock_groups
 SELECT pg_advisory_xact_lock(%s, id::integer) FROM (SELECT id FROM respool.grp WHERE stream = %s ORDER BY id) g;
 
 -- name: keep_parked
-INSERT INTO respool.kept SELECT r.* FROM respool.record r
-WHERE r.pos >= %s AND r.pos < %s AND EXISTS (
-    SELECT 1 FROM respool.parked k JOIN respool.grp g ON g.id = k.grp WHERE k.pos = r.pos AND g.stream = %s)
-ON CONFLICT (pos) DO NOTHING;
+-- Moved, not copied: until the partition is dropped, which may take a while, a copy would be read twice.
+WITH moved AS (
+    DELETE FROM respool.record WHERE pos >= %(lo)s AND pos < %(hi)s AND pos = ANY (ARRAY(
+        SELECT k.pos FROM respool.parked k JOIN respool.grp g ON g.id = k.grp
+        WHERE g.stream = %(stream)s AND k.pos >= %(lo)s AND k.pos < %(hi)s))
+    RETURNING *)
+INSERT INTO respool.kept SELECT * FROM moved ON CONFLICT (pos) DO NOTHING;
 
 -- name: keep_outcomes
 INSERT INTO respool.outcome SELECT o.* FROM respool_detached o
-WHERE o.pos >= %s AND o.pos < %s AND EXISTS (SELECT 1 FROM respool.kept k WHERE k.pos = o.pos);
+WHERE o.pos >= %(lo)s AND o.pos < %(hi)s AND EXISTS (SELECT 1 FROM respool.kept k WHERE k.pos = o.pos);
 
 -- name: keep_journal
 INSERT INTO respool.journal SELECT j.* FROM respool_detached j
-WHERE j.lo >= %s AND j.lo < %s AND EXISTS (SELECT 1 FROM respool.kept k WHERE k.pos >= j.lo AND k.pos < j.hi);
+WHERE j.lo >= %(lo)s AND j.lo < %(hi)s
+AND (j.hi > %(hi)s OR EXISTS (SELECT 1 FROM respool.kept k WHERE k.pos >= j.lo AND k.pos < j.hi));
+
+-- name: trim_journal
+-- What outlived its partition and says nothing any more of a record that is there.
+DELETE FROM respool.journal_rest j WHERE j.lo >= %(first)s AND j.hi <= %(end)s
+AND NOT EXISTS (SELECT 1 FROM respool.kept k WHERE k.pos >= j.lo AND k.pos < j.hi);
 
 -- name: kept_for_nobody
 SELECT k.pos FROM respool.kept k WHERE k.pos >= %s AND k.pos < %s AND NOT EXISTS (
@@ -567,6 +609,11 @@ SELECT k.pos FROM respool.kept k WHERE k.pos >= %s AND k.pos < %s AND NOT EXISTS
 LIMIT 1000;
 
 -- name: drop_kept
-WITH gone AS (DELETE FROM respool.kept WHERE pos = ANY (%s) RETURNING pos),
-ids AS (DELETE FROM respool.ids i USING gone WHERE i.pos <= gone.pos AND i.last >= gone.pos)
+-- The id of a run goes with the last of its members that is there.
+WITH gone AS (DELETE FROM respool.kept WHERE pos = ANY (%(gone)s) RETURNING pos, id),
+ids AS (
+    DELETE FROM respool.ids i WHERE i.id IN (SELECT id FROM gone)
+    AND NOT EXISTS (SELECT 1 FROM respool.kept k WHERE k.pos >= i.pos AND k.pos <= i.last AND k.id = i.id
+                    AND k.pos <> ALL (%(gone)s))
+    AND NOT EXISTS (SELECT 1 FROM respool.record r WHERE r.pos >= i.pos AND r.pos <= i.last AND r.id = i.id))
 DELETE FROM respool.outcome o USING gone WHERE o.pos = gone.pos;

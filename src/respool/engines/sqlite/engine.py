@@ -20,7 +20,7 @@ from ...clock import now as wall_clock
 from ...delivery.model import NewCall
 from ...errors import EngineUnavailable, RespoolError
 from ...record import first_pos
-from ..base import Capabilities, Conflict, Group, LeaseLost, Registration, Stream, Worker
+from ..base import CAPABILITIES, Conflict, Group, LeaseLost, Registration, Stream, Worker
 from .connection import Connection, Doubt, gone, identity_of, prepare
 from .doorbell import ALL, Doorbell, Kind, Sleeper, mask_of
 from .enlist import checked
@@ -51,14 +51,7 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect, SQLiteRetention):
 
     def __init__(self, options: SQLiteOptions) -> None:
         self.options = options
-        self.capabilities = Capabilities(
-            "SQLite" if options.path else "SQLite in memory",
-            one_transaction=True,
-            many_hosts=False,
-            id_index=True,
-            durable=options.path is not None,
-            enlists=options.path is not None,
-        )
+        self.capabilities = CAPABILITIES["sqlite:///path" if options.path else "sqlite:///:memory:"]
         self._connections: dict[str, Connection] = {}
         self._connecting = threading.Lock()
         self._doubt = Doubt()
