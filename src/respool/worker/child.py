@@ -51,8 +51,8 @@ def die_with(parent: int, life: int) -> None:
 class Child:
     """The process's side of the conversation with the supervisor."""
 
-    def __init__(self, options: WorkerOptions, control: socket.socket, log_file: LogFile | None) -> None:
-        self.options, self.control, self._log_file = options, control, log_file
+    def __init__(self, control: socket.socket, log_file: LogFile | None) -> None:
+        self.control, self._log_file = control, log_file
         self._reader = control.makefile("rb")
 
     def say(self, message: msgspec.Struct) -> None:
@@ -79,6 +79,10 @@ class Child:
 
     def run(self) -> int:
         """Serve until told to stop; return the exit status."""
+        line = self._reader.readline()
+        if not line:
+            return EXIT_LOST
+        self.options = msgspec.json.decode(line, type=WorkerOptions)
         loaded = self.load()
         if loaded is None:
             return EXIT_REFUSED
@@ -176,9 +180,8 @@ def _ignore(*_: Any) -> None:
 
 
 def main() -> None:
-    """Run a child as the supervisor starts it: options, control socket, life pipe, its pid, the log file."""
-    options = msgspec.json.decode(sys.argv[1], type=WorkerOptions)
-    control, life, parent = (int(argument) for argument in sys.argv[2:5])
+    """Run a child as the supervisor starts it: control socket, life pipe, its pid, the log file."""
+    control, life, parent = (int(argument) for argument in sys.argv[1:4])
     signal.signal(signal.SIGINT, _ignore)
     signal.signal(signal.SIGTERM, _ignore)
     die_with(parent, life)
@@ -187,8 +190,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s child: %(message)s", datefmt="%H:%M:%S")
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    log_file = LogFile(*sys.argv[5:7]) if len(sys.argv) > 5 else None
-    child = Child(options, socket.socket(fileno=control), log_file)
+    log_file = LogFile(*sys.argv[4:6]) if len(sys.argv) > 4 else None
+    child = Child(socket.socket(fileno=control), log_file)
     try:
         status = child.run()
     except Exception:  # the last line of defence: say what happened, and let the supervisor clear up

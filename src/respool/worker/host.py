@@ -30,6 +30,15 @@ def boot_id() -> str:
 
 
 @functools.cache
+def pid_space() -> str:
+    """Return what process ids are counted in: on one machine each container may have its own."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        return ""
+
+
+@functools.cache
 def version() -> str:
     """Return the version of Respool that runs here."""
     from importlib.metadata import PackageNotFoundError
@@ -68,7 +77,7 @@ def _identity(path: str) -> str:
 
 def is_gone(worker: Worker) -> bool:
     """Say whether a registered worker's process is known not to exist: only on its own machine can it be."""
-    if worker.boot != boot_id():
+    if worker.boot != boot_id() or worker.info.get("pids", pid_space()) != pid_space():
         return False
     try:
         os.kill(worker.pid, 0)

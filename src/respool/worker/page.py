@@ -9,9 +9,11 @@ they live, so whoever gets an exclusive one knows that all of them are dead.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
+import stat
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +22,7 @@ from pathlib import Path
 import msgspec
 
 from ..delivery.model import MAX_LEASE, Verdict
+from ..errors import ConfigError
 
 # Words of a slot, 8 bytes each.
 SEQ = 0  # odd while the child changes what it has claimed
@@ -95,14 +98,36 @@ class Snapshot:
         return self.rows[: self.finished]
 
 
-def _create(path: Path, size: int) -> int:
+def _make_private(folder: Path) -> None:
+    """Make a folder where everybody may make some. Raises ConfigError where somebody else came first."""
+    folder.mkdir(0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise ConfigError(
+            f"{folder} must be a folder that only the user {os.getuid()} may use: remove it, or set TMPDIR"
+        )
+
+
+def _open_new(path: Path, private: bool) -> int:
+    folder, flags = path.parent, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_TRUNC
+    if not private:
+        folder.mkdir(folder.parent.stat().st_mode & 0o777, exist_ok=True)
+        return os.open(path, flags, 0o666)
+    while True:
+        _make_private(folder)
+        try:
+            return os.open(path, flags, 0o600)
+        except FileNotFoundError:
+            continue  # the last worker to end has just removed the folder
+
+
+def _create(path: Path, size: int, private: bool) -> int:
     """Make a worker's file, held and of its full size before anybody can see it; return its descriptor.
 
     One left at that place belongs to a database that is no more: it is replaced, not written into.
     """
-    path.parent.mkdir(path.parent.parent.stat().st_mode & 0o777, exist_ok=True)
     new = path.with_name(f"{path.name}.{os.getpid()}")
-    fd = os.open(new, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_TRUNC, 0o666)
+    fd = _open_new(new, private)
     try:
         os.ftruncate(fd, size)
         fcntl.flock(fd, fcntl.LOCK_SH)
@@ -114,12 +139,29 @@ def _create(path: Path, size: int) -> int:
     return fd
 
 
-class WorkerFile:
-    """The mapped file of one worker."""
+def _remove_if_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
 
-    def __init__(self, path: Path, children: int, *, create: bool = False) -> None:
-        self.path = path
-        self.fd = _create(path, children * SLOT_BYTES) if create else os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+class WorkerFile:
+    """The mapped file of one worker.
+
+    `private`: its folder is not beside a database, but where everybody has folders. It is made for this
+    user alone, and removed when the file is and no other worker has one.
+    """
+
+    def __init__(self, path: Path, children: int, *, create: bool = False, private: bool = False) -> None:
+        self.path, self._private = path, private
+        if create:
+            self.fd = _create(path, children * SLOT_BYTES, private)
+        else:
+            self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             size = os.fstat(self.fd).st_size
             self.map = mmap.mmap(self.fd, size)
@@ -151,6 +193,10 @@ class WorkerFile:
             return False
         return True
 
+    def keep(self) -> None:
+        """Make it look used: what is old in a folder for temporary files is removed there by the system."""
+        os.utime(self.fd)
+
     def _is_at_its_path(self) -> bool:
         try:
             return self.fd >= 0 and os.path.samestat(os.stat(self.path), os.fstat(self.fd))
@@ -171,6 +217,8 @@ class WorkerFile:
         self.map.close()
         if remove and self._is_at_its_path():
             self.path.unlink(missing_ok=True)
+            if self._private:
+                _remove_if_empty(self.path.parent)
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

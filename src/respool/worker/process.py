@@ -45,7 +45,6 @@ class ChildProcess:
                     *subprocess._args_from_interpreter_flags(),  # type: ignore[attr-defined]
                     "-m",
                     "respool.worker.child",
-                    encode(options).decode(),
                     str(theirs.fileno()),
                     str(life_read),
                     str(os.getpid()),
@@ -61,8 +60,9 @@ class ChildProcess:
         finally:
             theirs.close()
             os.close(life_read)
-        ours.setblocking(False)
         self.control = ours
+        self._send(options)  # not as arguments, which all users of this machine see: the URL has a password
+        ours.setblocking(False)
 
     @property
     def pid(self) -> int:
@@ -106,8 +106,11 @@ class ChildProcess:
         slot.words[p.DEADLINE] = deadline
         self.slot = slot
         self.ready = True
+        self._send(welcome)
+
+    def _send(self, message: msgspec.Struct) -> None:
         try:
-            self.control.send(encode(welcome) + b"\n")
+            self.control.sendall(encode(message) + b"\n")
         except (BrokenPipeError, ConnectionResetError):
             return  # it is dead already, which is seen to next
 

@@ -25,11 +25,10 @@ from . import page as p
 from .aftermath import Aftermath
 from .calling import EndNow
 from .executor import Executor
-from .host import all_done, boot_id, farewell, idle, keep_house, version
+from .host import all_done, boot_id, farewell, idle, keep_house, pid_space, version
 from .options import WorkerOptions
-from .page import WorkerFile
 from .services import Service
-from .takeover import Watch, file_of
+from .takeover import Watch, new_file
 
 log = logging.getLogger("respool.worker")
 
@@ -46,8 +45,7 @@ class Solo:
             app.name, self.name, socket.gethostname(), boot_id(), os.getpid(), wall_clock(), self._info(None)
         )
         self.worker = self.engine.register(registration)
-        self.file = WorkerFile(file_of(self.engine, self.worker), 1, create=True)
-        self.file.hold()
+        self.file = new_file(self.engine, self.worker, 1)
         self.slot = self.file.slot(0)
         patience = max(3, round(app.settings["worker_ttl"] / app.settings["beat"]))
         self._watch = Watch(self.engine, boot_id(), patience, self.deliveries)
@@ -171,6 +169,7 @@ class Solo:
             running.append([seen.running, "", wall_clock() - (boottime_ns() / 1e9 - seen.began)])
         return {
             "groups": [service.group.id for service in self.services],
+            "pids": pid_space(),
             "running": running,
             "children": [{"pid": os.getpid(), "index": 0}],
             "pool": "solo",

@@ -26,11 +26,11 @@ from ..errors import AppendUnknown, DatabaseGone, EngineUnavailable, RespoolErro
 from . import page as p
 from .aftermath import Aftermath, how_it_died
 from .attending import Attendant, keep_limits
-from .host import HOUSEKEEPING, LogFile, all_done, boot_id, farewell, keep_house, version
+from .host import HOUSEKEEPING, LogFile, all_done, boot_id, farewell, keep_house, pid_space, version
 from .options import EXIT_LOST, EXIT_RECYCLED, EXIT_REFUSED, Hello, Refusal, Welcome, WorkerOptions
 from .page import WorkerFile
 from .process import ChildProcess
-from .takeover import Watch, file_of
+from .takeover import Watch, new_file
 
 log = logging.getLogger("respool.worker")
 
@@ -153,8 +153,7 @@ class Supervisor:
         )
         self.worker = self._patient.register(registration)
         self._attendant = Attendant(self.engine, self.worker)
-        self._file = WorkerFile(file_of(self.engine, self.worker), self.count, create=True)
-        self._file.hold()
+        self._file = new_file(self.engine, self.worker, self.count)
         self._slots = [self._file.slot(index) for index in range(self.count)]
         patience = max(3, round(hello.settings["worker_ttl"] / hello.settings["beat"]))
         # It writes only where a worker died, right after a beat of ours: there is hardly ever a lock. But a
@@ -194,8 +193,10 @@ class Supervisor:
     def _wait_for_file(self) -> None:
         """The file is gone: wait until one is there again, or until told to stop."""
         path = parse_url(self.hello.url).path
-        while path is not None and not os.path.exists(path) and not self._signals:
+        while not self._signals:
             select.select([self._wake], [], [], 1.0)
+            if path is None or os.path.exists(path):
+                return
 
     # The loop
 
@@ -343,6 +344,8 @@ class Supervisor:
         self.engine.tidy()
         now = time.monotonic()
         if now >= self._housekeeping_at:
+            assert self._file is not None
+            self._file.keep()
             more = keep_house(self.engine, self.groups)
             self._housekeeping_at = now if more else now + HOUSEKEEPING
 
@@ -361,6 +364,7 @@ class Supervisor:
                 running.append([seen.running, rows[0][1] if rows else "", since])
         return {
             "groups": [service[0] for service in self.hello.services],
+            "pids": pid_space(),
             "running": running,
             "children": children,
             "pool": self.options.pool,

@@ -19,6 +19,14 @@ def file_of(engine: Engine, worker: int) -> Path:
     return engine.run_folder / f"worker-{worker}"
 
 
+def new_file(engine: Engine, worker: int, children: int) -> WorkerFile:
+    """Make the mapped file of a worker that starts, and hold it."""
+    private = engine.capabilities.many_hosts  # else it is beside the database, for all who may use that
+    file = WorkerFile(file_of(engine, worker), children, create=True, private=private)
+    file.hold()
+    return file
+
+
 class Watch:
     """Looks for dead workers and clears up after them."""
 

@@ -6,9 +6,11 @@ OF` would wait for every open transaction that has appended, and all appends wou
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import psycopg
+from psycopg import errors as pg
 
 from ...record import OFFSET_BITS, first_pos
 from .sql import quoted
@@ -17,6 +19,7 @@ PARTITION_BITS = 20
 SIZE = 1 << PARTITION_BITS
 TABLES = ("record", "outcome", "journal")
 _KEYS = {"record": "pos", "outcome": "pos", "journal": "lo"}
+PATIENCE = 0.2  # seconds that a partition is waited for
 _LOCK = 0x5270  # of whoever makes partitions
 
 Db = psycopg.Connection[Any]
@@ -70,14 +73,16 @@ def next_number(db: Db, schema: str, log: int) -> int:
 
 
 def partitions_below(db: Db, schema: str, pos: int) -> list[int]:
-    """Return the first positions of the partitions that begin below a position of the same log, in order."""
+    """Return the first positions of the partitions that begin below a position of the same log, in order.
+
+    By their tables: one that is detached already is still to be dropped.
+    """
     found = db.execute(
-        "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid "
-        "WHERE i.inhparent = to_regclass(%s)",
-        (f"{quoted(schema)}.record",),
+        "SELECT relname FROM pg_class WHERE relnamespace = to_regnamespace(%s) AND relkind = 'r' "
+        "AND relname ~ %s",
+        (quoted(schema), f"^record_{pos >> OFFSET_BITS}_[0-9]+$"),
     ).fetchall()
-    starts = sorted(_start_of(name) for (name,) in found)
-    return [start for start in starts if start < pos and start >> OFFSET_BITS == pos >> OFFSET_BITS]
+    return [start for start in sorted(_start_of(name) for (name,) in found) if start < pos]
 
 
 def _start_of(name: str) -> int:
@@ -85,24 +90,44 @@ def _start_of(name: str) -> int:
     return first_pos(int(log)) + (int(number) << PARTITION_BITS)
 
 
-def drop(db: Db, schema: str, start: int, sql: dict[str, bytes]) -> None:
-    """Drop the partition that begins at a position. What is parked there was copied aside before (H15).
+def detach_record(db: Db, schema: str, start: int) -> bool:
+    """Take a partition out of `record`; False where a transaction that is open for long holds it up.
 
-    Records are detached concurrently: a transaction that has appended may be open for long, and nobody is
-    to wait behind it. Raises LockNotAvailable where that is so for outcomes or journal, which only workers
-    write.
+    Concurrently, and given up after a while: nobody who appends waits behind it, nor does the caller. It is
+    out of sight once that has begun; what is left then is to finish it, another time, and before any other.
+    """
+    table = f"{quoted(schema)}.record"
+    for name, pending in db.execute(
+        "SELECT inhrelid::regclass::text, inhdetachpending FROM pg_inherits "
+        "WHERE inhparent = to_regclass(%s) AND (inhdetachpending OR inhrelid = to_regclass(%s)) ORDER BY 2 DESC",
+        (table, f"{quoted(schema)}.{table_name('record', start)}"),
+    ).fetchall():
+        how = "FINALIZE" if pending else "CONCURRENTLY"
+        given_up = threading.Timer(PATIENCE, db.cancel)
+        given_up.start()
+        try:
+            db.execute(f"ALTER TABLE {table} DETACH PARTITION {name} {how}".encode())
+        except (pg.QueryCanceled, pg.ObjectInUse, pg.ObjectNotInPrerequisiteState):
+            return False  # the last two: another worker is at it
+        finally:
+            given_up.cancel()
+    return True
+
+
+def drop(db: Db, schema: str, start: int, sql: dict[str, bytes]) -> None:
+    """Drop the partition that begins at a position, once its records are detached.
+
+    What is parked there was moved aside before (H15). Raises LockNotAvailable where outcomes or journal,
+    which only workers write, are in use for long.
     """
     prefix, end = quoted(schema), start + SIZE
     names = {table: f"{prefix}.{table_name(table, start)}" for table in TABLES}
-    if db.execute(
-        "SELECT 1 FROM pg_inherits WHERE inhrelid = to_regclass(%s)", (names["record"],)
-    ).fetchone():
-        db.execute(f"ALTER TABLE {prefix}.record DETACH PARTITION {names['record']} CONCURRENTLY".encode())
     with db.transaction():
         db.execute("SET LOCAL lock_timeout = '200ms'")
         for table in ("outcome", "journal"):
             db.execute(f"ALTER TABLE {prefix}.{table} DETACH PARTITION {names[table]}".encode())
-        key = (start, end)
-        db.execute(sql["keep_outcomes"].replace(b"respool_detached", names["outcome"].encode()), key)
-        db.execute(sql["keep_journal"].replace(b"respool_detached", names["journal"].encode()), key)
+        within = {"lo": start, "hi": end}
+        db.execute(sql["keep_outcomes"].replace(b"respool_detached", names["outcome"].encode()), within)
+        db.execute(sql["keep_journal"].replace(b"respool_detached", names["journal"].encode()), within)
+        db.execute(sql["trim_journal"], {"first": first_pos(start >> OFFSET_BITS), "end": end})
         db.execute(f"DROP TABLE {', '.join(names.values())}".encode())

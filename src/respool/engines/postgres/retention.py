@@ -1,12 +1,12 @@
 """Retention: a log's floor rises, and partitions that lie below it as a whole are dropped (G6).
 
 Nothing of a log is deleted row by row but its ids, which are indexed apart. What is parked when its partition
-goes is copied aside first, and goes once it is parked nowhere (H15).
+goes is moved aside first, and goes once it is parked nowhere (H15).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
 from typing import Any
 
 import msgspec
@@ -14,15 +14,17 @@ import psycopg
 from psycopg import errors as pg
 
 from ...delivery.spans import Span
+from ...errors import RespoolError
 from ...record import first_pos
 from ..base import Stream
-from .connection import Connection, PostgresOptions
-from .partitions import SIZE, drop, partition_of, partitions_below
+from .connection import Connection, PostgresOptions, connect
+from .partitions import SIZE, detach_record, drop, partition_of, partitions_below
 from .state import GROUP_LOCKS
 
 STEP = 5000
 IDS_A_STEP = 20_000
 Db = psycopg.Connection[Any]
+log = logging.getLogger("respool")
 _unpack_spans = msgspec.msgpack.Decoder(list[Span]).decode
 
 
@@ -50,7 +52,10 @@ class PostgresRetention:
 
     def tidy(self) -> None:
         """Delete old versions of cursors and beats, in slices."""
-        self._state.append(self._forget_old_versions)
+        try:
+            self._state.append(self._forget_old_versions)
+        except RespoolError as error:
+            log.warning("old versions of cursors and beats stay for now: %s", error)
 
     def _forget_old_versions(self, db: Db) -> None:
         db.execute(self._sql["old_cursors"], (1000,))
@@ -95,23 +100,25 @@ class PostgresRetention:
         Returns: how many rows went, so that the next step comes soon.
         """
         row = db.execute(self._sql["floor"], (log,)).fetchone()
-        for start in partitions_below(db, self.options.schema, partition_of(row[0])) if row else ():
-            if start >> 40 != log:
-                continue
-            gone = db.execute(self._sql["trim_ids"], (start, start + SIZE, start + SIZE, IDS_A_STEP)).rowcount
-            if gone:
-                return int(gone)
-            if not self._copy_aside(db, stream, start):
-                return 0
-            try:
-                drop(db, self.options.schema, start, self._sql)
-            except pg.LockNotAvailable:
+        below = partitions_below(db, self.options.schema, partition_of(row[0])) if row else []
+        if not below or not self._move_aside(db, stream, below[0]):
+            return 0
+        start, end = below[0], below[0] + SIZE
+        bound = {"first": first_pos(log), "end": end, "limit": IDS_A_STEP}
+        gone = db.execute(self._sql["trim_ids"], bound).rowcount
+        if gone:
+            return int(gone)
+        with connect(self.options, "retention") as other:  # one that can be told to stop
+            if not detach_record(other, self.options.schema, start):
                 return 0  # somebody reads it, or has an enqueue open: the next round will do
-            return 1
-        return 0
+        try:
+            drop(db, self.options.schema, start, self._sql)
+        except pg.LockNotAvailable:
+            return 0
+        return 1
 
-    def _copy_aside(self, db: Db, stream: Stream, start: int) -> bool:
-        """Copy what is parked in a partition; False where some of it is being run, and would be missed.
+    def _move_aside(self, db: Db, stream: Stream, start: int) -> bool:
+        """Move what is parked out of a partition; False where some of it is being run, and would be missed.
 
         Under the locks of all groups: what is parked or leased later was parked then.
         """
@@ -119,17 +126,25 @@ class PostgresRetention:
             db.execute(self._sql["lock_groups"], (GROUP_LOCKS, stream.id))
             if any(span.lo < start + SIZE and start < span.hi for span in self._leased(db, stream)):
                 return False
-            db.execute(self._sql["keep_parked"], (start, start + SIZE, stream.id))
+            bound = {"lo": start, "hi": start + SIZE, "stream": stream.id}
+            db.execute(self._sql["keep_parked"], bound)
         return True
 
     def _drop_kept(self, db: Db, stream: Stream, log: int) -> int:
-        """Drop what outlived its partition, and is parked and leased nowhere any more."""
-        bound = (first_pos(log), first_pos(log + 1), stream.id)
-        places = [pos for (pos,) in db.execute(self._sql["kept_for_nobody"], bound).fetchall()]
-        held = self._leased(db, stream)
-        return self._forget_kept(db, [p for p in places if not any(s.lo <= p < s.hi for s in held)])
+        """Drop what outlived its partition, and is parked and leased nowhere any more.
 
-    def _forget_kept(self, db: Db, positions: Sequence[int]) -> int:
-        if positions:
-            db.execute(self._sql["drop_kept"], (list(positions),))
-        return len(positions)
+        Under the locks of all groups, or what is leased at one look and parked at the next would be missed.
+        """
+        bound = (first_pos(log), first_pos(log + 1), stream.id)
+        if db.execute(self._sql["kept_for_nobody"], bound).fetchone() is None:
+            return 0
+        edge = min(partitions_below(db, self.options.schema, first_pos(log + 1) - 1))
+        with db.transaction():
+            db.execute(self._sql["lock_groups"], (GROUP_LOCKS, stream.id))
+            places = [pos for (pos,) in db.execute(self._sql["kept_for_nobody"], bound).fetchall()]
+            held = self._leased(db, stream)
+            gone = [p for p in places if not any(s.lo <= p < s.hi for s in held)]
+            if gone:
+                db.execute(self._sql["drop_kept"], {"gone": gone})
+                db.execute(self._sql["trim_journal"], {"first": first_pos(log), "end": edge})
+        return len(gone)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import psycopg
+from psycopg import errors as pg
 
 from ...delivery.model import (
     MAX_LEASE,
@@ -32,7 +33,7 @@ from ...delivery.model import (
 from ...delivery.spans import Span, count, find, intersect, joined
 from ...errors import AppendUnknown, EngineUnavailable
 from ...record import first_pos
-from ..base import Counts, Group, ParkedFilter, Reads, Status
+from ..base import Conflict, Counts, Group, ParkedFilter, Reads, Status
 from .connection import Connection, Lost, PostgresOptions
 from .log import insert, ranges
 
@@ -47,10 +48,19 @@ MAX_GAPS = 1000
 """Ranges of numbers that a group may keep as gaps; beyond that the cursor waits, visibly (G4)."""
 _GAPS_A_CLAIM = 200  # looked at in one claim
 _FOUND_A_GAP = 1000
+_LONG = 1.0  # seconds that a gap is there before it is asked who could still fill it
 GROUP_LOCKS = 0x5265  # the first half of a group's lock; the second is its number
 _pack = msgspec.msgpack.Encoder().encode
 _unpack_spans = msgspec.msgpack.Decoder(list[Span]).decode
 _unpack_bodies = msgspec.msgpack.Decoder(dict[int, bytes]).decode
+
+
+class _NoPartition(Exception):
+    """A run's calls got numbers that no partition of their log is there for."""
+
+    def __init__(self, log: int) -> None:
+        super().__init__(log)
+        self.log = log
 
 
 class PostgresState:
@@ -66,12 +76,21 @@ class PostgresState:
         return self._writer.sql
 
     _sequence: Callable[[int], str]
+    add_partitions: Callable[[Db, int], None]
     _woken: int | None
     ring_done: Callable[[Db, Sequence[tuple[int, int]]], Any]
     note_claim: Callable[[], None]
 
     def transact(self, reads: Reads, decide: Callable[[View, Change], T], *, synced: bool = False) -> T:
         """Lock, read, let `decide` fill the change, write, commit; return what `decide` returned."""
+        while True:
+            try:
+                return self._transact(reads, decide, synced)
+            except _NoPartition as missing:  # undone; it begins again once there is one
+                log = missing.log
+            self._writer.append(lambda db, log=log: self.add_partitions(db, log))
+
+    def _transact(self, reads: Reads, decide: Callable[[View, Change], T], synced: bool) -> T:
         connection = self._writer if synced else self._state
         committing = False
         try:
@@ -134,14 +153,20 @@ class PostgresState:
             by_log.setdefault(call.log, []).append(call)
         return sum(
             not conflict.same
-            for some in by_log.values()
+            for log, some in by_log.items()
             for start in range(0, len(some), 256)
-            for conflict in insert(db, self._sql, self._sequence, some[start : start + 256], start, None)
+            for conflict in self._inserted(db, log, some[start : start + 256])
         )
+
+    def _inserted(self, db: Db, log: int, calls: Sequence[NewCall]) -> list[Conflict]:
+        try:
+            return insert(db, self._sql, self._sequence, calls, 0, None)
+        except pg.CheckViolation as error:
+            raise _NoPartition(log) from error
 
     def has_work(self, group: int, now: float, tasks: Sequence[str]) -> bool:
         """Say whether a claim would find something, without a lock."""
-        bound = {"grp": group, "now": now, "tasks": list(tasks)}
+        bound = {"grp": group, "now": now, "tasks": list(tasks), "gaps": MAX_GAPS}
         return bool(self._reader.read(lambda db: _one(db, self._sql["has_work"], bound)))
 
     def next_due(self, group: int) -> float | None:
@@ -275,10 +300,13 @@ def _ask(db: Db, sql: dict[str, bytes], reads: Reads) -> dict[str, Any]:
     if reads.leases:
         asked["leases"] = db.execute(sql["lease"], (group, list(reads.leases)))
     if reads.positions:
+        db.execute(sql["oldest_writer"], {"grp": group, "before": time.time() - _LONG})
         bound = {"grp": group, "limit": _FOUND_A_GAP, "ranges": _GAPS_A_CLAIM}
         asked["gaps"] = db.execute(sql["gaps"], bound, binary=True)
         asked["gap_count"] = db.execute(sql["gap_count"], (group,))
         asked["claimable"] = db.execute(sql["claimable"], {"grp": group, "want": reads.due or MAX_LEASE})
+        if not reads.due:  # not a claim: it may want all there is
+            asked["ends"] = db.execute(sql["positions"], (group,))
     if reads.returned:
         asked["returned"] = db.execute(sql["returned"], (group, reads.returned))
     if reads.due:
@@ -300,6 +328,9 @@ def _understood(asked: dict[str, Any], reads: Reads) -> tuple[View, GapsFound]:
         found = _gaps_found(asked["gaps"].fetchall())
         view.gap_room = MAX_GAPS - int(asked["gap_count"].fetchone()[0])
         view.positions = _seen(asked["claimable"].fetchall())
+        if not reads.due:
+            ends = {log: end for log, _, end, _ in asked["ends"].fetchall()}
+            view.positions = [at._replace(end=max(at.end, ends[at.log])) for at in view.positions]
     if reads.returned:
         view.returned = [_lease(row) for row in asked["returned"].fetchall()]
     if reads.due:
@@ -315,16 +346,11 @@ def _understood(asked: dict[str, Any], reads: Reads) -> tuple[View, GapsFound]:
 def _gaps_found(rows: Sequence[Any]) -> GapsFound:
     found = GapsFound()
     for lo, hi, closed, here in rows:
-        cut = len(here) >= _FOUND_A_GAP  # others may be there too: nothing is void
-        if not here and not closed:
-            continue
-        lows, highs = [], []
-        if not closed or cut:
-            for low, high in _between(lo, hi, here):
-                lows.append(low)
-                highs.append(high)
+        left = [] if closed else _between(lo, hi, here)
+        if closed and len(here) >= _FOUND_A_GAP and here[-1] + 1 < hi:
+            left = [(here[-1] + 1, hi)]  # the look ended there: what follows may be there, and is not void
         found.came += here
-        found.left.append((lo, lows, highs))
+        found.left.append((lo, [low for low, _ in left], [high for _, high in left]))
     return found
 
 
