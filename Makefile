@@ -3,6 +3,7 @@
 PYTHON ?= python3
 SOAK_SECONDS ?= 600
 ARGS ?=
+ENGINE ?= sqlite
 
 BIN := .venv/bin
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-input
@@ -29,6 +30,7 @@ help: ## this list
 	@echo
 	@echo "  PYTHON=$(PYTHON)  the Python to make .venv with"
 	@echo "  SOAK_SECONDS=$(SOAK_SECONDS)"
+	@echo "  ENGINE=$(ENGINE)  what bench runs on: sqlite, postgres"
 	@echo "  ARGS=...  more arguments for test, services, soak, bench and demo: make test ARGS='-k lease'"
 
 venv: $(STAMP) ## .venv with the locked dependencies and this package, editable
@@ -59,7 +61,7 @@ format: $(STAMP) ## format and fix what can be fixed
 	@$(BIN)/python -m ruff format
 
 bench: $(STAMP) $(BENCH_STAMP) ## rates side by side with peers
-	@$(BIN)/python bench/run.py $(ARGS)
+	@$(BIN)/python bench/run.py --engine $(ENGINE) $(ARGS)
 
 build: $(STAMP) ## wheel and sdist, in dist/
 	@$(BIN)/python -m build --no-isolation --outdir dist

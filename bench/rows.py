@@ -71,7 +71,38 @@ def _figure(done: Round, name: str) -> Any:
     return found
 
 
-def rows(sizes: Sizes) -> list[Row]:
+def rows(sizes: Sizes, engine: str) -> list[Row]:
+    """The lines for an engine."""
+    return postgres_rows(sizes) if engine == "postgres" else sqlite_rows(sizes)
+
+
+def postgres_rows(sizes: Sizes) -> list[Row]:
+    peer = "procrastinate_postgres."
+    return [
+        Row(f"drain of {sizes.drain:,} no-op calls, 2 processes", "drain.rate", rate, 60_000),
+        Row("  … of Procrastinate’s", "drain.rate", times, 10, against=(peer + "drain_per_s",)),
+        Row("  the same, every result stored", "results.rate", rate, 40_000),
+        Row(f"delay_many of {sizes.many:,} calls", "delay_many.rate", rate, 100_000),
+        Row("delay() one by one", "delay.rate", rate),
+        Row("  … of Procrastinate’s", "delay.rate", times, against=(peer + "enqueue_per_s",)),
+        Row("delay(), 16 connections one by one: all", "enqueue_16.rate", rate),
+        Row("  … of bare INSERTs", "enqueue_16.rate", share, 0.75, against=("enqueue_16.bare_rate",)),
+        Row("delay().get(): p50", "get.p50_ms", ms, 2.5, at_most=True),
+        Row("  p99", "get.p99_ms", ms),
+        Row(
+            "drain beside a transaction that stays open, of without",
+            "old_transaction.rate",
+            share,
+            0.8,
+            against=("old_transaction.without_rate",),
+        ),
+        Row("ten idle workers: transactions", "idle_queries.queries_per_s", rate, 20, at_most=True),
+        Row("Procrastinate: drain", peer + "drain_per_s", rate),
+        Row("  calls sent one by one", peer + "enqueue_per_s", rate),
+    ]
+
+
+def sqlite_rows(sizes: Sizes) -> list[Row]:
     celery, huey = "celery_redis.", "huey_sqlite."
     by_celery, by_huey = "  … of Celery’s", "  … of Huey’s"
     return [
@@ -124,13 +155,15 @@ def rows(sizes: Sizes) -> list[Row]:
     ]
 
 
-def lines(sizes: Sizes, rounds: Sequence[Round], failures: Mapping[str, str]) -> list[dict[str, Any]]:
+def lines(
+    sizes: Sizes, rounds: Sequence[Round], failures: Mapping[str, str], engine: str
+) -> list[dict[str, Any]]:
     """The table, ready to be shown and kept. Rows of steps that were not asked for are left out.
 
     `failures`: step: why, for steps that failed in any round.
     """
     out = []
-    for row in rows(sizes):
+    for row in rows(sizes, engine):
         values = [value for done in rounds if (value := row.value(done)) is not None]
         own = row.figure.partition(".")[0]
         failed = [step for step in row.steps if step in failures]

@@ -1,6 +1,7 @@
 """The benchmarks: Respool, Celery with Redis and Huey with SQLite, alternately, and the table of figures.
 
-`make bench` runs it; `make bench ARGS=--quick`, `ARGS='--only drain --only huey_sqlite'`, `ARGS=--readme`.
+`make bench` runs it; `make bench ENGINE=postgres` on PostgreSQL, beside Procrastinate; `make bench
+ARGS=--quick`, `ARGS='--only drain --only huey_sqlite'`, `ARGS=--readme`.
 Results go to bench/results: those of a whole run (at least three rounds) to latest.json, others to
 partial.json. The exit status is 1 if something could not be measured, not if a figure was missed.
 """
@@ -8,6 +9,7 @@ partial.json. The exit status is 1 if something could not be measured, not if a 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -15,7 +17,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ RESULTS = ROOT / "bench" / "results"
 PEER_PYTHON = ROOT / "bench" / ".venv" / "bin" / "python"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
-PEERS = ("celery_redis", "huey_sqlite")
+PEERS = ("celery_redis", "huey_sqlite", "procrastinate_postgres")
 # The order of a round, every second round backwards: ours and theirs alternate.
 STEPS = (
     "drain",
@@ -54,6 +56,18 @@ STEPS = (
     "idle",
     "startup",
 )
+POSTGRES_STEPS = (
+    "drain",
+    "procrastinate_postgres",
+    "results",
+    "delay_many",
+    "delay",
+    "enqueue_16",
+    "get",
+    "old_transaction",
+    "idle_queries",
+)
+ENGINES = {"sqlite": STEPS, "postgres": POSTGRES_STEPS}
 QUIET = 0.2  # busy cores before a round, above which its figures are doubtful
 TIMEOUT = 300.0
 
@@ -72,7 +86,7 @@ def measure(step: str, sizes: Sizes, peer_python: Path, *, quick: bool) -> dict[
 def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     """All rounds; what `latest.json` holds."""
     sizes = QUICK if args.quick else FULL
-    steps = [step for step in STEPS if not args.only or step in args.only]
+    steps = [step for step in ENGINES[args.engine] if not args.only or step in args.only]
     rounds: list[dict[str, Any]] = []
     failures: dict[str, str] = {}
     busy: list[float] = []
@@ -109,10 +123,28 @@ def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
         "commit": commit(),
         "machine": machine(),
         "busy_cores_before": busy,
-        "table": table.lines(sizes, rounds, failures),
+        "engine": args.engine,
+        "table": table.lines(sizes, rounds, failures, args.engine),
         "failures": failures,
         "rounds": rounds,
     }
+
+
+@contextlib.contextmanager
+def server(engine: str) -> Iterator[None]:
+    """A server of the run's own, whose URL the cases and peers find in their environment."""
+    if engine == "sqlite":
+        yield
+        return
+    from tests.services.postgres import PostgresServer
+
+    with PostgresServer() as started:
+        url = started.create_database("bench", "template0")
+        started.address.execute(
+            "CREATE TABLE bare (name text, body bytea, id bytea UNIQUE)", database="bench"
+        )
+        os.environ[common.DATABASE] = url
+        yield
 
 
 def shortened(message: str) -> str:
@@ -175,6 +207,7 @@ def peers_of(results: Mapping[str, Any]) -> str:
         for step, names in (
             ("celery_redis", ("celery", "redis-server")),
             ("huey_sqlite", ("huey", "sqlite")),
+            ("procrastinate_postgres", ("procrastinate",)),
         ):
             versions = done.get(step, {}).get("versions", {})
             found |= {name: versions[name] for name in names if name in versions}
@@ -233,7 +266,8 @@ def write_readme(results: Mapping[str, Any], readme: Path) -> None:
 
 def keep(results: Mapping[str, Any]) -> Path:
     RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / ("latest.json" if results["complete"] else "partial.json")
+    engine = "" if results["engine"] == "sqlite" else f"-{results['engine']}"
+    path = RESULTS / (f"latest{engine}.json" if results["complete"] else "partial.json")
     part = path.with_suffix(".part")
     part.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")
     part.replace(path)
@@ -244,12 +278,13 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench/run.py", description="Respool beside its peers")
     parser.add_argument("--rounds", type=int, help="default: 3, with --quick 1")
     parser.add_argument("--quick", action="store_true", help="small sizes, for a first look")
-    parser.add_argument(
-        "--only", action="append", choices=STEPS, metavar="CASE", help=f"again for more: {', '.join(STEPS)}"
-    )
+    parser.add_argument("--only", action="append", metavar="CASE", help=f"again for more: {', '.join(STEPS)}")
+    parser.add_argument("--engine", choices=ENGINES, default="sqlite", help="what the log is on")
     parser.add_argument("--readme", action="store_true", help="measure nothing: latest.json into the README")
     parser.add_argument("--peer-python", type=Path, default=PEER_PYTHON, help="has the peers installed")
     args = parser.parse_args(argv)
+    if wrong := sorted(set(args.only or ()) - set(ENGINES[args.engine])):
+        parser.error(f"--only {wrong[0]}: on {args.engine} there are {', '.join(ENGINES[args.engine])}")
     if args.rounds is None:
         args.rounds = 1 if args.quick else 3
     if args.rounds < 1:
@@ -270,7 +305,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     wide = Console()
     console = wide if wide.is_terminal and wide.width <= 100 else Console(width=100)
     try:
-        results = run(args, console)
+        with server(args.engine):
+            results = run(args, console)
     except KeyboardInterrupt:
         print("interrupted; what was started is stopped", file=sys.stderr)
         return 130

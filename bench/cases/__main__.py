@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.cases import appending, draining, starting, waiting
+from bench.cases import appending, draining, server, starting, waiting
 from bench.cases.common import FULL, QUICK, Sizes
 from bench.peers import common
 
@@ -28,6 +28,9 @@ CASES: dict[str, Callable[[Path, Sizes], dict[str, Any]]] = {
         waiting.get,
         waiting.idle,
         starting.startup,
+        server.enqueue_16,
+        server.old_transaction,
+        server.idle_queries,
     )
 }
 

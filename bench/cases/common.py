@@ -43,16 +43,20 @@ QUICK = Sizes(
 
 
 def use(folder: Path, *, durability: str | None = None) -> Path:
-    """Point the apps, in this process and in those it starts, to a log in `folder`; return the marks' file.
+    """Point the apps, in this process and in those it starts, to a log of their own; return the marks' file.
+
+    The log is in `folder`, or in a schema of the server in `$BENCH_DATABASE`.
 
     To be called before one of `bench.apps` is imported.
     """
     marks = folder / "marks"
     marks.touch()
     os.environ[common.MARKS] = str(marks)
-    os.environ["RESPOOL_URL"] = f"sqlite:///{folder / 'bench.db'}" + (
-        f"?durability={durability}" if durability else ""
-    )
+    options = {"durability": durability} if durability else {}
+    url = f"sqlite:///{folder / 'bench.db'}"
+    if server := os.environ.get(common.DATABASE):
+        url, options["schema"] = server, f"b{time.time_ns()}"
+    os.environ["RESPOOL_URL"] = url + "?" * bool(options) + "&".join(f"{k}={v}" for k, v in options.items())
     return marks
 
 

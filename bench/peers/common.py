@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOPBACK = "127.0.0.1"
+DATABASE = "BENCH_DATABASE"  # of a server, where there is one
 MARKS = "BENCH_MARKS"  # the environment variable that tells a worker which file its tasks append to
 WARM_UP = 20  # calls made before a clock starts
 READY = 30.0  # seconds that a server or worker has to come up, and a drain may stand still
