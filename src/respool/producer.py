@@ -15,6 +15,7 @@ from .record import RUN_BITS, id_text, new_head
 
 CHUNK_RECORDS = 5000
 CHUNK_BYTES = 1 << 20
+PATIENCE = 1.0  # seconds after which one who waits looks again whether nobody leads: who led was interrupted
 MAX_TOGETHER = 256  # callers whose records are appended in one statement
 
 _RUN_LENGTH = 1 << RUN_BITS
@@ -47,8 +48,11 @@ class _LoopEvent:
         self.wait, self.clear = self._event.wait, self._event.clear
 
     def set(self) -> None:
-        if not self.loop.is_closed():
+        try:
             self.loop.call_soon_threadsafe(self._event.set)
+        except RuntimeError:
+            if not self.loop.is_closed():  # then nobody waits there any more
+                raise
 
 
 class Producer:
@@ -72,14 +76,14 @@ class Producer:
         """
         if len(row.body) > self._max or row.meta is not None:
             self.check_size(row.body, row.meta)
-        if not self._waiting and self._lead.acquire(blocking=False):
+        if not self._waiting and not self._lead.locked():
             return self._append_alone(row)
         mine = _Pending(row, threading.Event())
         self._waiting.append(mine)
         try:
             while not mine.finished:
                 if not self._try_lead(mine):
-                    mine.wake.wait()
+                    mine.wake.wait(PATIENCE)
                     mine.wake.clear()
         except BaseException:
             self._leave(mine)
@@ -89,13 +93,13 @@ class Producer:
         return None
 
     def _append_alone(self, row: NewCall) -> int:
-        """Append for one caller who leads: nobody to combine with."""
+        """Append for one caller: nobody to combine with, or the one who came first at the same moment."""
         try:
-            done = self._engine.append_row(row)
+            with self._lead:
+                done = self._engine.append_row(row)
         except AppendUnknown as error:
             raise _with_ids(error, (row,)) from error.__cause__
         finally:
-            self._lead.release()
             if self._waiting:
                 self._wake_next()
         if isinstance(done, Conflict):
@@ -131,13 +135,13 @@ class Producer:
 
     def _try_lead(self, mine: _Pending) -> bool:
         """Append all that waits, unless somebody else is at it."""
-        if not self._lead.acquire(blocking=False):
+        if self._lead.locked():
             return False
         try:
-            if not mine.finished:
-                self._append_waiting()
+            with self._lead:  # only C code takes it: a signal's exception could come before a `try`
+                if not mine.finished:
+                    self._append_waiting()
         finally:
-            self._lead.release()
             self._wake_next()
         return True
 

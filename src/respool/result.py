@@ -38,7 +38,7 @@ class Found(NamedTuple):
 class AsyncResult(Generic[R]):
     """One call in one group. Cheap to make; asks the engine only when asked."""
 
-    __slots__ = ("_app", "_group", "_id", "_namespace", "_place", "_pos", "_unsent")
+    __slots__ = ("_app", "_engine", "_group", "_id", "_namespace", "_place", "_pos", "_unsent")
 
     def __init__(
         self,
@@ -52,6 +52,7 @@ class AsyncResult(Generic[R]):
         self._app, self._id, self._group = app, id, group
         self._namespace = app.name if namespace is None else namespace
         self._pos = pos  # where it is, if the append told
+        self._engine = None if pos is None else app.engine  # whose position that is
         self._place: tuple[int, Group] | None = None
         self._unsent = unsent  # the run whose outbox it waits in
 
@@ -199,7 +200,9 @@ class AsyncResult(Generic[R]):
     def record(self) -> Record:
         """Return the call as it was recorded. Raises UnknownCall."""
         pos, _ = self._locate()
-        return self._app.engine.records(pos, pos + 1, 1)[0]
+        for record in self._app.engine.records(pos, pos + 1, 1):
+            return record
+        raise UnknownCall(f"the record of call {self.id} is past retention")
 
     # Looking up
 
@@ -208,12 +211,14 @@ class AsyncResult(Generic[R]):
         if self._unsent is not None:
             self._unsent.flush()
             self._unsent = None
-        if self._place is None:
-            pos = self._pos if self._pos is not None else self._app.engine.find(self._namespace, self._id)
+        engine = self._app.engine
+        if self._place is None or self._engine is not engine:  # else the file was replaced: it is another log
+            pos = self._pos if self._engine is engine else engine.find(self._namespace, self._id)
             if pos is None:
                 raise UnknownCall(
                     f"no call {self.id} in app {self._app.name}: never appended, or past retention"
                 )
+            self._pos, self._engine = pos, engine
             self._place = pos, self._app.group_at(pos, self._group)
         return self._place
 
@@ -360,7 +365,8 @@ class ResultSet(Generic[R]):
                     value: Any = None if outcome.value is None else self._app.decode_value(outcome.value)
                     yield value
                 else:  # failed, revoked, expired, or nothing returned: as `get` would have it
-                    yield AsyncResult[R](self._app, id_of(head, seq + pos - lo)).get(0, propagate=propagate)
+                    one = AsyncResult[R](self._app, id_of(head, seq + pos - lo), pos=pos)
+                    yield one.get(0, propagate=propagate)
 
     def get(self, timeout: Any = None, *, propagate: bool = True) -> list[R]:
         """Wait for all calls and return what they returned, in order. Raises as `AsyncResult.get`."""

@@ -218,7 +218,7 @@ class Story:
         shop.beat()
         step(synced=True)
         self.trimmed.update(shop.ids())
-        with engine._state.writing() as db:
+        with engine._state.lock, engine._state.writing() as db:
             db.execute(f"BEGIN IMMEDIATE; {MAKE_ROOM}; DELETE FROM parked; COMMIT")
         step(synced=False)
         engine.drop_worker(shop.worker)
@@ -314,7 +314,7 @@ def test_h10_positions_do_not_come_back_after_the_highest_were_removed(
 ) -> None:
     shop.run(5)
     highest = max(shop.positions())
-    with shop.engine._writer.writing() as db:
+    with shop.engine._writer.lock, shop.engine._writer.writing() as db:
         db.execute(f"BEGIN IMMEDIATE; {MAKE_ROOM}; COMMIT")
 
     def next_position(found: Shop) -> int:
@@ -331,7 +331,7 @@ def test_h10_numbers_of_streams_groups_and_workers_do_not_come_back(shop: Shop) 
     group = next(g for g in engine.groups() if g.stream == other.id)
     engine.drop_worker(shop.worker)
     engine.drop_group(group)
-    with engine._writer.writing() as db:
+    with engine._writer.lock, engine._writer.writing() as db:
         db.execute(f"DELETE FROM log WHERE stream = {other.id}")
         db.execute(f"DELETE FROM stream WHERE id = {other.id}")
     again = engine.create_stream("queue", "shop", "other", 1, {})
@@ -349,7 +349,7 @@ def test_s5_space_can_be_given_back_even_after_a_cut_at_creation(tmp_path: Path)
             engine = opened(fs)
             with engine._reader.waiting() as db:
                 modes.add((db.execute("PRAGMA auto_vacuum").get, db.execute("PRAGMA journal_mode").get))
-            assert engine.integrity() == []
+            assert engine.damage() == []
             Shop(engine).run(1)
             engine.close()
 

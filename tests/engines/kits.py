@@ -117,7 +117,7 @@ class SQLiteKit(EngineKit):
 
     def _run(self, *statements: tuple[str, tuple[Any, ...]]) -> None:
         engine: Any = self.engines[0]
-        with engine._writer.writing() as db:
+        with engine._writer.lock, engine._writer.writing() as db:
             db.execute("BEGIN IMMEDIATE")
             for statement, bound in statements:
                 db.execute(statement, bound)

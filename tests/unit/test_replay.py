@@ -391,7 +391,7 @@ def test_positions_left_empty_are_no_records(app, worker):
 
 def test_a_run_without_its_head(app):
     append_at(app, "add", 1.0, number=5)
-    with app.engine._writer.writing() as db:
+    with app.engine._writer.lock, app.engine._writer.writing() as db:
         db.execute("DELETE FROM record WHERE seq IS NULL")
     report = check(app)
     assert report.problems == ["4 records without id or time: their run has no head: 1:1, 1:2, 1:3, 1:4"]
@@ -399,7 +399,7 @@ def test_a_run_without_its_head(app):
 
 def test_what_belongs_to_nothing(app):
     append_at(app, "add", 1.0)
-    with app.engine._writer.writing() as db:
+    with app.engine._writer.lock, app.engine._writer.writing() as db:
         db.execute("INSERT INTO record (pos, task, body, id, time) VALUES (99 << 40, 't', x'', x'01', 1)")
         db.execute("INSERT INTO lease (id, grp, child, spans, since) VALUES (5, 55, 0, x'90', 0)")
     text = "\n".join(check(app).problems)

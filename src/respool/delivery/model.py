@@ -93,7 +93,7 @@ class Verdict(msgspec.Struct, array_like=True, omit_defaults=True):
     task: str = ""
     error: bytes | None = None
     body: bytes | None = None
-    charge: bool = False  # count a delivery: its process died
+    charge: int = 0  # deliveries to count: 1 where its process died, -1 to take back what was charged before
     retried: bool = False  # count a retry
     skipped: bool = False
     quiet: bool = False  # store no outcome (ignore_result)

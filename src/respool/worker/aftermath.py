@@ -73,8 +73,9 @@ class Aftermath:
             return bury_lease(view, change, lease.id, self._owner, cause, finished, suspect, now)
 
         self._engine.transact(Reads(group, (lease.id,)), decide)
+        if seen is not None:  # the one that ran may have been buried
+            self._engine.ring_waiters(seen.through + ([] if seen.running is None else [seen.running]))
         if finished is not None:
-            self._engine.ring_waiters(seen.through if seen else [])
             for log in {call.log for verdict in finished.verdicts for call in verdict.calls}:
                 self._engine.ring(log)
         self._engine.ring(lease.spans[0].lo >> 40, everyone=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ..clock import boottime_ns
@@ -40,8 +42,10 @@ class Caller:
         self.encode = codec_for("msgpack").encode
         self._loop: asyncio.Runner | None = None
         self._task: asyncio.Task[Any] | None = None
+        self._thread = threading.get_ident()
         self._coroutine = False  # the running record's code is one: its limit cancels it, and raises nothing
         self._told = 0  # the soft limit that the running code was told of
+        run.shield = self.shielded
 
     def close(self) -> None:
         """Close the event loop, if coroutine tasks have used one."""
@@ -138,6 +142,20 @@ class Caller:
         if self._task is not None:  # else it has not begun, and looks itself; or it has ended
             self._told = limit
             self._task.get_loop().call_soon_threadsafe(self._task.cancel)
+
+    @contextmanager
+    def shielded(self) -> Iterator[None]:
+        """Have no soft limit strike within the block, but right after it: it is not the user's code (H17)."""
+        words = self.slot.words
+        if threading.get_ident() != self._thread:
+            yield  # limits strike in the thread that runs the record
+            return
+        before, words[p.USER] = words[p.USER], 0
+        try:
+            yield
+        finally:
+            words[p.USER] = before
+        self.on_soft_limit()
 
     def _set_limits(self, runner: Runner) -> None:
         words, now = self.slot.words, boottime_ns()

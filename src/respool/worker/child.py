@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from ..app import App
-from ..errors import RespoolError, UnknownName
+from ..errors import EngineUnavailable, RespoolError, UnknownName
 from ..loading import AppImportError, load_app
 from . import page as p
 from .executor import Executor
@@ -119,7 +119,8 @@ class Child:
                 return EXIT_RECYCLED
             if not worked and not executor.stopping:
                 self.busy(False)
-                rung = idle(app.engine, executor.services, sleeper, app.settings["poll_interval"])
+                poll = app.settings["poll_interval"]
+                rung = idle(app.engine, executor.services, sleeper, poll, patient=True)
                 self._drain()
         return 0
 
@@ -179,11 +180,19 @@ def _ignore(*_: Any) -> None:
     """
 
 
+def _obey() -> None:
+    """A process that a task forks ends when it is told to: multiprocessing.Pool relies on it."""
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        if signal.getsignal(number) is _ignore:
+            signal.signal(number, usual)
+
+
 def main() -> None:
     """Run a child as the supervisor starts it: control socket, life pipe, its pid, the log file."""
     control, life, parent = (int(argument) for argument in sys.argv[1:4])
     signal.signal(signal.SIGINT, _ignore)
     signal.signal(signal.SIGTERM, _ignore)
+    os.register_at_fork(after_in_child=_obey)
     die_with(parent, life)
     os.set_inheritable(control, False)
     os.set_inheritable(life, False)
@@ -194,6 +203,9 @@ def main() -> None:
     child = Child(socket.socket(fileno=control), log_file)
     try:
         status = child.run()
+    except EngineUnavailable as error:
+        log.error("the process ends: %s", error)
+        status = EXIT_LOST
     except Exception:  # the last line of defence: say what happened, and let the supervisor clear up
         log.exception("the process ends because of an error that is not the task's")
         status = EXIT_LOST

@@ -278,6 +278,7 @@ class Executor:
         for row in rows:
             # First say that it is started, then look at the bound: the supervisor, who gives records
             # back, does the two in the other order, and so never gives back one that runs (H3).
+            words[began_word] = last
             words[started_word] = count + 1
             if count >= words[bound] or (last > words[deadline] and not self._prove_alive()):
                 words[started_word] = count
@@ -297,7 +298,6 @@ class Executor:
                     settle_now = True
                 verdict = caller.call_with_care(service, lease, runner, row, span, skip, charge)
             else:
-                words[began_word] = last
                 try:
                     args, kwargs = runner.unpack(row[2])
                     if runner.convert is not None:
@@ -325,6 +325,8 @@ class Executor:
                 os._exit(0)
             last = clock()
             if verdict is not None:
+                if settle_now and verdict.reason is not None and runner is not None:
+                    verdict.charge = -1  # it was charged before its run, and the run has ended (H7)
                 kept[0].append(verdict)
                 full = not slot.add(verdict)
                 if not full:

@@ -17,6 +17,7 @@ from .services import Service
 
 HOUSEKEEPING = 5.0  # seconds between two rounds of housekeeping, unless there was more to do than …
 HOUSEKEEPING_SHARE = 0.1  # … a round may take
+SELDOM = 10  # polling intervals between two looks of who hears the bell: a ring is lost with who would ring
 STEP = 5000  # records or values in one transaction
 
 
@@ -106,22 +107,34 @@ def farewell(engine: Any, groups: Sequence[Any], handled: int, seconds: float) -
     return f"{done}; left: {shown or 'nothing'}"
 
 
-def idle(engine: Any, services: Sequence[Service], sleeper: Any, poll: float) -> bool:
-    """Sleep until something is due or the polling interval is over, or the bell rings: then True."""
-    sleeper.prepare()
-    now = wall_clock()
-    wait = poll
-    try:
-        for service in services:
-            if engine.has_work(service.group.id, now, tuple(service.runners)):
-                sleeper.cancel()
-                return False
-            due = engine.next_due(service.group.id)
-            if due is not None:
-                wait = min(wait, max(due - now, 0.0))
-    except EngineUnavailable:
-        wait = poll  # the executor looks again after that, and says what is wrong
-    return bool(sleeper.sleep(wait))
+def idle(
+    engine: Any, services: Sequence[Service], sleeper: Any, poll: float, *, patient: bool = False
+) -> bool:
+    """Sleep until there may be something to do, or somebody wants something; True where the bell rang.
+
+    Parameters:
+        patient: where the sleeper is sure to hear the bell, look far less often than every `poll` seconds,
+            and come back only when there is something.
+    """
+    while True:
+        sleeper.prepare()
+        wait = poll * SELDOM if patient and getattr(sleeper, "hears", False) else poll
+        now = wall_clock()
+        try:
+            for service in services:
+                if engine.has_work(service.group.id, now, tuple(service.runners)):
+                    sleeper.cancel()
+                    return False
+                due = engine.next_due(service.group.id)
+                if due is not None:
+                    wait = min(wait, max(due - now, 0.0))
+        except EngineUnavailable:
+            return bool(sleeper.sleep(poll))  # the executor looks again after that, and says what is wrong
+        until = time.monotonic() + wait
+        if sleeper.sleep(wait):
+            return True
+        if not patient or time.monotonic() < until:
+            return False
 
 
 def all_done(engine: Any, groups: Sequence[Any]) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,8 @@ class CurrentRun:
         """Whether the run made calls or said how far it is: else there is nothing to look after."""
         self.dropped = 0
         self.progressed = False
+        self.shield: Callable[[], AbstractContextManager[None]] = nullcontext
+        """What keeps a soft time limit from striking within our code, which the task's has called (H17)."""
 
     def begin_lease(self, service: Service, lease: int, owner: int) -> None:
         """Move on to another lease. A run begins by setting `row` and `span`."""
@@ -115,7 +118,8 @@ class CurrentRun:
         assert self.row is not None
         value = codec_for("msgpack").encode(meta, "meta")
         self.used = self.progressed = True
-        self._engine.set_progress(self.service.group.id, self.row[0], value, self._fence)
+        with self.shield():
+            self._engine.set_progress(self.service.group.id, self.row[0], value, self._fence)
 
     # The outbox
 
@@ -125,7 +129,7 @@ class CurrentRun:
 
     def send(self, log: int, task: str, body: bytes, meta: Meta, id: Id | None, namespace: str) -> Id:
         """Put a call in the outbox; it leaves with the settlement, or after `outbox_hold` (P4)."""
-        with self._lock:
+        with self.shield(), self._lock:
             if self.row is None:
                 raise Refused("the run that made this call has ended; nothing was sent")
             self.used = True
@@ -193,7 +197,7 @@ class CurrentRun:
 
         Raises: what `delay()` raises; the calls then stay for the settlement. LeaseLost: the run is void.
         """
-        with self._lock:
+        with self.shield(), self._lock:
             while self._calls:
                 log = self._calls[0].log
                 together = [call for call in self._calls if call.log == log][:MAX_TOGETHER]

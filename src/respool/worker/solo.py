@@ -50,6 +50,7 @@ class Solo:
         patience = max(3, round(app.settings["worker_ttl"] / app.settings["beat"]))
         self._watch = Watch(self.engine, boot_id(), patience, self.deliveries)
         self._stop = threading.Event()
+        self._attend = threading.Event()  # there is a limit to look at, or the end
         self._beaten = 0
         self._looked = 0
         self._signals = 0
@@ -77,6 +78,7 @@ class Solo:
             self._serve(executor)
         finally:
             self._stop.set()
+            self._attend.set()
             beating.join()
             executor.close()
             for number, handler in before.items():
@@ -132,12 +134,14 @@ class Solo:
     def _keep_beating(self) -> None:
         next_beat = time.monotonic()
         while True:
-            soft = self.slot.words[p.SOFT_AT]
             wait = max(next_beat - time.monotonic(), 0.0)
-            if self._stop.wait(min(wait, 0.02) if soft else wait):
+            self._attend.wait(min(wait, 0.02) if self.slot.words[p.SOFT_AT] else wait)
+            self._attend.clear()
+            if self._stop.is_set():
                 return
-            if soft and boottime_ns() >= soft and self.slot.words[p.SOFT_FOR] != self.slot.words[p.STARTED]:
-                self.slot.words[p.SOFT_FOR] = self.slot.words[p.STARTED]
+            soft = self.slot.words[p.SOFT_AT]
+            if soft and boottime_ns() >= soft and self.slot.words[p.SOFT_FOR] != soft:
+                self.slot.words[p.SOFT_FOR] = soft
                 os.kill(os.getpid(), signal.SIGUSR1)
             if time.monotonic() >= next_beat:
                 next_beat = time.monotonic() + self.app.settings["beat"]
@@ -180,7 +184,8 @@ class Solo:
     # Host
 
     def limited(self) -> None:
-        """Nothing: the beating thread looks at the limits."""
+        """Have the beating thread look at the limits from now on."""
+        self._attend.set()
 
     def busy(self, busy: bool) -> None:
         """Nothing: there is nobody to tell."""

@@ -64,6 +64,7 @@ class Supervisor:
         self._respawn_at: dict[int, float] = {}
         self._signals = 0
         self._draining = False
+        self._cold = False  # nothing is waited for any more
         self._deadline_to_kill: float | None = None
         self._dirty = True
         self._synced = -1
@@ -250,6 +251,7 @@ class Supervisor:
         ):
             self._deadline_to_kill = None
             self._signals = 1
+            self._cold = True
             log.info("ending the running tasks; they go back and will be run again")
             for child in self.children.values():
                 child.kill()
@@ -285,6 +287,9 @@ class Supervisor:
                 log.error("a new process cannot start: %s", message.error)
 
     def _finish(self) -> int:
+        if self._gives_up():
+            log.info("stopped; what is left cannot be seen")
+            return 0
         try:
             if not self._patient.leases_of(self.worker):
                 self._patient.drop_worker(self.worker)
@@ -401,9 +406,18 @@ class Supervisor:
                 except (EngineUnavailable, AppendUnknown) as error:
                     self._unreachable("clear up after a process", error)
                     self._bury_at = time.monotonic() + AGAIN
-                    return
+                    if not self._gives_up():
+                        return
+                    log.error("what a process held is left to the worker that comes next: %s", error)
                 del self.children[child.index]
                 child.close()
+
+    def _gives_up(self) -> bool:
+        """Say whether this worker ends though the engine is out of reach: whoever finds it dead clears up."""
+        if not self._draining or self._unreachable_since is None:
+            return False
+        waited = time.monotonic() - self._unreachable_since
+        return self._cold or waited > self.hello.settings["append_timeout"]
 
     def _clear_up(self, child: ChildProcess, status: int) -> None:
         aftermath = Aftermath(self.engine, self.worker, dict(self.hello.deliveries))

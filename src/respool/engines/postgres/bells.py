@@ -5,8 +5,10 @@ sleeps holds an advisory lock, a *flag*, on a connection of its own that listens
 flags, in memory and without a row, and notifies where one is held. Flags are few: whoever finds none free is
 woken with the others, since a notification reaches all who listen.
 
-A ring follows what it is about in one round trip, in the same pipeline but after its commit. A worker's flag
-stays up while it is woken for single calls, and comes down when it is busy.
+A ring follows what it is about in one round trip, in the same pipeline but after its commit. Only a single
+append rings before it, in its own statement: who raises a flag between the two would not hear it, so the
+first sleep under a new flag is short. A worker's flag stays up while it is woken for single calls, and comes
+down when it is busy.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from ...errors import RespoolError
 from .connection import PostgresOptions, connect
 from .log import Executes
 
-FLAGS = 8
+FLAGS = 4
 BUSY = 3  # claims in a row
+FIRST_SLEEP = 0.1  # seconds: longer than it takes to commit
 _WORKERS, _WAITERS = 0x5266, 0x5267  # first halves of the flags' locks
 MAX_SLEEP = 3600.0
 _ALL = (1 << 64) - 1
@@ -90,6 +93,10 @@ class PostgresBells:
     def ring_log(self, db: Executes, log: int) -> None:
         """Ring for workers; in a pipeline, after the commit of what it is about."""
         db.execute(RING, (self.channel, f"log {log}", _WORKERS))
+
+    def ring_values(self, log: int) -> dict[str, Any]:
+        """Return what a statement needs that rings for workers by itself."""
+        return {"flags": _WORKERS, "last_flag": FLAGS - 1, "channel": self.channel, "said": f"log {log}"}
 
     def ring_done(self, db: Db, ranges: Sequence[tuple[int, int]]) -> Any:
         """Ring for those who wait for one of these positions, or for one that shares a bit of 64 with it."""
@@ -160,6 +167,7 @@ class PostgresSleeper:
         self.concerns, self._wake_fds = concerns, wake_fds
         self._db: Db | None = None
         self._flag: int | None = None
+        self._fresh = False  # the flag has just been raised
         self._silent_until = 0.0
         self._spare = os.pipe()  # never readable: what `fileno` gives while there is no connection
         self._closed = False
@@ -173,12 +181,15 @@ class PostgresSleeper:
         try:
             if self._flag is None:
                 self._flag = self._raise_flag(db)
+                self._fresh = self.kind == _WORKERS
             self._heard(db)
         except psycopg.Error:
             self._lose()
 
     def sleep(self, timeout: float) -> bool:
         """Wait for a ring, at most so long. A waiter's flag is down afterwards, a worker's stays up."""
+        if self._fresh:
+            timeout, self._fresh = min(timeout, FIRST_SLEEP), False
         try:
             return self._sleep(time.monotonic() + min(max(timeout, 0.0), MAX_SLEEP))
         finally:

@@ -25,6 +25,9 @@ from .sql import statements
 OLDEST = 140000
 """The oldest server that is supported: PostgreSQL 14."""
 
+SHORTEST = 2
+"""Seconds that an answer may take at least: what waits for a lock for less may still wait for a disk."""
+LONG = 3
 T = TypeVar("T")
 _PAUSES = (0.02, 0.05, 0.1, 0.2, 0.5)  # seconds between tries to connect anew
 
@@ -171,20 +174,45 @@ class Connection:
         return EngineError(f"{where}: {what}")
 
 
+class Bounded(psycopg.Connection[Any]):
+    """Waits for an answer only so long: a server that hangs, or a network that is cut, closes nothing."""
+
+    patience = 10.0
+
+    def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
+        """Let one of the driver's operations go on; where nothing comes for too long, close and raise."""
+        return super().wait(self._within(gen), *args, **kwargs)
+
+    def _within(self, gen: Any) -> Any:
+        until = time.monotonic() + self.patience
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted  # 0: nothing has come for a tenth of a second
+                if not ready and time.monotonic() > until:
+                    self.pgconn.finish()
+                    raise psycopg.OperationalError(f"no answer within {self.patience:g} s")
+                wanted = gen.send(ready)
+        except StopIteration as end:
+            return end.value
+
+
 def connect(options: PostgresOptions, role: str) -> psycopg.Connection[Any]:
     """Open a connection. Raises ConfigError, EngineUnavailable, EngineTooOld, none with the password."""
     try:
-        db = psycopg.connect(
+        db = Bounded.connect(
             options.conninfo,
             autocommit=True,
             prepare_threshold=5 if options.prepare else None,
-            connect_timeout=max(2, int(options.timeout)),
+            connect_timeout=max(SHORTEST, int(options.timeout)),
             application_name=f"respool {role}",
         )
     except psycopg.OperationalError as error:
         raise _not_opened(options, error) from None  # its text could repeat the connection string
     except psycopg.Error as error:
         raise ConfigError(f"{options.shown}: {_first_line(error)}") from None
+    # What asks for long is asked by commands, through the reader.
+    db.patience = max(options.timeout, SHORTEST) * (LONG if role == "reader" else 1)
     if db.info.server_version < OLDEST:
         version = db.info.server_version // 10000
         db.close()

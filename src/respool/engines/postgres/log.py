@@ -51,6 +51,7 @@ class PostgresLog:
     _reader: Connection
     _state: Connection
     ring_log: Callable[[Executes, int], None]
+    ring_values: Callable[[int], dict[str, Any]]
 
     @property
     def _sql(self) -> dict[str, bytes]:
@@ -92,15 +93,11 @@ class PostgresLog:
             return conflicts
         bound = {
             "sequence": self._sequence(row.log), "id": id_bytes(row.id), "task": row.task, "body": row.body,
-            "meta": row.meta, "time": int(row.time * _MICRO),
+            "meta": row.meta, "time": int(row.time * _MICRO), **self.ring_values(row.log),
         }  # fmt: skip
 
         def run(db: psycopg.Connection[Any]) -> Any:
-            with db.pipeline() as pipeline:
-                cursor = db.execute(self._sql["append_row"], bound, binary=True)
-                pipeline.sync()
-                self.ring_log(db, row.log)
-            return cursor.fetchone()
+            return db.execute(self._sql["append_row"], bound, binary=True).fetchone()
 
         found = self._appending(row.log, run)
         if found is not None:

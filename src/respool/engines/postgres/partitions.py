@@ -99,11 +99,12 @@ def detach_record(db: Db, schema: str, start: int) -> bool:
     table = f"{quoted(schema)}.record"
     for name, pending in db.execute(
         "SELECT inhrelid::regclass::text, inhdetachpending FROM pg_inherits "
-        "WHERE inhparent = to_regclass(%s) AND (inhdetachpending OR inhrelid = to_regclass(%s)) ORDER BY 2 DESC",
+        "WHERE inhparent = to_regclass(%s) AND (inhdetachpending OR inhrelid = to_regclass(%s)) "
+        "ORDER BY inhdetachpending DESC",
         (table, f"{quoted(schema)}.{table_name('record', start)}"),
     ).fetchall():
         how = "FINALIZE" if pending else "CONCURRENTLY"
-        given_up = threading.Timer(PATIENCE, db.cancel)
+        given_up = threading.Timer(PATIENCE, db.cancel_safe)
         given_up.start()
         try:
             db.execute(f"ALTER TABLE {table} DETACH PARTITION {name} {how}".encode())

@@ -18,7 +18,7 @@ from ...errors import RespoolError
 from ...record import first_pos
 from ..base import Stream
 from .connection import Connection, PostgresOptions, connect
-from .partitions import SIZE, detach_record, drop, partition_of, partitions_below
+from .partitions import SIZE, add, detach_record, drop, partition_of, partitions_below
 from .state import GROUP_LOCKS
 
 STEP = 5000
@@ -34,6 +34,7 @@ class PostgresRetention:
     options: PostgresOptions
     _state: Connection
     _writer: Connection
+    _made: set[int]
 
     @property
     def _sql(self) -> dict[str, bytes]:
@@ -51,15 +52,29 @@ class PostgresRetention:
         return limit - left
 
     def tidy(self) -> None:
-        """Delete old versions of cursors and beats, in slices."""
+        """Delete old versions of cursors and beats, in slices; make partitions before they are needed."""
         try:
             self._state.append(self._forget_old_versions)
+            self._state.append(self._make_next_partitions)
         except RespoolError as error:
-            log.warning("old versions of cursors and beats stay for now: %s", error)
+            log.warning("the database could not be tidied, which is tried again: %s", error)
 
     def _forget_old_versions(self, db: Db) -> None:
         db.execute(self._sql["old_cursors"], (1000,))
         db.execute(self._sql["old_beats"], (1000,))
+
+    def _make_next_partitions(self, db: Db) -> None:
+        """Make the next partition of each log whose last is half full.
+
+        Who appends does that too, but not within a transaction of the caller's, which would fail without it.
+        """
+        for (pos,) in db.execute(self._sql["half_full"], (SIZE >> 1,)).fetchall():
+            start = partition_of(pos) + SIZE
+            if start not in self._made:
+                with db.transaction():
+                    db.execute("SET LOCAL lock_timeout = '200ms'")
+                    add(db, self.options.schema, start)
+                self._made.add(start)
 
     def _cutter(self, stream: Stream, log: int, before: float, limit: int) -> Any:
         def cut(db: Db) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -76,7 +77,7 @@ class PostgresState:
         return self._writer.sql
 
     _sequence: Callable[[int], str]
-    add_partitions: Callable[[Db, int], None]
+    add_partitions: Callable[..., None]
     _woken: int | None
     ring_done: Callable[[Db, Sequence[tuple[int, int]]], Any]
     note_claim: Callable[[], None]
@@ -88,15 +89,17 @@ class PostgresState:
                 return self._transact(reads, decide, synced)
             except _NoPartition as missing:  # undone; it begins again once there is one
                 log = missing.log
-            self._writer.append(lambda db, log=log: self.add_partitions(db, log))
+            self._writer.append(partial(self.add_partitions, log=log))
 
     def _transact(self, reads: Reads, decide: Callable[[View, Change], T], synced: bool) -> T:
         connection = self._writer if synced else self._state
         committing = False
         try:
-            with connection.using() as db:
-                view, gaps = self._begin(db, reads, synced)
-                came = self._given_back(db, gaps.came)
+            # One pipeline for all: psycopg leaves one with a Flush behind the Sync, and that stops the server's
+            # clock for who is idle in a transaction (G7).
+            with connection.using() as db, db.pipeline() as pipeline:
+                view, gaps = self._begin(db, pipeline, reads, synced)
+                came = self._given_back(db, pipeline, gaps.came)
                 if came is not None and reads.returned:
                     view.returned.append(came)
                 change = Change()
@@ -109,15 +112,14 @@ class PostgresState:
                 if change.calls:
                     change.count("calls refused: id taken", self._append_calls(db, change.calls))
                 settled = [(entry.lo, entry.hi) for entry in change.journal]
-                with db.pipeline() as pipeline:
-                    write_change(db, self._sql, reads.group, change, gaps)
-                    committing = True
-                    db.execute("COMMIT")
-                    if settled:
-                        pipeline.sync()
-                        rung = self.ring_done(db, settled)
+                write_change(db, self._sql, reads.group, change, gaps)
+                committing = True
+                db.execute("COMMIT")
                 if settled:
-                    self._woken = rung.rowcount
+                    pipeline.sync()
+                    rung = self.ring_done(db, settled)
+            if settled:
+                self._woken = rung.rowcount
         except Lost as lost:
             where = self.options.shown
             if committing:
@@ -129,21 +131,25 @@ class PostgresState:
             self.note_claim()
         return answer
 
-    def _begin(self, db: Db, reads: Reads, synced: bool) -> tuple[View, GapsFound]:
+    def _begin(
+        self, db: Db, pipeline: psycopg.Pipeline, reads: Reads, synced: bool
+    ) -> tuple[View, GapsFound]:
         milliseconds = f"{int(self.options.timeout * 1000)}ms"
         commit = "on" if synced and self.options.durability == "full" else "off"
-        with db.pipeline():
-            db.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-            db.execute(self._sql["begin"], (milliseconds, milliseconds, commit))
-            db.execute(self._sql["lock_group"], (GROUP_LOCKS, reads.group))
-            asked = _ask(db, self._sql, reads)
+        db.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+        db.execute(self._sql["begin"], (milliseconds, milliseconds, commit))
+        db.execute(self._sql["lock_group"], (GROUP_LOCKS, reads.group))
+        asked = _ask(db, self._sql, reads)
+        pipeline.sync()
         return _understood(asked, reads)
 
-    def _given_back(self, db: Db, came: list[int]) -> Lease | None:
+    def _given_back(self, db: Db, pipeline: psycopg.Pipeline, came: list[int]) -> Lease | None:
         """Return records that came late as if a worker had given them back, for whoever comes next (G4)."""
         if not came:
             return None
-        number = int(_one(db, self._sql["lease_number"], ()))
+        given = db.execute(self._sql["lease_number"])
+        pipeline.sync()
+        (number,) = given.fetchone() or (0,)
         return Lease(-number, None, 0, joined(Span(lo, hi) for lo, hi in ranges(came)), {}, time.time())
 
     def _append_calls(self, db: Db, calls: Sequence[NewCall]) -> int:

@@ -17,6 +17,7 @@ INSERT INTO respool.record (pos, task, body, meta, seq, id, time)
 SELECT pos, %(task)s, body, %(meta)s, seq, %(head)s, %(time)s FROM numbered;
 
 -- name: append_row
+-- One statement, one commit, one round trip: it also rings, if somebody who may care is asleep by now.
 WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS xid),
 entered AS (
     INSERT INTO respool.ids (id, pos, last)
@@ -25,10 +26,15 @@ entered AS (
           WHERE own.xid IS NOT NULL AND NOT EXISTS (SELECT 1 FROM respool.ids WHERE id = %(id)s)
           OFFSET 0) AS numbered
     ON CONFLICT (id) DO NOTHING
+    RETURNING pos),
+put AS (
+    INSERT INTO respool.record (pos, task, body, meta, seq, id, time)
+    SELECT pos, %(task)s, %(body)s, %(meta)s, 0, %(id)s, %(time)s FROM entered
     RETURNING pos)
-INSERT INTO respool.record (pos, task, body, meta, seq, id, time)
-SELECT pos, %(task)s, %(body)s, %(meta)s, 0, %(id)s, %(time)s FROM entered
-RETURNING pos;
+SELECT pos, CASE WHEN NOT (SELECT bool_and(pg_try_advisory_xact_lock_shared(%(flags)s, flag))
+                           FROM generate_series(0, %(last_flag)s) AS flag)
+                 THEN pg_notify(%(channel)s, %(said)s) END
+FROM put;
 
 -- name: append_rows
 -- The fence is held until the commit: nobody takes the lease away between the look and the append.
@@ -544,6 +550,12 @@ SELECT id FROM respool.worker;
 SELECT DISTINCT task FROM respool.parked WHERE grp = %s AND reason = 'unknown' AND due IS NULL;
 
 -- Retention
+
+-- name: half_full
+-- The last record of each log that has come past the middle of its partition.
+SELECT r.pos FROM respool.log l CROSS JOIN LATERAL (
+    SELECT pos FROM respool.record WHERE pos >= l.id << 40 AND pos < (l.id + 1) << 40 ORDER BY pos DESC LIMIT 1) r
+WHERE r.pos & %s <> 0;
 
 -- name: floor
 SELECT floor FROM respool.log WHERE id = %s;

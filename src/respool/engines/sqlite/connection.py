@@ -65,9 +65,11 @@ class Doubt:
 
 
 class Writing:
-    """The block of a write: it has the connection, once it is sure that the file is the one that was opened.
+    """The block of a write, once it is sure that the file is the one that was opened.
 
-    A class of its own, since a generator costs an append a tenth of its time.
+    To be entered with the connection's lock held: `with c.lock, c.writing() as db`. Only C code may take the
+    lock: an exception from a signal handler could come between its taking and a `try`. A class of its own,
+    since a generator costs an append a tenth of its time.
     """
 
     __slots__ = ("_connection",)
@@ -77,31 +79,23 @@ class Writing:
 
     def __enter__(self) -> Any:
         connection = self._connection
-        connection.lock.acquire()
-        try:
-            connection._deadline = time.monotonic() + connection._timeout
-            if connection._path:
-                connection.check_identity()
-            if connection._doubt:
-                connection._make_sure(connection.db)
-        except BaseException:
-            connection.lock.release()
-            raise
+        connection._deadline = time.monotonic() + connection._timeout
+        if connection._path:
+            connection.check_identity()
+        if connection._doubt:
+            connection._make_sure(connection.db)
         return connection.db
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         connection = self._connection
-        try:
-            if error is not None:
-                connection._failed(error)
-            elif connection._doubt:  # another connection's sync failed meanwhile
-                connection._be_sure_or_say_so()
-        finally:
-            connection.lock.release()
+        if error is not None:
+            connection._failed(error)
+        elif connection._doubt:  # another connection's sync failed meanwhile
+            connection._be_sure_or_say_so()
 
 
 class Reading:
-    """The block of a read; a class for the same reason."""
+    """The block of a read; to be entered with the lock held, as `Writing` is."""
 
     __slots__ = ("_connection",)
 
@@ -110,17 +104,19 @@ class Reading:
 
     def __enter__(self) -> Any:
         connection = self._connection
-        connection.lock.acquire()
         connection._deadline = time.monotonic() + connection._timeout
+        if not connection.db.get_autocommit():
+            _roll_back(connection.db)  # somebody was interrupted within a snapshot
         return connection.db
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         connection = self._connection
-        try:
-            if isinstance(error, apsw.Error):
-                raise connection._read_failed(error) from error
-        finally:
-            connection.lock.release()
+        if error is None:
+            return
+        if not connection.db.get_autocommit():
+            _roll_back(connection.db)
+        if isinstance(error, apsw.Error):
+            raise connection._read_failed(error) from error
 
 
 class Connection:
@@ -237,8 +233,6 @@ class Connection:
         return self._reading
 
     def _read_failed(self, error: apsw.Error) -> Exception:
-        if not self.db.get_autocommit():
-            _roll_back(self.db)
         where = self._path or "the in-memory database"
         if isinstance(error, apsw.CorruptError | apsw.NotADBError):
             return EngineError(f"{where} is damaged: {error}; see: respool check")

@@ -253,7 +253,7 @@ class Doorbell:
             self._held.pop(slot, None) if other == fd else None
             os.close(fd)
         elif len(self._held) > _HELD:
-            self._close_held(next(iter(self._held)))
+            self._close_held(next(iter(tuple(self._held)), slot))
 
     def _close_held(self, slot: int) -> None:
         fd = self._held.pop(slot, -1)

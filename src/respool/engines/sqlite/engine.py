@@ -25,7 +25,7 @@ from .connection import Connection, Doubt, gone, identity_of, prepare
 from .doorbell import ALL, Doorbell, Kind, Sleeper, mask_of
 from .enlist import checked
 from .inspect import SQLiteInspect
-from .log import SQLiteLog, append_row, append_rows, append_run, find
+from .log import SQLiteLog, append_row, append_rows, append_run
 from .retention import SQLiteRetention
 from .sql import SQL
 from .state import SQLiteState
@@ -60,6 +60,7 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect, SQLiteRetention):
         self._bell: Doorbell | None = None
         self._waiters: list[Sleeper] = []  # to be used again: making one takes a tenth of a millisecond
         self._pid = os.getpid()
+        self._patience = 0  # pages that the log may have before the next try to copy it
         if options.path is None:
             self.target = f"file:/respool-{os.getpid()}-{next(_memory_names)}?vfs=memdb"
             import tempfile
@@ -179,7 +180,7 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect, SQLiteRetention):
         self, log: int, task: str, bodies: Sequence[bytes], meta: bytes | None, head: bytes, now: float
     ) -> None:
         """Append records that share all but their bodies; the same head again appends nothing."""
-        with self._writer.writing() as db:
+        with self._writer.lock, self._writer.writing() as db:
             append_run(db, log, task, bodies, meta, head, now)
         self.tidy(2 * WAL_PAGES)
         self.ring(log, everyone=len(bodies) > 1)
@@ -187,7 +188,7 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect, SQLiteRetention):
     def append_row(self, row: NewCall) -> int | Conflict:
         """Append one record; return its position, or the conflict where its id is another record's."""
         writer = self._writer
-        with writer.writing() as db:
+        with writer.lock, writer.writing() as db:
             done = append_row(db, row)
         if writer.log_pages > 2 * WAL_PAGES:
             self.tidy(2 * WAL_PAGES)
@@ -197,7 +198,7 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect, SQLiteRetention):
     def append_rows(self, rows: Sequence[NewCall], fence: tuple[int, int] | None = None) -> list[Conflict]:
         """Append records of one log, each with an id of its own."""
         lost = False
-        with self._writer.writing() as db:
+        with self._writer.lock, self._writer.writing() as db:
             try:
                 conflicts = append_rows(db, rows, fence)
             except LeaseLost:
@@ -217,18 +218,18 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect, SQLiteRetention):
         after the next commit. Whoever appended must not hear of it, for that has succeeded (H20).
         """
         connections = tuple(self._connections.values())
-        if any(connection.log_pages > pages for connection in connections):
-            for connection in connections:
-                connection.log_pages = 0
-            try:
-                self._state.checkpoint("RESTART")
-            except RespoolError as error:
-                log.warning("the write-ahead log could not be copied into the file: %s", error)
-
-    def exists(self, namespace: str, id: bytes | str) -> bool:
-        """Say whether an id is taken."""
-        with self._reader.reading() as db:
-            return find(db, namespace, id) is not None
+        longest = max((connection.log_pages for connection in connections), default=0)
+        if longest <= max(pages, self._patience):
+            return
+        for connection in connections:
+            connection.log_pages = 0
+        done = False
+        try:
+            # What can be copied is, before anybody is asked to wait; starting over needs that all is.
+            done = self._state.checkpoint("PASSIVE") == 0 and self._state.checkpoint("RESTART") == 0
+        except RespoolError as error:
+            log.warning("the write-ahead log could not be copied into the file: %s", error)
+        self._patience = 0 if done else longest + WAL_PAGES  # a reader holds it, maybe for long
 
     def enlist(self, connection: Any) -> apsw.Connection:
         """Return a connection of apsw's on this file, in a transaction (S1). Raises ConfigError."""
@@ -257,7 +258,11 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect, SQLiteRetention):
         self, kind: Literal["queue", "stream"], app: str, name: str, partitions: int, settings: dict[str, Any]
     ) -> Stream:
         """Create a stream, a queue with its `main` at 0 (H10); return the stored one where it exists."""
-        with self._writer.writing() as db:
+        with self._reader.lock, self._reader.reading() as db:  # every process asks: no lock for what is there
+            row = db.execute(SQL["stream"], (kind, app, name)).get
+            if row is not None:
+                return _stream(db, row)
+        with self._writer.lock, self._writer.writing() as db:
             db.execute("BEGIN IMMEDIATE")
             if db.execute(SQL["stream"], (kind, app, name)).get is None:
                 created = wall_clock()
@@ -276,12 +281,12 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect, SQLiteRetention):
 
     def streams(self) -> list[Stream]:
         """Return all streams."""
-        with self._reader.reading() as db:
+        with self._reader.lock, self._reader.reading() as db:
             return [_stream(db, row) for row in db.execute(SQL["streams"]).fetchall()]
 
     def groups(self) -> list[Group]:
         """Return all groups."""
-        with self._reader.reading() as db:
+        with self._reader.lock, self._reader.reading() as db:
             return [_group(row) for row in db.execute(SQL["groups"]).fetchall()]
 
     def create_group(
@@ -294,7 +299,7 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect, SQLiteRetention):
         bounds: Sequence[tuple[int, int, int | None]],
     ) -> Group | None:
         """Create a group that reads lo <= p < hi (None: no end) of each log; None where it exists."""
-        with self._writer.writing() as db:
+        with self._writer.lock, self._writer.writing() as db:
             db.execute("BEGIN IMMEDIATE")
             bound = (stream.id, app, name, kind, json.dumps(settings), wall_clock())
             if any(
@@ -311,7 +316,7 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect, SQLiteRetention):
 
     def drop_group(self, group: Group) -> None:
         """Forget a group and all that it knows; the records stay."""
-        with self._writer.writing() as db:
+        with self._writer.lock, self._writer.writing() as db:
             db.execute("BEGIN IMMEDIATE")
             for table in ("positions", "leases", "parked", "outcomes", "progress", "journal", "counters"):
                 db.execute(SQL[f"drop_group_{table}"], (group.id,))
@@ -320,7 +325,7 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect, SQLiteRetention):
 
     def register(self, worker: Registration) -> int:
         """Enter a worker that starts; return its number, never used before."""
-        with self._writer.writing() as db:
+        with self._writer.lock, self._writer.writing() as db:
             bound = (*worker[:6], json.dumps(worker.info))
             return db.execute(SQL["add_worker"], bound).get  # type: ignore[no-any-return]
 
@@ -330,30 +335,19 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect, SQLiteRetention):
         A synced beat also makes durable what others wrote without syncing (S4).
         """
         connection = self._writer if synced else self._state
-        with connection.writing() as db:
+        with connection.lock, connection.writing() as db:
             return db.execute(SQL["beat"], (worker, wall_clock(), draining, json.dumps(info))).get  # type: ignore[no-any-return]
 
     def drop_worker(self, worker: int) -> None:
         """Remove a worker that has ended and holds no lease."""
-        with self._state.writing() as db:
+        with self._state.lock, self._state.writing() as db:
             db.execute(SQL["drop_worker"], (worker,))
 
     def workers(self) -> list[Worker]:
         """Return the workers registered."""
-        with self._reader.reading() as db:
+        with self._reader.lock, self._reader.reading() as db:
             found = db.execute(SQL["workers"]).fetchall()
         return [_worker(*row) for row in found]
-
-    def changes_seen(self) -> int:
-        """Return a number that changes when any other connection has committed."""
-        with self._reader.reading() as db:
-            return db.execute("PRAGMA data_version").get  # type: ignore[no-any-return]
-
-    def integrity(self) -> list[str]:
-        """Return what SQLite's own check finds wrong with the file."""
-        with self._reader.reading() as db:
-            found = [row[0] for row in db.execute("PRAGMA integrity_check").fetchall()]
-        return [] if found == ["ok"] else found
 
 
 def _stream(db: Any, row: Any) -> Stream:

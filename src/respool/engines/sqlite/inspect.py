@@ -29,7 +29,7 @@ class SQLiteInspect:
     @contextmanager
     def _reading(self) -> Iterator[apsw.Connection]:
         """Give the reader; what SQLite finds wrong comes out as an error of ours."""
-        with self._reader.reading() as db:
+        with self._reader.lock, self._reader.reading() as db:
             try:
                 yield db
             except apsw.Error as error:
@@ -134,7 +134,7 @@ class SQLiteInspect:
 
     def damage(self) -> list[str]:
         """Return what SQLite's own check finds wrong with the file, be it that it cannot even be checked."""
-        with self._reader.reading() as db:
+        with self._reader.lock, self._reader.reading() as db:
             try:
                 found = [str(row[0]) for row in db.execute("PRAGMA integrity_check").fetchall()]
             except (apsw.CorruptError, apsw.NotADBError) as error:

@@ -124,7 +124,7 @@ def _place_in_a_run(db: Any, id: Id) -> int | None:
 
 def _conflict(db: Any, index: int, row: NewCall, pos: int) -> list[Conflict]:
     """Compare a row with the one that has its id: our own, just inserted, is none to speak of."""
-    task, body, time = db.execute(SQL["whole"], (pos,)).get
+    task, body, time = db.execute(SQL["whole"], (pos,)).get or (None, None, None)  # None: trimmed just now
     same = task == row.task and body == row.body
     return [] if same and time == int(row.time * _MICRO) else [Conflict(index, pos, same)]
 
@@ -152,14 +152,14 @@ class SQLiteLog:
         into the file again.
         """
         found: list[Any] = []
-        with self._state.reading() as db:
+        with self._state.lock, self._state.reading() as db:
             for span in spans:
                 found += db.execute(SQL["rows"], (span.lo, span.hi))
         return found
 
     def records(self, lo: int, hi: int, limit: int) -> list[Record]:
         """Return the records at lo <= p < hi in full, at most `limit`."""
-        with self._reader.reading() as db:
+        with self._reader.lock, self._reader.reading() as db:
             found = db.execute(SQL["records"], (lo, hi, limit)).fetchall()
         return [
             Record(pos, id_of(head, seq), micros / _MICRO, task, body, unpack_meta(meta) if meta else NO_META)
@@ -168,7 +168,7 @@ class SQLiteLog:
 
     def find(self, namespace: str, id: Id) -> int | None:
         """Return the position of the record with this id."""
-        with self._reader.reading() as db:
+        with self._reader.lock, self._reader.reading() as db:
             return find(db, namespace, id)
 
     def run_spans(self, head: bytes, size: int) -> list[tuple[int, int]] | None:
@@ -184,7 +184,7 @@ class SQLiteLog:
         high = _FOREVER if until is None else int(until * _MICRO)
         ids = _id_at(low - 1000), _id_at(high + 1999)
         windows = []
-        with self._reader.reading() as db:
+        with self._reader.lock, self._reader.reading() as db:
             for log, first, end in db.execute(SQL["log_bounds"], (stream.id,)).fetchall():
                 lo, head = db.execute(SQL["heads_between"], (log, first, end - 1, *ids, low, high)).get
                 if lo is None:
@@ -197,7 +197,7 @@ class SQLiteLog:
         """Return the positions in the spans whose time is not in since <= t < until."""
         low = -_FOREVER if since is None else int(since * _MICRO)
         high = _FOREVER if until is None else int(until * _MICRO)
-        with self._reader.reading() as db:
+        with self._reader.lock, self._reader.reading() as db:
             return [
                 pos
                 for span in spans
@@ -206,7 +206,7 @@ class SQLiteLog:
 
     def bounds(self, stream: Stream) -> list[tuple[int, int, int]]:
         """Return (log, first, one past the last) position there is."""
-        with self._reader.reading() as db:
+        with self._reader.lock, self._reader.reading() as db:
             return [tuple(row) for row in db.execute(SQL["log_bounds"], (stream.id,))]
 
 

@@ -43,7 +43,7 @@ class SQLiteRetention:
         be used next is kept, so that none is ever given out twice (H10, S5).
         """
         cut = removed = 0
-        with self._state.writing() as db:
+        with self._state.lock, self._state.writing() as db:
             db.execute("BEGIN IMMEDIATE")
             leased = _leased(db, stream)
             for log in stream.logs:

@@ -47,7 +47,7 @@ class SQLiteState:
     def transact(self, reads: Reads, decide: Callable[[View, Change], Any], *, synced: bool = False) -> Any:
         """Lock, read, let `decide` fill the change, write, commit; return what `decide` returned."""
         connection = self._writer if synced else self._state
-        with connection.writing() as db:
+        with connection.lock, connection.writing() as db:
             db.execute("BEGIN IMMEDIATE")
             change = Change()
             answer = decide(read_view(db, reads), change)
@@ -57,7 +57,7 @@ class SQLiteState:
 
     def status(self, group: Group, pos: int) -> Status:
         """Return where a record is in a group, from one snapshot."""
-        with self._reader.reading() as db:
+        with self._reader.lock, self._reader.reading() as db:
             found = db.execute(SQL["place"], (group.id, pos)).get
             if found is None:
                 return Status("outside")
@@ -76,12 +76,12 @@ class SQLiteState:
 
     def journal(self, group: int, pos: int) -> list[JournalEntry]:
         """Return the entries that cover a position, the oldest first."""
-        with self._reader.reading() as db:
+        with self._reader.lock, self._reader.reading() as db:
             return [JournalEntry(*row) for row in db.execute(SQL["journal"], (group, pos, pos - MAX_LEASE))]
 
     def outcomes(self, group: int, lo: int, hi: int) -> list[Outcome]:
         """Return the outcomes stored for lo <= p < hi."""
-        with self._reader.reading() as db:
+        with self._reader.lock, self._reader.reading() as db:
             return [_outcome(row) for row in db.execute(SQL["outcomes"], (group, lo, hi))]
 
     def parked(self, chosen: ParkedFilter, limit: int) -> list[tuple[int, Parked]]:
@@ -93,28 +93,28 @@ class SQLiteState:
             json.dumps(list(chosen.positions)) if chosen.positions else None,
             limit,
         )
-        with self._reader.reading() as db:
+        with self._reader.lock, self._reader.reading() as db:
             return [(row[0], _parked(row[1:])) for row in db.execute(SQL["parked_list"], bound)]
 
     def positions(self, group: Group) -> list[Position]:
         """Return how far a group is in each log."""
-        with self._reader.reading() as db:
+        with self._reader.lock, self._reader.reading() as db:
             return [Position(*row) for row in db.execute(SQL["positions"], (group.id,))]
 
     def leases(self, group: Group) -> list[Lease]:
         """Return a group's leases, the returned ones among them."""
-        with self._reader.reading() as db:
+        with self._reader.lock, self._reader.reading() as db:
             return [_lease(row) for row in db.execute(SQL["leases"], (group.id,))]
 
     def leases_of(self, owner: int) -> list[tuple[int, Lease]]:
         """Return (group, lease) of a worker."""
-        with self._reader.reading() as db:
+        with self._reader.lock, self._reader.reading() as db:
             found = db.execute(SQL["leases_of_owner"], (owner,)).fetchall()
         return [(row[0], _lease(row[1:])) for row in found]
 
     def counts(self, group: Group) -> Counts:
         """Return how many of a group's records are where, from one snapshot."""
-        with self._reader.reading() as db:
+        with self._reader.lock, self._reader.reading() as db:
             db.execute("BEGIN")
             try:
                 return _counts(db, group.id)
@@ -123,12 +123,12 @@ class SQLiteState:
 
     def counters(self, group: int) -> dict[str, int]:
         """Return what was skipped, refused, dropped: counted since the group was made."""
-        with self._reader.reading() as db:
+        with self._reader.lock, self._reader.reading() as db:
             return dict(db.execute(SQL["counters"], (group,)).fetchall())
 
     def unfinished(self, group: Group, lo: int, hi: int) -> int:
         """Return how many of the records at lo <= p < hi, in one log, are not done in a group."""
-        with self._reader.reading() as db:
+        with self._reader.lock, self._reader.reading() as db:
             db.execute("BEGIN")
             try:
                 cursor, start, stop = db.execute(SQL["position"], (group.id, lo >> 40)).get
@@ -142,16 +142,16 @@ class SQLiteState:
 
     def expire_outcomes(self, now: float, limit: int) -> int:
         """Drop the values of outcomes past their `result_ttl`, at most `limit`; return how many."""
-        with self._reader.reading() as db:
+        with self._reader.lock, self._reader.reading() as db:
             if not db.execute(SQL["has_expired"], (now,)).get:
                 return 0  # no write lock for nothing
-        with self._state.writing() as db:
+        with self._state.lock, self._state.writing() as db:
             db.execute(SQL["expire_outcomes"], (now, limit))
             return int(db.changes())
 
     def has_work(self, group: int, now: float, tasks: Sequence[str]) -> bool:
         """Say whether a claim would find something, without taking the write lock."""
-        with self._reader.reading() as db:
+        with self._reader.lock, self._reader.reading() as db:
             for at in starmap(Position, db.execute(SQL["positions"], (group,)).fetchall()):
                 if at.cursor < (at.end if at.stop is None else min(at.end, at.stop)):
                     return True
@@ -159,17 +159,17 @@ class SQLiteState:
 
     def next_due(self, group: int) -> float | None:
         """Return when the next of the group's parked records is due."""
-        with self._reader.reading() as db:
+        with self._reader.lock, self._reader.reading() as db:
             return db.execute(SQL["next_due"], (group,)).get  # type: ignore[no-any-return]
 
     def unknown_tasks(self, group: int) -> set[str]:
         """Return the names of tasks that no worker knew so far (P11)."""
-        with self._reader.reading() as db:
+        with self._reader.lock, self._reader.reading() as db:
             return {row[0] for row in db.execute(SQL["unknown_tasks"], (group,))}
 
     def set_progress(self, group: int, pos: int, value: bytes, fence: tuple[int, int] | None = None) -> None:
         """Keep what a running task says of itself, unless it lost its lease: one statement (H1)."""
-        with self._state.writing() as db:
+        with self._state.lock, self._state.writing() as db:
             db.execute(SQL["put_progress"], (group, pos, value, *(fence or (None, None))))
 
 

@@ -239,7 +239,7 @@ SELECT lo, hi, owner, child, started, ended, how, retries, note
 FROM journal WHERE grp = ?1 AND lo <= ?2 AND lo > ?3 AND hi > ?2
 UNION ALL
 SELECT lo, hi, owner, child, started, ended, how, retries, note
-FROM journal WHERE grp = ?1 AND lo <= ?3 AND hi > ?2 AND how = 'purged'
+FROM journal INDEXED BY journal_purged WHERE grp = ?1 AND lo <= ?3 AND hi > ?2 AND how = 'purged'
 ORDER BY ended;
 
 -- name: add_count
