@@ -88,9 +88,10 @@ def error_tree() -> str:
     tree = doc.partition("\n\n")[2]
     known = set(re.findall(r"[A-Z]\w+(?= {2,}|\n|$)", tree)) & set(vars(errors))
     apart = sorted(known - set(respool.__all__))
-    return f"```text\n{tree}\n```\n\nAll are in `respool.errors`, and all but these in `respool` itself: " + (
-        ", ".join(f"`{name}`" for name in apart) + "."
-    )
+    where = "All are in `respool.errors`, and in `respool` itself"
+    if apart:
+        where += f", but for these: {', '.join(f'`{name}`' for name in apart)}"
+    return f"```text\n{tree}\n```\n\n{where}."
 
 
 def capabilities() -> str:

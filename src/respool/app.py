@@ -112,7 +112,9 @@ class App:
     def _add_task(self, fn: Callable[..., Any], options: Mapping[str, Any]) -> Task[Any, Any]:
         if not callable(fn):
             raise ConfigError(f"@app.task: {fn!r} is not a function")
-        name = options.get("name") or fn.__name__
+        name = options.get("name") or _name_of(fn, "app.task")
+        if "queue" in options:
+            options = {**options, "queue": self.queue_name(options["queue"])}
         checked = self._task_options(options, f"task {name}")
         task: Task[Any, Any] = Task(self, fn, check_name("task", name), checked)
         for each in (name, *checked["aliases"]):
@@ -147,6 +149,17 @@ class App:
         elif retention is not None:
             _compare("queue", name, known.settings, {"retention": kept})
         return known
+
+    def queue_name(self, queue: Any) -> Any:
+        """Return the name of a queue that is given as `queue` returned it; else what is given.
+
+        Raises: ConfigError for a queue of another app.
+        """
+        if not isinstance(queue, Queue):
+            return queue
+        if queue.app.name != self.name:
+            raise ConfigError(f"queue {queue.name} is of app {queue.app.name}, not of app {self.name}")
+        return queue.name
 
     def stream(
         self,
@@ -187,7 +200,9 @@ class App:
         options: Mapping[str, Any],
     ) -> Task[Any, Any]:
         """Register a function for a group of a stream; see `StreamHandle.subscribe`."""
-        name = options.get("name") or fn.__name__
+        if not callable(fn):
+            raise ConfigError(f"subscribe: {fn!r} is not a function")
+        name = options.get("name") or _name_of(fn, "subscribe")
         group = check_name("group", group or name)
         checked = self._task_options(options, f"subscription {name}")
         if group in self.subscriptions:
@@ -239,14 +254,27 @@ class App:
         return stream
 
     def _create_subscriptions(self, engine: Any) -> None:
-        known = {(g.stream, g.app, g.name) for g in engine.groups()}
+        groups = engine.groups()
+        known = {(g.stream, g.app, g.name) for g in groups}
         for subscription in self.subscriptions.values():
             stream = self._streams["stream", subscription.stream.name]
             if (stream.id, self.name, subscription.group) in known:
                 continue
+            self._refuse_name_of_replay(engine, subscription.group, groups)
             latest = subscription.start == "latest"
             bounds = [(log, end if latest else first, None) for log, first, end in engine.bounds(stream)]
             engine.create_group(stream, self.name, subscription.group, "subscription", {}, bounds)
+
+    def _refuse_name_of_replay(self, engine: Engine, name: str, groups: list[Group]) -> None:
+        """A worker started with --group and this name would serve both."""
+        taken = [g for g in groups if (g.app, g.name, g.kind) == (self.name, name, "replay")]
+        if taken:
+            queue = next(stream.name for stream in engine.streams() if stream.id == taken[0].stream)
+            raise ConfigError(
+                f"subscription {name} of app {self.name}: a replay of queue {queue} has that name; give the "
+                f"subscription another group=, or drop the replay: respool --url … groups drop {name} "
+                f"--queue {queue}"
+            )
 
     def _forget(self) -> None:
         self._engine = self._producer = None
@@ -297,7 +325,7 @@ class App:
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
         *,
-        queue: str | None = None,
+        queue: str | Queue | None = None,
         **options: Any,
     ) -> AsyncResult[Any]:
         """Append a call of a task by name, without its code.
@@ -316,8 +344,7 @@ class App:
         stream = self._streams.get(("queue", queue)) or self.stream_of("queue", queue)
         run = current_run.get()
         if run is not None and run.serves(engine) and enlisted(self) is None:
-            sent = run.send(stream.logs[0], task, body, meta, id, self.name)
-            return AsyncResult(self, sent, unsent=run)
+            return self._to_outbox(run, stream.logs[0], task, body, meta, id)
         row = self._row(stream.logs[0], task, body, meta, id)
         pos = self._append(row)
         return AsyncResult(self, row.id if id is None else public_id(row.id), pos=pos)
@@ -329,11 +356,18 @@ class App:
         log = self.stream_of("queue", queue).logs[0]
         run = self._run()
         if run is not None:
-            return AsyncResult(self, run.send(log, task, body, meta, id, self.name), unsent=run)
+            return self._to_outbox(run, log, task, body, meta, id)
         row = self._row(log, task, body, meta, id)
         with self._sending() as producer:
             await producer.aappend(row)
         return AsyncResult(self, public_id(row.id))
+
+    def _to_outbox(
+        self, run: Run, log: int, task: str, body: bytes, meta: Meta, id: Id | None
+    ) -> AsyncResult[Any]:
+        """Have a call sent with the settlement of the run that makes it. Raises Refused."""
+        self.producer.check_size(body, None)
+        return AsyncResult(self, run.send(log, task, body, meta, id, self.name), unsent=run)
 
     def _run(self) -> Run | None:
         """Return the run whose outbox takes our calls: one that settles on the same log."""
@@ -388,7 +422,7 @@ class App:
         run = self._run()
         if run is not None:
             for body in bodies:
-                results.add_run(run.send(log, task, body, meta, None, self.name), 1)  # type: ignore[arg-type]
+                results.add_run(self._to_outbox(run, log, task, body, meta, None)._id, 1)  # type: ignore[arg-type]
             return results
         self._append_run(log, task, bodies, meta, results)
         return results
@@ -511,11 +545,21 @@ class App:
 
     def why_waiting(self, found: Found, pos: int, group: Group) -> str:
         """Say what an unfinished call waits for."""
-        return explain_waiting(self.engine, self.stream_at(pos), group, pos, found.reason)
+        return explain_waiting(self.engine, self.stream_at(pos), group, pos, found.reason, self)
 
 
 def _anything(*args: Any, **kwargs: Any) -> None:
     """Stand for a task whose code is elsewhere."""
+
+
+def _name_of(fn: Callable[..., Any], where: str) -> str:
+    name: str = getattr(fn, "__name__", "<nameless>")
+    if name.startswith("<"):
+        raise ConfigError(
+            f"{where}: {fn!r} has no name under which its calls could be recorded; give it one, name='…', or "
+            "write it as a function with def"
+        )
+    return name
 
 
 def _where(fn: Any) -> str:
@@ -530,8 +574,18 @@ def _compare(kind: str, name: str, stored: Mapping[str, Any], declared: Mapping[
     if differ:
         raise DeclarationConflict(
             f"{kind} {name} was declared with "
-            + ", ".join(f"{key}={stored.get(key)!r}" for key in differ)
+            + ", ".join(f"{key}={_declared(key, stored.get(key))}" for key in differ)
             + ", now with "
-            + ", ".join(f"{key}={declared[key]!r}" for key in differ)
+            + ", ".join(f"{key}={_declared(key, declared[key])}" for key in differ)
             + "; declare it as it was, or under another name"
         )
+
+
+def _declared(key: str, value: Any) -> str:
+    """Write a setting as it may be declared: a retention as "30d", not as its seconds."""
+    if key != "retention" or value is None:
+        return repr(value)
+    for unit, seconds in (("d", 86400), ("h", 3600), ("m", 60)):
+        if value >= seconds and value % seconds == 0:
+            return f"{value / seconds:.0f}{unit}"
+    return f"{value:g}s"

@@ -49,7 +49,10 @@ class UnknownName(ConfigError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         self.kind, self.name, self.known = kind, name, sorted(known)
-        super().__init__(f"unknown {kind} {name!r}{suggest(name, self.known)}{hint and f' ({hint})'}")
+        told = f"unknown {kind} {name!r}{suggest(name, self.known)}"
+        if name in self.known:
+            told = f"{kind} {name!r} is there, but {_NOT_HERE.get(kind, 'not here')}"
+        super().__init__(f"{told}{hint and f' ({hint})'}")
 
 
 class DeclarationConflict(ConfigError):
@@ -177,6 +180,10 @@ class TimeLimitExceeded(RespoolError):
 
 class WorkerLost(RespoolError):
     """The process that ran the call died, more often than `max_deliveries` allows."""
+
+
+_NOT_HERE = {"group": "no subscription of the app reads it, and it is of none of the queues served"}
+"""Why a name that does exist, of some kind, cannot be used where it was given."""
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .app import App
 
 PAGE = 1000  # records read at a time
+FIRST_TOO_LARGE = 1 << 40  # of offsets
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -118,12 +119,23 @@ class StreamHandle:
         """
         low = None if since is None else moment(since, "since")
         high = None if until is None else moment(until, "until")
+        if offset is not None and (not isinstance(offset, int) or not 0 <= offset < FIRST_TOO_LARGE):
+            raise ConfigError(f"stream {self.name}: offset={offset!r} is not a number from 0 on")
+        if partition is not None and partition not in range(self.partitions):
+            raise ConfigError(
+                f"stream {self.name}: partition={partition!r} is not a number from 0 to {self.partitions - 1}"
+            )
         if offset is not None and partition is None:
             partition = 0
+        return self._events(low, high, offset, partition)
+
+    def _events(
+        self, low: float | None, high: float | None, offset: int | None, partition: int | None
+    ) -> Iterator[Event]:
         for number, lo, hi in self.app.windows(self, low, high):
             if partition is not None and number != partition:
                 continue
-            start = lo if offset is None else max(lo, (lo & ~((1 << 40) - 1)) | offset)
+            start = lo if offset is None else max(lo, (lo & ~(FIRST_TOO_LARGE - 1)) | offset)
             yield from self._read_range(number, start, hi, low, high)
 
     def _read_range(
@@ -164,7 +176,8 @@ class StreamHandle:
 
         Parameters:
             group: the consumer group's name within the app; default: the function's name.
-            start: "earliest" or "latest": where a new group begins. Ignored where the group exists.
+            start: where a new group begins: "latest", after what is there when an app with this
+                subscription first opens the log, or "earliest". Ignored where the group exists.
             options: a task's options.
 
         >>> @events.subscribe(group="audit", start="earliest")  # doctest: +SKIP

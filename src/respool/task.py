@@ -14,12 +14,14 @@ from .config import duration, moment
 from .errors import BadArguments, ConfigError, Retry, UnknownName
 from .options import TaskOptions
 from .record import NO_META, Meta, parse_id
+from .refusals import brief
 from .result import ResultSet
 from .running import current_run
 from .signature import Signature
+from .stream import check_name
 
 if TYPE_CHECKING:
-    from .app import App
+    from .app import App, Queue
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -81,7 +83,7 @@ class Task(Generic[P, R]):
         countdown: Any = None,
         eta: datetime | None = None,
         expires: Any = None,
-        queue: str | None = None,
+        queue: str | Queue | None = None,
         task_id: str | None = None,
         headers: Mapping[str, str] | None = None,
         connection: Any = None,
@@ -94,7 +96,7 @@ class Task(Generic[P, R]):
             countdown: seconds (or timedelta, "5m") before which it does not start.
             eta: the same as an aware datetime.
             expires: seconds, or an aware datetime, after which it is revoked instead of started.
-            queue: another queue than the task's; it must be declared.
+            queue: another queue than the task's, by name or as `app.queue` returned it.
             task_id: an id of your own, text of up to 200 bytes, unique in the app. Sending the same id
                 with the same arguments again sends nothing and returns the handle.
             headers: text by name, carried along to `self.request.headers`.
@@ -105,7 +107,7 @@ class Task(Generic[P, R]):
         """
         _no_unknown(unknown, self.name)
         meta = self._meta(_due(countdown, eta), expires, headers)
-        given = tuple(args), dict(kwargs or {})
+        given = self._arguments("apply_async", args, kwargs)
         if connection is None:
             return self._send(*given, meta=meta, queue=queue, task_id=task_id)
         with self.app.transaction(connection):
@@ -118,16 +120,18 @@ class Task(Generic[P, R]):
         Raises: as `delay`; what was appended before the error stays (its handles are lost).
         """
         encode, check = self.codec.encode, self.signature.check
-        return self._send_many((encode(check((item,), {}), "args") for item in items), None)
+        each = self._iterable("delay_many", items, "the one argument of each call")
+        return self._send_many((encode(check((item,), {}), "args") for item in each), None)
 
     def apply_many(
-        self, calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]], *, queue: str | None = None
+        self, calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]], *, queue: str | Queue | None = None
     ) -> ResultSet[R]:
         """Append many calls, each given as (args, kwargs), in large synced chunks.
 
         >>> add.apply_many([((1, 2), {}), ((3, 4), {})])  # doctest: +SKIP
         """
-        return self._send_many((self._encode(tuple(a), dict(k)) for a, k in calls), queue)
+        each = self._iterable("apply_many", calls, "(args, kwargs) for each call")
+        return self._send_many((self._encode(*self._pair(call)) for call in each), queue)
 
     def AsyncResult(self, id: str) -> handles.AsyncResult[R]:
         """Return the handle of a call by its id."""
@@ -193,6 +197,39 @@ class Task(Generic[P, R]):
         """`expires` counts from the call; without it one object serves all calls."""
         return self._plain_meta if self.expires is None else self._meta(None, None, None)
 
+    def _arguments(self, where: str, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return a call's arguments as they were meant, or say how to write them."""
+        if type(args) in (tuple, list) and (kwargs is None or type(kwargs) is dict):  # as nearly always
+            return tuple(args), dict(kwargs or {})
+        if isinstance(args, str | bytes | Mapping) or not isinstance(args, Iterable):
+            raise BadArguments(
+                f"{self.name}.{where}(): args {brief(args)} is no list or tuple of arguments; one alone is "
+                f"written ({brief(args)},)"
+            )
+        if kwargs is not None and not isinstance(kwargs, Mapping):
+            raise BadArguments(
+                f"{self.name}.{where}(): kwargs {brief(kwargs)} is no dict of arguments by name"
+            )
+        return tuple(args), dict(kwargs or {})
+
+    def _pair(self, call: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if not isinstance(call, tuple | list) or len(call) != 2:
+            raise BadArguments(f"{self.name}.apply_many(): {brief(call)} is no pair (args, kwargs)")
+        return self._arguments("apply_many", *call)
+
+    def _iterable(self, where: str, items: Any, of_what: str) -> Iterable[Any]:
+        if not isinstance(items, Iterable):
+            raise BadArguments(
+                f"{self.name}.{where}(): {brief(items)} is no list or other iterable of {of_what}"
+            )
+        return items
+
+    def _queue_name(self, queue: Any) -> str:
+        """Return a queue's name; it may be given as `app.queue()` returned it."""
+        if queue is None:
+            return self.queue
+        return check_name("queue", queue if isinstance(queue, str) else self.app.queue_name(queue))
+
     def _encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         return self.codec.encode(self.signature.check(args, kwargs), "args")
 
@@ -201,19 +238,20 @@ class Task(Generic[P, R]):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         meta: Meta | None = None,
-        queue: str | None = None,
+        queue: str | Queue | None = None,
         task_id: str | None = None,
     ) -> handles.AsyncResult[R]:
         body = self.codec.encode(self.signature.check(args, kwargs), "args")
         id = None if task_id is None else parse_id(task_id)
-        return self.app.send_call(queue or self.queue, self.name, body, meta or self._default_meta(), id)
+        to = self.queue if queue is None else self._queue_name(queue)
+        return self.app.send_call(to, self.name, body, meta or self._default_meta(), id)
 
     async def _asend(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> handles.AsyncResult[R]:
         body = self._encode(args, kwargs)
         return await self.app.asend_call(self.queue, self.name, body, self._default_meta(), None)
 
-    def _send_many(self, bodies: Iterator[bytes], queue: str | None) -> ResultSet[R]:
-        return self.app.send_run(queue or self.queue, self.name, bodies, self._default_meta())
+    def _send_many(self, bodies: Iterator[bytes], queue: str | Queue | None) -> ResultSet[R]:
+        return self.app.send_run(self._queue_name(queue), self.name, bodies, self._default_meta())
 
 
 def _headers(headers: Mapping[str, str]) -> dict[str, str]:

@@ -6,11 +6,14 @@ import os
 import shlex
 import sys
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .clock import now as wall_clock
 from .delivery.model import Parked
 from .engines.base import Engine, Group, Stream, Worker
+
+if TYPE_CHECKING:
+    from .app import App
 
 SILENT = 3.0  # seconds without a beat, of which there is one a second, after which that is worth saying …
 GONE = 10.0  # … and after which a worker is not counted on
@@ -41,6 +44,30 @@ def worker_command(group: Group) -> str:
     return " ".join(words)
 
 
+def how_to_serve(stream: Stream, group: Group, app: App | None = None) -> str:
+    """Say which command starts a worker for a group, or what must be written first for one to serve it.
+
+    Without the App's code, a group of a stream that was made by a command is taken to lack its subscription.
+    """
+    if stream.kind == "queue" or _is_subscribed(stream, group, app):
+        return f"start one: {worker_command(group)}"
+    lacks = "its app needs a subscription" if app is None else f"app {app.name} has no subscription"
+    decorator = f"@{variable(stream.name)}.subscribe(group={group.name!r})"
+    return f"{lacks} of that name; write one on its stream {stream.name!r}: {decorator}"
+
+
+def _is_subscribed(stream: Stream, group: Group, app: App | None) -> bool:
+    if app is None or app.name != group.app:
+        return group.kind == "subscription"
+    subscription = app.subscriptions.get(group.name)
+    return subscription is not None and subscription.stream.name == stream.name
+
+
+def variable(stream: str) -> str:
+    """Return what a stream may be called in code."""
+    return stream if stream.isidentifier() else "stream"
+
+
 def _spec_of(app: str) -> str | None:
     """Find the module that has the App of this name, first one in which a task of it was written."""
     app_class = getattr(sys.modules.get("respool.app"), "App", None)
@@ -66,13 +93,15 @@ def _place(name: str, module: Any) -> str:
     return os.path.basename(file) if name == "__main__" and file else name
 
 
-def explain_waiting(engine: Engine, stream: Stream, group: Group, pos: int, reason: str | None) -> str:
+def explain_waiting(
+    engine: Engine, stream: Stream, group: Group, pos: int, reason: str | None, app: App | None = None
+) -> str:
     """Say what an unfinished record waits for: no worker, so many before it, running since, due when."""
     known = [w for w in engine.workers() if group.id in w.info.get("groups", ())]
     workers = [w for w in known if wall_clock() - w.beaten < GONE]
     served = served_as(stream, group)
     status = engine.status(group, pos)
-    nobody = "" if workers else f"no worker serves {served}{_last(known)}; start one: {worker_command(group)}"
+    nobody = "" if workers else f"no worker serves {served}{_last(known)}; {how_to_serve(stream, group, app)}"
     if status.parked is not None:
         return _parked(status.parked, served, nobody)
     if nobody:
@@ -85,7 +114,10 @@ def explain_waiting(engine: Engine, stream: Stream, group: Group, pos: int, reas
                 return f"running for {max(wall_clock() - since, 0):.1f} s in worker {worker.name}{gone}"
     if status.place == "pending":
         before = sum(pos - at.cursor for at in engine.positions(group) if at.log == pos >> 40)
-        return f"{before:,} calls are before it in {served}, {len(workers)} worker(s) serve it"
+        kind = "call" if stream.kind == "queue" else "event"
+        ahead = f"1 {kind} is" if before == 1 else f"{before:,} {kind}s are"
+        serve = "1 worker serves" if len(workers) == 1 else f"{len(workers)} workers serve"
+        return f"{ahead} before it in {served}, {serve} it"
     return f"a worker of {served} has taken it and not begun it yet"
 
 

@@ -8,6 +8,8 @@ import pytest
 from tests.cli.support import python, run
 
 from respool import clock, config
+from respool.delivery.model import Verdict
+from respool.remote import encode_error
 
 
 @pytest.fixture
@@ -68,7 +70,7 @@ def test_the_same_replay_with_relative_bounds_is_the_one_there_is(cli, app, monk
         assert not again["created"]
         assert (again["since"], again["until"]) == (first["since"], first["until"])
     text = cli(*given, "--since", "1d", "--until", "now")
-    assert "is there already and runs 1 calls of queue default, from " in text
+    assert "is there already and runs 1 call of queue default, from " in text
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,7 @@ def test_a_replay_of_the_same_name_with_another_window_says_what_to_do(cli, app,
     given = ("-A", "shop", "replay", "--queue", "default", "--group", "v2", "--task", "add")
     first = cli.data(*given, "--since", "1d")
     _later(monkeypatch, 3600)
-    text = cli(*given, *other, code=1)
+    text = cli(*given, *other, code=2)
     assert f"exists with other bounds: it runs calls since {first['since'][:10]}" in text
     assert "Run that one: respool -A shop worker --group v2; " in text
     assert "or drop it: respool groups drop v2 --queue default; or choose another name with --group" in text
@@ -105,7 +107,7 @@ def _later(monkeypatch, seconds):
 def test_replay_dry_run_makes_nothing(cli, app):
     app.tasks["add"].delay(1, 2)
     text = cli("-A", "shop", "replay", "--queue", "default", "--group", "v2", "--all-tasks", "--dry-run")
-    assert "Replay v2 would run 1 calls" in text
+    assert "Replay v2 would run 1 call of" in text
     assert "worker" not in text
     assert [g["group"] for g in cli.rows("-A", "shop", "groups", "list", "--queue", "default")] == ["main"]
 
@@ -117,14 +119,14 @@ def test_replay_dry_run_makes_nothing(cli, app):
         ("--queue default --group v2 --task add --all-tasks", 2, "not both"),
         ("--group v2 --all-tasks", 2, "Missing option '--queue'"),
         ("--queue default --all-tasks", 2, "Missing option '--group'"),
-        ("--queue defualt --group v2 --all-tasks", 1, "unknown queue 'defualt'; did you mean 'default'?"),
-        ("--queue inference --group v2 --all-tasks", 1, "inference is a stream of events, not a queue"),
-        ("--queue default --group main --all-tasks", 1, "main is the group that ran these calls"),
-        ("--queue default --group v2 --task ad", 1, "unknown task 'ad'; did you mean 'add'?"),
-        ("--queue default --group v2 --task mail", 1, "has no such calls; it has add (1)"),
-        ("--queue default --group v2 --all-tasks --until 1h", 1, "has no calls until "),
-        ("--queue fast --group v2 --all-tasks", 1, "it holds none at all"),
-        ("--queue default --group v2 --all-tasks --since 1h --until 2h", 1, "must be before until"),
+        ("--queue defualt --group v2 --all-tasks", 2, "unknown queue 'defualt'; did you mean 'default'?"),
+        ("--queue inference --group v2 --all-tasks", 2, "inference is a stream of events, not a queue"),
+        ("--queue default --group main --all-tasks", 2, "main is the group that ran these calls"),
+        ("--queue default --group v2 --task ad", 2, "unknown task 'ad'; did you mean 'add'?"),
+        ("--queue default --group v2 --task mail", 2, "has no such calls; it has add (1)"),
+        ("--queue default --group v2 --all-tasks --until 1h", 2, "has no calls until "),
+        ("--queue fast --group v2 --all-tasks", 2, "it holds none at all"),
+        ("--queue default --group v2 --all-tasks --since 1h --until 2h", 2, "must be before until"),
         ("--queue default --group v2 --all-tasks --since yesterday", 2, "'yesterday' is no moment"),
         ("--queue default --group v2 --all-tasks --outbox keep", 2, "'keep' is not one of"),
     ],
@@ -137,7 +139,7 @@ def test_replays_that_cannot_be(cli, app, args, code, told):
 def test_replay_with_other_bounds(cli, app):
     app.tasks["add"].delay(1, 2)
     cli("-A", "shop", "replay", "--queue", "default", "--group", "v2", "--task", "add")
-    text = cli("-A", "shop", "replay", "--queue", "default", "--group", "v2", "--all-tasks", code=1)
+    text = cli("-A", "shop", "replay", "--queue", "default", "--group", "v2", "--all-tasks", code=2)
     assert "exists with other bounds: tasks add, now all" in text
     assert "respool groups drop v2 --queue default" in text
 
@@ -153,7 +155,7 @@ def test_dead_list_and_filters(cli, failed):
     text = cli("-A", "shop", "dead", "list", "--limit", "2")
     assert failed[0].id in text
     assert "2 of 4; --limit shows more" in text
-    assert "No dead letters match" in cli("-A", "shop", "dead", "list", "--task", "none")
+    assert "No dead letters match" in cli("-A", "shop", "dead", "list", "--task", "add")
 
 
 def test_dead_show(cli, failed, app):
@@ -168,16 +170,62 @@ def test_dead_show(cli, failed, app):
 
 
 @pytest.mark.parametrize(
-    ("option", "told"),
+    ("option", "code", "told"),
     [
-        (("--queue", "fats"), "unknown queue 'fats'; did you mean 'fast'?"),
-        (("--group", "mian"), "unknown group 'mian'; did you mean 'main'?"),
-        (("--id", "nope"), "no call nope: never appended"),
+        (("--queue", "fats"), 2, "unknown queue 'fats'; did you mean 'fast'?"),
+        (("--group", "mian"), 2, "unknown group 'mian'; did you mean 'main'?"),
+        (("--task", "fecth"), 2, "unknown task 'fecth'; did you mean 'fetch'?"),
+        (("--id", "nope"), 1, "no call nope: never appended"),
     ],
 )
-def test_dead_filters_that_match_nothing_there_is(cli, failed, option, told):
+def test_dead_filters_that_match_nothing_there_is(cli, failed, option, code, told):
     for command in ("list", "redrive"):
-        assert told in cli("-A", "shop", "dead", command, *option, code=1)
+        assert told in cli("-A", "shop", "dead", command, *option, code=code)
+
+
+def test_a_task_is_known_by_its_records_too(cli, failed, app, folder):
+    app.send_task("elsewhere")
+    url = f"sqlite:///{folder / 'respool.db'}"
+    assert "did you mean 'elsewhere'?" in cli("dead", "list", "--task", "elsewere", "--url", url, code=2)
+    assert "No dead letters match" in cli("dead", "list", "--task", "elsewhere", "--url", url)
+    assert "No dead letters match" in cli("-A", "shop", "dead", "redrive", "--task", "elsewhere")
+
+
+def test_dead_letters_of_a_subscription_are_called_by_stream_and_group(cli, app, worker):
+    for type in ("", "", "order"):
+        app.stream_handles["inference"].publish({"user_id": 1}, type=type)
+    group, lease = worker.take("inference", "audit", kind="stream")
+    told = encode_error(ValueError("no"))
+    rows = worker.engine.rows(lease.spans)
+    dead = [Verdict(pos, "failure", told, reason="dead", task=type, error=told) for pos, type, _, _ in rows]
+    worker.settle(group, lease, verdicts=dead)
+    text = cli("-A", "shop", "dead", "list")
+    assert len(re.findall(r"  stream inference, group audit  .*ValueError: no", text)) == 2
+    assert len(re.findall(r"  order  .*ValueError: no", text)) == 1
+    asked = cli("-A", "shop", "dead", "redrive", code=1)
+    assert "Run 3 dead letters again: order (1), stream inference, group audit (2)?" in asked
+
+
+def test_a_replay_has_no_name_of_a_subscription(cli, app, folder):
+    app.tasks["add"].delay(1, 2)
+    replay = ("-A", "shop", "replay", "--queue", "default", "--all-tasks", "--group")
+    assert "audit is a group of app shop already, which reads stream inference" in cli(
+        *replay, "audit", code=2
+    )
+    assert "is the group of a subscription of app shop, to stream inference" in cli(
+        "-A", "shop", "groups", "create", "audit", "--queue", "default", code=2
+    )
+    cli(*replay, "large")
+    app.close()
+    with (folder / "shop.py").open("a") as file:
+        file.write("\n@events.subscribe(group='large')\ndef large(event): ...\n")
+    refused = run("-A", "shop", "lag", cwd=folder)
+    assert refused.returncode == 2
+    assert "subscription large of app shop: a replay of queue default has that name" in refused.stderr
+    url = f"sqlite:///{folder / 'respool.db'}"
+    dropped = run("--url", url, "groups", "drop", "large", "--queue", "default", "--yes", cwd=folder)
+    assert dropped.returncode == 0, "the command that the error names does it"
+    assert run("-A", "shop", "lag", cwd=folder).returncode == 0
 
 
 def test_dead_redrive_asks_where_there_are_several(cli, failed, worker):
@@ -199,7 +247,7 @@ def test_dead_redrive_asks_where_there_are_several(cli, failed, worker):
     assert text.endswith("  redriven\n"), "what takes no time has no duration"
     worker.work("fast")
     assert len(cli.rows("-A", "shop", "dead", "list")) == 4
-    assert "No dead letters match" in cli("-A", "shop", "dead", "redrive", "--task", "none")
+    assert "No dead letters match" in cli("-A", "shop", "dead", "redrive", "--task", "add")
     assert cli.data("-A", "shop", "check")["ok"]
 
 
@@ -220,7 +268,7 @@ def test_groups_create_and_drop(cli, app, worker):
     assert cli.data(*create, "hour", "--queue", "default", "--start", "1h")["left"] == 3
     assert cli.data(*create, "events", "--stream", "inference", "--start", "earliest")["left"] == 0
     assert worker.work(group="shadow") == 3
-    assert "has a group shadow already" in cli(*create, "shadow", "--queue", "default", code=1)
+    assert "has a group shadow already" in cli(*create, "shadow", "--queue", "default", code=2)
     text = cli("-A", "shop", "groups", "drop", "shadow", code=1)
     assert "give --yes" in text
     cli("-A", "shop", "groups", "drop", "shadow", "--yes")
@@ -241,6 +289,11 @@ def test_a_group_of_a_stream_says_what_must_be_written_for_it(cli, folder):
     assert "No worker can serve it yet: app shop has no subscription of that name" in made.stdout
     wanted = "@visits.subscribe(group='seen')"
     assert wanted in made.stdout
+    hint = f"app shop has no subscription of that name; write one on its stream 'visits': {wanted}"
+    assert hint in run("-A", "shop", "lag", cwd=folder).stdout
+    refused = run("-A", "shop", "worker", "-c", "1", "--burst", "--group", "seen", cwd=folder)
+    assert "group 'seen' is there, but no subscription of the app reads it" in refused.stderr
+    assert "did you mean" not in refused.stderr
     with (folder / "shop.py").open("a") as file:
         file.write(f"visits = events\n{wanted}\ndef seen(event): print('saw', event['who'])\n")
     assert "saw ada" in run("-A", "shop", "worker", "-c", "1", "--burst", cwd=folder).stdout
@@ -251,12 +304,12 @@ def test_a_group_of_a_stream_says_what_must_be_written_for_it(cli, folder):
     [
         ("create g", 2, "say what it reads"),
         ("create g --queue default --stream inference", 2, "say what it reads"),
-        ("create g --queue fats", 1, "did you mean 'fast'?"),
+        ("create g --queue fats", 2, "did you mean 'fast'?"),
         ("create g --queue default --start first", 2, "earliest, latest or a moment"),
-        ("drop mian", 1, "did you mean 'main'?"),
-        ("drop main --queue default", 1, "main is the queue's own group"),
-        ("drop g --queue fats", 1, "did you mean 'fast'?"),
-        ("list --queue fats", 1, "did you mean 'fast'?"),
+        ("drop mian", 2, "did you mean 'main'?"),
+        ("drop main --queue default", 2, "main is the queue's own group"),
+        ("drop g --queue fats", 2, "did you mean 'fast'?"),
+        ("list --queue fats", 2, "did you mean 'fast'?"),
     ],
 )
 def test_groups_that_cannot_be(cli, app, args, code, told):
@@ -269,7 +322,7 @@ def test_drop_says_who_serves_the_group_and_wants_to_know_which(cli, app, worker
     app.tasks["mail"].apply_async(("x",), queue="fast")
     for queue in ("default", "fast"):
         cli("-A", "shop", "groups", "create", "twice", "--queue", queue)
-    assert "say which with --queue" in cli("-A", "shop", "groups", "drop", "twice", "--yes", code=1)
+    assert "say which with --queue" in cli("-A", "shop", "groups", "drop", "twice", "--yes", code=2)
     group = next(g for g in app.engine.groups() if g.name == "twice")
     worker.say(groups=[group.id], running=[])
     assert "Worker w1 serves it now" in cli(
@@ -294,6 +347,6 @@ def test_purge(cli, app, worker, failed):
 
 def test_purge_of_what_is_not_there(cli, app):
     _ = app.engine
-    assert "did you mean 'fast'?" in cli("-A", "shop", "purge", "--queue", "fats", "--yes", code=1)
-    assert "is a stream of events" in cli("-A", "shop", "purge", "--queue", "inference", "--yes", code=1)
+    assert "did you mean 'fast'?" in cli("-A", "shop", "purge", "--queue", "fats", "--yes", code=2)
+    assert "is a stream of events" in cli("-A", "shop", "purge", "--queue", "inference", "--yes", code=2)
     assert "Missing option '--queue'" in cli("-A", "shop", "purge", code=2)

@@ -65,10 +65,10 @@ def test_options_of_the_call(cli):
 @pytest.mark.parametrize(
     ("args", "code", "told"),
     [
-        (["ad", "1", "2"], 1, "unknown task 'ad'; did you mean 'add'?"),
+        (["ad", "1", "2"], 2, "unknown task 'ad'; did you mean 'add'?"),
         (["add", "1"], 1, "add"),
         (["add", "x", "2"], 1, "Error: "),
-        (["mail", "me", "--queue", "fats"], 1, "unknown queue 'fats'; did you mean 'fast'?"),
+        (["mail", "me", "--queue", "fats"], 2, "unknown queue 'fats'; did you mean 'fast'?"),
         (["add", "1", "2", "--kw", "x"], 2, "'x' is not NAME=VALUE"),
         (["add", "1", "2", "--countdown", "soon"], 2, "'soon' is no duration"),
         (["add", "1", "2", "--timeout", "1"], 2, "--timeout goes with --wait"),
@@ -93,7 +93,7 @@ def test_an_app_in_memory_is_of_no_use(cli, folder):
     (folder / "mem.py").write_text(
         "from respool import App\napp = App('mem', url='sqlite:///:memory:')\n@app.task\ndef t(): ...\n"
     )
-    assert "keeps its log in memory" in cli("-A", "mem", "call", "t", code=1)
+    assert "keeps its log in memory" in cli("-A", "mem", "call", "t", code=2)
 
 
 def test_timeout_has_an_exit_code_of_its_own_and_says_why(cli):

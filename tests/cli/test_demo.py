@@ -55,3 +55,25 @@ def test_ctrl_c_says_what_is_left_and_how_to_remove_it(folder, texts):
     assert (folder / "respool-demo").is_dir()
     again = run("demo", "--folder", "texts", "--limit", "20", cwd=folder)
     assert again.returncode == 0, "it makes its folder anew"
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(folder):
+    result = run("demo", "--out", "shop.py/demo", cwd=folder)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "the demo cannot make its folder" in result.stderr
+    assert "Not a directory; name another with --out" in result.stderr
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(cli, folder, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)  # as root, who runs some tests, may write anywhere
+    text = cli("demo", code=2)
+    assert text.count("\n") == 1
+    assert "Permission denied; name another with --out" in text
+
+
+def test_help_says_that_it_has_a_file_of_its_own(cli):
+    assert "-A, --url and RESPOOL_URL mean nothing to it" in " ".join(cli("demo", "--help").split())

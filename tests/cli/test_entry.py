@@ -4,6 +4,7 @@ import pytest
 from tests.cli.support import in_terminal, python, run, write_shop
 
 from respool.cli import COMMANDS
+from respool.errors import EngineUnavailable
 
 ALL = [name for section in COMMANDS.values() for name in section]
 
@@ -96,28 +97,28 @@ def test_app_from_the_environment_and_from_pyproject(folder):
 
 def test_bad_settings_in_pyproject(cli, folder):
     (folder / "pyproject.toml").write_text('[tool.respool]\nap = "shop"\n')
-    assert "[tool.respool] has no setting 'ap'; did you mean 'app'?" in cli("tasks", code=1)
+    assert "[tool.respool] has no setting 'ap'; did you mean 'app'?" in cli("tasks", code=2)
     (folder / "pyproject.toml").write_text("[tool.respool]\napp = 3\n")
-    assert "[tool.respool] app = 3 is not text" in cli("tasks", code=1)
+    assert "[tool.respool] app = 3 is not text" in cli("tasks", code=2)
     (folder / "pyproject.toml").write_text("[tool.")
-    assert "pyproject.toml cannot be read" in cli("tasks", code=1)
+    assert "pyproject.toml cannot be read" in cli("tasks", code=2)
 
 
 def test_no_app_is_named(cli):
-    text = cli("tasks", code=1)
+    text = cli("tasks", code=2)
     assert "Error: no app: name it with -A shop" in text
     assert "RESPOOL_APP" in text
-    assert "no app and no log" in cli("lag", code=1)
+    assert "no app and no log" in cli("lag", code=2)
 
 
 def test_module_that_is_not_there(cli):
-    text = cli("-A", "shpo", "lag", code=1)
+    text = cli("-A", "shpo", "lag", code=2)
     assert "there is no module 'shpo'" in text
     assert "did you mean 'shop'?" in text
     assert "Traceback" not in text
-    assert "there is no file gone.py" in cli("-A", "gone.py", "lag", code=1)
-    assert "neither a module's name nor a .py file" in cli("-A", "some/where", "lag", code=1)
-    assert "before the colon" in cli("-A", ":app", "lag", code=1)
+    assert "there is no file gone.py" in cli("-A", "gone.py", "lag", code=2)
+    assert "neither a module's name nor a .py file" in cli("-A", "some/where", "lag", code=2)
+    assert "before the colon" in cli("-A", ":app", "lag", code=2)
 
 
 def test_module_that_fails_shows_its_own_traceback(cli, folder):
@@ -140,17 +141,17 @@ def test_module_that_is_a_program(cli, folder):
 
 def test_module_without_or_with_several_apps(cli, folder):
     write_shop(folder, "x = 1\n", "none")
-    assert "module none has no App" in cli("-A", "none", "lag", code=1)
+    assert "module none has no App" in cli("-A", "none", "lag", code=2)
     write_shop(folder, "from respool import App\na = App('a')\nb = App('b')\nc = a\n", "two")
-    text = cli("-A", "two", "lag", code=1)
+    text = cli("-A", "two", "lag", code=2)
     assert "several Apps" in text
     assert "two:b" in text
     assert cli.rows("-A", "two:b", "tasks") == []
 
 
 def test_name_that_is_not_there_or_no_app(cli):
-    assert "did you mean 'app'?" in cli("-A", "shop:ap", "tasks", code=1)
-    assert "not an App" in cli("-A", "shop:__name__", "tasks", code=1)
+    assert "did you mean 'app'?" in cli("-A", "shop:ap", "tasks", code=2)
+    assert "not an App" in cli("-A", "shop:__name__", "tasks", code=2)
 
 
 def test_a_factory_that_fails(cli, folder):
@@ -162,9 +163,9 @@ def test_a_factory_that_fails(cli, folder):
 
 
 def test_debug_shows_where_an_error_comes_from(cli):
-    assert "Traceback" not in cli("-A", "shpo", "lag", code=1)
-    assert "Traceback" in cli("--debug", "-A", "shpo", "lag", code=1)
-    assert "Traceback" in cli("lag", "-A", "shpo", "--debug", code=1)
+    assert "Traceback" not in cli("-A", "shpo", "lag", code=2)
+    assert "Traceback" in cli("--debug", "-A", "shpo", "lag", code=2)
+    assert "Traceback" in cli("lag", "-A", "shpo", "--debug", code=2)
 
 
 def test_url_alone_needs_no_code(cli, app, folder):
@@ -178,11 +179,23 @@ def test_url_alone_needs_no_code(cli, app, folder):
 
 
 def test_a_url_that_cannot_be(cli):
-    assert "there is no database at" in cli("--url", "sqlite:///nowhere.db", "lag", code=1)
-    assert "no engine for 'http'" in cli("--url", "http://x", "lag", code=1)
-    assert "did you mean 'durability'?" in cli("--url", "sqlite:///x.db?durabilty=os", "lag", code=1)
-    assert "in memory" in cli("--url", "sqlite:///:memory:", "lag", code=1)
-    assert "no log yet at" in cli("-A", "shop", "lag", code=1)
+    assert "there is no database at" in cli("--url", "sqlite:///nowhere.db", "lag", code=2)
+    assert "no engine for 'http'" in cli("--url", "http://x", "lag", code=2)
+    assert "did you mean 'durability'?" in cli("--url", "sqlite:///x.db?durabilty=os", "lag", code=2)
+    assert "in memory" in cli("--url", "sqlite:///:memory:", "lag", code=2)
+    assert "no log yet at" in cli("-A", "shop", "lag", code=2)
+
+
+def test_only_a_command_that_sends_is_told_that_nothing_was_sent(cli, app, monkeypatch):
+    app.tasks["add"].delay(1, 2)
+    app.close()
+
+    def locked(*args, **kwargs):
+        raise EngineUnavailable("respool.db was locked; nothing was sent")
+
+    monkeypatch.setattr("respool.app.open_engine", locked)
+    assert cli("-A", "shop", "call", "add", "1", "2", code=1).endswith("was locked; nothing was sent\n")
+    assert cli("-A", "shop", "lag", code=1).endswith("respool.db was locked\n")
 
 
 def test_a_file_that_is_no_log(cli, folder):
@@ -208,7 +221,7 @@ def test_two_apps_on_one_log(cli, app, folder):
     assert "shop/default" in table, "check is of all apps, and says which"
     assert "blog/default" in table
     assert "several apps have a queue default: blog, shop" in cli(
-        "--url", url, "purge", "--queue", "default", "--yes", code=1
+        "--url", url, "purge", "--queue", "default", "--yes", code=2
     )
 
 
@@ -282,7 +295,7 @@ def test_a_misspelt_state_is_suggested(cli):
 
 
 def test_a_question_mark_ends_a_suggestion(cli):
-    text = cli("-A", "shop", "call", "ad", code=1)
+    text = cli("-A", "shop", "call", "ad", code=2)
     assert "unknown task 'ad'; did you mean 'add'? (in app shop)" in text
 
 

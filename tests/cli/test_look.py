@@ -58,7 +58,7 @@ def test_lag_counts_every_place(cli, app, worker):
     assert second["workers"] == 0
     table = cli("-A", "shop", "lag")
     assert re.search(r"default +main +1 +1 .*5\.\d+s add", table)
-    assert "shop/fast: 1 calls of tasks nobody knows: nobody" in table
+    assert "shop/fast: 1 call of tasks nobody knows: nobody" in table
     assert "shop/fast: no worker serves it; start one: respool -A shop worker" in table
 
 
@@ -102,6 +102,13 @@ def test_the_columns_of_lag_are_explained(cli):
     ):
         assert f"\n  {word}" in text
     assert "A · stands for none, a – for nothing to tell." in text
+    assert "of a replay, also what it will leave out" in text
+
+
+def test_the_columns_of_workers_are_explained(cli):
+    text = cli("workers", "--help")
+    for word in ("worker ", "state ", "pid ", "since ", "done ", "serves ", "runs "):
+        assert f"\n  {word}" in text
 
 
 def test_lag_of_one_queue_and_group(cli, app):
@@ -109,9 +116,9 @@ def test_lag_of_one_queue_and_group(cli, app):
     assert [r["name"] for r in cli.rows("-A", "shop", "lag", "--queue", "fast")] == ["fast"]
     assert [r["group"] for r in cli.rows("-A", "shop", "lag", "--group", "audit")] == ["audit"]
     assert "unknown queue or stream 'fats'; did you mean 'fast'?" in cli(
-        "-A", "shop", "lag", "--queue", "fats", code=1
+        "-A", "shop", "lag", "--queue", "fats", code=2
     )
-    assert "did you mean 'main'?" in cli("-A", "shop", "lag", "--group", "mian", code=1)
+    assert "did you mean 'main'?" in cli("-A", "shop", "lag", "--group", "mian", code=2)
 
 
 def test_queues_and_streams(cli, app):
@@ -207,7 +214,47 @@ def test_calls_newest_first_with_filters(cli, app, worker):
     table = cli("-A", "shop", "calls")
     assert "add(2, 1)" in table
     assert calls[0]["id"] in table
-    assert "did you mean 'main'?" in cli("-A", "shop", "calls", "--group", "maim", code=1)
+    assert "did you mean 'main'?" in cli("-A", "shop", "calls", "--group", "maim", code=2)
+
+
+def test_a_misspelt_task_of_calls_is_suggested(cli, app, worker):
+    app.tasks["add"].delay(1, 1)
+    for form in ((), ("--json",)):
+        assert "unknown task 'ad'; did you mean 'add'?" in cli(
+            "-A", "shop", "calls", "--task", "ad", *form, code=2
+        )
+    assert "No calls match" in cli("-A", "shop", "calls", "--task", "mail")
+
+
+def test_calls_show_which_runs_have_said_how_far_they_are(cli, app, worker):
+    handles = [app.tasks["add"].delay(x, 1) for x in range(3)]
+    group, lease = worker.take(want=2)
+    first, second = (pos for span in lease.spans for pos in range(span.lo, span.hi))
+    now = time.time()
+    worker.say(groups=[group.id], running=[[first, "add", now], [second, "add", now]], pool="processes")
+    worker.engine.set_progress(group.id, second, b"\xcc\x80")
+    states = {call["id"]: call["state"] for call in cli.rows("-A", "shop", "calls")}
+    assert [states[handle.id] for handle in handles] == ["STARTED", "PROGRESS", "PENDING"]
+    assert [c["id"] for c in cli.rows("-A", "shop", "calls", "--state", "PROGRESS")] == [handles[1].id]
+    assert [c["id"] for c in cli.rows("-A", "shop", "calls", "--state", "STARTED")] == [handles[0].id]
+
+
+def test_one_is_not_many(cli, app, worker):
+    app.tasks["add"].delay(1, 1)
+    last = app.tasks["add"].delay(2, 2)
+    group = next(group for group in app.groups() if group.name == "main")
+    worker.say(groups=[group.id], running=[], pool="processes")
+    told = "now: 1 call is before it in shop/default, 1 worker serves it"
+    assert told in cli("-A", "shop", "show", last.id)
+    worker.work(want=1)
+    cli("-A", "shop", "purge", "--queue", "default", "--yes")
+    app.tasks["add"].delay(3, 3)
+    assert "Ended 1 call of queue default" in cli("-A", "shop", "purge", "--queue", "default", "--yes")
+
+
+def test_a_log_of_one_record(cli, app):
+    app.tasks["add"].delay(1, 1)
+    assert re.search(r"^1 record in .*: each is in one place", cli("-A", "shop", "check"), re.M)
 
 
 def test_calls_over_many_pages(cli, app, worker, monkeypatch):
@@ -265,7 +312,7 @@ def test_show_all_groups_of_a_replayed_call(cli, app, worker):
     assert [(g["group"], g["result"]) for g in groups] == [("main", 5), ("v2", 6)]
     assert [g["group"] for g in cli.data("-A", "shop", "show", call.id, "--group", "v2")["groups"]] == ["v2"]
     assert "unknown group 'v3'; known: main, v2" in cli(
-        "-A", "shop", "show", call.id, "--group", "v3", code=1
+        "-A", "shop", "show", call.id, "--group", "v3", code=2
     )
 
 

@@ -57,7 +57,7 @@ def test_exit_code_of_a_worker_that_cannot_start(folder):
     result = run("-A", "shop", "worker", "-c", "1", "--burst", "--group", "nope", cwd=folder)
     assert result.returncode != 0
     assert re.search(r"^\d\d:\d\d:\d\d worker: Error: unknown group 'nope'; known: ", result.stderr)
-    assert run("worker", "--burst", cwd=folder).returncode == 1
+    assert run("worker", "--burst", cwd=folder).returncode == 2
 
 
 @pytest.mark.parametrize("pool", ["processes", "solo"])

@@ -5,7 +5,8 @@ A page has a folder of its own, in which these blocks are run one after the othe
     <!-- file: shop.py -->      before a block: written to that file (`file: +shop.py`: appended)
     ```python                   run in one namespace, until a file changes: then in a Python started anew
     ```pycon                    the same, and what it prints is compared; … stands for anything
-    ```console                  lines `$ respool …` and `$ echo …` are run, and what they print is compared
+    ```console                  lines `$ respool …`, `$ python …` and `$ echo …` are run, and what the first
+                                two print is compared
     <!-- no-run: reason -->     before a block: not run
 
 A worker that is not to end by itself (no --burst) is started in the background, and stopped by its pid when
@@ -148,8 +149,9 @@ class Session:
         if words[0] == "echo":
             subprocess.run(command, shell=True, cwd=self.folder, env=self.env, check=True, timeout=PATIENCE)
             return
-        assert words[0] == "respool", f"{self._place(block)}: not run, nor marked no-run: {command}"
-        arguments = [sys.executable, "-m", *words]
+        starts = {"respool": [sys.executable, "-m", "respool"], "python": [sys.executable]}
+        assert words[0] in starts, f"{self._place(block)}: not run, nor marked no-run: {command}"
+        arguments = [*starts[words[0]], *words[1:]]
         if "worker" in words and "--burst" not in words and "--help" not in words:
             self._start_worker(arguments)
             return

@@ -91,6 +91,10 @@ def test_a_wrong_example_is_found(tmp_path: Path) -> None:
             session.run(Block(1, "console", "$ respool wrk\n"))
         with pytest.raises(AssertionError, match="the page has"):
             session.run(Block(1, "console", "$ respool --version\nrespool of another name\n"))
+        with pytest.raises(AssertionError, match="the page has"):
+            session.run(Block(1, "console", "$ python -c 'print(2)'\n3\n"))
+        with pytest.raises(AssertionError, match="not run, nor marked no-run"):
+            session.run(Block(1, "console", "$ cat respool.db\n"))
     finally:
         session.close()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from .common import Failure, RespoolGroup, common, give_common_options
+from .common import Failure, Misused, RespoolGroup, common, give_common_options
 
 COMMANDS: dict[str, dict[str, str]] = {
     "Run": {
@@ -66,12 +66,15 @@ class LazyGroup(RespoolGroup):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error of ours is one line, unless --debug asks for all of it."""
-        from ..errors import RespoolError
+        from ..errors import ConfigError, RespoolError
+        from ..loading import AppImportError
 
         try:
             code = super().invoke(ctx)
         except RespoolError as error:
-            raise Failure(_explained(error, common(ctx).debug)) from error
+            told = _explained(error, common(ctx).debug, sends=ctx.invoked_subcommand == "call")
+            misused = isinstance(error, ConfigError) and not isinstance(error, AppImportError)
+            raise (Misused if misused else Failure)(told) from error
         if isinstance(code, int) and code:  # click would end with 0, whatever a command returns
             ctx.exit(code)
         return code
@@ -87,17 +90,24 @@ def _hand_down(ctx: click.Context, name: str, command: click.Command) -> None:
                 ctx.default_map = {**defaults, name: {**defaults.get(name, {}), param.name: value}}
 
 
-def _explained(error: BaseException, debug: bool) -> str:
-    """Return an error's message; with the traceback where the app's own code is what failed."""
+def _explained(error: BaseException, debug: bool, sends: bool) -> str:
+    """Return an error's message; with the traceback where the app's own code is what failed.
+
+    A command that does not send is not told that nothing was sent.
+    """
     import traceback
 
+    from ..errors import EngineUnavailable
     from ..loading import AppImportError
 
+    told = str(error)
+    if isinstance(error, EngineUnavailable) and not sends:
+        told = told.removesuffix("; nothing was sent")
     if debug:
-        return f"{error}\n\n{''.join(traceback.format_exception(error)).rstrip()}"
+        return f"{told}\n\n{''.join(traceback.format_exception(error)).rstrip()}"
     if isinstance(error, AppImportError) and error.__cause__ is not None:
-        return f"{error}\n\n{''.join(traceback.format_exception(error.__cause__)).rstrip()}"
-    return str(error)
+        return f"{told}\n\n{''.join(traceback.format_exception(error.__cause__)).rstrip()}"
+    return told
 
 
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -125,8 +135,8 @@ def main() -> None:
     -A names the app: a module (shop), a file (shop.py), or either with the App's name (shop:app). Without
     it RESPOOL_APP counts, then `app` under [tool.respool] in the nearest pyproject.toml.
 
-    Exit codes: 0 done, 1 an error, or `check` found something; 2 the command was written wrongly; 3 a call
-    was not finished in time.
+    Exit codes: 0 done; 1 an error, or `check` found something; 2 the command or the app's settings are
+    wrong: an unknown option, app, queue, group or task, say; 3 a call was not finished in time.
     """
 
 

@@ -87,12 +87,16 @@ def command(
         Column("call", least=16),
     )
     wanted = Wanted(group, task, state, since, until, oldest)
+    found = False
     for call in islice(listed(target, streams, wanted), limit):
+        found = True
         if as_json:  # printed as it is found: there may be millions
             line({**call.data(), "time": iso(call.time)})
         else:
             text = call.input.text(call.task, min(width(), SHORT))
             table.add((when(call.time), call.id, target.shown(call.stream), call.state, text), {})
+    if task and not found:
+        target.refuse_unknown_task(task, streams)
     if as_json:
         return
     table.show(False, _empty(task, state, since, until, queue))

@@ -79,7 +79,7 @@ def _data(report: Report, returned: dict[int, int]) -> dict[str, Any]:
 
 
 def _print(target: Target, report: Report, returned: dict[int, int]) -> None:
-    from .output import Column, Table, number
+    from .output import Column, Table, counted, number
 
     several = len({each.stream.app for each in report.groups if each.stream.app}) > 1
 
@@ -112,6 +112,5 @@ def _print(target: Target, report: Report, returned: dict[int, int]) -> None:
     for text in report.problems:
         click.secho(f"Wrong: {text}", fg="red")
     if report.ok:
-        click.echo(
-            f"{report.records:,} records in {target.location.shown}: each is in one place in every group."
-        )
+        records = counted(report.records, "record")
+        click.echo(f"{records} in {target.location.shown}: each is in one place in every group.")

@@ -34,6 +34,12 @@ class Failure(click.ClickException):
     exit_code = 1
 
 
+class Misused(Failure):
+    """A name or setting that cannot be: as for a command that was written wrongly."""
+
+    exit_code = 2
+
+
 class NotInTime(Failure):
     """A call was not finished within --timeout."""
 

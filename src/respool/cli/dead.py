@@ -55,12 +55,15 @@ def list_(
     respool -A shop dead list --queue default --task fetch
     """
     from ..replay import DeadFilter, count_dead, dead_letters
+    from ..replay.dead import called
     from .output import Column, Table, iso, note, when, zone
     from .target import open_target
 
     target = open_target()
     chosen = DeadFilter(queue, group, task, ids)
     letters = dead_letters(target.source, chosen, limit + 1, app=target.only)
+    if not letters:
+        _refuse_unknown_task(target, chosen)
     table = Table(
         Column("id"),
         Column("queue", least=8, drop=3),
@@ -71,12 +74,19 @@ def list_(
     )
     for letter in letters[:limit]:
         data = _data(target, letter)
-        cells = (data["id"], target.shown(letter.stream), letter.group.name, letter.parked.task)
+        name = called(letter.stream, letter.group, letter.parked.task)
+        cells = (data["id"], target.shown(letter.stream), letter.group.name, name)
         table.add((*cells, when(letter.parked.at), data["error"]), {**data, "since": iso(letter.parked.at)})
     table.show(as_json, _none(chosen))
     if not as_json and len(letters) > limit:
         total = sum(count_dead(target.source, chosen, app=target.only).values())
         note(f"{limit:,} of {total:,}; --limit shows more, --task and --queue fewer")
+
+
+def _refuse_unknown_task(target: Target, chosen: DeadFilter) -> None:
+    if chosen.task:
+        streams = target.streams.values()
+        target.refuse_unknown_task(chosen.task, [s for s in streams if chosen.queue in (None, s.name)])
 
 
 def _none(chosen: DeadFilter) -> str:
@@ -156,6 +166,8 @@ def redrive(
     chosen = DeadFilter(queue, group, task, ids)
     counts = count_dead(target.source, chosen, app=target.only)
     total = sum(counts.values())
+    if not total:
+        _refuse_unknown_task(target, chosen)
     if total > 1:
         tasks = ", ".join(f"{name} ({number:,})" for name, number in sorted(counts.items()))
         confirm(f"Run {total:,} dead letters again: {tasks}?", yes)

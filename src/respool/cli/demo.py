@@ -39,6 +39,8 @@ def command(folder: Path | None, limit: int, out: Path) -> None:
     the worker itself, is killed with SIGKILL. A record kept outside the database shows that no file was
     left out. Then the same calls run again through a second version of the task, beside the first.
 
+    It has an app and a file of its own, in --out: -A, --url and RESPOOL_URL mean nothing to it.
+
     \b
     respool demo
     respool demo --folder ~/projects --limit 1000
@@ -94,11 +96,18 @@ class Demo:
     def _make_room(self) -> None:
         from ..errors import ConfigError
 
-        if self.out.exists() and not (self.out / MARK).exists():
-            raise ConfigError(f"{self.out} exists and is not a demo's; name another folder with --out")
-        shutil.rmtree(self.out, ignore_errors=True)
-        self.out.mkdir(parents=True)
-        (self.out / MARK).touch()
+        try:
+            if self.out.exists() and not (self.out / MARK).exists():
+                raise ConfigError(f"{self.out} exists and is not a demo's; name another folder with --out")
+            if self.out.exists():
+                shutil.rmtree(self.out)
+            self.out.mkdir(parents=True)
+            (self.out / MARK).touch()
+        except OSError as error:
+            raise ConfigError(
+                f"the demo cannot make its folder {self.out}: {error.strerror or error}; name another "
+                "with --out"
+            ) from error
 
     def _app(self) -> App:
         os.environ["RESPOOL_URL"] = self.url

@@ -138,8 +138,8 @@ def create(name: str, queue: str | None, stream: str | None, start: str, as_json
         raise click.UsageError("say what it reads: --queue NAME or --stream NAME")
     from ..errors import ConfigError
     from ..stream import check_name
-    from ..why import worker_command
-    from .output import document
+    from ..why import variable, worker_command
+    from .output import counted, document
     from .target import open_target
 
     target = open_target(code=True)
@@ -147,6 +147,11 @@ def create(name: str, queue: str | None, stream: str | None, start: str, as_json
     (read,) = target.named(queue or stream or "", "queue" if queue else "stream")
     moment = None if start in ("earliest", "latest") else _moment(start)
     check_name("group", name)
+    if queue and name in target.app.subscriptions:
+        raise ConfigError(
+            f"{name} is the group of a subscription of app {target.app.name}, to stream "
+            f"{target.app.subscriptions[name].stream.name}; take another name"
+        )
     made = target.engine.create_group(
         read, target.app.name, name, "group", {}, _bounds_from(target, read, start, moment)
     )
@@ -156,18 +161,16 @@ def create(name: str, queue: str | None, stream: str | None, start: str, as_json
     if as_json:
         document({"group": name, "reads": read.kind, "name": read.name, "start": start, "left": left})
         return
-    click.echo(f"Group {name} reads {read.kind} {read.name} from {start} on: {left:,} records so far.")
+    click.echo(
+        f"Group {name} reads {read.kind} {read.name} from {start} on: {counted(left, 'record')} so far."
+    )
     if read.kind == "queue":
         click.echo(f"Run it:  {worker_command(made)}")
     else:  # a subscription of that name would have made the group when the app's log was opened
         click.echo(
             f"No worker can serve it yet: app {target.app.name} has no subscription of that name. Write one "
-            f"on its stream {read.name!r}:\n    @{_variable(read.name)}.subscribe(group={name!r})"
+            f"on its stream {read.name!r}:\n    @{variable(read.name)}.subscribe(group={name!r})"
         )
-
-
-def _variable(stream: str) -> str:
-    return stream if stream.isidentifier() else "stream"
 
 
 def _moment(start: str) -> float:

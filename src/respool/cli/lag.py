@@ -25,7 +25,8 @@ def command(queue: str | None, group: str | None, as_json: bool) -> None:
     """Show what waits, runs and failed, by queue and group.
 
     \b
-    pending  not handed to a worker yet
+    pending  not handed to a worker yet; of a replay, also what it will leave out (as skipped, see
+             respool groups list): which those are is seen when a worker comes to them
     due      ready to run again: given back by a worker, redriven, or with its delay over
              (a column only where there are some)
     sched    waits until it is due: sent with a countdown or eta
@@ -44,8 +45,8 @@ def command(queue: str | None, group: str | None, as_json: bool) -> None:
     respool --url sqlite:///shop.db lag --json
     """
     from ..errors import UnknownName
-    from ..why import served_as, worker_command
-    from .output import note
+    from ..why import how_to_serve, served_as
+    from .output import counted, note
     from .target import open_target
 
     target = open_target()
@@ -59,13 +60,14 @@ def command(queue: str | None, group: str | None, as_json: bool) -> None:
     if as_json:
         return
     for each, data in zip(groups, table.data, strict=True):
-        served = served_as(target.streams[each.stream], each)
+        stream = target.streams[each.stream]
+        served = served_as(stream, each)
         if data["unknown"]:
             tasks = ", ".join(data["unknown_tasks"])
-            note(f"{served}: {data['unknown']:,} calls of tasks nobody knows: {tasks}")
+            note(f"{served}: {counted(data['unknown'], 'call')} of tasks nobody knows: {tasks}")
         waits = sum(data[name] for name in ("pending", "returned", "due", "scheduled", "retry"))
         if waits and not data["workers"]:
-            note(f"{served}: no worker serves it; start one: {worker_command(each)}")
+            note(f"{served}: no worker serves it; {how_to_serve(stream, each, target.app)}")
         if data["due_capped"]:
             note(f"{served}: due was counted among the first {LOOK:,} that are parked")
 

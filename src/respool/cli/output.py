@@ -189,6 +189,11 @@ def age(seconds: float | None) -> str:
     return f"{hours}h{minutes:02}m" if hours < 48 else f"{hours // 24}d{hours % 24}h"
 
 
+def counted(value: int, what: str) -> str:
+    """Return a count with what is counted: 1 call, 2,000 calls."""
+    return f"{value:,} {what}" if value == 1 else f"{value:,} {what}s"
+
+
 def number(value: int) -> str:
     """Return a count with thousands separators; a dot for none, so that the rest stands out."""
     return f"{value:,}" if value else "·"

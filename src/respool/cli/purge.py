@@ -21,18 +21,18 @@ def command(queue: str, yes: bool, as_json: bool) -> None:
     respool -A shop purge --queue default
     """
     from ..replay import purge, purgeable
-    from .output import document
+    from .output import counted, document
     from .target import open_target
 
     target = open_target()
     waiting = purgeable(target.source, queue, app=target.only)
     if waiting:
-        confirm(f"End {waiting:,} calls of queue {queue} that have not been started?", yes)
+        confirm(f"End {counted(waiting, 'call')} of queue {queue} not started yet?", yes)
     ended = purge(target.source, queue, app=target.only) if waiting else 0
     if as_json:
         document({"queue": queue, "purged": ended})
     elif ended:
-        click.echo(f"Ended {ended:,} calls of queue {queue}; their records stay.")
+        click.echo(f"Ended {counted(ended, 'call')} of queue {queue}; the records stay.")
     else:
         click.echo(
             f"Nothing waits in queue {queue}. What runs: respool workers; dead letters: respool dead list"

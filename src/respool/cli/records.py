@@ -88,6 +88,8 @@ def _in_log(
         found = target.engine.briefs(lo, hi, wanted.task, wanted.since, wanted.until, SHORT)
         for brief in found if wanted.oldest else reversed(found):
             state = target.state(places.status(brief.pos), brief.pos, group).state
+            if state == "STARTED":  # whether it has said how far it is, a page does not tell
+                state = target.state(target.engine.status(group, brief.pos), brief.pos, group).state
             if wanted.state in (None, state):
                 given = read_input(stream.kind, brief.body, brief.size, brief.meta, target.pickle_key)
                 id = id_text(public_id(brief.id))

@@ -178,16 +178,15 @@ def _data(summary: ReplaySummary) -> dict[str, Any]:
 
 
 def _print(summary: ReplaySummary, dry_run: bool) -> None:
-    from .output import Column, Table, moment, note, number
+    from .output import Column, Table, counted, moment, note, number
 
     since, until = summary.settings["since"], summary.settings["until"]
     window = ("from the beginning" if since is None else f"from {moment(since)}") + (
         " to the end as of now" if until is None else f" to {moment(until)}"
     )
     done = "would run" if dry_run else "is there already and runs" if not summary.created else "runs"
-    click.echo(
-        f"Replay {summary.group} {done} {summary.total:,} calls of queue {summary.queue.name}, {window}."
-    )
+    calls = counted(summary.total, "call")
+    click.echo(f"Replay {summary.group} {done} {calls} of queue {summary.queue.name}, {window}.")
     table = Table(Column("task", least=20), Column("runs", right=True), Column("left out", right=True))
     for task in sorted({*summary.run, *summary.left_out}):
         run, left_out = summary.run.get(task, 0), summary.left_out.get(task, 0)

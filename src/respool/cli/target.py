@@ -12,6 +12,8 @@ from .common import common
 from .loading import find_spec, load_app
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ..app import App
     from ..config import Location
     from ..delivery.model import Lease
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from ..result import Found
 
 TIMEOUT = 10.0
+SCAN = 50_000  # positions counted in one statement
 
 
 class Target:
@@ -63,6 +66,22 @@ class Target:
         if not found:
             raise UnknownName(" or ".join(kinds), name, {stream.name for stream in here})
         return found
+
+    def refuse_unknown_task(self, name: str, streams: Iterable[Stream]) -> None:
+        """Raise UnknownName, which suggests the near one, where neither the code nor a record has a task.
+
+        It reads the streams from end to end: for where nothing was found.
+        """
+        known = set(self.app.tasks) if self.app else set()
+        if name in known:
+            return
+        for stream in streams:
+            for _, first, end in self.engine.bounds(stream):
+                for lo in range(first, end, SCAN):
+                    known.update(self.engine.task_counts(lo, min(lo + SCAN, end), None, None))
+        known.discard("")  # events without a type
+        if known and name not in known:
+            raise UnknownName("task", name, known)
 
     def group(self, name: str, stream: Stream) -> Group | None:
         """Return the group of this name that reads a stream."""

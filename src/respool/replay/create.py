@@ -99,6 +99,7 @@ def plan_replay(
     check_name("group", group)
     if group == "main":
         raise ConfigError("main is the group that ran these calls; give the replay a name of its own")
+    _refuse_name_of_subscription(app, group)
     if since is not None and until is not None and since >= until:
         raise ConfigError(f"since {_when(since)} must be before until {_when(until)}")
     names = None if tasks is None else _with_aliases(app, tasks)
@@ -115,6 +116,18 @@ def plan_replay(
         _refuse_misspelt(app, summary, tasks)
         _refuse_nothing(app.engine, summary)
     return summary
+
+
+def _refuse_name_of_subscription(app: App, name: str) -> None:
+    """A worker started with --group and this name would serve both."""
+    streams = {stream.id: stream.name for stream in app.engine.streams() if stream.kind == "stream"}
+    read = {g.name: streams[g.stream] for g in app.groups() if g.app == app.name and g.stream in streams}
+    read |= {group: each.stream.name for group, each in app.subscriptions.items()}
+    if name in read:
+        raise ConfigError(
+            f"{name} is a group of app {app.name} already, which reads stream {read[name]}; give the "
+            "replay a name of its own"
+        )
 
 
 def _with_aliases(app: App, tasks: Sequence[str]) -> list[str]:

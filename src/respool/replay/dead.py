@@ -54,13 +54,20 @@ def dead_letters(
 
 
 def count_dead(source: Source, chosen: DeadFilter = ANY, *, app: str | None = None) -> dict[str, int]:
-    """Return how many dead letters match, by task."""
+    """Return how many dead letters match, by task; events without a type by stream and group."""
     engine, app = sides(source, app)
+    streams = {stream.id: stream for stream in engine.streams()}
     counts: dict[str, int] = {}
-    for _, slice_ in _dead_slices(engine, app, chosen):
+    for group, slice_ in _dead_slices(engine, app, chosen):
         for _pos, task in slice_:
-            counts[task] = counts.get(task, 0) + 1
+            name = called(streams[group.stream], group, task)
+            counts[name] = counts.get(name, 0) + 1
     return counts
+
+
+def called(stream: Stream, group: Group, task: str) -> str:
+    """Return what a dead letter is called: its task, or its event's type; where it has none, whose it is."""
+    return task or f"{stream.kind} {stream.name}, group {group.name}"
 
 
 def redrive(source: Source, chosen: DeadFilter = ANY, *, app: str | None = None) -> int:

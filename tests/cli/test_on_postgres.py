@@ -1,0 +1,73 @@
+"""The same app and the same commands, unchanged, on a server: RESPOOL_URL names it."""
+
+import json
+import re
+import urllib.parse
+import uuid
+
+import pytest
+from tests.cli.support import run
+from tests.engines.conftest import session_database as session_database
+from tests.services.fixtures import postgres as postgres
+from tests.services.fixtures import services_run as services_run
+
+
+@pytest.fixture
+def url(session_database):
+    return f"{session_database}?schema=s{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def shop(folder, cli, url):
+    """Runs a command on the shop; returns what it printed, where no password may be."""
+    password = urllib.parse.urlsplit(url).password
+
+    def command(*args):
+        if args[0] == "worker":
+            result = run("-A", "shop", *args, cwd=folder, RESPOOL_URL=url)
+            assert result.returncode == 0, result.stderr
+            told = result.stdout + result.stderr
+        else:
+            told = cli("-A", "shop", "--url", url, *args)
+        assert password not in told
+        return told
+
+    return command
+
+
+def test_calls_from_their_sending_to_a_replay(shop, folder):
+    sum_ = shop("call", "add", "2", "3").strip()
+    bad = shop("call", "fetch", "bad://x").strip()
+    later = shop("call", "mail", "me", "--countdown", "1h").strip()
+    assert "worked through 3 records; left: 1 scheduled, 1 dead" in shop("worker", "-c", "2", "--burst")
+    assert "returned 5" in shop("show", sum_)
+    (row,) = [json.loads(line) for line in shop("dead", "list", "--json").splitlines()]
+    assert row["id"] == bad
+    assert "bad://x" in shop("show", bad)
+    assert sum_ in shop("calls")
+    shop("dead", "redrive", "--yes")
+    shop("worker", "-c", "1", "--burst", "-P", "solo")
+    assert "failed" in shop("show", bad)
+    assert "1 call" in shop("purge", "--queue", "default", "--yes")
+    assert "REVOKED" in shop("show", later)
+    shop("replay", "--queue", "default", "--group", "v2", "--task", "add")
+    assert "worked through" in shop("worker", "-c", "1", "--burst", "--group", "v2")
+    assert "v2" in shop("groups", "list")
+    lag = [json.loads(line) for line in shop("lag", "--json").splitlines()]
+    assert {row["group"] for row in lag} >= {"main", "v2", "audit"}
+    assert re.search(r"records in postgresql://\w+@[\d.:]+/\w+: each is in one place", shop("check"))
+    assert shop("workers").startswith("No workers.")
+    assert not list(folder.glob("respool.db*"))
+
+
+def test_server_that_cannot_be_reached(folder, url):
+    away = re.sub(r":\d+/", ":1/", url)
+    for args in (
+        ("-A", "shop", "lag"),
+        ("--url", away, "lag"),
+        ("-A", "shop", "--debug", "call", "add", "1", "2"),
+    ):
+        result = run(*args, cwd=folder, RESPOOL_URL=away)
+        assert result.returncode == 1
+        assert "cannot connect to postgresql://" in result.stderr
+        assert urllib.parse.urlsplit(url).password not in result.stdout + result.stderr
