@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from tests.crash.kills import Rampage
-from tests.worker.support import LINE, SOURCES, Place, WorkerProcess, eventually, tree
+from tests.worker.support import LINE, SOURCES, Place, WorkerProcess, eventually, on_each_engine, tree
 
 from respool.errors import WorkerLost
 from respool.replay import dead_letters
@@ -55,8 +55,12 @@ def kill():
 
 
 if IN_WORKER:
-    from respool.engines.sqlite import state
-    from respool.engines.sqlite.engine import SQLiteEngine
+    if app.url.startswith("sqlite"):
+        from respool.engines.sqlite import state
+        from respool.engines.sqlite.engine import SQLiteEngine as Engine
+    else:
+        from respool.engines.postgres import state
+        from respool.engines.postgres.engine import PostgresEngine as Engine
     from respool.worker import page
     from respool.worker.executor import Executor
 
@@ -84,9 +88,9 @@ if IN_WORKER:
     after(page.Slot, "add_result", "kept")
     before(Executor, "_settle_part", "settling-part")
     after(Executor, "_settle_part", "settled-part")
-    before(SQLiteEngine, "transact", "settling", settles)
+    before(Engine, "transact", "settling", settles)
     after(state, "write_change", "writing")
-    after(SQLiteEngine, "transact", "settled", settles)
+    after(Engine, "transact", "settled", settles)
     before(page.Slot, "forget_verdicts", "forgetting")
 
     claimed = page.Slot.claimed
@@ -122,6 +126,7 @@ VICTIMS = [
 ]
 
 
+@on_each_engine
 @pytest.mark.parametrize(("stage", "victim"), VICTIMS)
 def test_kill_at_a_stage(place: Place, stage: str, victim: str) -> None:
     module = place.module(STAGED)
@@ -218,6 +223,7 @@ def test_poison_among_innocents(place: Place) -> None:
     place.check()
 
 
+@on_each_engine
 def test_three_deaths_of_a_whole_worker_bury_no_innocents(place: Place) -> None:
     """H6: the first charges nobody; what ran is granted singly from then on, and only that is charged."""
     module = place.module(BLAMED)
@@ -252,6 +258,7 @@ def test_call_that_takes_whole_workers_with_it_is_buried_at_last(place: Place) -
     place.check()
 
 
+@on_each_engine
 def test_successor_waits_for_nothing(place: Place) -> None:
     """H4: on one host a lock says at once that a worker is dead."""
     module = place.module(BLAMED, worker_ttl=60)
@@ -302,6 +309,7 @@ def _acknowledged(path: Path) -> dict[str, str]:
     return dict(lines)
 
 
+@on_each_engine
 def test_producers_killed_in_mid_append(place: Place) -> None:
     """P1: what was acknowledged is there, once; what was not is there at most once."""
     module = place.module(BLAMED)
@@ -343,13 +351,16 @@ def _records(place: Place) -> list[tuple[int, str]]:
 
 
 @pytest.mark.timeout(100 + 6 * KILLS)
-@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize(
+    ("place", "part"), [("sqlite", 0), ("sqlite", 1), ("postgres", 2)], indirect=["place"]
+)
 def test_random_kills(place: Place, part: int) -> None:
     rampage = Rampage(place, seed=int(os.environ.get("RESPOOL_SEED", "7")) + part)
     rampage.go(lambda tally: tally.kills >= KILLS // 2)
     rampage.verify()
 
 
+@on_each_engine
 def test_worker_that_starts_while_others_die(place: Place) -> None:
     """P3 holds when those who clear up after a dead worker are killed over it."""
     module = place.module(BLAMED)

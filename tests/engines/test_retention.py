@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.engines.kits import PostgresKit
 from tests.worker.support import Place
 from tests.worker.support import place as place
 
@@ -26,10 +27,19 @@ CUT = OLD + 500
 
 
 @pytest.fixture(params=["file", "memory"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SQLiteEngine]:
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    if request.param == "postgres":
+        kit = PostgresKit(request.getfixturevalue("session_database"), "full")
+        yield kit.open()
+        kit.remove()
+        return
     made = SQLiteEngine(SQLiteOptions(tmp_path / "q.db" if request.param == "file" else None))
     yield made
     made.close()
+
+
+every_engine = pytest.mark.parametrize("engine", ["file", "memory", "postgres"], indirect=True)
+"""For what does not depend on how space is given back; PostgreSQL's partitions: test_postgres.py."""
 
 
 @pytest.fixture
@@ -62,6 +72,7 @@ def kept(engine: SQLiteEngine, queue: Stream) -> tuple[int, int]:
     return first - first_pos(queue.logs[0]), end - first_pos(queue.logs[0])
 
 
+@every_engine
 def test_old_and_done_goes_and_numbers_do_not_come_back(engine: SQLiteEngine, queue: Stream) -> None:
     fill(engine, queue, 10, 10)
     run_all(engine, main_of(engine))
@@ -72,6 +83,7 @@ def test_old_and_done_goes_and_numbers_do_not_come_back(engine: SQLiteEngine, qu
     assert run_all(engine, main_of(engine)) is not None
 
 
+@every_engine
 def test_what_is_young_stays(engine: SQLiteEngine, queue: Stream) -> None:
     fill(engine, queue, 10, 10)
     run_all(engine, main_of(engine))
@@ -371,6 +383,7 @@ def test_a_dead_letter_is_shown_redriven_and_run_after_its_log_was_cut(place: Pl
     place.check()
 
 
+@every_engine
 def test_another_groups_records_stay(engine: SQLiteEngine, queue: Stream) -> None:
     fill(engine, queue, 10, 10)
     log = queue.logs[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -213,3 +214,86 @@ def _after(before: View, change: Change) -> View:
         [lease for id, lease in stored.items() if id not in change.dropped_leases],
         [at._replace(cursor=cursors.get(at.log, at.cursor)) for at in before.positions],
     )
+
+
+# Gaps (G4)
+
+
+def seen(cursor: int, end: int, *missing: tuple[int, int], stop: int | None = None) -> Position:
+    return Position(1, cursor, end, stop, missing)
+
+
+def with_room(at: Position, room: int = 1000) -> View:
+    made = view(positions=[at])
+    made.gap_room = room
+    return made
+
+
+def test_what_is_missing_is_kept_as_a_gap_and_not_handed_out() -> None:
+    positions, change = claimed(with_room(seen(10, 20, (12, 14), (17, 18))), 100)
+    assert positions == [10, 11, 14, 15, 16, 18, 19]
+    assert change.gaps == [(12, 14), (17, 18)]
+    assert change.cursors == [(1, 20)]
+
+
+@pytest.mark.parametrize(
+    ("want", "positions", "gaps", "cursor"),
+    [
+        (1, [10], [], 11),
+        (2, [10, 11], [], 12),  # the gap may still be filled by the time it is come to
+        (3, [10, 11, 14], [(12, 14)], 15),
+        (5, [10, 11, 14, 15, 16], [(12, 14)], 17),
+        (6, [10, 11, 14, 15, 16, 18], [(12, 14), (17, 18)], 19),
+    ],
+)
+def test_no_gap_is_kept_before_it_is_come_to(
+    want: int, positions: list[int], gaps: list[tuple[int, int]], cursor: int
+) -> None:
+    got, change = claimed(with_room(seen(10, 20, (12, 14), (17, 18))), want)
+    assert (got, change.gaps, change.cursors) == (positions, gaps, [(1, cursor)])
+
+
+def test_where_there_is_no_room_for_a_gap_the_cursor_waits() -> None:
+    at = seen(10, 20, (12, 14), (17, 18))
+    got, change = claimed(with_room(at, 1), 100)
+    assert (got, change.gaps, change.cursors) == ([10, 11, 14, 15, 16], [(12, 14)], [(1, 17)])
+    got, change = claimed(with_room(seen(12, 20, (12, 14)), 0), 100)
+    assert (got, change.gaps, change.cursors) == ([], [], [])
+
+
+def test_logs_share_the_room_for_gaps() -> None:
+    both = view(positions=[seen(10, 13, (11, 12)), Position(2, 50, 53, None, ((51, 52),))])
+    both.gap_room = 1
+    got, change = claimed(both, 100)
+    assert (got, change.gaps) == ([10, 12, 50], [(11, 12)])
+    assert change.cursors == [(1, 13), (2, 51)]
+
+
+@given(
+    st.lists(st.booleans(), min_size=1, max_size=30), st.integers(1, 8), st.integers(0, 6), st.integers(0, 9)
+)
+def test_each_number_is_handed_out_or_kept_once(there: list[bool], want: int, room: int, more: int) -> None:
+    """Claim after claim, as long as there is room: each number below the cursor went to one of the two."""
+    there = [*there, True]
+    handed: list[int] = []
+    kept: list[tuple[int, int]] = []
+    cursor = 0
+    for turn in range(len(there) + 1):
+        marks = [-1 + cursor, *(n for n in range(cursor, len(there)) if there[n])]
+        missing = tuple((lo + 1, hi) for lo, hi in pairwise(marks) if hi > lo + 1)
+        now = with_room(seen(cursor, len(there), *missing), room - len(kept))
+        if turn == more:
+            now.due = due(1000)  # other sources take their share
+        change = Change()
+        lease = claim(now, change, Request(want, 1, 2, 99, 10.0, turn))
+        got = [p for s in lease.spans for p in range(s.lo, s.hi) if p != 1000] if lease else []
+        handed += got
+        kept += change.gaps
+        cursor = dict(change.cursors).get(1, cursor)
+        places = sorted([*handed, *(n for lo, hi in kept for n in range(lo, hi))])
+        assert places == list(range(cursor))
+        assert [n for n in range(cursor) if there[n]] == handed
+        assert len(kept) <= room
+        assert cursor in (0, len(there)) or there[cursor - 1], "a gap was kept for nothing"
+    if room >= len(there):
+        assert cursor == len(there)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +34,7 @@ PATIENCE = 20.0  # seconds that a test waits for anything
 SOURCES = str(Path(respool.__file__).parents[1])
 _names = itertools.count()
 
+FILE_URL = "f\"sqlite:///{HERE / 'log.db'}\""
 HEADER = """
 import asyncio, os, signal, sys, threading, time
 from pathlib import Path
@@ -41,7 +43,7 @@ from respool import App
 
 HERE = Path(__file__).parent
 IN_WORKER = "IN_WORKER" in os.environ
-app = App("t", url=f"sqlite:///{{HERE / 'log.db'}}", **{settings!r})
+app = App("t", url={url}, **{settings!r})
 
 
 def note(what, name, key=""):
@@ -124,7 +126,7 @@ class WorkerProcess:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", textwrap.dedent(before) + _RUN, encode(options).decode()],
                 cwd=place.folder,
-                env={**os.environ, "PYTHONPATH": path, "IN_WORKER": "1", **env},
+                env={**os.environ, "PYTHONPATH": path, "IN_WORKER": "1", "TMPDIR": str(place.folder), **env},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
@@ -175,8 +177,9 @@ class WorkerProcess:
 class Place:
     """A folder with an app, its log, its outside record and its workers."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, url: str | None = None) -> None:
         self.folder = folder
+        self.url = url  # of a server; None: the log is a file here
         self.workers: list[WorkerProcess] = []
         self._apps: list[App] = []
         sys.path.insert(0, str(folder))
@@ -187,7 +190,8 @@ class Place:
         name = f"app_{os.getpid()}_{next(_names)}"
         chosen = {"beat": 0.2, "worker_ttl": 2.0, "poll_interval": 0.5, **settings}
         self.path = self.folder / f"{name}.py"
-        self.path.write_text(HEADER.format(settings=chosen) + "\n\n".join(map(textwrap.dedent, code)))
+        header = HEADER.format(settings=chosen, url=repr(self.url) if self.url else FILE_URL)
+        self.path.write_text(header + "\n\n".join(map(textwrap.dedent, code)))
         importlib.invalidate_caches()
         module = importlib.import_module(name)
         self._apps.append(module.app)
@@ -318,27 +322,39 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+ENGINES = ("sqlite", "postgres")
+on_each_engine = pytest.mark.parametrize("place", ENGINES, indirect=True)
+"""Marks a test that is about no file: its place is one on each engine in turn."""
+
+
+def _place(request: pytest.FixtureRequest, folder: Path) -> Iterator[Place]:
+    url = None
+    if getattr(request, "param", "sqlite") == "postgres":
+        url = f"{request.getfixturevalue('session_database')}?schema=s{uuid.uuid4().hex[:12]}"
+    made = Place(folder, url)
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    made = Place(tmp_path)
-    yield made
-    made.close()
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    yield from _place(request, tmp_path)
 
 
-@pytest.fixture(scope="module")
-def shared_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    made = Place(tmp_path_factory.mktemp("place"))
-    yield made
-    made.close()
+@pytest.fixture(scope="module", params=ENGINES)
+def shared_place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    yield from _place(request, tmp_path_factory.mktemp("place"))
 
 
 __all__ = [
+    "ENGINES",
     "Mark",
     "Place",
     "WorkerProcess",
     "cpu_seconds",
     "dump",
     "eventually",
+    "on_each_engine",
     "place",
     "shared_place",
     "tree",

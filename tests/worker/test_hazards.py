@@ -42,7 +42,7 @@ from typing import Any
 
 import apsw
 import pytest
-from tests.worker.support import SOURCES, Place, eventually
+from tests.worker.support import SOURCES, Place, eventually, on_each_engine
 
 from respool import App
 from respool.clock import boottime_ns
@@ -375,6 +375,7 @@ def _foreign(app: App) -> int:
     return app.engine.register(Registration("t", "elsewhere", "other", "another boot", 1, 0.0, {}))  # type: ignore[no-any-return]
 
 
+@on_each_engine
 def test_h4_silent_worker_elsewhere_is_taken_over(place: Place) -> None:
     place.module(CODE, beat=0.1, worker_ttl=0.5)
     worker = place.worker(1)
@@ -384,6 +385,7 @@ def test_h4_silent_worker_elsewhere_is_taken_over(place: Place) -> None:
     eventually(lambda: len(place.registered()) == 1)
 
 
+@on_each_engine
 def test_h4_worker_that_beats_elsewhere_is_left_alone_by_a_burst(place: Place) -> None:
     """A worker that only waits for a retry must not count its beats faster than others beat."""
     module = place.module(
@@ -435,6 +437,7 @@ def test_h4_worker_that_just_starts_is_not_taken_for_dead(app: App) -> None:
     assert not problems
 
 
+@on_each_engine
 def test_h4_deposed_worker_changes_nothing_and_starts_again(place: Place) -> None:
     """P4: a run that lost its lease is repeated, its own settlement is refused and counted."""
     module = place.module(CODE, beat=0.1, worker_ttl=0.5)
@@ -462,6 +465,7 @@ def test_h4_deposed_worker_changes_nothing_and_starts_again(place: Place) -> Non
 # H5
 
 
+@on_each_engine
 def test_h5_children_of_a_supervisor_that_stands_still_start_nothing(place: Place) -> None:
     module = place.module(
         CODE, "\n@app.task\ndef short(n):\n    note('start', 'short', n)\n    time.sleep(0.02)\n",
@@ -487,7 +491,7 @@ def _supervisor(beat: Callable[..., int], busy: list[bool]) -> Any:
     supervisor.engine = SimpleNamespace(beat=beat)
     supervisor._attendant = SimpleNamespace(written=0)
     supervisor._watch = SimpleNamespace(look=lambda *a, **k: 0)
-    supervisor._keep_house = lambda: None
+    supervisor._keep_house = lambda worked: None
     slot = FakeSlot()
     supervisor.children = {0: SimpleNamespace(slot=slot, busy=False, pid=1, index=0)}
     supervisor.set_busy = lambda value: setattr(supervisor.children[0], "busy", value)
@@ -510,6 +514,7 @@ def test_h5_deadline_counts_from_before_the_beat_was_sent(monkeypatch: pytest.Mo
 # H7
 
 
+@on_each_engine
 @pytest.mark.parametrize("group", [False, True], ids=["child", "group"])
 def test_h7_at_most_once(place: Place, group: bool) -> None:
     module = place.module(CODE)
@@ -555,6 +560,7 @@ def test_h7_claim_is_synced_before_the_run(place: Place) -> None:
 # H8
 
 
+@on_each_engine
 def test_h8_redriven_call_makes_new_calls(place: Place) -> None:
     module = place.module(CODE)
     result = module.fails.delay(1)
@@ -570,6 +576,7 @@ def test_h8_redriven_call_makes_new_calls(place: Place) -> None:
 # H11
 
 
+@on_each_engine
 def test_h11_a_storm_of_retries_does_not_stop_new_work(place: Place) -> None:
     module = place.module(
         CODE,

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.worker.support import Place, eventually
+from tests.worker.support import Place, eventually, on_each_engine
 
 from respool.errors import UnknownCall
 from respool.replay import create_replay
+
+pytestmark = on_each_engine
 
 CODE = """
 from respool.errors import IdConflict

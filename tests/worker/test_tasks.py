@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from tests.worker.support import Place, eventually
+from tests.worker.support import Place, eventually, on_each_engine
 
 from respool.errors import (
     GetTimeout,
@@ -475,6 +475,7 @@ def test_send_task_by_name(shop: Any) -> None:
     assert shop.app.send_task("echo", (5,)).get(timeout=20) == 5
 
 
+@on_each_engine
 def test_delays_and_retries_survive_the_worker(place: Place) -> None:
     module = place.module(CODE)
     worker = place.worker()
@@ -489,6 +490,7 @@ def test_delays_and_retries_survive_the_worker(place: Place) -> None:
     assert place.runs() == {"later": 1, "r": 2}
 
 
+@on_each_engine
 def test_burst_waits_for_retries_but_not_for_what_is_scheduled(place: Place) -> None:
     module = place.module(CODE)
     retried = module.retried.delay("r", 2, 0.5)

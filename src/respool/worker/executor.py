@@ -22,6 +22,7 @@ from ..record import Row
 from ..running import current_run
 from . import page as p
 from .calling import Caller, EndNow
+from .host import RARELY
 from .run import CurrentRun
 from .services import Service
 
@@ -223,9 +224,8 @@ class Executor:
         self._awaited = self._awaited or rung > 0
         for called in {call.log for verdict in settlement.verdicts for call in verdict.calls}:
             engine.ring(called)
-        for verdict in settlement.verdicts:
-            if verdict.due is not None and verdict.due < settlement.ended + 1.0:
-                engine.ring(verdict.pos >> 40)
+        for parked in {verdict.pos >> 40 for verdict in settlement.verdicts if _concerns_others(verdict)}:
+            engine.ring(parked)
 
     def _settle_part(
         self, service: Service, lease: Lease, rows: Sequence[Row], kept: Kept, began: float
@@ -361,6 +361,13 @@ class Executor:
             self.host.limited()
             self.host.pause(0.05)
         return True
+
+
+def _concerns_others(verdict: Verdict) -> bool:
+    """Say whether sleeping workers should know: it is due before they look again, or they know its task."""
+    if verdict.due is None:
+        return verdict.reason == "unknown"
+    return verdict.due < wall_clock() + RARELY
 
 
 def _ranges(lease: Lease, rows: Sequence[Row]) -> list[tuple[int, int]]:

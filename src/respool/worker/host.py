@@ -16,8 +16,9 @@ from ..errors import DatabaseGone, EngineUnavailable, RespoolError
 from .services import Service
 
 HOUSEKEEPING = 5.0  # seconds between two rounds of housekeeping, unless there was more to do than …
+IDLE_HOUSEKEEPING = 30.0  # seconds, where nothing was written meanwhile
 HOUSEKEEPING_SHARE = 0.1  # … a round may take
-SELDOM = 10  # polling intervals between two looks of who hears the bell: a ring is lost with who would ring
+RARELY = 10.0  # seconds between two looks of who hears the bell: a ring is lost only with who would ring
 STEP = 5000  # records or values in one transaction
 
 
@@ -118,7 +119,7 @@ def idle(
     """
     while True:
         sleeper.prepare()
-        wait = poll * SELDOM if patient and getattr(sleeper, "hears", False) else poll
+        wait = max(poll, RARELY) if patient and getattr(sleeper, "hears", False) else poll
         now = wall_clock()
         try:
             for service in services:

@@ -98,27 +98,30 @@ class Snapshot:
         return self.rows[: self.finished]
 
 
-def _make_private(folder: Path) -> None:
-    """Make a folder where everybody may make some. Raises ConfigError where somebody else came first."""
-    folder.mkdir(0o700, exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise ConfigError(
-            f"{folder} must be a folder that only the user {os.getuid()} may use: remove it, or set TMPDIR"
-        )
-
-
 def _open_new(path: Path, private: bool) -> int:
     folder, flags = path.parent, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_TRUNC
     if not private:
         folder.mkdir(folder.parent.stat().st_mode & 0o777, exist_ok=True)
         return os.open(path, flags, 0o666)
     while True:
-        _make_private(folder)
         try:
+            folder.mkdir(0o700)
+        except FileExistsError:
+            pass  # whosever it is
+        try:
+            _refuse_others(folder)
             return os.open(path, flags, 0o600)
         except FileNotFoundError:
-            continue  # the last worker to end has just removed the folder
+            continue  # the last worker to end has just removed it
+
+
+def _refuse_others(folder: Path) -> None:
+    """Raise ConfigError for a folder that somebody else has made, or may use."""
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise ConfigError(
+            f"{folder} must be a folder that only the user {os.getuid()} may use: remove it, or set TMPDIR"
+        )
 
 
 def _create(path: Path, size: int, private: bool) -> int:

@@ -26,7 +26,17 @@ from ..errors import AppendUnknown, DatabaseGone, EngineUnavailable, RespoolErro
 from . import page as p
 from .aftermath import Aftermath, how_it_died
 from .attending import Attendant, keep_limits
-from .host import HOUSEKEEPING, LogFile, all_done, boot_id, farewell, keep_house, pid_space, version
+from .host import (
+    HOUSEKEEPING,
+    IDLE_HOUSEKEEPING,
+    LogFile,
+    all_done,
+    boot_id,
+    farewell,
+    keep_house,
+    pid_space,
+    version,
+)
 from .options import EXIT_LOST, EXIT_RECYCLED, EXIT_REFUSED, Hello, Refusal, Welcome, WorkerOptions
 from .page import WorkerFile
 from .process import ChildProcess
@@ -328,7 +338,7 @@ class Supervisor:
                 child.slot.words[p.DEADLINE] = self._deadline
         try:
             self._watch.look(self.worker, beaten=True)
-            self._keep_house()
+            self._keep_house(synced)
         except (EngineUnavailable, AppendUnknown) as error:
             self._unreachable("look after the log", error)
             return
@@ -345,14 +355,18 @@ class Supervisor:
             self._said_unreachable = True
             log.error("cannot %s for %.1f s: %s", what, now - self._unreachable_since, error)
 
-    def _keep_house(self) -> None:
-        self.engine.tidy()
+    def _keep_house(self, worked: bool) -> None:
         now = time.monotonic()
+        rests = self.engine.capabilities.many_hosts and not worked  # each look is a round trip
+        wait = IDLE_HOUSEKEEPING if rests else HOUSEKEEPING
+        self._housekeeping_at = min(self._housekeeping_at, now + wait)
+        if not rests or now >= self._housekeeping_at:
+            self.engine.tidy()
         if now >= self._housekeeping_at:
             assert self._file is not None
             self._file.keep()
             more = keep_house(self.engine, self.groups)
-            self._housekeeping_at = now if more else now + HOUSEKEEPING
+            self._housekeeping_at = now if more else now + wait
 
     def _info(self) -> dict[str, Any]:
         """What others see of this worker as of its last beat."""

@@ -13,6 +13,12 @@ from .page import WorkerFile
 
 log = logging.getLogger("respool.worker")
 
+LOOK_EVERY = 3
+"""Beats of ours, no more than the least patience, between looks at others' where each is a round trip.
+
+Locks are tried at each.
+"""
+
 
 def file_of(engine: Engine, worker: int) -> Path:
     """Return where a worker of this host keeps its mapped file."""
@@ -33,15 +39,23 @@ class Watch:
     def __init__(self, engine: Engine, boot: str, patience: int, deliveries: Deliveries) -> None:
         self._engine, self._boot, self._deliveries = engine, boot, deliveries
         self._observer = BeatObserver(patience)
+        self._every = LOOK_EVERY if engine.capabilities.many_hosts else 1
+        self._looks = 0
+        self._others: list[Worker] = []
 
     def look(self, own: int, *, beaten: bool) -> int:
         """Take over from those who are dead; `beaten` says that our own beat was committed before.
 
         Returns how many workers were found dead.
         """
-        others = [worker for worker in self._engine.workers() if worker.id != own]
-        silent = set(self._observer.beat_committed({w.id: w.beat for w in others}) if beaten else ())
-        return sum(self._take_over(worker, worker.id in silent) for worker in others)
+        fresh = self._looks % self._every == 0
+        self._looks += 1
+        if fresh:
+            self._others = [worker for worker in self._engine.workers() if worker.id != own]
+        silent = self._observer.beat_committed({w.id: w.beat for w in self._others}) if beaten else []
+        if not fresh:
+            silent = []  # they may have beaten since
+        return sum(self._take_over(worker, worker.id in silent) for worker in self._others)
 
     def _take_over(self, worker: Worker, silent: bool) -> bool:
         path = file_of(self._engine, worker.id)
@@ -64,6 +78,7 @@ class Watch:
             return False
         try:
             aftermath = Aftermath(self._engine, worker.id, self._deliveries)
+            worker = next((each for each in self._engine.workers() if each.id == worker.id), worker)
             left = 0
             for child in range(file.children):
                 seen = file.slot(child).last_words()

@@ -181,7 +181,7 @@ class PostgresSleeper:
         try:
             if self._flag is None:
                 self._flag = self._raise_flag(db)
-                self._fresh = self.kind == _WORKERS
+                self._fresh = self.kind == _WORKERS and self._flag is not None
             self._heard(db)
         except psycopg.Error:
             self._lose()
@@ -212,6 +212,12 @@ class PostgresSleeper:
                 return False
             except psycopg.Error:
                 self._lose()
+                return False  # who cannot hear should look, and listen anew
+
+    @property
+    def hears(self) -> bool:
+        """Whether it listens: who does needs few looks of its own."""
+        return self._db is not None
 
     def _wait(self, db: Db | None, seconds: float) -> set[int]:
         poll = select.poll()

@@ -212,7 +212,7 @@ def connect(options: PostgresOptions, role: str) -> psycopg.Connection[Any]:
     except psycopg.Error as error:
         raise ConfigError(f"{options.shown}: {_first_line(error)}") from None
     # What asks for long is asked by commands, through the reader.
-    db.patience = max(options.timeout, SHORTEST) * (LONG if role == "reader" else 1)
+    db.patience = max(SHORTEST, options.timeout * (LONG if role == "reader" else 1))
     if db.info.server_version < OLDEST:
         version = db.info.server_version // 10000
         db.close()

@@ -199,7 +199,10 @@ class PostgresLog:
 
     def find(self, namespace: str, id: Id) -> int | None:
         """Return the position of the record with this id."""
-        return self._reader.read(lambda db: find(db, self._sql, stored_id(namespace, id)))
+        stored = stored_id(namespace, id)
+        by_id = "by_id" if _may_be_member(stored) else "by_id_there"
+        sql = self._sql | {"by_id": self._sql[by_id]}
+        return self._reader.read(lambda db: find(db, sql, stored))
 
     def run_spans(self, head: bytes, size: int) -> list[tuple[int, int]] | None:
         """Return the ranges of positions that a run takes; others' records may lie between."""
@@ -263,7 +266,8 @@ def find(db: Executes, sql: dict[str, bytes], id: Id) -> int | None:
         return int(first)
     if first + seq > last:
         return None
-    row = db.execute(sql["member"], (first + seq, last, seq, head)).fetchone()
+    bound = {"lo": first + seq, "hi": last, "seq": seq, "id": head}
+    row = db.execute(sql["member"], bound).fetchone()
     return None if row is None else int(row[0])
 
 

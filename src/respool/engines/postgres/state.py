@@ -95,8 +95,8 @@ class PostgresState:
         connection = self._writer if synced else self._state
         committing = False
         try:
-            # One pipeline for all: psycopg leaves one with a Flush behind the Sync, and that stops the server's
-            # clock for who is idle in a transaction (G7).
+            # One pipeline for all: psycopg leaves one with a Flush behind the Sync, and that stops the clock
+            # by which the server ends who is idle in a transaction (G7).
             with connection.using() as db, db.pipeline() as pipeline:
                 view, gaps = self._begin(db, pipeline, reads, synced)
                 came = self._given_back(db, pipeline, gaps.came)

@@ -70,8 +70,17 @@ SELECT pos, last, id FROM respool.ids WHERE id <= %s AND id >= %s ORDER BY id DE
 -- name: by_id
 SELECT pos FROM respool.ids WHERE id = %s;
 
+-- name: by_id_there
+-- The first of a run may be gone while another is kept, and its id with it.
+SELECT i.pos FROM respool.ids i WHERE i.id = %s AND (i.pos = i.last
+    OR EXISTS (SELECT 1 FROM respool.record r WHERE r.pos = i.pos)
+    OR EXISTS (SELECT 1 FROM respool.kept k WHERE k.pos = i.pos));
+
 -- name: member
-SELECT pos FROM respool.record WHERE pos >= %s AND pos <= %s AND seq = %s AND id = %s ORDER BY pos LIMIT 1;
+SELECT pos FROM respool.record WHERE pos >= %(lo)s AND pos <= %(hi)s AND seq = %(seq)s AND id = %(id)s
+UNION ALL
+SELECT pos FROM respool.kept WHERE pos >= %(lo)s AND pos <= %(hi)s AND seq = %(seq)s AND id = %(id)s
+ORDER BY pos LIMIT 1;
 
 -- name: run_positions
 SELECT pos FROM respool.record WHERE pos >= %s AND pos <= %s AND id = %s ORDER BY pos;

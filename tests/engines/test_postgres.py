@@ -1,0 +1,1013 @@
+"""PostgreSQL's own hazards, G1 to G7: numbers are given out early and seen late, and locks are held for long.
+
+The transactions that are in the way are real ones, on connections of the tests' own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import statistics
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+import psycopg
+import pytest
+from tests.engines.kits import TIMEOUT, PostgresKit
+from tests.worker.support import eventually
+
+from respool.config import parse_url
+from respool.delivery.admin import purge
+from respool.delivery.claim import Request, claim
+from respool.delivery.model import Change, Lease, NewCall, Settlement, Verdict, View
+from respool.delivery.settle import settle
+from respool.delivery.spans import Span
+from respool.engines import open_engine
+from respool.engines.base import Conflict, Engine, Group, LeaseLost, Reads, Registration, Stream
+from respool.engines.postgres import partitions, state
+from respool.engines.postgres.log import insert
+from respool.engines.postgres.partitions import SIZE
+from respool.errors import AppendUnknown, EngineUnavailable
+from respool.record import first_pos, id_of, new_head
+from respool.replay import DeadFilter, check, redrive
+
+T = TypeVar("T")
+OLD = time.time() - 1000
+CUT = OLD + 500
+HOWS = ("row", "rows", "run")
+PATIENCE = TIMEOUT / 2  # seconds in which what waits for nobody is done
+numbers = itertools.count(1)
+
+
+@pytest.fixture
+def kit(session_database: str) -> Iterator[PostgresKit]:
+    kit = PostgresKit(session_database, "full")
+    yield kit
+    kit.remove()
+
+
+@pytest.fixture
+def engine(kit: PostgresKit) -> Any:
+    return kit.open()
+
+
+@pytest.fixture
+def queue(engine: Engine) -> Stream:
+    return engine.create_stream("queue", "shop", "default", 1, {})
+
+
+@pytest.fixture
+def log(queue: Stream) -> int:
+    return queue.logs[0]
+
+
+@pytest.fixture
+def main(engine: Engine, queue: Stream) -> Group:
+    return next(group for group in engine.groups() if group.stream == queue.id)
+
+
+@pytest.fixture
+def writers(engine: Any) -> Iterator[Callable[[], Writer]]:
+    """Make transactions of somebody's own; those that are open in the end are undone."""
+    made: list[Writer] = []
+
+    def make() -> Writer:
+        made.append(Writer(engine))
+        return made[-1]
+
+    yield make
+    for writer in made:
+        writer.close()
+
+
+@pytest.fixture(autouse=True)
+def seek_holders(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who could still fill a gap is asked of the locks at once; or never, but only of the snapshot.
+
+    A snapshot knows the transactions of all databases: what other tests leave open keeps a gap open, too.
+    """
+    monkeypatch.setattr(state, "_LONG", -10.0 if getattr(request, "param", True) else 1e9)
+
+
+both_ways = pytest.mark.parametrize("seek_holders", [False, True], indirect=True, ids=["snapshot", "locks"])
+
+
+class Writer:
+    """A transaction of somebody's own, that appends by the engine's own statements."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self.db: psycopg.Connection[Any] = psycopg.connect(engine.options.conninfo, autocommit=True)
+
+    def begin(self, isolation: str = "READ COMMITTED") -> Writer:
+        self.db.execute(f"BEGIN ISOLATION LEVEL {isolation}".encode())
+        return self
+
+    def append(self, log: int, size: int = 1, how: str = "rows", ids: Sequence[Any] = ()) -> list[int]:
+        """Append so many records; return where they are."""
+        sql, head = self._engine._sql, new_head(OLD)
+        if how == "run":
+            bound = self._engine._run_values(log, "add", [b"b"] * size, None, head, OLD)
+            self.db.execute(sql["append_run"], bound, binary=True)
+            ids = [head]
+        elif how == "row":
+            ids = ids or [new_head(OLD)]
+            bound = {"sequence": self._engine._sequence(log), "id": ids[0], "task": "add", "body": b"b"}
+            bound |= {"meta": None, "time": int(OLD * 1e6), **self._engine.ring_values(log)}
+            self.db.execute(sql["append_row"], bound, binary=True)
+        else:
+            ids = ids or [new_head(OLD) for _ in range(size)]
+            rows = [NewCall(log, "add", b"b", None, id, OLD) for id in ids]
+            insert(self.db, sql, self._engine._sequence, rows, 0, None)
+        schema = self._engine.options.schema
+        found = self.db.execute(
+            f"SELECT pos FROM {schema}.record WHERE pos >= %s AND id = ANY (%s) ORDER BY pos".encode(),
+            (first_pos(log), list(ids)),
+        )
+        return [pos for (pos,) in found.fetchall()]
+
+    def execute(self, statement: str, bound: Any = ()) -> Any:
+        return self.db.execute(statement.encode(), bound)
+
+    def commit(self) -> None:
+        self.db.execute("COMMIT")
+
+    def rollback(self) -> None:
+        self.db.execute("ROLLBACK")
+
+    def close(self) -> None:
+        self.db.close()
+
+
+class Reader:
+    """A worker of a group: it settles and claims in one transaction, and keeps count."""
+
+    def __init__(self, engine: Engine, group: Group, want: int = 100) -> None:
+        self.engine, self.group, self.want = engine, group, want
+        self.handed: list[int] = []
+        self._lease: Lease | None = None
+        self._turn = 0
+
+    def exchange(self) -> list[int]:
+        """Settle, and claim; return what was handed out."""
+        before, lease, self._turn = self._lease, None, self._turn + 1
+        request = Request(self.want, 1, 0, 1 << 40 | next(numbers), OLD, self._turn)
+
+        def decide(view: View, change: Change) -> Lease | None:
+            if before is not None:
+                done = [(span.lo, span.hi) for span in before.spans]
+                assert settle(view, change, Settlement(before.id, 1, done, started=OLD, ended=OLD))
+            return claim(view, change, request)
+
+        leases = (before.id,) if before else ()
+        lease = self.engine.transact(Reads(self.group.id, leases, True, self.want, 8, OLD), decide)
+        self._lease = lease
+        got = [pos for span in lease.spans for pos in range(span.lo, span.hi)] if lease else []
+        self.handed += got
+        return got
+
+    def leave_no_gap(self) -> None:
+        """Look again until no gap is left, and find nothing else."""
+        eventually(lambda: self.exchange() or not gaps(self.engine, self.group), "a gap stays")
+        assert gaps(self.engine, self.group) == 0
+
+    def drain(self) -> list[int]:
+        """Work until there is nothing more to do; return what was handed out."""
+        before, for_nothing = len(self.handed), 0
+        while for_nothing < 1000:
+            if self.exchange():
+                for_nothing = 0
+            elif self.engine.has_work(self.group.id, OLD, ()):
+                for_nothing += 1
+            else:
+                return self.handed[before:]
+        raise AssertionError("there is work, and none is handed out")
+
+
+@contextmanager
+def between(engine: Any, events: dict[int, Callable[[], object]]) -> Iterator[Callable[[], int]]:
+    """Let things happen before the n-th statement of the engine's transactions; give how many there were.
+
+    Not in a pipeline: each statement has been done before the next is sent.
+    """
+    db, count = engine._state.opened(), itertools.count()
+    execute, said = db.execute, 0
+
+    def hooked(*args: Any, **named: Any) -> Any:
+        nonlocal said
+        said = next(count)
+        if said in events:
+            events.pop(said)()
+        return execute(*args, **named)
+
+    db.execute, db.pipeline = hooked, lambda: nullcontext(SimpleNamespace(sync=lambda: None))
+    try:
+        yield lambda: said + 1
+    finally:
+        del db.execute, db.pipeline
+    for event in events.values():  # in their order
+        event()
+
+
+def promptly(run: Callable[[], T]) -> T:
+    """Return what a call gives; fail where it waits for somebody."""
+    return started(run).result(PATIENCE)
+
+
+def started(run: Callable[[], T]) -> Future[T]:
+    """Run in a thread of its own, that nobody waits for."""
+    future: Future[T] = Future()
+
+    def body() -> None:
+        try:
+            future.set_result(run())
+        except BaseException as error:  # noqa: BLE001 whoever asks for the result gets it
+            future.set_exception(error)
+
+    threading.Thread(target=body, daemon=True).start()
+    return future
+
+
+def blocked(engine: Any, writer: Writer) -> None:
+    """Return once a writer's statement waits for a lock."""
+    schema_reader: psycopg.Connection[Any] = psycopg.connect(engine.options.conninfo, autocommit=True)
+    with schema_reader as db:
+        asked = "SELECT cardinality(pg_blocking_pids(%s)) > 0"
+        eventually(lambda: db.execute(asked, (writer.db.info.backend_pid,)).fetchone() == (True,))
+
+
+def tell(engine: Any, statement: str, bound: Any = ()) -> list[Any]:
+    """Ask the engine's schema, or change it behind its back."""
+    schema = engine.options.schema
+
+    def run(db: Any) -> list[Any]:
+        cursor = db.execute(statement.replace("respool.", f"{schema}.").encode(), bound)
+        return cursor.fetchall() if cursor.description else []
+
+    found: list[Any] = engine._writer.append(run)
+    return found
+
+
+def fill(engine: Engine, log: int, runs: int = 1, size: int = 1) -> None:
+    for _ in range(runs):
+        engine.append_run(log, "add", [b"x"] * size, None, new_head(OLD), OLD)
+
+
+def row(log: int, id: Any = None) -> NewCall:
+    return NewCall(log, "add", b"x", None, id or new_head(OLD), OLD)
+
+
+def sound(engine: Engine) -> Any:
+    report = check(engine)
+    assert report.ok, [report.problems, [group.problems for group in report.groups]]
+    return report
+
+
+def gaps(engine: Engine, group: Group) -> int:
+    return engine.counts(group).parked.get("gap", 0)
+
+
+# Early numbers, late commits: G1, G2, G3
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_a_late_commit_is_delivered_to_every_group(
+    engine: Any, queue: Stream, main: Group, log: int, writers: Any, how: str
+) -> None:
+    late = writers().begin()
+    mine = late.append(log, 2, how)
+    fill(engine, log, size=3)
+    replay = engine.create_group(queue, "shop", "v2", "replay", {}, engine.window(queue, None, None))
+    follows = engine.create_group(queue, "shop", "audit", "subscription", {}, [(log, first_pos(log), None)])
+    assert replay
+    assert follows
+    readers = [Reader(engine, group) for group in (main, replay, follows)]
+    for reader in readers:
+        assert len(reader.drain()) == 3
+        assert gaps(engine, reader.group) == len(mine)
+        assert engine.status(reader.group, mine[0]).parked is not None
+    late.commit()
+    for reader in readers:
+        assert reader.drain() == mine
+        reader.leave_no_gap()
+        assert not engine.has_work(reader.group.id, OLD, ())
+    sound(engine)
+
+
+@pytest.mark.parametrize("how", HOWS)
+@both_ways
+def test_the_transaction_is_known_before_its_number(
+    engine: Any, main: Group, log: int, writers: Any, how: str
+) -> None:
+    """G1: a writer stands still within its statement, with its number and before it stores anything."""
+    tell(
+        engine,
+        "CREATE FUNCTION respool.wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "IF current_setting('t.slow', true) = 'on' THEN PERFORM pg_advisory_xact_lock(1, 1); END IF; "
+        "RETURN NEW; END $$",
+    )
+    for table in ("ids", "record"):
+        tell(
+            engine,
+            f"CREATE TRIGGER wait BEFORE INSERT ON respool.{table} "
+            "FOR EACH ROW EXECUTE FUNCTION respool.wait()",
+        )
+    late, holder, reader = writers(), writers(), Reader(engine, main)
+    fill(engine, log)  # the first of each 32 numbers is logged, which takes an xid by itself
+    reader.drain()
+    late.execute("SET t.slow = 'on'")
+    late.begin()
+    holder.execute("SELECT pg_advisory_lock(1, 1)")
+    appending = started(lambda: late.append(log, 1, how))
+    blocked(engine, late)
+    fill(engine, log)
+    (other,) = reader.drain()
+    assert other == first_pos(log) + 2
+    holder.execute("SELECT pg_advisory_unlock(1, 1)")
+    (pos,) = appending.result(PATIENCE)
+    reader.drain()
+    late.commit()
+    assert reader.drain() == [pos]
+    sound(engine)
+
+
+@both_ways
+def test_a_gap_waits_for_whoever_ran_when_it_was_seen(
+    engine: Any, main: Group, log: int, writers: Any
+) -> None:
+    """G2: what a snapshot calls the next transaction may be one that has its number, and runs."""
+    reader = Reader(engine, main)
+    for _ in range(10):  # others' transactions in this server may hide it, now and then
+        early, late = writers().begin(), writers().begin()
+        early.execute("SELECT pg_current_xact_id()")
+        mine, others = late.append(log), early.append(log)
+        early.commit()
+        assert reader.drain() == others
+        reader.drain()
+        late.commit()
+        assert reader.drain() == mine
+        early.close()
+        late.close()
+    sound(engine)
+
+
+ENDS: dict[str, Callable[[Writer], object]] = {
+    "commit": lambda writer: writer.commit(),
+    "rollback": lambda writer: writer.rollback(),
+    "savepoint": lambda writer: (writer.execute("ROLLBACK TO SAVEPOINT s"), writer.commit()),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@both_ways
+def test_wherever_it_falls_in_a_claim(
+    engine: Any, main: Group, log: int, writers: Any, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """G2, G3, G4: it appends, and ends, before each pair of statements of two claims that settle too."""
+    monkeypatch.setattr(state, "MAX_GAPS", 100_000)  # in another database one may be open all the while
+    late, other, reader = writers(), writers(), Reader(engine, main, 2)
+    reader.drain()
+    late.append(log)
+    reader.exchange()  # so that the first of the claims has something to settle
+    with between(engine, {}) as statements:
+        reader.exchange()
+        reader.exchange()
+        rounds = statements() + 10  # others, with gaps
+    step = 1 if end == "commit" else 5
+    pairs = itertools.combinations_with_replacement(range(0, rounds, step), 2)
+    for first, second in ((first, second) for first, second in pairs if first <= rounds // 2):
+        wanted: list[int] = []
+
+        def append(wanted: list[int] = wanted) -> None:
+            late.begin()
+            if end == "savepoint":
+                wanted += late.append(log)
+                late.execute("SAVEPOINT s")
+            gone = late.append(log)
+            wanted += gone if end == "commit" else []
+            wanted += other.append(log)
+
+        def finish() -> None:
+            ENDS[end](late)
+
+        events = {first: append, second: finish} if first < second else {first: lambda: (append(), finish())}
+        other.append(log)
+        reader.exchange()
+        before = len(reader.handed)
+        with between(engine, events):
+            reader.exchange()
+            reader.exchange()
+        reader.drain()
+        assert sorted(reader.handed[before:]) == sorted(wanted), (first, second)
+    reader.leave_no_gap()
+    sound(engine)
+
+
+@both_ways
+def test_none_lost_and_none_doubled(
+    kit: PostgresKit, engine: Any, queue: Stream, main: Group, log: int
+) -> None:
+    """Five who write (rows, runs, savepoints, rollbacks, the same ids, late commits) and two who claim."""
+    replay = engine.create_group(queue, "shop", "v2", "replay", {}, [(log, first_pos(log), None)])
+    assert replay is not None
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    groups, stop = [main, main, replay], threading.Event()
+    readers = [Reader(kit.open(), group, want) for group, want in zip(groups, (7, 50, 20), strict=True)]
+    shared = [new_head(OLD) for _ in range(500)]
+    until = time.monotonic() + 2.5
+
+    def write(n: int) -> list[int]:
+        chance, stored = random.Random(seed + n), []
+        open_ones = [Writer(engine) for _ in range(3)]
+        pending: list[list[int] | None] = [None] * 3
+        while time.monotonic() < until:
+            at = chance.randrange(3)
+            writer, known = open_ones[at], pending[at]
+            if known is not None and chance.random() < 0.4:
+                if chance.random() < 0.7:
+                    writer.commit()
+                    stored += known
+                else:
+                    writer.rollback()
+                pending[at] = None
+                continue
+            if known is None:
+                writer.begin()
+                known = pending[at] = []
+            what = chance.random()
+            if what < 0.6:
+                known += writer.append(log, chance.randrange(1, 6), chance.choice(HOWS))
+            elif what < 0.8:
+                writer.execute("SAVEPOINT s")
+                writer.append(log, chance.randrange(1, 4), chance.choice(HOWS))
+                writer.execute("ROLLBACK TO SAVEPOINT s")
+            elif not known:  # one alone, so that no two wait for each other
+                writer.rollback()
+                pending[at] = None
+                engine.append_row(row(log, shared[chance.randrange(len(shared))]))
+        for writer, known in zip(open_ones, pending, strict=True):
+            if known is not None:
+                writer.commit()
+                stored += known
+            writer.close()
+        return stored
+
+    def read(reader: Reader) -> None:
+        while not stop.is_set():
+            reader.exchange()
+        reader.exchange()  # settles the last
+
+    with ThreadPoolExecutor(8) as pool:
+        reading = [pool.submit(read, reader) for reader in readers]
+        writing = [pool.submit(write, n) for n in range(5)]
+        try:
+            stored = [pos for each in writing for pos in each.result()]
+        finally:
+            stop.set()
+        for each in reading:
+            each.result()
+    for reader in readers:
+        reader.drain()
+        reader.leave_no_gap()
+    schema = engine.options.schema
+    there = [pos for (pos,) in tell(engine, f"SELECT pos FROM {schema}.record ORDER BY pos")]
+    assert set(stored) <= set(there)
+    for handed in (readers[0].handed + readers[1].handed, readers[2].handed):
+        assert [pos for pos, times in Counter(handed).items() if times > 1] == []
+        assert sorted(handed) == there
+    report = sound(engine)
+    assert [(group.done, group.pending, group.leased) for group in report.groups] == [(len(there), 0, 0)] * 2
+    assert len(there) > 500
+
+
+# Gaps: G4
+
+
+def test_one_left_open_delays_nothing_but_its_own(
+    engine: Any, main: Group, log: int, writers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many gaps it keeps: others', behind them, are looked at all the same."""
+    monkeypatch.setattr(state, "_GAPS_A_CLAIM", 5)
+    slow, quick, reader = writers().begin(), writers().begin(), Reader(engine, main)
+    mine = []
+    for _ in range(8):
+        mine += slow.append(log)
+        fill(engine, log)
+    quicks = quick.append(log)
+    fill(engine, log)
+    assert len(reader.drain()) == 9
+    quick.commit()
+    assert reader.drain() == quicks
+    assert gaps(engine, main) == 8
+    fill(engine, log)
+    assert len(reader.drain()) == 1
+    slow.commit()
+    assert sorted(reader.drain()) == mine
+    assert gaps(engine, main) == 0
+
+
+def test_beyond_the_cap_the_cursor_waits_visibly(
+    engine: Any, main: Group, log: int, writers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "MAX_GAPS", 3)
+    slow, quick, reader = writers().begin(), writers().begin(), Reader(engine, main)
+    mine, others = slow.append(log), quick.append(log)
+    for _ in range(5):
+        fill(engine, log)
+        mine += slow.append(log)
+    fill(engine, log)
+    assert len(reader.drain()) == 3
+    counts = engine.counts(main)
+    assert (counts.pending, counts.parked) == (3, {"gap": 4})
+    assert not engine.has_work(main.id, OLD, ()), "or an idle worker would ask again and again"
+    quick.commit()
+    assert engine.has_work(main.id, OLD, ())
+    assert reader.drain() == others
+    assert engine.counts(main).pending == 3
+    slow.commit()
+    assert len(reader.drain()) == 3 + len(mine)
+    assert (engine.counts(main).pending, gaps(engine, main)) == (0, 0)
+    sound(engine)
+
+
+@pytest.mark.parametrize("found", [1, 3, 10, 11])
+@pytest.mark.parametrize("ended", ["commit", "half"])
+def test_what_a_limit_cut_off_is_not_void(
+    engine: Any, main: Group, log: int, writers: Any, monkeypatch: pytest.MonkeyPatch, found: int, ended: str
+) -> None:
+    monkeypatch.setattr(state, "_FOUND_A_GAP", found)
+    slow, other, reader = writers().begin(), writers().begin(), Reader(engine, main)
+    mine: list[int] = []
+    for _ in range(10):
+        mine += slow.append(log)
+        if ended == "half":
+            other.append(log)
+    fill(engine, log)
+    assert len(reader.drain()) == 1
+    slow.commit()
+    other.rollback()
+    assert sorted(reader.drain()) == mine
+    assert gaps(engine, main) == 0
+    sound(engine)
+
+
+@both_ways
+def test_numbers_that_were_rolled_back_leave_no_gap(
+    engine: Any, queue: Stream, main: Group, log: int, writers: Any
+) -> None:
+    undone, reader = writers().begin(), Reader(engine, main)
+    undone.append(log, 5)
+    fill(engine, log)
+    reader.drain()
+    assert gaps(engine, main) == 5
+    assert engine.trim(queue, CUT, 100) == 0, "nobody knows yet what will be there"
+    undone.rollback()
+    eventually(lambda: engine.has_work(main.id, OLD, ()), "nothing is to be run, but something to be done")
+    before = len(reader.handed)
+    reader.leave_no_gap()
+    assert len(reader.handed) == before
+    assert not engine.has_work(main.id, OLD, ())
+    assert engine.trim(queue, CUT, 100) == 1
+
+
+@pytest.mark.parametrize("waits", ["reads", "writes"])
+def test_a_long_transaction_that_appends_nothing_keeps_no_gap(
+    engine: Any, main: Group, log: int, writers: Any, monkeypatch: pytest.MonkeyPatch, waits: str
+) -> None:
+    monkeypatch.setattr(state, "_LONG", -10.0)
+    foreign, undone, reader = writers().begin("REPEATABLE READ"), writers().begin(), Reader(engine, main)
+    foreign.execute(f"SELECT count(*), pg_current_xact_id() FROM {engine.options.schema}.record")
+    if waits == "writes":
+        foreign.execute(f"INSERT INTO {engine.options.schema}.counter VALUES (0, 'x', 1)")
+    undone.append(log, 5)
+    fill(engine, log)
+    reader.drain()
+    assert gaps(engine, main) == 5
+    undone.rollback()
+    reader.exchange()
+    assert gaps(engine, main) == 0
+    late = writers().begin()
+    mine = late.append(log)
+    fill(engine, log)
+    assert len(reader.drain()) == 1
+    reader.exchange()
+    assert gaps(engine, main) == 1
+    late.commit()
+    assert reader.drain() == mine
+
+
+def test_a_purge_takes_all_there_is(engine: Any, main: Group, log: int) -> None:
+    """However much more that is than a claim is shown."""
+    for _ in range(3):
+        fill(engine, log, size=2000)
+    ended = engine.transact(Reads(main.id, positions=True), lambda v, c: purge(v, c, [], b"", OLD))
+    assert (ended, engine.counts(main).pending) == (6000, 0)
+
+
+def test_known_ids_burn_no_numbers(engine: Any, log: int) -> None:
+    head, ids = new_head(OLD), [new_head(OLD) for _ in range(3)]
+    rows = [row(log, id) for id in ids]
+    asked = f"SELECT last_value FROM respool.log_{log}"
+    engine.append_run(log, "add", [b"x"] * 4, None, head, OLD)
+    engine.append_rows(rows)
+    before = tell(engine, asked)
+    engine.append_run(log, "add", [b"x"] * 4, None, head, OLD)
+    engine.append_rows(rows + rows)
+    assert isinstance(engine.append_row(rows[0]), int)
+    assert isinstance(engine.append_row(NewCall(log, "add", b"other", None, ids[0], OLD)), Conflict)
+    assert engine.append_rows([row(log, id_of(head, 2))]) == []
+    with pytest.raises(LeaseLost):
+        engine.append_rows([row(log)], (1, 1))
+    assert tell(engine, asked) == before
+
+
+# Plans: G5
+
+
+def buffers(engine: Any, name: str, bound: Any) -> tuple[int, set[str]]:
+    """Return how many pages a statement looks at, prepared as for any values; and the kinds of its nodes."""
+    with psycopg.connect(engine.options.conninfo) as db:
+        db.execute("SET plan_cache_mode = force_generic_plan")
+        db.execute("SELECT set_config('respool_gap.oldest', '0', true)")
+        statement = b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + engine._sql[name]
+        (plan,) = db.execute(statement, bound).fetchone()[0]  # type: ignore[index]
+    kinds: set[str] = set()
+
+    def walk(node: Any) -> None:
+        kinds.add(f"{node['Node Type']} {node.get('Relation Name', '')}".strip())
+        for each in node.get("Plans", ()):
+            walk(each)
+
+    walk(plan["Plan"])
+    return plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"], kinds
+
+
+def test_a_claim_looks_at_few_pages_of_many(engine: Any, main: Group, log: int) -> None:
+    for _ in range(20):
+        fill(engine, log, size=10_000)
+    first = first_pos(log)
+    reader = Reader(engine, main, 4096)
+    reader.exchange()
+    for at in (first + 4096, first + 100_000, first + 199_999):
+        tell(engine, "INSERT INTO respool.cursor (grp, log, cursor) VALUES (%s, %s, %s)", (main.id, log, at))
+        now = {"grp": main.id, "now": OLD, "tasks": [], "gaps": 1000}
+        looks = {
+            "claimable": {"grp": main.id, "want": 100},
+            "gaps": {"grp": main.id, "limit": 1000, "ranges": 200},
+            "has_work": now,
+            "positions": (main.id,),
+        }
+        for name, bound in looks.items():
+            pages, kinds = buffers(engine, name, bound)
+            assert pages < 60, (name, pages, kinds)
+            assert not any(kind.startswith("Seq Scan record") for kind in kinds), (name, kinds)
+
+
+def test_claims_stay_as_fast_behind_an_open_transaction(engine: Any, main: Group, log: int) -> None:
+    """Nothing that was ever updated or deleted can be cleaned up; nothing of it is looked at either."""
+    fill(engine, log, size=5200)
+    reader, took = Reader(engine, main, 1), []
+    with psycopg.connect(engine.options.conninfo) as old:
+        old.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        old.execute("SELECT 1")  # no xid: it would keep the gaps of other databases' tests open
+        reader.exchange()
+        before, _ = buffers(engine, "claimable", {"grp": main.id, "want": 1})
+        for n in range(5000):
+            if n % 1000 == 999:
+                engine.tidy()
+            begun = time.perf_counter()
+            reader.exchange()
+            took.append(time.perf_counter() - begun)
+        after, _ = buffers(engine, "claimable", {"grp": main.id, "want": 1})
+        statements = {
+            "returned": (main.id, 8),
+            "gap_count": (main.id,),
+            "has_work": {"grp": main.id, "now": OLD, "tasks": [], "gaps": 1000},
+        }
+        pages = {name: buffers(engine, name, bound)[0] for name, bound in statements.items()}
+    assert after < before + 10
+    assert max(pages.values()) < 40, pages
+    assert statistics.median(took[-200:]) < 2.5 * statistics.median(took[:200])
+
+
+def test_old_versions_of_cursors_and_beats_go(engine: Any, main: Group, log: int) -> None:
+    fill(engine, log, size=50)
+    worker = engine.register(Registration("shop", "w", "h", "b", 1, OLD, {}))
+    reader = Reader(engine, main, 1)
+    for _ in range(30):
+        reader.exchange()
+        assert engine.beat(worker, False, {}, synced=False)
+    ((cursors, beats),) = tell(
+        engine, "SELECT (SELECT count(*) FROM respool.cursor), (SELECT count(*) FROM respool.beat)"
+    )
+    assert (cursors, beats) == (31, 31)
+    engine.tidy()
+    assert tell(engine, "SELECT log, cursor FROM respool.cursor") == [(log, first_pos(log) + 30)]
+    assert tell(engine, "SELECT beat FROM respool.beat") == [(30,)]
+    assert engine.positions(main)[0].cursor == first_pos(log) + 30
+    assert engine.beat(worker, False, {}, synced=False) == 31
+    assert len(reader.exchange()) == 1
+
+
+# Partitions: G6
+
+
+def leap(engine: Any, log: int, offset: int) -> int:
+    """Let a log's next number be at this offset, as if all before had been given out; return the position."""
+    tell(engine, "SELECT setval(%s, %s, false)", (engine._sequence(log), first_pos(log) + offset))
+    return first_pos(log) + offset
+
+
+def tables(engine: Any, log: int) -> list[str]:
+    return [
+        name
+        for (name,) in tell(
+            engine,
+            "SELECT relname FROM pg_class WHERE relnamespace = to_regnamespace(%s) AND relkind = 'r' "
+            "AND relname ~ %s ORDER BY relname",
+            (engine.options.schema, f"^[a-z]+_{log}_[0-9]+$"),
+        )
+    ]
+
+
+def appended_by(engine: Any, main: Group, log: int) -> dict[str, Callable[[], object]]:
+    def settled_with_calls() -> None:
+        engine.transact(Reads(main.id), lambda view, change: change.calls.extend(row(log) for _ in range(5)))
+
+    return {
+        "row": lambda: engine.append_row(row(log)),
+        "rows": lambda: engine.append_rows([row(log) for _ in range(5)]),
+        "run": lambda: fill(engine, log, size=5),
+        "settlement": settled_with_calls,
+    }
+
+
+@pytest.mark.parametrize("how", ["row", "rows", "run", "settlement"])
+@pytest.mark.parametrize("away", [0, 7])
+def test_a_partition_that_is_missing_is_made_and_nobody_waits(
+    engine: Any, main: Group, log: int, writers: Any, how: str, away: int
+) -> None:
+    """While a transaction that has appended, and settled something, is open."""
+    slow = writers().begin()
+    (mine,) = slow.append(log)
+    end = leap(engine, log, SIZE + away * SIZE - (0 if how == "row" else 2))
+    for _ in range(2 if how == "row" else 1):
+        promptly(appended_by(engine, main, log)[how])
+    (_, _, last) = engine.bounds(engine.streams()[0])[0]
+    assert last > end
+    assert engine.counts(main).pending == (2 if how == "row" else 5)
+    slow.append(log)
+    slow.commit()
+    reader = Reader(engine, main)
+    assert len(reader.drain()) == (4 if how == "row" else 7)
+    assert mine in reader.handed
+    sound(engine)
+
+
+def test_the_next_partition_is_there_before_it_is_needed(engine: Any, log: int, writers: Any) -> None:
+    """Else a caller's own transaction would fail: it cannot make one, and need not be told."""
+    slow, other = writers().begin(), writers()
+    leap(engine, log, SIZE // 2 - 1)
+    slow.append(log)
+    engine.tidy()
+    assert f"record_{log}_1" not in tables(engine, log)
+    other.append(log, 2)
+    promptly(engine.tidy)
+    assert f"record_{log}_1" in tables(engine, log)
+    leap(engine, log, SIZE)
+    slow.append(log)
+    slow.commit()
+
+
+def test_streams_and_groups_are_made_beside_open_transactions(
+    kit: PostgresKit, engine: Any, queue: Stream, log: int, writers: Any
+) -> None:
+    """G7: in transactions of our own, which neither wait for the caller's nor go with them."""
+    slow = writers().begin()
+    slow.append(log)
+    made = promptly(lambda: engine.create_stream("queue", "shop", "other", 2, {}))
+    group = promptly(
+        lambda: engine.create_group(queue, "shop", "v2", "replay", {}, [(log, first_pos(log), None)])
+    )
+    fill(engine, made.logs[1])
+    slow.rollback()
+    again = kit.open()
+    assert made in again.streams()
+    assert group in again.groups()
+
+
+def bury(engine: Engine, group: Group, dead: Iterable[int]) -> None:
+    """Run all there is; some of it ends as dead letters."""
+    lease: Lease | None = engine.transact(
+        Reads(group.id, positions=True, due=4096),
+        lambda v, c: claim(v, c, Request(4096, 1, 0, 1 << 40 | next(numbers), OLD)),
+    )
+    assert lease is not None
+    verdicts = [
+        Verdict(pos, "failure", b"e", reason="dead", task="add", error=b"e", note="failed") for pos in dead
+    ]
+    done = Settlement(lease.id, 1, [(s.lo, s.hi) for s in lease.spans], verdicts, started=OLD, ended=OLD)
+    assert engine.transact(Reads(group.id, (lease.id,)), lambda v, c: settle(v, c, done))
+
+
+def trim_all(engine: Engine, queue: Stream) -> int:
+    return sum(iter(lambda: engine.trim(queue, CUT, 5000), 0))
+
+
+def test_partitions_go_as_a_whole_and_what_is_parked_stays(
+    engine: Any, queue: Stream, main: Group, log: int
+) -> None:
+    first = first_pos(log)
+    fill(engine, log, 2, 10)
+    head = engine.records(first, first + 1, 1)[0].id
+    others = [each.id for each in engine.records(first + 10, first + 20, 10)]
+    bury(engine, main, [first + 3, first + 5])
+    leap(engine, log, SIZE)
+    fill(engine, log, 1, 10)
+    Reader(engine, main).drain()
+    assert trim_all(engine, queue) > 30
+    assert [name for name in tables(engine, log) if name.endswith(f"_{log}_0")] == []
+    assert [each.pos - first for each in engine.records(first, first + SIZE, 100)] == [3, 5]
+    assert engine.rows([Span(first, first + 10)]) == [(first + n, "add", b"x", None) for n in (3, 5)]
+    found = {n: engine.find("shop", id_of(head, n)) for n in range(10)}
+    assert {n: pos - first for n, pos in found.items() if pos} == {3: 3, 5: 5}
+    assert [engine.find("shop", id) for id in others] == [None] * 10
+    assert engine.status(main, first + 3).outcome is not None
+    assert [entry.how for entry in engine.journal(main.id, first + 3)] == ["failed"]
+    assert sound(engine).groups[0].parked == {"dead": 2}
+    assert redrive(engine, DeadFilter(ids=(_text(id_of(head, 3)),)), app="shop") == 1
+    reader = Reader(engine, main)
+    reader._turn = 1
+    request = Request(8, 1, 0, 1 << 40 | next(numbers), OLD)
+    lease = engine.transact(
+        Reads(main.id, (), True, 8, 8, time.time() + 1), lambda v, c: claim(v, c, request)
+    )
+    assert engine.rows(lease.spans) == [(first + 3, "add", b"x", None)]
+    assert trim_all(engine, queue) == 0, "it is being run"
+    done = Settlement(lease.id, 1, [(first + 3, first + 4)], started=OLD, ended=OLD)
+    assert engine.transact(Reads(main.id, (lease.id,)), lambda v, c: settle(v, c, done))
+    sound(engine)
+    assert trim_all(engine, queue) == 1
+    assert engine.find("shop", id_of(head, 3)) is None
+    assert engine.find("shop", id_of(head, 5)) == first + 5
+    tell(engine, "DELETE FROM respool.parked")
+    assert trim_all(engine, queue) == 1
+    rest = "SELECT (SELECT count(*) FROM respool.kept), (SELECT count(*) FROM respool.ids WHERE pos < %s), "
+    rest += "(SELECT count(*) FROM respool.outcome), (SELECT count(*) FROM respool.journal_rest)"
+    assert tell(engine, rest, (first + SIZE,)) == [(0, 0, 0, 0)]
+    fill(engine, log)
+    (again,) = Reader(engine, main).drain()
+    assert again >= first + SIZE + 10
+    sound(engine)
+
+
+def _text(id: bytes) -> str:
+    return str(uuid.UUID(bytes=id))
+
+
+def test_what_is_parked_is_seen_once_while_its_partition_is_to_be_dropped(
+    engine: Any, queue: Stream, main: Group, log: int, writers: Any
+) -> None:
+    """Which may take as long as somebody reads it."""
+    first = first_pos(log)
+    fill(engine, log, 1, 10)
+    fill(engine, log)  # its id goes in a step of its own, before the partition
+    bury(engine, main, [first + 3])
+    leap(engine, log, SIZE)
+    fill(engine, log)
+    Reader(engine, main).drain()
+    reads = writers().begin("REPEATABLE READ")
+    reads.execute(f"SELECT count(*) FROM {engine.options.schema}.record_{log}_0")
+    while promptly(lambda: engine.trim(queue, CUT, 5000)):
+        assert [each.pos - first for each in engine.records(first + 3, first + 4, 100)] == [3]
+    assert f"record_{log}_0" in tables(engine, log)
+    assert [each.pos - first for each in engine.records(first, first + 10, 100) if each.pos == first + 3] == [
+        3
+    ]
+    assert len(engine.rows([Span(first + 3, first + 4)])) == 1
+    sound(engine)
+    reads.commit()
+    trim_all(engine, queue)
+    assert f"record_{log}_0" not in tables(engine, log)
+    assert [each.pos - first for each in engine.records(first, first + 11, 100)] == [3]
+    sound(engine)
+
+
+@pytest.mark.parametrize("isolation", ["READ COMMITTED", "REPEATABLE READ"])
+def test_nobody_waits_for_a_partition_to_go(
+    kit: PostgresKit,
+    engine: Any,
+    queue: Stream,
+    main: Group,
+    log: int,
+    writers: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    isolation: str,
+) -> None:
+    """A transaction that has appended is open; what retention began is finished later, by whomever."""
+    monkeypatch.setattr(partitions, "PATIENCE", 2.0)
+    fill(engine, log, 1, 10)
+    Reader(engine, main).drain()
+    leap(engine, log, SIZE)
+    fill(engine, log)
+    Reader(engine, main).drain()
+    slow, other = writers().begin(isolation), kit.open()
+    slow.append(log)
+    fill(engine, log)
+    reader = Reader(other, main)
+    reader.drain()
+    trimming = started(lambda: trim_all(engine, queue))
+    with psycopg.connect(engine.options.conninfo, autocommit=True) as db:  # type: ignore[arg-type]
+        asked = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'respool retention' "
+        asked += "AND wait_event_type = 'Lock' AND datname = current_database()"
+        eventually(lambda: trimming.done() or db.execute(asked.encode()).fetchone())
+        assert not trimming.done(), trimming.result()
+        for how in HOWS:
+            promptly(appended_by(other, main, log)[how])
+        assert len(promptly(reader.drain)) == 11
+        assert db.execute(asked.encode()).fetchone(), "it waits all the while"
+        monkeypatch.setattr(partitions, "PATIENCE", 0.05)
+        slow_ones = slow.append(log)
+        assert trimming.result(2 * PATIENCE) >= 0
+    slow.commit()
+    assert set(slow_ones) <= set(reader.drain())
+    trim_all(other, queue)
+    assert [name for name in tables(engine, log) if name.endswith(f"_{log}_0")] == []
+    sound(engine)
+
+
+def test_a_journal_entry_goes_with_the_last_of_its_partitions(
+    engine: Any, queue: Stream, main: Group, log: int
+) -> None:
+    """H9: a purge is one entry, however many partitions it goes through."""
+    fill(engine, log, 1, 10)
+    leap(engine, log, SIZE)
+    fill(engine, log, 1, 10)
+    engine.transact(Reads(main.id, positions=True), lambda v, c: purge(v, c, [], b"", OLD))
+    trim_all(engine, queue)
+    assert f"journal_{log}_0" not in tables(engine, log)
+    assert engine.status(main, first_pos(log) + SIZE + 5).how == "purged"
+    leap(engine, log, 2 * SIZE)
+    fill(engine, log, 1, 10)
+    Reader(engine, main).drain()
+    trim_all(engine, queue)
+    assert f"journal_{log}_1" not in tables(engine, log)
+    assert tell(engine, "SELECT count(*) FROM respool.journal WHERE how = 'purged'") == [(0,)]
+
+
+# Locks and bells: G7
+
+
+def test_a_claimant_that_stops_is_stopped(kit: PostgresKit, engine: Any, main: Group, log: int) -> None:
+    """It holds the group's lock, and says no more: the server ends it, and others go on."""
+    fill(engine, log, size=10)
+    frozen = open_engine(parse_url(kit.url or ""), "full", 1.0)
+    kit.engines.append(frozen)
+    holds, thaw = threading.Event(), threading.Event()
+
+    def decide(view: View, change: Change) -> Lease | None:
+        lease = claim(view, change, Request(10, 2, 0, 2 << 40, OLD))
+        holds.set()
+        assert thaw.wait(60)
+        return lease
+
+    stopped = started(lambda: frozen.transact(Reads(main.id, positions=True, due=10), decide))
+    assert holds.wait(PATIENCE)
+    reader = Reader(engine, main)
+    assert len(promptly(reader.exchange)) == 10
+    thaw.set()
+    with pytest.raises((EngineUnavailable, AppendUnknown)):
+        stopped.result(PATIENCE)
+    assert [lease.owner for lease in engine.leases(main)] == [1]
+    sound(engine)
+    assert frozen.counts(main).leased == 10
+
+
+def test_nobody_is_notified_where_nobody_sleeps(engine: Any, main: Group, log: int) -> None:
+    with psycopg.connect(engine.options.conninfo, autocommit=True) as db:  # type: ignore[arg-type]
+        db.execute(f'LISTEN "{engine.channel}"'.encode())
+
+        def said() -> list[str]:
+            db.execute("SELECT 1")  # all that was committed before has come by then
+            return [notify.payload for notify in db.notifies(timeout=0)]
+
+        for run in appended_by(engine, main, log).values():
+            run()
+        Reader(engine, main).drain()
+        engine.ring_waiters([first_pos(log)])
+        assert said() == []
+        sleeper = engine.sleeper([log], 1)
+        sleeper.prepare()
+        engine.append_row(row(log))
+        assert said() == [f"log {log}"]
+        sleeper.close()
+        engine.append_row(row(log))
+        assert said() == []
