@@ -76,7 +76,9 @@ def _spec_of(app: str) -> str | None:
     found: dict[str, str] = {}
     home: set[str] = set()
     for place, module in list(sys.modules.items()):
-        apps = {k: v for k, v in list(getattr(module, "__dict__", {}).items()) if isinstance(v, app_class)}
+        # By type: a lazy object, like Django's settings, is set up by whoever asks for its class.
+        names = list(getattr(module, "__dict__", {}).items())
+        apps = {k: v for k, v in names if issubclass(type(v), app_class)}
         for name, each in apps.items():
             if each.name == app:
                 several = len({id(value) for value in apps.values()}) > 1

@@ -1057,7 +1057,10 @@ def test_the_log_beside_a_worker_stays_smaller(
     sound(shop.engine)
 
 
-def test_a_reader_in_the_way_lets_the_log_grow_and_is_not_waited_for(fs: FaultFS, shop: Shop) -> None:
+def test_a_reader_in_the_way_lets_the_log_grow_and_is_not_waited_for(
+    fs: FaultFS, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "WAL_PAGES", 100)  # after a try in vain, so much more before the next
     reader = fs.connect("q.db")
     shop.run(200, 2000)
     reader.execute("BEGIN; SELECT * FROM record")
@@ -1070,7 +1073,7 @@ def test_a_reader_in_the_way_lets_the_log_grow_and_is_not_waited_for(fs: FaultFS
     assert wal_size(fs.path("q.db")) > before + 3 * 200 * 2000
     reader.execute("COMMIT")
     reader.close()
-    shop.beat()
+    shop.run(200, 2000)
     shop.engine.tidy(0)
     size = wal_size(fs.path("q.db"))
     shop.run(200, 2000)

@@ -2,6 +2,8 @@
 
 import functools
 import re
+import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -143,7 +145,18 @@ def test_a_name_that_is_there_is_not_suggested_for_itself() -> None:
     assert "did you mean 'late'?" in suggest("lat", ["late"])
 
 
-def test_who_can_serve_a_group_of_a_stream(app: App) -> None:
+def test_who_can_serve_a_group_of_a_stream(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    lazy_woken: list[bool] = []
+
+    class Lazy:  # as Django's settings are: whoever asks for its class has it set up
+        @property
+        def __class__(self) -> Any:
+            lazy_woken.append(True)
+            raise RuntimeError("woken")
+
+    theirs = ModuleType("theirs")
+    theirs.settings = Lazy()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "theirs", theirs)
     stream = Stream(7, "stream", "", "hits", (1,))
     made = Group(1, 7, "shop", "late", "group")
     write = "write one on its stream 'hits': @hits.subscribe(group='late')"
@@ -152,6 +165,7 @@ def test_who_can_serve_a_group_of_a_stream(app: App) -> None:
     assert how_to_serve(stream, made) == told.replace("app shop has no", "its app needs a")
     app.stream("hits").subscribe(print, group="late")
     assert how_to_serve(stream, made, app).startswith("start one: respool ")
+    assert not lazy_woken
     app.subscriptions.clear()
     gone = Group(1, 7, "shop", "late", "subscription")
     assert how_to_serve(stream, gone, app) == told
