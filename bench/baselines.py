@@ -1,4 +1,4 @@
-"""What bare SQLite gives on this disk: one-row commits into a table with a unique id, synced and not.
+"""What the disk gives, and bare SQLite on it: syncs of one page; one-row commits into a table with a unique id.
 
 No appender that syncs every row on its own can be faster, so `delay()` is judged against it. Run as
 `python -m bench.baselines [--n N] [--folder DIR]`, with apsw; prints one JSON object.
@@ -57,14 +57,32 @@ def commit_rate(folder: Path, *, synced: bool, n: int = 5000) -> float:
         db.close()
 
 
+def sync_rate(folder: Path, n: int = 5000) -> float:
+    """How often a second this disk syncs a page that is written over: what no synced append can exceed."""
+    size = 16 << 20
+    fd = os.open(folder / "pages", os.O_RDWR | os.O_CREAT)
+    try:
+        os.write(fd, bytes(size))
+        os.fsync(fd)
+        page = b"x" * 4096
+        start = time.perf_counter()
+        for i in range(n):
+            os.pwrite(fd, page, i * 4096 % size)
+            getattr(os, "fdatasync", os.fsync)(fd)
+        return n / (time.perf_counter() - start)
+    finally:
+        os.close(fd)
+
+
 def run(n: int = 5000, folder: Path | None = None) -> dict[str, Any]:
-    """Both rates, in a temporary folder inside `folder` (by default the system's)."""
+    """All rates, in a temporary folder inside `folder` (by default the system's)."""
     with common.temp_folder(folder) as temp:
         return {
             "baseline": "one_row_commits",
             "versions": {"apsw": apsw.apsw_version(), "sqlite": apsw.sqlite_lib_version()},
             "filesystem": common.filesystem(temp),
             "n": n,
+            "syncs_per_s": round(sync_rate(temp, n), 1),
             "synced_per_s": round(commit_rate(temp, synced=True, n=n), 1),
             "unsynced_per_s": round(commit_rate(temp, synced=False, n=n), 1),
         }

@@ -152,6 +152,8 @@ def sqlite_rows(sizes: Sizes) -> list[Row]:
         Row("  calls sent one by one", huey + "enqueue_per_s", rate),
         Row("  call and get: p50", huey + "call_get_p50_ms", ms),
         Row("bare one-row commits, synced", "baselines.synced_per_s", rate),
+        Row("bare syncs of one page of this disk", "baselines.syncs_per_s", rate),
+        Row(by_celery, "baselines.syncs_per_s", times, against=(celery + "enqueue_per_s",)),
     ]
 
 

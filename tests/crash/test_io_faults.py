@@ -569,7 +569,7 @@ def test_a_checkpoint_that_fails_harms_nothing(
 def test_h20_an_append_does_not_fail_for_the_checkpoint_after_it(
     fs: FaultFS, shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engine_module, "WAL_PAGES", 0)
+    monkeypatch.setattr(engine_module, "WAL_SIZE", 0)
     fault = fs.fail("ENOSPC", op="write", kind="db", once=False)
     row = shop.call()
     shop.producer.append(row)
@@ -1031,7 +1031,7 @@ def wal_size(path: Path) -> int:
 
 def test_the_log_of_a_producer_alone_does_not_grow_without_bound(tmp_path: Path) -> None:
     shop = Shop(SQLiteEngine(SQLiteOptions(tmp_path / "q.db", "os")))
-    limit = 2 * engine_module.WAL_PAGES * 4120
+    limit = 2 * engine_module.WAL_SIZE
     sizes = []
     for _ in range(60):  # about 90 MB
         shop.run(1000, 1500)
@@ -1042,17 +1042,30 @@ def test_the_log_of_a_producer_alone_does_not_grow_without_bound(tmp_path: Path)
     shop.engine.close()
 
 
+@pytest.mark.parametrize(("asked", "size"), [({}, 2048), ({"page_size": "8192"}, 8192)])
+def test_pages_are_small_unless_the_url_says_otherwise(
+    tmp_path: Path, asked: dict[str, str], size: int
+) -> None:
+    shop = Shop(SQLiteEngine(SQLiteOptions(tmp_path / "q.db", "os", pragmas=asked)))
+    shop.run(1)
+    assert shop.engine._reader.db.execute("PRAGMA page_size").get == size
+    assert shop.engine._writer.log_size == wal_size(tmp_path / "q.db") - 32, (
+        "what is counted is what is written"
+    )
+    shop.engine.close()
+
+
 def test_the_log_beside_a_worker_stays_smaller(
     fs: FaultFS, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "WAL_PAGES", 100)
+    monkeypatch.setattr(engine_module, "WAL_SIZE", 400_000)
     sizes = []
     for _ in range(40):
         shop.run(20, 2000)
         shop.settle(shop.claim(20))
-        shop.engine.tidy(engine_module.WAL_PAGES)
+        shop.engine.tidy(engine_module.WAL_SIZE)
         sizes.append(wal_size(fs.path("q.db")))
-    assert 100 * 4120 < max(sizes) < 150 * 4120
+    assert 400_000 < max(sizes) < 600_000
     assert sizes == sorted(sizes)
     sound(shop.engine)
 
@@ -1060,7 +1073,9 @@ def test_the_log_beside_a_worker_stays_smaller(
 def test_a_reader_in_the_way_lets_the_log_grow_and_is_not_waited_for(
     fs: FaultFS, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "WAL_PAGES", 100)  # after a try in vain, so much more before the next
+    monkeypatch.setattr(
+        engine_module, "WAL_SIZE", 400_000
+    )  # after a try in vain, so much more before the next
     reader = fs.connect("q.db")
     shop.run(200, 2000)
     reader.execute("BEGIN; SELECT * FROM record")
@@ -1089,7 +1104,7 @@ def test_connections_opened_by_other_threads_do_not_disturb_an_append(
 
     class Opening:
         @property
-        def log_pages(self) -> int:
+        def log_size(self) -> int:
             engine._connections["another"] = engine._writer
             return 0
 

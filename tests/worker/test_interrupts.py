@@ -181,7 +181,7 @@ def test_a_reader_that_stays_holds_up_no_append(tmp_path: Path, monkeypatch: pyt
         return x
 
     add.delay(0)
-    monkeypatch.setattr(sqlite_engine, "WAL_PAGES", 20)
+    monkeypatch.setattr(sqlite_engine, "WAL_SIZE", 20 * 2048)
     engine: object = app.engine
     assert isinstance(engine, sqlite_engine.SQLiteEngine)
     tried = []

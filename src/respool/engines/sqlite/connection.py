@@ -27,6 +27,8 @@ from .sql import schema
 
 SCHEMA_VERSION = 1
 APPLICATION_ID = 0x5265_7370  # "Resp"
+PAGE_SIZE = 2048  # bytes: a commit writes pages, and half the bytes are summed, written and synced
+FRAME_HEADER = 24  # bytes before each page in the write-ahead log
 SAFE_SQLITE = (3, 51, 3)
 """Versions 3.7.0 to 3.51.2 can corrupt a WAL database with two checkpointing connections (S2): see
 https://sqlite.org/wal.html, "The WAL-reset bug"."""
@@ -160,9 +162,10 @@ class Connection:
             self.db.close()
             raise
         self.identity = identity_of(self._path)
-        self.log_pages = 0
-        """Pages in the write-ahead log after this connection's last commit."""
+        self.log_size = 0
+        """Bytes in the write-ahead log after this connection's last commit."""
         if self._path:
+            self._frame: int = self.db.execute("PRAGMA page_size").get + FRAME_HEADER
             self.db.set_wal_hook(self._note_log)
 
     def _set_up(
@@ -187,6 +190,7 @@ class Connection:
     def _configure(self, synced: bool, pragmas: dict[str, str]) -> None:
         execute = self.db.execute
         if execute("PRAGMA auto_vacuum").get != 2:  # else setting it would be a synced write, with its lock
+            execute(f"PRAGMA page_size = {pragmas.get('page_size', PAGE_SIZE)}")
             execute("PRAGMA auto_vacuum = INCREMENTAL")  # only from creation on can space be given back (S5)
         if self._path:
             mode = execute("PRAGMA journal_mode = WAL").get
@@ -208,7 +212,7 @@ class Connection:
         self.db.file_control("main", apsw.SQLITE_FCNTL_PERSIST_WAL, ctypes.addressof(flag))
 
     def _note_log(self, db: apsw.Connection, name: str, pages: int) -> int:
-        self.log_pages = pages
+        self.log_size = pages * self._frame
         return apsw.SQLITE_OK
 
     def _wait(self, tries: int) -> bool:
@@ -331,7 +335,7 @@ def _roll_back(db: apsw.Connection) -> None:
     db.execute("ROLLBACK")
 
 
-def prepare(target: str, timeout: float) -> Any:
+def prepare(target: str, timeout: float, pragmas: dict[str, str] | None = None) -> Any:
     """Create the schema where the database is empty; refuse unsafe places, versions and other files.
 
     Returns what identifies the file.
@@ -346,7 +350,9 @@ def prepare(target: str, timeout: float) -> Any:
     if path:
         refuse_network_file_system(Path(path))
     where = path or target
-    connection = Connection(target, synced=True, timeout=timeout, look=lambda db: _look(db, where))
+    connection = Connection(
+        target, synced=True, timeout=timeout, pragmas=pragmas, look=lambda db: _look(db, where)
+    )
     try:
         with connection.waiting() as db:
             _create_or_check(db, where)

@@ -32,7 +32,7 @@ from .state import SQLiteState
 
 log = logging.getLogger("respool.engine")
 _memory_names = itertools.count()
-WAL_PAGES = 4000  # of 4 KiB: checkpointed by a worker beyond this, by a producer beyond twice as many
+WAL_SIZE = 16 << 20  # bytes: checkpointed by a worker beyond this, by a producer beyond twice as many
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect, SQLiteRetention):
         self._bell: Doorbell | None = None
         self._waiters: list[Sleeper] = []  # to be used again: making one takes a tenth of a millisecond
         self._pid = os.getpid()
-        self._patience = 0  # pages that the log may have before the next try to copy it
+        self._patience = 0  # bytes that the log may have before the next try to copy it
         if options.path is None:
             self.target = f"file:/respool-{os.getpid()}-{next(_memory_names)}?vfs=memdb"
             import tempfile
@@ -73,7 +73,7 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect, SQLiteRetention):
             )
             self.run_folder = options.path.with_name(options.path.name + "-run")
         try:
-            self._identity = prepare(self.target, options.timeout)
+            self._identity = prepare(self.target, options.timeout, options.pragmas)
         except BaseException:
             self.close()
             raise
@@ -182,7 +182,7 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect, SQLiteRetention):
         """Append records that share all but their bodies; the same head again appends nothing."""
         with self._writer.lock, self._writer.writing() as db:
             append_run(db, log, task, bodies, meta, head, now)
-        self.tidy(2 * WAL_PAGES)
+        self.tidy(2 * WAL_SIZE)
         self.ring(log, everyone=len(bodies) > 1)
 
     def append_row(self, row: NewCall) -> int | Conflict:
@@ -190,8 +190,8 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect, SQLiteRetention):
         writer = self._writer
         with writer.lock, writer.writing() as db:
             done = append_row(db, row)
-        if writer.log_pages > 2 * WAL_PAGES:
-            self.tidy(2 * WAL_PAGES)
+        if writer.log_size > 2 * WAL_SIZE:
+            self.tidy(2 * WAL_SIZE)
         self.ring(row.log)
         return done
 
@@ -205,31 +205,31 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect, SQLiteRetention):
                 lost, conflicts = True, []
         if lost:
             raise LeaseLost
-        self.tidy(2 * WAL_PAGES)
+        self.tidy(2 * WAL_SIZE)
         if rows:
             self.ring(rows[0].log, everyone=len(rows) > 1)
         return conflicts
 
-    def tidy(self, pages: int = WAL_PAGES) -> None:
-        """Checkpoint the write-ahead log where it has more than so many pages.
+    def tidy(self, size: int = WAL_SIZE) -> None:
+        """Checkpoint the write-ahead log where it has more than so many bytes.
 
         Workers do it off the hot path. A producer does it only where the log is twice as long, that is
         where no worker does. Nothing is lost where it fails: the log stays, and the next one is tried
         after the next commit. Whoever appended must not hear of it, for that has succeeded (H20).
         """
         connections = tuple(self._connections.values())
-        longest = max((connection.log_pages for connection in connections), default=0)
-        if longest <= max(pages, self._patience):
+        longest = max((connection.log_size for connection in connections), default=0)
+        if longest <= max(size, self._patience):
             return
         for connection in connections:
-            connection.log_pages = 0
+            connection.log_size = 0
         done = False
         try:
             # What can be copied is, before anybody is asked to wait; starting over needs that all is.
             done = self._state.checkpoint("PASSIVE") == 0 and self._state.checkpoint("RESTART") == 0
         except RespoolError as error:
             log.warning("the write-ahead log could not be copied into the file: %s", error)
-        self._patience = 0 if done else longest + WAL_PAGES  # a reader holds it, maybe for long
+        self._patience = 0 if done else longest + WAL_SIZE  # a reader holds it, maybe for long
 
     def enlist(self, connection: Any) -> apsw.Connection:
         """Return a connection of apsw's on this file, in a transaction (S1). Raises ConfigError."""
