@@ -1,4 +1,4 @@
-"""What the disk gives, and bare SQLite on it: syncs of one page; one-row commits into a table with a unique id.
+"""What the disk gives, and bare SQLite on it: syncs of a page, one-row commits into a table with a unique id.
 
 No appender that syncs every row on its own can be faster, so `delay()` is judged against it. Run as
 `python -m bench.baselines [--n N] [--folder DIR]`, with apsw; prints one JSON object.

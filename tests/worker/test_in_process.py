@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,11 @@ from respool.delivery.model import NewCall
 from respool.producer import Producer
 from respool.replay import DeadFilter, redrive
 from respool.testing import work
+from respool.worker import child as child_module
+from respool.worker.child import Child
+from respool.worker.host import LogFile
+from respool.worker.options import WorkerOptions
+from respool.worker.services import Service
 
 
 @pytest.fixture
@@ -168,3 +174,26 @@ def test_a_cancelled_caller_does_not_hold_up_the_next(app: App) -> None:
     asyncio.run(main())
     assert engine.find("shop", "behind") is not None
     assert engine.find("shop", "cancelled") is None
+
+
+def test_a_log_deleted_just_before_a_child_opens_it_is_noticed(
+    app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening makes what is not there: the empty file in place of ours must not be served."""
+    path = tmp_path / "shop.db"
+    assert app.engine.groups(), "the file is there"
+    ours, theirs = socket.socketpair()
+    child = Child(ours, LogFile.at(str(path)))
+    child.options = WorkerOptions(app="shop")
+    monkeypatch.setattr(child_module, "load_app", lambda spec, url: app)
+
+    def opened(*_: object) -> list[Service]:
+        path.unlink()
+        path.touch()
+        return []
+
+    monkeypatch.setattr(child_module, "services", opened)
+    assert child.load() is None
+    assert b"was deleted or replaced while in use" in theirs.recv(10_000)
+    ours.close()
+    theirs.close()

@@ -65,7 +65,9 @@ class Child:
             self._check_log()
             app = load_app(self.options.app, self.options.url)
             self._check_log()  # opening it would make an empty one, or lead into another
-            return app, services(app, self.options.queues, self.options.group)
+            served = services(app, self.options.queues, self.options.group)
+            self._check_log()  # it may have been deleted just before it was opened, and so made anew
+            return app, served
         except AppImportError as error:
             traceback.print_exception(error.__cause__ or error)
             self.say(Refusal(str(error)))
