@@ -201,14 +201,6 @@ class PostgresKit(EngineKit):
         return engine._writer.append(run)  # type: ignore[no-any-return]
 
 
-def _sqlite_file(folder: Path, durability: str) -> EngineKit:
-    return SQLiteKit(folder, durability)
-
-
-def _sqlite_memory(folder: Path, durability: str) -> EngineKit:
-    return SQLiteKit(None, durability)
-
-
 def _sqlite_file(request: pytest.FixtureRequest, folder: Path, durability: str) -> EngineKit:
     return SQLiteKit(folder, durability)
 
