@@ -32,7 +32,7 @@ MEMBERS: dict[type, tuple[str, ...]] = {
     App: ("task", "queue", "stream", "send_task", "transaction", "AsyncResult", "groups", "close"),
     Task: (
         *("delay", "adelay", "apply_async", "delay_many", "apply_many", "AsyncResult"),
-        *("request", "retry", "update_state"),
+        *("request", "retry", "update_state", "transaction"),
     ),
     AsyncResult: (
         *("id", "state", "ready", "successful", "failed", "get", "aget", "result", "traceback"),
@@ -102,6 +102,7 @@ def capabilities() -> str:
         "id_index": "a record is found by any id",
         "durable": "survives the process",
         "enlists": "calls within a transaction of your own",
+        "joins_work": "a run's own database work commits with its settlement",
     }
     lines = [
         "| | " + " | ".join(f"`{url}`" for url in CAPABILITIES) + " |",

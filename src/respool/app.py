@@ -381,7 +381,7 @@ class App:
 
     def _append(self, row: NewCall) -> int | None:
         """As within `_sending`, without the cost of a generator."""
-        producer = enlisted(self) or self._producer or self.producer
+        producer = enlisted(self) or self._of_run() or self._producer or self.producer
         try:
             return producer.append(row)
         except DatabaseGone:
@@ -392,10 +392,17 @@ class App:
     def _sending(self) -> Iterator[Producer | Enlisted]:
         """Give the producer; where the file is gone, the next call opens what is there then."""
         try:
-            yield enlisted(self) or self.producer
+            yield enlisted(self) or self._of_run() or self.producer
         except DatabaseGone:
             self.close()
             raise
+
+    def _of_run(self) -> Enlisted | None:
+        """Return what events are sent by from a run with a transaction of its own."""
+        run = current_run.get()
+        if run is None or run.enlisted is None or not run.serves(self.engine):
+            return None
+        return Enlisted(self.engine, run.enlisted, self.settings["max_record_size"])
 
     @contextmanager
     def transaction(self, connection: Any) -> Iterator[None]:
@@ -411,7 +418,7 @@ class App:
         ...     connection.execute("INSERT INTO orders …")
         ...     confirm.delay(order_id)
         """
-        sender = Enlisted(self.engine, connection, self.settings["max_record_size"])
+        sender = Enlisted.on(self.engine, connection, self.settings["max_record_size"])
         with enlist(self, sender):
             yield
 

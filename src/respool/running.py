@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -25,6 +26,13 @@ class Run(Protocol):
 
     def update_state(self, meta: Any) -> None:
         """Publish progress."""
+
+    def transaction(self) -> AbstractContextManager[Any]:
+        """Begin the run's own transaction, which commits with its settlement."""
+
+    @property
+    def enlisted(self) -> Any:
+        """What events are appended on that are published by a run with a transaction; None: it has none."""
 
 
 current_run: ContextVar[Run | None] = ContextVar("respool_run", default=None)

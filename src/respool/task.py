@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
 
@@ -172,6 +173,23 @@ class Task(Generic[P, R]):
         if state != "PROGRESS":
             raise ConfigError(f"update_state: state {state!r} is not PROGRESS; put more in meta=")
         self._run("update_state").update_state(meta)
+
+    def transaction(self) -> AbstractContextManager[Any]:
+        """Begin a transaction of the database that the log is in, which commits with this run's settlement.
+
+        What is done on the connection that the block gets, the run's result and the calls it makes are there
+        together, or not at all: exactly once, however often the run is repeated. It commits when the task
+        has returned, not at the end of the block; where the task raises, or the run's lease is lost, it is
+        undone. One for each run. The connection is psycopg's on PostgreSQL, apsw's on SQLite (which keeps
+        all others from writing meanwhile).
+
+        Raises: ConfigError where the engine cannot do that, or the run has had one.
+
+        >>> with self.transaction() as connection:  # doctest: +SKIP
+        ...     connection.execute("UPDATE account SET balance = balance - %s WHERE id = %s", (5, 7))
+        """
+        transaction: AbstractContextManager[Any] = self._run("transaction").transaction()
+        return transaction
 
     def _run(self, what: str) -> Any:
         run = current_run.get()

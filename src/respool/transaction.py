@@ -22,10 +22,14 @@ class Enlisted:
     """
 
     def __init__(self, engine: Engine, connection: Any, max_record_size: int) -> None:
+        self._engine, self._connection, self._max = engine, connection, max_record_size
+
+    @classmethod
+    def on(cls, engine: Engine, connection: Any, max_record_size: int) -> Enlisted:
+        """Return what appends on a connection. Raises ConfigError for one that cannot be used."""
         if not engine.capabilities.enlists:
             raise ConfigError(f"{engine.capabilities.name} takes no calls within transactions of others")
-        self._engine, self._max = engine, max_record_size
-        self._connection = engine.enlist(connection)
+        return cls(engine, engine.enlist(connection), max_record_size)
 
     def append(self, row: NewCall) -> int | None:
         """Append one record. Raises Refused, and what the caller's own driver raises."""

@@ -25,6 +25,9 @@ class EngineKit(ABC):
     url: str | None = None
     """Opens the same store in another process; None: no other process can reach it."""
 
+    own_table = "own"
+    """A name for a table of the test's own, beside ours."""
+
     rings_one = True
     """A ring wakes one worker of each service, not all that listen."""
 
@@ -133,6 +136,7 @@ class PostgresKit(EngineKit):
         super().__init__()
         self.schema = f"s{uuid.uuid4().hex[:12]}"
         self.url = f"{database}?schema={self.schema}"
+        self.own_table = f"own_{self.schema}"
         self._location = parse_url(self.url)
         self._durability = durability
 

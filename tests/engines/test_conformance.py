@@ -47,7 +47,7 @@ from respool.engines.base import (
     Registration,
     Stream,
 )
-from respool.errors import EngineError, EngineUnavailable, RespoolError
+from respool.errors import ConfigError, EngineError, EngineUnavailable, RespoolError
 from respool.record import Meta, first_pos, id_of, new_head
 
 NOW = 1_700_000_000.0
@@ -1220,3 +1220,42 @@ def test_logs_are_listed_with_their_ends(kit: EngineKit, engine: Engine, queue: 
     (state,) = engine.log_states()
     assert (state.log, state.stream, state.first, state.end) == (log, queue.id, first + 2, first + 5)
     assert engine.orphans() == []
+
+
+# State: a run's own work
+
+
+def test_work_is_committed_with_its_settlement(kit: EngineKit, engine: Engine, main: Group, log: int) -> None:
+    if not engine.capabilities.joins_work:
+        with pytest.raises(ConfigError):
+            engine.begin_work((1, 1))
+        return
+    first = fill(engine, log, 3)
+    lease = grant(engine, main, 3)
+    assert lease is not None
+    reads = Reads(main.id, (lease.id,))
+    settlement = Settlement(lease.id, 1, [(first, first + 1)], [Verdict(first, "success", b"v")], ended=NOW)
+
+    def settled(view: View, change: Change) -> bool:
+        change.calls.append(row(log, b"made"))
+        return settle(view, change, settlement)
+
+    for ending in ("refused", "rolled back", "committed"):
+        work = engine.begin_work((lease.id, 1))
+        work.connection.execute(f"CREATE TABLE {kit.own_table} (n integer)")
+        work.append([row(log, b"early")])
+        if ending == "rolled back":
+            work.roll_back()
+        else:
+            assert work.settle(reads, lambda v, c, e=ending: e == "committed" and settled(v, c)) == (  # type: ignore[misc]
+                ending == "committed"
+            )
+        assert len(engine.records(first, first + ALL, 10)) == (5 if ending == "committed" else 3)
+    assert engine.status(main, first).outcome == Outcome(first, "success", b"v", NOW)
+    assert [span[:2] for held in engine.leases(main) for span in held.spans] == [(first + 1, first + 3)]
+    again = engine.begin_work((lease.id, 1))
+    again.connection.execute(f"DROP TABLE {kit.own_table}")
+    assert again.settle(reads, lambda view, change: True)
+    for fence in ((lease.id, 2), (lease.id + 1, 1)):
+        with pytest.raises(LeaseLost):
+            engine.begin_work(fence)

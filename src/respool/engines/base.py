@@ -48,6 +48,7 @@ from .things import (
     Stream,
     Worker,
 )
+from .work import Work
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,6 +74,7 @@ __all__ = [
     "State",
     "Status",
     "Stream",
+    "Work",
     "Worker",
 ]
 
@@ -207,6 +209,13 @@ class State(Protocol):
         `forgotten` outcomes; `results` (success, at `results_at`, for good) and outcomes, which replace;
         progress that is removed; journal entries, kept in their order; calls, as `append_rows` would, where
         each conflict that is not `same` adds 1 to the counter "calls refused: id taken"; counters.
+        """
+
+    def begin_work(self, fence: tuple[int, int]) -> Work:
+        """Begin a transaction for a run's own work, which its settlement joins (`Capabilities.joins_work`).
+
+        Parameters:
+            fence: (lease, owner) of the run. Raises LeaseLost where that lease is not that owner's.
         """
 
     def has_work(self, group: int, now: float, tasks: Sequence[str]) -> bool:

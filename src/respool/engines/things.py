@@ -23,12 +23,13 @@ class Capabilities(NamedTuple):
     id_index: bool  # find a record by any id; else only by ids that carry their place
     durable: bool  # survives the process
     enlists: bool  # takes calls within a transaction of the caller's own
+    joins_work: bool  # commits a run's own database work with its settlement
 
 
 CAPABILITIES = {
-    "sqlite:///path": Capabilities("SQLite", True, False, True, True, True),
-    "sqlite:///:memory:": Capabilities("SQLite in memory", True, False, True, False, False),
-    "postgresql://": Capabilities("PostgreSQL", True, True, True, True, True),
+    "sqlite:///path": Capabilities("SQLite", True, False, True, True, True, True),
+    "sqlite:///:memory:": Capabilities("SQLite in memory", True, False, True, False, False, False),
+    "postgresql://": Capabilities("PostgreSQL", True, True, True, True, True, True),
 }
 """By how their URLs begin."""
 

@@ -15,7 +15,7 @@ from ..delivery.death import charge_before
 from ..delivery.model import Change, Lease, Settlement, Verdict, View
 from ..delivery.settle import settle
 from ..delivery.sizing import LeaseSizer
-from ..delivery.spans import Finder, ranges_of
+from ..delivery.spans import Finder
 from ..engines.base import Engine, Reads
 from ..errors import EngineUnavailable, NotEncodable
 from ..record import Row
@@ -23,6 +23,7 @@ from ..running import current_run
 from . import page as p
 from .calling import Caller, EndNow
 from .host import RARELY
+from .own_work import Did, Finished, Kept, OwnWork, ranges
 from .run import CurrentRun
 from .services import Service
 
@@ -33,9 +34,6 @@ STAY = 0.1  # seconds with one service before the others get their turn
 FEW = 4  # records; after no more than that, and with nobody waiting for a result, …
 REST = 0.002  # … this many seconds of rest: producers share the machine, and send more at once meanwhile
 PATIENCE = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds between tries while the engine cannot be reached
-
-
-Kept = tuple[list[Verdict], list[tuple[int, bytes]]]
 
 
 class Host(Protocol):
@@ -71,6 +69,7 @@ class Executor:
         self.worker, self.child, self.slot = worker, child, slot
         self.run = CurrentRun(engine, hold)
         self.caller = Caller(slot, self.run, host.limited)
+        self._own = OwnWork(engine, worker, child, self.run, self.caller, self._transact)
         self.done = 0
         self.limit: int | None = None  # records to run in all
         self.rows: list[Row] = []
@@ -91,6 +90,7 @@ class Executor:
 
     def close(self) -> None:
         """Give the process back: what it runs from now on is part of no run."""
+        self.run.undo()
         self.caller.close()
         current_run.reset(self._outside)
 
@@ -231,7 +231,7 @@ class Executor:
         self, service: Service, lease: Lease, rows: Sequence[Row], kept: Kept, began: float
     ) -> None:
         """Settle what is finished in the middle of a lease."""
-        done = _ranges(lease, rows)
+        done = ranges(lease, rows)
         settlement = Settlement(lease.id, self.worker, done, *kept, began, wall_clock(), records=len(rows))
         reads = Reads(service.group.id, (lease.id,))
         settled = self._transact(reads, lambda view, change: settle(view, change, settlement))
@@ -240,6 +240,13 @@ class Executor:
         self._announce(settlement, settled)
         if not settled:
             self.slot.words[p.BOUND] = 0  # nothing more of this lease is ours to run
+
+    def _settled_with_work(self, finished: Finished) -> None:
+        """Take note of what was settled in a transaction of the run's own."""
+        assert self._own.settlement is not None
+        self.slot.words[p.SETTLED] += len(finished.rows)
+        self.slot.forget_verdicts()
+        self._announce(self._own.settlement, settled=True)
 
     # One lease
 
@@ -324,6 +331,21 @@ class Executor:
             if self._forked:
                 os._exit(0)
             last = clock()
+            if verdict is not None and run.work is not None:
+                finished = Finished(rows[settled:count], kept, wall, count == len(rows))
+                became = self._own.commit(service, lease, row, span, verdict, finished)
+                if became is Did.NOTHING:
+                    count -= 1
+                    words[started_word] = count
+                    break
+                if became is Did.COMMIT:
+                    words[finished_word] = count
+                    self._settled_with_work(finished)
+                    verdict, settle_now = None, False
+                    settled, kept, wall = count, ([], []), wall_clock()
+                    began = last = clock()
+                else:
+                    verdict = became
             if verdict is not None:
                 if settle_now and verdict.reason is not None and runner is not None:
                     verdict.charge = -1  # it was charged before its run, and the run has ended (H7)
@@ -345,10 +367,12 @@ class Executor:
         self.done += count
         words[p.DONE] = self.done
         self._sizers[service.group.id].ran(count, (last - start) / 1e9)
-        if count == len(rows):
+        if settled and settled == len(rows):
+            done = []
+        elif count == len(rows):
             done = [(span.lo, span.hi) for span in lease.spans]
         else:
-            done = _ranges(lease, rows[settled:count])
+            done = ranges(lease, rows[settled:count])
         return Settlement(
             lease.id, self.worker, done, *kept, wall, wall_clock(), release=True, records=count - settled
         )
@@ -368,10 +392,3 @@ def _concerns_others(verdict: Verdict) -> bool:
     if verdict.due is None:
         return verdict.reason == "unknown"
     return verdict.due < wall_clock() + RARELY
-
-
-def _ranges(lease: Lease, rows: Sequence[Row]) -> list[tuple[int, int]]:
-    """Return the rows' positions as ranges; those of one span that have no holes are one, at no cost."""
-    if len(lease.spans) == 1 and rows and rows[-1][0] - rows[0][0] == len(rows) - 1:
-        return [(rows[0][0], rows[-1][0] + 1)]
-    return ranges_of(row[0] for row in rows)

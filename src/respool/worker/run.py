@@ -5,18 +5,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from ..clock import now as wall_clock
 from ..codec import codec_for
-from ..delivery.model import NewCall
+from ..delivery.model import Change, NewCall, View
 from ..delivery.spans import Span
 from ..engines import public_id, stored_id
-from ..engines.base import Engine, LeaseLost, Record
-from ..errors import IdConflict, Refused, RespoolError
+from ..engines.base import Engine, LeaseLost, Reads, Record, Work
+from ..errors import ConfigError, IdConflict, Refused, RespoolError
 from ..producer import MAX_TOGETHER
 from ..record import Id, Meta, Row, derived_id, id_text, offset_of
 from .services import Service
@@ -56,12 +56,15 @@ class CurrentRun:
         self._record: Record | None = None
         self._calls: list[NewCall] = []
         self._bytes = 0
+        self._left: list[NewCall] = []  # appended in the run's own transaction: a failure sends them as well
         self._made: dict[bytes, int] = {}  # how often the same call was made in this run
         self._given: dict[Id, tuple[str, bytes]] = {}  # what was sent with ids of the user's own
         self._flusher: _Flusher | None = None
         self._sends_at: float | None = None  # when what is in the outbox leaves
         self.row: Row | None = None
         self.span = Span(0, 0)
+        self.work: Work | None = None
+        """The run's own transaction, to be committed with its settlement."""
         self.used = False
         """Whether the run made calls or said how far it is: else there is nothing to look after."""
         self.dropped = 0
@@ -117,9 +120,54 @@ class CurrentRun:
         """Keep what the task says of its progress: one statement (H1)."""
         assert self.row is not None
         value = codec_for("msgpack").encode(meta, "meta")
+        if self.work is not None and self.work.exclusive:
+            raise ConfigError(
+                "self.update_state() within self.transaction(): nobody could see it; call it before"
+            )
         self.used = self.progressed = True
         with self.shield():
             self._engine.set_progress(self.service.group.id, self.row[0], value, self._fence)
+
+    # Its own transaction
+
+    @contextmanager
+    def transaction(self) -> Iterator[Any]:
+        """Begin the run's own transaction; where the block raises it is undone at once."""
+        can = self._engine.capabilities
+        if not can.joins_work:
+            raise ConfigError(
+                f"self.transaction(): on {can.name} a task's own work and its settlement cannot be one"
+            )
+        if self.work is not None:
+            raise ConfigError("self.transaction(): one for each run, and this run has one")
+        with self.shield(), self._lock:  # or what is being sent meanwhile would get into it
+            self.work, self._left = self._engine.begin_work(self._fence), []
+            self.used = True
+        try:
+            yield self.work.connection
+        except BaseException:
+            with self.shield(), self._lock:
+                self._calls = self.undo() + self._calls
+            raise
+
+    @property
+    def enlisted(self) -> Any:
+        """What events are appended on while there is a transaction of the run's own."""
+        return None if self.work is None else self.work.enlisted
+
+    def undo(self) -> list[NewCall]:
+        """Undo what the run did in a transaction of its own, if any; return the calls that left with it."""
+        work, self.work = self.work, None
+        calls, self._left = self._left, []
+        if work is not None:
+            work.roll_back()
+        return calls
+
+    def settle_work(self, reads: Reads, decide: Callable[[View, Change], bool]) -> bool:
+        """Commit the run's own transaction with its settlement, as `Work.settle` does."""
+        work, self.work = self.work, None
+        assert work is not None
+        return work.settle(reads, decide)
 
     # The outbox
 
@@ -143,7 +191,7 @@ class CurrentRun:
                 self._sends_at = time.monotonic() + self._hold
                 self._watch()
             too_many = len(self._calls) >= MANY_CALLS or self._bytes >= MANY_BYTES
-            if too_many or (self._sends_at is not None and time.monotonic() >= self._sends_at):
+            if too_many or (self._is_time() and self.work is None):
                 self.flush()
             return public_id(call.id)
 
@@ -201,10 +249,17 @@ class CurrentRun:
             while self._calls:
                 log = self._calls[0].log
                 together = [call for call in self._calls if call.log == log][:MAX_TOGETHER]
-                self._engine.append_rows(together, self._fence)
+                if self.work is not None:
+                    self.work.append(together)
+                    self._left += together
+                else:
+                    self._engine.append_rows(together, self._fence)
                 sent = {id(call) for call in together}
                 self._calls = [call for call in self._calls if id(call) not in sent]
             self._bytes = 0
+
+    def _is_time(self) -> bool:
+        return self._sends_at is not None and time.monotonic() >= self._sends_at
 
     def _watch(self) -> None:
         if self._flusher is None:
@@ -215,8 +270,8 @@ class CurrentRun:
     def flush_if_held(self) -> float | None:
         """Send what has waited long enough; return how long the rest may still wait, None: nothing does."""
         with self._lock:
-            if self._sends_at is None or not self._calls:
-                return None
+            if self._sends_at is None or not self._calls or self.work is not None:
+                return None  # nothing leaves before a transaction of the run's own
             left = self._sends_at - time.monotonic()
             if left <= 0:
                 self.flush()

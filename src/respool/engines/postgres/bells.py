@@ -90,6 +90,10 @@ class PostgresBells:
         except RespoolError:
             return 0  # a hint, as above
 
+    def note_rung(self, woken: int) -> None:
+        """Take note how many a settlement has woken by itself."""
+        self._woken = woken
+
     def ring_log(self, db: Executes, log: int) -> None:
         """Ring for workers; in a pipeline, after the commit of what it is about."""
         db.execute(RING, (self.channel, f"log {log}", _WORKERS))

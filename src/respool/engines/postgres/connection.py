@@ -64,18 +64,18 @@ class Lost(Exception):
 class Connection:
     """One connection, usable from any thread of its process, one at a time; opened anew when it breaks."""
 
-    def __init__(self, options: PostgresOptions, role: str) -> None:
+    def __init__(self, options: PostgresOptions, role: str, kind: type[Bounded] | None = None) -> None:
         self.lock = threading.Lock()
         self.options = options
         self.sql = statements(options.schema)
-        self._role = role
+        self._role, self._kind = role, kind or Bounded
         self._db: psycopg.Connection[Any] | None = None
 
     def opened(self) -> psycopg.Connection[Any]:
         """Return the connection, made where there is none that works. The lock must be held."""
         db = self._db
         if db is None or db.closed:
-            db = self._db = connect(self.options, self._role)
+            db = self._db = connect(self.options, self._role, self._kind)
         return db
 
     @contextmanager
@@ -174,6 +174,11 @@ class Connection:
         return EngineError(f"{where}: {what}")
 
 
+def patience(options: PostgresOptions, role: str) -> float:
+    """Return for how many seconds an answer is waited for. What asks for long are commands, by the reader."""
+    return max(SHORTEST, options.timeout * (LONG if role == "reader" else 1))
+
+
 class Bounded(psycopg.Connection[Any]):
     """Waits for an answer only so long: a server that hangs, or a network that is cut, closes nothing."""
 
@@ -197,10 +202,10 @@ class Bounded(psycopg.Connection[Any]):
             return end.value
 
 
-def connect(options: PostgresOptions, role: str) -> psycopg.Connection[Any]:
+def connect(options: PostgresOptions, role: str, kind: type[Bounded] = Bounded) -> Bounded:
     """Open a connection. Raises ConfigError, EngineUnavailable, EngineTooOld, none with the password."""
     try:
-        db = Bounded.connect(
+        db = kind.connect(
             options.conninfo,
             autocommit=True,
             prepare_threshold=5 if options.prepare else None,
@@ -211,8 +216,7 @@ def connect(options: PostgresOptions, role: str) -> psycopg.Connection[Any]:
         raise _not_opened(options, error) from None  # its text could repeat the connection string
     except psycopg.Error as error:
         raise ConfigError(f"{options.shown}: {_first_line(error)}") from None
-    # What asks for long is asked by commands, through the reader.
-    db.patience = max(SHORTEST, options.timeout * (LONG if role == "reader" else 1))
+    db.patience = patience(options, role)
     if db.info.server_version < OLDEST:
         version = db.info.server_version // 10000
         db.close()

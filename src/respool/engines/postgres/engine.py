@@ -28,6 +28,7 @@ from .migrate import ensure_schema
 from .partitions import SIZE, add, create_log, next_number, partition_of
 from .retention import PostgresRetention
 from .state import GROUP_LOCKS, PostgresState
+from .work import PostgresWorks, RunsOwn
 
 Db = psycopg.Connection[Any]
 GROUP_TABLES = (
@@ -37,13 +38,16 @@ GROUP_TABLES = (
 _LOCKS = 0x5264  # of changes to streams and groups
 
 
-class PostgresEngine(PostgresLog, PostgresState, PostgresInspect, PostgresRetention, PostgresBells):
+class PostgresEngine(
+    PostgresLog, PostgresState, PostgresWorks, PostgresInspect, PostgresRetention, PostgresBells
+):
     """Log and state on a server. Connections open when first used, and only in the process that uses them."""
 
     capabilities = CAPABILITIES["postgresql://"]
 
     def __init__(self, options: PostgresOptions) -> None:
         PostgresBells.__init__(self)
+        PostgresWorks.__init__(self)
         self.options = options
         self.target = f"{options.shown}#{options.schema}"
         self._connections: dict[str, Connection] = {}
@@ -75,6 +79,10 @@ class PostgresEngine(PostgresLog, PostgresState, PostgresInspect, PostgresRetent
     def _reader(self) -> Connection:  # type: ignore[override]
         return self._connection("reader")
 
+    def connection_for_work(self) -> Connection:
+        """Return a connection for a run's own work, opened when it is used."""
+        return Connection(self.options, "run", RunsOwn)
+
     @property
     def run_folder(self) -> Path:
         """A folder on this machine for what its workers share with their children."""
@@ -91,7 +99,8 @@ class PostgresEngine(PostgresLog, PostgresState, PostgresInspect, PostgresRetent
             self._closed = True
             for role in ("_writer", "_state", "_reader"):
                 self.__dict__.pop(role, None)
-            connections = list(self._connections.values())
+            connections = [*self._connections.values(), *self.idle_works]
+            self.idle_works.clear()
             self._connections.clear()
         self.close_bells()
         for connection in connections:

@@ -56,7 +56,7 @@ _unpack_spans = msgspec.msgpack.Decoder(list[Span]).decode
 _unpack_bodies = msgspec.msgpack.Decoder(dict[int, bytes]).decode
 
 
-class _NoPartition(Exception):
+class NoPartition(Exception):
     """A run's calls got numbers that no partition of their log is there for."""
 
     def __init__(self, log: int) -> None:
@@ -78,8 +78,8 @@ class PostgresState:
 
     _sequence: Callable[[int], str]
     add_partitions: Callable[..., None]
-    _woken: int | None
     ring_done: Callable[[Db, Sequence[tuple[int, int]]], Any]
+    note_rung: Callable[[int], None]
     note_claim: Callable[[], None]
 
     def transact(self, reads: Reads, decide: Callable[[View, Change], T], *, synced: bool = False) -> T:
@@ -87,7 +87,7 @@ class PostgresState:
         while True:
             try:
                 return self._transact(reads, decide, synced)
-            except _NoPartition as missing:  # undone; it begins again once there is one
+            except NoPartition as missing:  # undone; it begins again once there is one
                 log = missing.log
             self._writer.append(partial(self.add_partitions, log=log))
 
@@ -110,7 +110,7 @@ class PostgresState:
                 }:
                     change.leases.append(came)
                 if change.calls:
-                    change.count("calls refused: id taken", self._append_calls(db, change.calls))
+                    change.count("calls refused: id taken", self.append_calls(db, change.calls))
                 settled = [(entry.lo, entry.hi) for entry in change.journal]
                 write_change(db, self._sql, reads.group, change, gaps)
                 committing = True
@@ -119,7 +119,7 @@ class PostgresState:
                     pipeline.sync()
                     rung = self.ring_done(db, settled)
             if settled:
-                self._woken = rung.rowcount
+                self.note_rung(rung.rowcount)
         except Lost as lost:
             where = self.options.shown
             if committing:
@@ -138,6 +138,10 @@ class PostgresState:
         commit = "on" if synced and self.options.durability == "full" else "off"
         db.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
         db.execute(self._sql["begin"], (milliseconds, milliseconds, commit))
+        return self.lock_and_read(db, pipeline, reads)
+
+    def lock_and_read(self, db: Db, pipeline: psycopg.Pipeline, reads: Reads) -> tuple[View, GapsFound]:
+        """Lock the group, then read what a decision wants to see, in the transaction that is open."""
         db.execute(self._sql["lock_group"], (GROUP_LOCKS, reads.group))
         asked = _ask(db, self._sql, reads)
         pipeline.sync()
@@ -152,7 +156,7 @@ class PostgresState:
         (number,) = given.fetchone() or (0,)
         return Lease(-number, None, 0, joined(Span(lo, hi) for lo, hi in ranges(came)), {}, time.time())
 
-    def _append_calls(self, db: Db, calls: Sequence[NewCall]) -> int:
+    def append_calls(self, db: Db, calls: Sequence[NewCall]) -> int:
         """Append the calls of runs; return how many were refused since their id is another record's."""
         by_log: dict[int, list[NewCall]] = {}
         for call in calls:
@@ -168,7 +172,7 @@ class PostgresState:
         try:
             return insert(db, self._sql, self._sequence, calls, 0, None)
         except pg.CheckViolation as error:
-            raise _NoPartition(log) from error
+            raise NoPartition(log) from error
 
     def has_work(self, group: int, now: float, tasks: Sequence[str]) -> bool:
         """Say whether a claim would find something, without a lock."""

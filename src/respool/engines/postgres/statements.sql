@@ -202,6 +202,18 @@ DELETE FROM respool.worker WHERE id = %s;
 SELECT set_config('lock_timeout', %s, true), set_config('idle_in_transaction_session_timeout', %s, true),
        set_config('synchronous_commit', %s, true);
 
+-- A run's own transaction, which its settlement joins
+
+-- name: begin_work
+-- A setting of this transaction only, by which a COMMIT of the task's own is found out.
+SELECT set_config('respool_run.lease', %s, true), EXISTS (SELECT 1 FROM respool.lease WHERE id = %s AND owner = %s);
+
+-- name: work_of
+SELECT current_setting('respool_run.lease', true);
+
+-- name: work_settings
+SELECT set_config('lock_timeout', %s, true), set_config('idle_in_transaction_session_timeout', %s, true);
+
 -- name: lock_group
 SELECT pg_advisory_xact_lock(%s, %s::integer);
 

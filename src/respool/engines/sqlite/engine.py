@@ -29,6 +29,7 @@ from .log import SQLiteLog, append_row, append_rows, append_run
 from .retention import SQLiteRetention
 from .sql import SQL
 from .state import SQLiteState
+from .work import SQLiteWorks
 
 log = logging.getLogger("respool.engine")
 _memory_names = itertools.count()
@@ -46,7 +47,7 @@ class SQLiteOptions:
     vfs: str | None = None  # for tests that inject faults
 
 
-class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteInspect, SQLiteRetention):
+class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteWorks, SQLiteInspect, SQLiteRetention):
     """The embedded engine. Connections open when first used, and only in the process that uses them."""
 
     def __init__(self, options: SQLiteOptions) -> None:
