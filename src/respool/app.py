@@ -7,11 +7,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from .clock import now as wall_clock
 from .codec import codec_for
-from .config import SETTINGS, Location, duration, find_url, parse_url, settings
+from .config import SETTINGS, Location, duration, find_url, moment, parse_url, settings
 from .delivery.model import Lease, NewCall
 from .engines import open_engine, public_id, stored_id
 from .engines.base import Engine, Group, Stream
@@ -25,6 +25,9 @@ from .stream import StreamHandle, check_name
 from .task import Task
 from .transaction import Enlisted, enlist, enlisted
 from .why import explain_waiting
+
+if TYPE_CHECKING:
+    from .dead import DeadLetters
 
 DEFAULT_QUEUE = "default"
 KEYED_PARTITIONS = 64
@@ -498,6 +501,39 @@ class App:
     def AsyncResult(self, id: str, group: str = "main") -> AsyncResult[Any]:
         """Return the handle of a call by its id."""
         return AsyncResult(self, parse_id(id), group)
+
+    def dead_letters(
+        self,
+        queue: str | Queue | None = None,
+        group: str | None = None,
+        task: str | None = None,
+        *,
+        ids: Sequence[str] = (),
+        error: str | None = None,
+        message: str | None = None,
+        since: Any = None,
+        until: Any = None,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> DeadLetters:
+        """Return this app's dead letters: calls that failed for good.
+
+        What is not given leaves the choice open.
+
+        Parameters:
+            queue: a queue's name, or a stream's. ids: those of calls.
+            error: the error's type, with or without its module; `*` stands for anything: "*Timeout".
+            message: a regular expression, found anywhere in the error's message.
+            since, until: aware datetimes, since <= died < until.
+            key, headers: those of the call.
+
+        >>> app.dead_letters(task="fetch", error="TimeoutError").redrive(rate="50/s")  # doctest: +SKIP
+        """
+        from .dead import DeadFilter, DeadLetters
+
+        low, high = (None if each is None else moment(each) for each in (since, until))
+        name = self.queue_name(queue)
+        return DeadLetters(self, DeadFilter(name, group, task, ids, error, message, low, high, key, headers))
 
     def groups(self) -> list[Group]:
         """Return all consumer groups on the log, as of now."""

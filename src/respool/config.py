@@ -43,6 +43,37 @@ def duration(value: float | timedelta | str, what: str = "duration") -> float:
     return seconds
 
 
+def rate(value: float | str, what: str = "rate") -> float:
+    """Return a rate per second, from a number or text like "50/s", "600/m", "10/h".
+
+    Raises ConfigError for anything else, and for what is not more than 0.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        found = float(value)
+    else:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:/\s*(s|min|m|h|d))?", str(value).strip())
+        if match is None:
+            raise ConfigError(
+                f'{what}: {value!r} is no rate; give a number a second, or text like "50/s", "600/m"'
+            )
+        found = float(match[1]) / _UNITS[match[2] or "s"]
+    if not 0 < found < float("inf"):
+        raise ConfigError(f"{what}: {value!r} must be more than 0")
+    return found
+
+
+def share(value: float | str, what: str = "share") -> float:
+    """Return a part of 1, from a number or text like "5%". Raises ConfigError unless 0 < part <= 1."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", value.strip()) if isinstance(value, str) else None
+    try:
+        part = float(match[1]) / 100 if match else float(value)
+    except ValueError:
+        part = 0.0
+    if isinstance(value, bool) or not 0 < part <= 1:
+        raise ConfigError(f'{what}: {value!r} is no share; give text like "5%", or a number up to 1')
+    return part
+
+
 def moment(value: datetime | float, what: str = "moment") -> float:
     """Return an aware datetime as seconds since 1970. Raises ConfigError for a naive one."""
     if isinstance(value, datetime):

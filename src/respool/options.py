@@ -103,6 +103,9 @@ OPTIONS: dict[str, Option] = {
     "max_deliveries": Option(
         _maybe(_at_least_one), None, "runs that may end with the death of their process"
     ),
+    "dead_letter_ttl": Option(
+        _maybe(_positive), None, "how long its dead letters are kept; older ones are dropped; None: for good"
+    ),
     "serializer": Option(_maybe(_text), None, "msgpack (default for tasks), json (for streams) or pickle"),
 }
 

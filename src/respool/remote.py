@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from contextlib import suppress
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 
@@ -39,13 +39,35 @@ class _Failure(msgspec.Struct, array_like=True):
     notes: list[str]
     traceback: str
     causes: list[tuple[str, str]] = []
+    worker: str = ""
 
     @property
     def type_name(self) -> str:
         return type_name(self.module, self.qualname)
 
 
-def encode_error(exc: BaseException, traceback_limit: int = TRACEBACK_LIMIT) -> bytes:
+class StoredError(NamedTuple):
+    """An error as it is stored: what can be read of it without importing anything."""
+
+    type: str
+    message: str
+    traceback: str
+    worker: str  # where it was raised; "": not in a worker
+
+
+_here = ""  # the worker that this process is part of
+
+
+def raised_in(worker: str) -> str:
+    """Have errors encoded from now on name this worker; return what they named before."""
+    global _here
+    before, _here = _here, worker
+    return before
+
+
+def encode_error(
+    exc: BaseException, traceback_limit: int = TRACEBACK_LIMIT, worker: str | None = None
+) -> bytes:
     """Return an exception as bytes; never fails, whatever the exception holds.
 
     Kept: its type's name, its message, notes and traceback, the types and messages of what caused it, and of
@@ -54,6 +76,7 @@ def encode_error(exc: BaseException, traceback_limit: int = TRACEBACK_LIMIT) -> 
     Args:
         exc: any exception.
         traceback_limit: the bytes of traceback kept, of its head and its tail.
+        worker: where it was raised; None: in this process's worker.
 
     Returns:
         The body, for `decode_error` and `error_summary`.
@@ -71,6 +94,7 @@ def encode_error(exc: BaseException, traceback_limit: int = TRACEBACK_LIMIT) -> 
         notes=[_clean(str(note), 4096) for note in _notes_of(exc)[:100]],
         traceback=_traceback_of(exc, traceback_limit),
         causes=[(class_name(cause), _message(cause, 1024)) for cause in _causes_of(exc)],
+        worker=_here if worker is None else worker,
     )
     return msgspec.msgpack.encode(failure)
 
@@ -120,6 +144,12 @@ def error_summary(body: bytes) -> tuple[str, str]:
     """
     failure = _stored_failure(body)
     return failure.type_name, failure.message
+
+
+def stored_error(body: bytes) -> StoredError:
+    """Return what can be read of an encoded exception, importing nothing. Raises CorruptBody."""
+    failure = _stored_failure(body)
+    return StoredError(failure.type_name, failure.message, failure.traceback, failure.worker)
 
 
 def _stored_failure(body: bytes) -> _Failure:

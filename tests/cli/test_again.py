@@ -1,8 +1,10 @@
 """replay, dead, groups, purge."""
 
 import re
+import sys
 import time
 from datetime import timedelta
+from itertools import pairwise
 
 import pytest
 from tests.cli.support import python, run
@@ -248,6 +250,93 @@ def test_dead_redrive_asks_where_there_are_several(cli, failed, worker):
     worker.work("fast")
     assert len(cli.rows("-A", "shop", "dead", "list")) == 4
     assert "No dead letters match" in cli("-A", "shop", "dead", "redrive", "--task", "add")
+    assert cli.data("-A", "shop", "check")["ok"]
+
+
+def test_dead_letters_by_error(cli, failed):
+    (fetch, boom) = cli.rows("-A", "shop", "dead", "list", "--by", "error")
+    assert (fetch["count"], fetch["error"], fetch["tasks"]) == (3, "ValueError", {"fetch": 3})
+    assert fetch["where"].startswith("shop.py, in fetch: raise ValueError(")
+    assert "Traceback" in fetch["traceback"]
+    assert (boom["count"], boom["error"]) == (1, "RuntimeError")
+    text = cli("-A", "shop", "dead", "list", "--by", "error")
+    assert re.search(r"\n +3 +ValueError +shop.py, in fetch: ", text)
+    assert f"respool dead show {fetch['example']}" in text
+    assert "1 of 2 causes" in cli("-A", "shop", "dead", "list", "--by", "error", "--limit", "1")
+
+
+def test_dead_filters_by_what_is_inside(cli, failed):
+    def ids(*args):
+        return [row["id"] for row in cli.rows("-A", "shop", "dead", "list", *args)]
+
+    assert ids("--error", "ValueError", "--message", "bad://[12]") == [failed[1].id, failed[2].id]
+    assert ids("--error", "Runtime*") == [failed[3].id]
+    assert ids("--since", "1h") == [handle.id for handle in failed]
+    assert ids("--until", "1h") == ids("--key", "k") == ids("--header", "tenant=acme") == []
+    assert "no regular expression" in cli("-A", "shop", "dead", "list", "--message", "(", code=2)
+    assert "is no header" in cli("-A", "shop", "dead", "list", "--header", "tenant", code=2)
+    assert "is no moment" in cli("-A", "shop", "dead", "list", "--since", "yesterday", code=2)
+
+
+def test_dead_redrive_with_other_arguments(cli, failed, worker):
+    first = failed[0]
+    given = ("-A", "shop", "dead", "redrive", "--id", first.id)
+    text = cli(*given, "--set", "url=good://1", "--dry-run")
+    assert "It would give back 1: fetch (1)." in text
+    assert "edited args[0] = 'good://1' (was 'bad://0')" in text
+    assert "argument 'url' should be str" in cli(*given, "--set", "url=3", code=1)
+    assert "looks like PATH=VALUE" in cli(*given, "--set", "url", code=2)
+    assert len(cli.rows("-A", "shop", "dead", "list")) == 4
+    assert cli.data(*given, "--set", "args[0]=good://1") == {"redriven": 1}
+    shown = cli("-A", "shop", "show", first.id)
+    assert "input as changed: fetch('good://1')" in shown
+    assert "redriven: edited args[0] = 'good://1' (was 'bad://0')" in shown
+    worker.work("fast")
+    assert cli.data("-A", "shop", "check")["ok"]
+
+
+def test_dead_redrive_in_an_editor(cli, failed, folder, monkeypatch):
+    def editor(code):
+        (folder / "edit.py").write_text(f"import sys\np = sys.argv[1]\ntext = open(p).read()\n{code}\n")
+        monkeypatch.setenv("EDITOR", f"{sys.executable} {folder / 'edit.py'}")
+        monkeypatch.delenv("VISUAL", raising=False)
+
+    given = ("-A", "shop", "dead", "redrive", "--edit", "--id", failed[0].id)
+    editor("")
+    assert "nothing was changed in the editor" in cli(*given, code=1)
+    editor("open(p, 'w').write('{')")
+    assert "is no JSON" in cli(*given, code=1)
+    editor("open(p, 'w').write(text.replace('bad://0', 'good://0').replace('[', '[1,'))")
+    assert "fetch(): " in cli(*given, code=1), "it does not fit the signature"
+    assert "--edit changes one dead letter, and 4 match" in cli(
+        "-A", "shop", "dead", "redrive", "--edit", code=2
+    )
+    assert "--edit or --set, not both" in cli(*given, "--set", "url=x", code=2)
+    editor("open(p, 'w').write(text.replace('bad://0', 'good://0'))")
+    assert cli.data(*given) == {"redriven": 1}
+    assert "input as changed: fetch('good://0')" in cli("-A", "shop", "show", failed[0].id)
+
+
+def test_dead_redrive_at_a_rate(cli, failed, app):
+    text = cli("-A", "shop", "dead", "redrive", "--task", "fetch", "--rate", "2/m", "--yes")
+    assert "Gave back 3 dead letters within 1m00s; see: respool lag" in text
+    waiting = [h.find().status.parked.due for h in failed[:3]]
+    assert [round(b - a) for a, b in pairwise(sorted(waiting))] == [30, 30]
+    assert "'fast' is no rate" in cli("-A", "shop", "dead", "redrive", "--rate", "fast", code=2)
+
+
+def test_dead_drop(cli, failed):
+    text = cli("-A", "shop", "dead", "drop", "--task", "fetch", code=1)
+    assert "Drop 3 dead letters for good: fetch (3)? Nobody can be asked here" in text
+    assert "It would drop 3: fetch (3)." in cli("-A", "shop", "dead", "drop", "--task", "fetch", "--dry-run")
+    assert len(cli.rows("-A", "shop", "dead", "list")) == 4
+    text = cli("-A", "shop", "dead", "drop", "--task", "fetch", "--yes")
+    assert "Dropped 3 dead letters; their records stay." in text
+    assert [row["task"] for row in cli.rows("-A", "shop", "dead", "list")] == ["boom"]
+    shown = cli("-A", "shop", "show", failed[0].id)
+    assert "in group main: FAILURE" in shown
+    assert shown.index("failed: ValueError") < shown.index("dropped")
+    assert cli.data("-A", "shop", "dead", "drop", "--task", "fetch") == {"dropped": 0}
     assert cli.data("-A", "shop", "check")["ok"]
 
 

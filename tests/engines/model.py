@@ -7,7 +7,7 @@ events is compared with it, record by record.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -308,7 +308,13 @@ class GroupModel:
 
     # Administration
 
-    def redrive(self, positions: Iterable[int], now: float) -> int:
+    def redrive(
+        self,
+        positions: Iterable[int],
+        now: float,
+        interval: float,
+        edits: Mapping[int, tuple[bytes, str]],
+    ) -> int:
         given = 0
         for pos in positions:
             item = self.items[pos]
@@ -319,9 +325,21 @@ class GroupModel:
             item.redrives += 1
             item.alone = False
             item.outcome = None
-            item.park(pos, "scheduled", now, item.parked.task, None, now)
+            item.body = edits[pos][0] if pos in edits else item.body
+            item.park(pos, "scheduled", now + given * interval, item.parked.task, None, now)
             given += 1
         return given
+
+    def drop(self, positions: Iterable[int]) -> int:
+        dropped = 0
+        for pos in positions:
+            item = self.items[pos]
+            if item.parked is not None and item.parked.reason == "dead":
+                item.note("dropped")
+                item.place, item.parked = "done", None
+                dropped += 1
+        self._count("dead letters dropped", dropped)
+        return dropped
 
     def purge(self, reason: bytes, now: float) -> int:
         ended = 0

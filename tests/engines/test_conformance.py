@@ -970,6 +970,31 @@ def test_parked_records_are_listed_by_what_is_asked(
     assert engine.parked(ParkedFilter((main.id,), positions=(1,)), ALL) == [(main.id, parked[0])]
 
 
+def test_parked_records_are_gone_through_page_by_page(engine: Engine, log: int, main: Group) -> None:
+    parked = [
+        Parked(n, "dead" if n % 3 else "retry", None if n % 3 else NOW, "ab"[n % 2], n, 1, 2, bool(n % 2),
+               b"b%d" % n, b"e%d" % n, NOW + n)
+        for n in range(1, 10)
+    ]  # fmt: skip
+    write(engine, main, parked=parked)
+
+    def pages(chosen: ParkedFilter) -> list[Parked]:
+        found: list[Parked] = []
+        while page := engine.parked_page(chosen, main.id, found[-1].pos if found else 0, 2):
+            assert len(page) <= 2
+            found += page
+        places = [(each.pos, each.task) for each in found]
+        assert engine.parked_after(chosen, main.id, 0, ALL) == places
+        return found
+
+    assert pages(ParkedFilter(())) == parked
+    assert pages(ParkedFilter((), ("dead",), "a")) == [parked[n - 1] for n in (2, 4, 8)]
+    assert pages(ParkedFilter((), (), None, (3, 5, 77))) == [parked[2], parked[4]]
+    assert pages(ParkedFilter((), since=NOW + 4, until=NOW + 6)) == [parked[3], parked[4]]
+    assert [p.pos for _, p in engine.parked(ParkedFilter((main.id,), since=NOW + 8), ALL)] == [8, 9]
+    assert [p.pos for _, p in engine.parked(ParkedFilter((main.id,), until=NOW + 2), ALL)] == [1]
+
+
 def test_a_record_is_parked_once(engine: Engine, main: Group) -> None:
     write(engine, main, parked=[Parked(1, "retry", NOW, "a")])
     write(engine, main, parked=[Parked(1, "dead", None, "a", 5)])

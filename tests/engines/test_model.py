@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 from tests.engines.kits import KITS, EngineKit
 from tests.engines.model import Entry, GroupModel, Item, LogModel, Offer, positions_of
 
-from respool.delivery.admin import purge, redrive
+from respool.delivery.admin import drop, purge, redrive
 from respool.delivery.claim import Request, claim
 from respool.delivery.death import Cause, Suspect, bury_lease, charge_before
 from respool.delivery.model import Change, Lease, NewCall, Settlement, Verdict, View
@@ -521,10 +521,25 @@ class DeliveryMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(self._waiting(name) for name in self.groups))
     @rule(pick=picks, share=st.integers(1, 3))
     def redrive(self, pick: int, share: int) -> None:
+        """Dead letters are given back, some with other arguments, at once or one after the other."""
+        name = sorted(self.groups)[pick % len(self.groups)]
+        chosen, now, interval = self._waiting(name)[::share], self.moment(), pick % 3
+        edits = dict.fromkeys(chosen[::2], (b"x%d" % pick, "redriven: edited"))
+        said = self.transact(
+            name,
+            {"parked": chosen},
+            lambda view, change: redrive(view.due, change, now, interval, edits),
+        )
+        assert said == self.model(name).redrive(chosen, now, interval, edits)
+        self.touched.update(chosen)
+
+    @precondition(lambda self: any(self._waiting(name) for name in self.groups))
+    @rule(pick=picks, share=st.integers(1, 3))
+    def drop_dead_letters(self, pick: int, share: int) -> None:
         name = sorted(self.groups)[pick % len(self.groups)]
         chosen, now = self._waiting(name)[::share], self.moment()
-        said = self.transact(name, {"parked": chosen}, lambda view, change: redrive(view.due, change, now))
-        assert said == self.model(name).redrive(chosen, now)
+        said = self.transact(name, {"parked": chosen}, lambda view, change: drop(view.due, change, now))
+        assert said == self.model(name).drop(chosen)
         self.touched.update(chosen)
 
     @precondition(lambda self: self.held)

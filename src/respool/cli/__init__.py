@@ -21,7 +21,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "Again": {
         "replay": "Run old calls again in a group of their own.",
-        "dead": "List, show and give back dead letters.",
+        "dead": "List, show, give back and drop dead letters.",
         "groups": "List, create and drop consumer groups.",
         "purge": "End what a queue has not started; the records stay.",
     },

@@ -136,8 +136,9 @@ def confirm(question: str, yes: bool) -> None:
 
 if TYPE_CHECKING:
     _Seconds = click.ParamType[float]
+    _Pair = click.ParamType[tuple[str, str]]
 else:
-    _Seconds = click.ParamType  # which older versions of click do not have as a generic class
+    _Seconds = _Pair = click.ParamType  # which older versions of click do not have as a generic class
 
 
 class Moment(_Seconds):
@@ -176,8 +177,60 @@ class Duration(_Seconds):
             self.fail(str(error), param, ctx)
 
 
+class Rate(_Seconds):
+    """A rate: 50/s, 600/m, a number a second."""
+
+    name = "rate"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return how many a second."""
+        from ..config import rate
+        from ..errors import ConfigError
+
+        try:
+            return rate(value, "rate")
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Share(_Seconds):
+    """A part of all: 5%, 0.05."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the part of 1."""
+        from ..config import share
+        from ..errors import ConfigError
+
+        try:
+            return share(value, "share")
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Header(_Pair):
+    """NAME=VALUE."""
+
+    name = "header"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        """Return the two."""
+        if isinstance(value, tuple):
+            return value
+        name, found, text = str(value).partition("=")
+        if not found or not name:
+            self.fail(f"{value!r} is no header; one looks like tenant=acme", param, ctx)
+        return name, text
+
+
 MOMENT = Moment()
 DURATION = Duration()
+RATE = Rate()
+SHARE = Share()
+HEADER = Header()
 since_option: Callable[[F], F] = click.option(
     "--since", type=MOMENT, metavar="WHEN", help="From: 1h, 30d, 14:00, 2026-01-31T14:00."
 )

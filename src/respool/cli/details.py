@@ -107,6 +107,7 @@ def _now(target: Target, stream: Stream, group: Group, pos: int, status: Status,
 def _error(body: bytes | None) -> dict[str, str] | None:
     if body is None:
         return None
+    from ..dead.find import read_error
     from ..errors import RespoolError
     from ..remote import decode_error
 
@@ -115,7 +116,8 @@ def _error(body: bytes | None) -> dict[str, str] | None:
         trace = getattr(decode_error(body), "remote_traceback", "") or ""
     except RespoolError:
         trace = ""
-    return {"type": kind, "message": message, "line": one_line(body), "traceback": trace}
+    worker = read_error(body).worker
+    return {"type": kind, "message": message, "line": one_line(body), "traceback": trace, "worker": worker}
 
 
 def _attempt(entry: Any) -> dict[str, Any]:
@@ -181,6 +183,8 @@ def _print_group(group: dict[str, Any], task: str) -> None:
         click.echo(f"    {_attempt_line(attempt)}")
     if group["error"]:
         text = group["error"]["traceback"].rstrip() or group["error"]["line"]
+        if group["error"]["worker"]:
+            click.echo(f"    raised in worker {group['error']['worker']}")
         click.echo("\n".join(f"    {line}" for line in text.splitlines()))
 
 

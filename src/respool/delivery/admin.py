@@ -1,38 +1,68 @@
-"""What people do to a group: redrive its dead letters, purge what it has not started."""
+"""What people do to a group: redrive or drop its dead letters, purge what it has not started."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from .model import Change, JournalEntry, Outcome, Parked, View
 from .spans import count
 
 
-def redrive(dead: list[Parked], change: Change, now: float) -> int:
+def redrive(
+    dead: list[Parked],
+    change: Change,
+    now: float,
+    interval: float = 0.0,
+    edits: Mapping[int, tuple[bytes, str]] = MappingProxyType({}),
+) -> int:
     """Give dead letters back to their group: due at once, with a clean count of retries and deliveries.
 
     `redrives` rises, so that the calls a record makes now are others than those it made before (H8).
+
+    Parameters:
+        interval: seconds between one and the next, for a rate; the first is due at `now`.
+        edits: by position, the body that is run instead of the record's own, and what the history says of it.
     """
     given = 0
     for parked in dead:
         if parked.reason != "dead":
             continue
+        body, note = edits.get(parked.pos, (parked.body, None))
         change.parked.append(
             parked._replace(
                 reason="scheduled",
-                due=now,
+                due=now + given * interval,
                 retries=0,
                 deliveries=0,
                 redrives=parked.redrives + 1,
                 alone=False,
+                body=body,
                 error=None,
                 at=now,
             )
         )
         change.forgotten.append(parked.pos)
         change.journal.append(
-            JournalEntry(parked.pos, parked.pos + 1, None, 0, now, now, "redriven", parked.retries)
+            JournalEntry(parked.pos, parked.pos + 1, None, 0, now, now, "redriven", parked.retries, note)
         )
         given += 1
     return given
+
+
+def drop(dead: list[Parked], change: Change, now: float, note: str | None = None) -> int:
+    """End dead letters for good: nothing runs them again. Their outcome, a failure, stands."""
+    gone = 0
+    for parked in dead:
+        if parked.reason != "dead":
+            continue
+        change.unparked.append(parked.pos)
+        change.journal.append(
+            JournalEntry(parked.pos, parked.pos + 1, None, 0, now, now, "dropped", parked.retries, note)
+        )
+        gone += 1
+    change.count("dead letters dropped", gone)
+    return gone
 
 
 def purge(view: View, change: Change, waiting: list[Parked], reason: bytes, now: float) -> int:

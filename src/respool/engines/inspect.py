@@ -107,6 +107,9 @@ class Inspect(Protocol):
         `chosen.groups` does not count. Each page costs the same, however many there are.
         """
 
+    def parked_page(self, chosen: ParkedFilter, group: int, after: int, limit: int) -> list[Parked]:
+        """Return the same records as `parked_after`, with all that is kept of them."""
+
     def unknown_tasks(self, group: int) -> set[str]:
         """Return the tasks of records parked as unknown: no worker knew them so far (P11)."""
 

@@ -129,6 +129,8 @@ class ParkedFilter(NamedTuple):
     reasons: Sequence[str] = ()
     task: str | None = None
     positions: Sequence[int] = ()
+    since: float | None = None  # parked since <= at < until
+    until: float | None = None
 
 
 class Counts(NamedTuple):

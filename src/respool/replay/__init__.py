@@ -4,9 +4,9 @@ None of these functions prints or asks; `respool.cli` does. Where one takes a `s
 an engine where no code is needed.
 """
 
+from ..dead import DeadFilter, DeadLetter, causes, count_dead, dead_letters, drop, redrive
 from .checking import Report, check
 from .create import ReplaySummary, create_replay, plan_replay
-from .dead import DeadFilter, DeadLetter, count_dead, dead_letters, redrive
 from .find import queue_of
 from .purging import purge, purgeable
 
@@ -15,10 +15,12 @@ __all__ = [
     "DeadLetter",
     "ReplaySummary",
     "Report",
+    "causes",
     "check",
     "count_dead",
     "create_replay",
     "dead_letters",
+    "drop",
     "plan_replay",
     "purge",
     "purgeable",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Mapping
+from functools import cached_property
 
 from ..clock import boottime_ns
 from ..clock import now as wall_clock
@@ -39,6 +40,12 @@ class Aftermath:
 
     def __init__(self, engine: Engine, owner: int, deliveries: Deliveries) -> None:
         self._engine, self._owner, self._deliveries = engine, owner, deliveries
+
+    @cached_property
+    def _name(self) -> str:
+        """The name of the worker whose process died, where it is still known."""
+        named = {worker.id: worker.name for worker in self._engine.workers()}
+        return named.get(self._owner, f"number {self._owner}")
 
     def of_child(self, child: int, seen: Snapshot | None, cause: Cause, how: str) -> int:
         """Give back what a dead child held; `seen` are its last words. Returns how many leases it had."""
@@ -100,14 +107,15 @@ class Aftermath:
         task = rows[0][1] if rows else ""
         allowed = self._deliveries.get(group, {})
         most = allowed.get(task, allowed.get(ANY_TASK, DEFAULT_DELIVERIES))
-        error = encode_error(WorkerLost(f"{how} while it ran {task or 'this call'}"))
+        error = encode_error(WorkerLost(f"{how} while it ran {task or 'this call'}"), worker=self._name)
         return Suspect(pos, task, most, how, error, wall_clock() - max(boottime_ns() / 1e9 - seen.began, 0.0))
 
     def time_limit(self, seen: Snapshot, pos: int, seconds: float, child: int) -> None:
         """Fail a record whose process we killed at its time limit; only that record fails."""
         rows = self._engine.rows([Span(pos, pos + 1)])
         task, now = (rows[0][1] if rows else ""), wall_clock()
-        error = encode_error(TimeLimitExceeded(f"{task} was killed after {seconds:g} s, its time_limit"))
+        limit = TimeLimitExceeded(f"{task} was killed after {seconds:g} s, its time_limit")
+        error = encode_error(limit, worker=self._name)
         verdict = Verdict(
             pos, "failure", error, "dead", task=task, error=error, note=f"failed: time_limit {seconds:g} s",
             started=now - seconds, ended=now, progressed=True,

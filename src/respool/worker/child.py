@@ -19,6 +19,7 @@ import msgspec
 from ..app import App
 from ..errors import EngineUnavailable, RespoolError, UnknownName
 from ..loading import AppImportError, load_app
+from ..remote import raised_in
 from . import page as p
 from .executor import Executor
 from .host import LogFile, idle
@@ -94,6 +95,7 @@ class Child:
         if not line:
             return EXIT_LOST
         welcome = msgspec.json.decode(line, type=Welcome)
+        raised_in(welcome.name)
         self.control.setblocking(False)
         file = p.WorkerFile(Path(welcome.file), 0)
         file.hold()
@@ -172,6 +174,7 @@ def _hello(app: App, served: list[Service]) -> Hello:
         [(service.group.id, service.shown, list(service.stream.logs)) for service in served],
         sorted(runners),
         [(service.group.id, service.deliveries) for service in served],
+        [(service.group.id, service.dead_ttls) for service in served if service.dead_ttls],
     )
 
 

@@ -6,11 +6,12 @@ import functools
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..clock import now as wall_clock
+from ..dead import drop_old
 from ..engines.base import Worker
 from ..errors import DatabaseGone, EngineUnavailable, RespoolError
 from .services import Service
@@ -150,8 +151,11 @@ def all_done(engine: Any, groups: Sequence[Any]) -> bool:
     return True
 
 
-def keep_house(engine: Any, groups: Sequence[Any]) -> bool:
-    """Do, in small steps and for a short while, what nobody waits for: drop old values and old records.
+def keep_house(engine: Any, groups: Sequence[Any], dead_ttls: Mapping[int, Mapping[str, float]]) -> bool:
+    """Do, in small steps and for a short while, what nobody waits for: drop what is old.
+
+    Parameters:
+        dead_ttls: by group and task, the seconds that dead letters are kept.
 
     Returns: whether there is more to do, so that the next round should not wait.
     """
@@ -159,6 +163,11 @@ def keep_house(engine: Any, groups: Sequence[Any]) -> bool:
     while engine.expire_outcomes(now, STEP) == STEP:
         if time.monotonic() >= until:
             return True
+    for group in groups:
+        for task, ttl in dead_ttls.get(group.id, {}).items():
+            drop_old(engine, group, task, ttl, lambda: time.monotonic() < until)
+            if time.monotonic() >= until:
+                return True
     served = {group.stream for group in groups}
     for stream in engine.streams():
         retention = stream.settings.get("retention")

@@ -32,6 +32,7 @@ class Hello(msgspec.Struct):
     services: list[tuple[int, str, list[int]]]  # group id, in words, logs
     tasks: list[str]
     deliveries: list[tuple[int, dict[str, int]]]  # by group and task; JSON has no numbers for keys
+    dead_ttls: list[tuple[int, dict[str, float]]] = []  # the same of `dead_letter_ttl`, where there is one
 
 
 class Welcome(msgspec.Struct):
@@ -41,6 +42,7 @@ class Welcome(msgspec.Struct):
     file: str
     index: int
     burst: bool = False
+    name: str = ""  # the worker's, for people
 
 
 class Refusal(msgspec.Struct):

@@ -99,6 +99,13 @@ class Service:
             return {"": self.only.max_deliveries}
         return {name: runner.max_deliveries for name, runner in self.runners.items()}
 
+    @property
+    def dead_ttls(self) -> dict[str, float]:
+        """How many seconds dead letters are kept, by task ("": whatever the type), of those that say so."""
+        runners = {"": self.only} if self.only is not None else self.runners
+        ttls = {name: runner.options["dead_letter_ttl"] for name, runner in runners.items()}
+        return {name: ttl for name, ttl in ttls.items() if ttl is not None}
+
     def runner(self, task: str) -> Runner | None:
         """Return how to run a record of this task or type."""
         return self.only if self.only is not None else self.runners.get(task)

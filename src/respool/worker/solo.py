@@ -21,6 +21,7 @@ from ..clock import now as wall_clock
 from ..delivery.death import Cause
 from ..engines.base import Engine, Registration
 from ..errors import AppendUnknown, EngineUnavailable, RespoolError
+from ..remote import raised_in
 from . import page as p
 from .aftermath import Aftermath
 from .calling import EndNow
@@ -62,6 +63,7 @@ class Solo:
     def run(self) -> int:
         """Work until told to stop; return the exit status."""
         self._beat()
+        before_us = raised_in(self.name)
         began = time.monotonic()
         executor = Executor(
             self.engine, self.services, self.worker, 0, self.slot, self, self.app.settings["outbox_hold"]
@@ -81,6 +83,7 @@ class Solo:
             self._attend.set()
             beating.join()
             executor.close()
+            raised_in(before_us)
             for number, handler in before.items():
                 signal.signal(number, handler)
             self._finish()
@@ -202,7 +205,8 @@ class Solo:
     def _look_around(self) -> None:
         self._watch.look(self.worker, beaten=True)
         self.engine.tidy()
-        keep_house(self.engine, [service.group for service in self.services])
+        ttls = {service.group.id: service.dead_ttls for service in self.services}
+        keep_house(self.engine, [service.group for service in self.services], ttls)
 
     def pause(self, seconds: float) -> None:
         """Wait, but no longer than until the worker is to stop."""

@@ -180,7 +180,7 @@ class Supervisor:
     def _welcome(self, child: ChildProcess) -> None:
         assert self._file is not None
         child.welcome(
-            Welcome(self.worker, str(self._file.path), child.index, self.options.burst),
+            Welcome(self.worker, str(self._file.path), child.index, self.options.burst, self.name),
             self._slots[child.index],
             self._deadline,
         )
@@ -365,7 +365,7 @@ class Supervisor:
         if now >= self._housekeeping_at:
             assert self._file is not None
             self._file.keep()
-            more = keep_house(self.engine, self.groups)
+            more = keep_house(self.engine, self.groups, dict(self.hello.dead_ttls))
             self._housekeeping_at = now if more else now + wait
 
     def _info(self) -> dict[str, Any]:

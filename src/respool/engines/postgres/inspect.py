@@ -63,15 +63,11 @@ class PostgresInspect:
 
     def parked_after(self, chosen: ParkedFilter, group: int, after: int, limit: int) -> list[tuple[int, str]]:
         """Return (position, task) of parked records in one group past `after`, in the order of positions."""
-        bound = {
-            "grp": group,
-            "after": after,
-            "reasons": list(chosen.reasons) or None,
-            "task": chosen.task,
-            "positions": list(chosen.positions) or None,
-            "limit": limit,
-        }
-        return self._all("parked_after", bound)
+        return self._all("parked_after", _chosen(chosen, group, after, limit))
+
+    def parked_page(self, chosen: ParkedFilter, group: int, after: int, limit: int) -> list[Parked]:
+        """Return the same records as `parked_after`, with all that is kept of them."""
+        return [_parked(row) for row in self._all("parked_page", _chosen(chosen, group, after, limit))]
 
     def group_page(self, group: Group, lo: int, hi: int) -> GroupPage:
         """Return all a group knows of lo <= p < hi, from one snapshot."""
@@ -146,6 +142,19 @@ class PostgresInspect:
     def orphans(self) -> list[tuple[str, int]]:
         """Return (what, group) of state that belongs to groups that are gone."""
         return self._all("orphans")
+
+
+def _chosen(chosen: ParkedFilter, group: int, after: int, limit: int) -> dict[str, Any]:
+    return {
+        "grp": group,
+        "after": after,
+        "reasons": list(chosen.reasons) or None,
+        "task": chosen.task,
+        "positions": list(chosen.positions) or None,
+        "since": chosen.since,
+        "until": chosen.until,
+        "limit": limit,
+    }
 
 
 def _in_gaps(gaps: list[Any], present: list[tuple[int, int]]) -> list[Parked]:

@@ -251,6 +251,8 @@ class PostgresState:
             "reasons": list(chosen.reasons) or None,
             "task": chosen.task,
             "positions": list(chosen.positions) or None,
+            "since": chosen.since,
+            "until": chosen.until,
             "limit": limit,
         }
         return self._reader.read(

@@ -330,6 +330,7 @@ FROM respool.parked WHERE grp = ANY (%(groups)s)
 AND (%(reasons)s::text[] IS NULL OR reason = ANY (%(reasons)s::text[]))
 AND (%(task)s::text IS NULL OR task = %(task)s)
 AND (%(positions)s::bigint[] IS NULL OR pos = ANY (%(positions)s::bigint[]))
+AND (%(since)s::float8 IS NULL OR at >= %(since)s) AND (%(until)s::float8 IS NULL OR at < %(until)s)
 ORDER BY at, pos LIMIT %(limit)s;
 
 -- name: parked_between
@@ -507,6 +508,16 @@ SELECT pos, task FROM respool.parked WHERE grp = %(grp)s AND pos > %(after)s
 AND (%(reasons)s::text[] IS NULL OR reason = ANY (%(reasons)s::text[]))
 AND (%(task)s::text IS NULL OR task = %(task)s)
 AND (%(positions)s::bigint[] IS NULL OR pos = ANY (%(positions)s::bigint[]))
+AND (%(since)s::float8 IS NULL OR at >= %(since)s) AND (%(until)s::float8 IS NULL OR at < %(until)s)
+ORDER BY pos LIMIT %(limit)s;
+
+-- name: parked_page
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at
+FROM respool.parked WHERE grp = %(grp)s AND pos > %(after)s
+AND (%(reasons)s::text[] IS NULL OR reason = ANY (%(reasons)s::text[]))
+AND (%(task)s::text IS NULL OR task = %(task)s)
+AND (%(positions)s::bigint[] IS NULL OR pos = ANY (%(positions)s::bigint[]))
+AND (%(since)s::float8 IS NULL OR at >= %(since)s) AND (%(until)s::float8 IS NULL OR at < %(until)s)
 ORDER BY pos LIMIT %(limit)s;
 
 -- name: parked_within

@@ -9,7 +9,7 @@ from typing import Any
 
 import apsw
 
-from ...delivery.model import MAX_LEASE
+from ...delivery.model import MAX_LEASE, Parked
 from ...record import NO_META, first_pos, id_of, unpack_meta
 from ..base import Group, ParkedFilter
 from ..inspect import Bounds, Brief, GroupPage, GroupState, LogState
@@ -67,16 +67,13 @@ class SQLiteInspect:
 
         Paging by position, unlike `parked` with its order by age, costs the same for each page.
         """
-        bound = (
-            group,
-            after,
-            json.dumps(list(chosen.reasons)) if chosen.reasons else None,
-            chosen.task,
-            json.dumps(list(chosen.positions)) if chosen.positions else None,
-            limit,
-        )
         with self._reading() as db:
-            return _all(db, "parked_after", bound)
+            return _all(db, "parked_after", _chosen(chosen, group, after, limit))
+
+    def parked_page(self, chosen: ParkedFilter, group: int, after: int, limit: int) -> list[Parked]:
+        """Return the same records as `parked_after`, with all that is kept of them."""
+        with self._reading() as db:
+            return [_parked(row) for row in _all(db, "parked_page", _chosen(chosen, group, after, limit))]
 
     def parked_by_task(self, group: int) -> list[tuple[str, str, int]]:
         """Return (reason, task, how many) of a group's parked records."""
@@ -145,6 +142,19 @@ class SQLiteInspect:
         """Return (what, group) of state that belongs to groups that are gone."""
         with self._reading() as db:
             return _all(db, "orphans")
+
+
+def _chosen(chosen: ParkedFilter, group: int, after: int, limit: int) -> tuple[Any, ...]:
+    return (
+        group,
+        after,
+        json.dumps(list(chosen.reasons)) if chosen.reasons else None,
+        chosen.task,
+        json.dumps(list(chosen.positions)) if chosen.positions else None,
+        limit,
+        chosen.since,
+        chosen.until,
+    )
 
 
 def _all(db: apsw.Connection, name: str, bound: Sequence[Any] = ()) -> list[Any]:

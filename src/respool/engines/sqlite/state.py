@@ -92,6 +92,8 @@ class SQLiteState:
             chosen.task,
             json.dumps(list(chosen.positions)) if chosen.positions else None,
             limit,
+            chosen.since,
+            chosen.until,
         )
         with self._reader.lock, self._reader.reading() as db:
             return [(row[0], _parked(row[1:])) for row in db.execute(SQL["parked_list"], bound)]

@@ -168,6 +168,7 @@ FROM parked WHERE grp IN (SELECT value FROM json_each(?1))
 AND (?2 IS NULL OR reason IN (SELECT value FROM json_each(?2)))
 AND (?3 IS NULL OR task = ?3)
 AND (?4 IS NULL OR pos IN (SELECT value FROM json_each(?4)))
+AND (?6 IS NULL OR at >= ?6) AND (?7 IS NULL OR at < ?7)
 ORDER BY at, pos LIMIT ?5;
 
 -- name: parked_between
@@ -315,6 +316,16 @@ SELECT pos, task FROM parked WHERE grp = ?1 AND pos > ?2
 AND (?3 IS NULL OR reason IN (SELECT value FROM json_each(?3)))
 AND (?4 IS NULL OR task = ?4)
 AND (?5 IS NULL OR pos IN (SELECT value FROM json_each(?5)))
+AND (?7 IS NULL OR at >= ?7) AND (?8 IS NULL OR at < ?8)
+ORDER BY pos LIMIT ?6;
+
+-- name: parked_page
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at
+FROM parked WHERE grp = ?1 AND pos > ?2
+AND (?3 IS NULL OR reason IN (SELECT value FROM json_each(?3)))
+AND (?4 IS NULL OR task = ?4)
+AND (?5 IS NULL OR pos IN (SELECT value FROM json_each(?5)))
+AND (?7 IS NULL OR at >= ?7) AND (?8 IS NULL OR at < ?8)
 ORDER BY pos LIMIT ?6;
 
 -- name: parked_by_task

@@ -1,0 +1,104 @@
+"""What people and housekeeping do with dead letters: give them back, or drop them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..clock import now as wall_clock
+from ..delivery import admin
+from ..delivery.model import Parked
+from ..engines.base import Engine, Group, ParkedFilter, Reads
+from ..errors import ConfigError
+from .edit import Edit
+from .find import ANY, SLICE, DeadFilter, Source, dead_pages, logs_of, sides
+
+Progress = Callable[[int], None]
+"""Called with how many have been changed so far."""
+
+
+def redrive(
+    source: Source,
+    chosen: DeadFilter = ANY,
+    *,
+    app: str | None = None,
+    rate: float | None = None,
+    edit: Edit | None = None,
+    progress: Progress | None = None,
+) -> int:
+    """Give dead letters back to the groups that failed them; return how many.
+
+    Due at once, or one after the other at a `rate`. Those that fail again meanwhile are not given back twice.
+    Killed in the middle, it has given back some and not the others.
+
+    Parameters:
+        rate: how many a second, over all of them.
+        edit: what changes their arguments. All edits are tried before anything is changed.
+        progress: told how many have been given back.
+
+    Raises: BadArguments where an edited call does not fit its task; nothing was given back.
+    """
+    if rate is not None and rate <= 0:
+        raise ConfigError(f"rate: {rate!r} is not more than 0 a second")
+    engine, app = sides(source, app)
+    if edit is not None:
+        for stream, _, page in dead_pages(engine, app, chosen):
+            edit.bodies(engine, stream, page)
+    given, began, interval = 0, wall_clock(), 0.0 if rate is None else 1 / rate
+    for stream, group, page in dead_pages(engine, app, chosen):
+        edits = {} if edit is None else edit.bodies(engine, stream, page)
+        expected = {parked.pos: parked.body for parked in page} if edit is not None else None
+        first = max(began + given * interval, wall_clock()) if given else began
+        given += engine.transact(
+            Reads(group.id, parked=tuple(parked.pos for parked in page)),
+            lambda view, change, first=first, edits=edits, expected=expected: admin.redrive(  # type: ignore[misc]
+                _unchanged(view.due, expected), change, first, interval, edits
+            ),
+            synced=True,
+        )
+        for log in logs_of([parked.pos for parked in page]):
+            engine.ring(log, everyone=len(page) > 1)
+        if progress is not None:
+            progress(given)
+    return given
+
+
+def _unchanged(found: list[Parked], expected: dict[int, bytes | None] | None) -> list[Parked]:
+    """Leave out what somebody else has edited since the edit was made."""
+    return found if expected is None else [each for each in found if each.body == expected[each.pos]]
+
+
+def drop(
+    source: Source, chosen: DeadFilter = ANY, *, app: str | None = None, progress: Progress | None = None
+) -> int:
+    """End dead letters for good; return how many. Their state stays FAILURE, and their records stay."""
+    engine, app = sides(source, app)
+    gone = 0
+    for _, group, page in dead_pages(engine, app, chosen):
+        gone += _drop(engine, group, [parked.pos for parked in page], None, None)
+        if progress is not None:
+            progress(gone)
+    return gone
+
+
+def drop_old(engine: Engine, group: Group, task: str, ttl: float, more: Callable[[], bool]) -> int:
+    """Drop a group's dead letters of a task that are older than `ttl` seconds; return how many.
+
+    Parameters:
+        task: its name; "": whatever the event's type. more: says whether there is time for another slice.
+    """
+    until, gone, after = wall_clock() - ttl, 0, -1
+    wanted = ParkedFilter((), ("dead",), task or None, until=until)
+    while more() and (page := engine.parked_after(wanted, group.id, after, SLICE)):
+        after = page[-1][0]
+        gone += _drop(engine, group, [pos for pos, _ in page], until, f"dropped: dead for {ttl:g} s")
+    return gone
+
+
+def _drop(engine: Engine, group: Group, positions: list[int], until: float | None, note: str | None) -> int:
+    return engine.transact(
+        Reads(group.id, parked=tuple(positions)),
+        lambda view, change: admin.drop(
+            [each for each in view.due if until is None or each.at < until], change, wall_clock(), note
+        ),
+        synced=True,
+    )
