@@ -19,6 +19,7 @@ import respool
 from respool import App, AsyncResult, ResultSet, Task, errors
 from respool.cli import COMMANDS
 from respool.config import SETTINGS
+from respool.dead import DeadLetter, DeadLetters
 from respool.engines.base import CAPABILITIES
 from respool.options import OPTIONS
 from respool.result import Attempt
@@ -29,7 +30,17 @@ DOCS = Path(__file__).parent
 
 # What users call; the rest of these classes is for the package's own modules.
 MEMBERS: dict[type, tuple[str, ...]] = {
-    App: ("task", "queue", "stream", "send_task", "transaction", "AsyncResult", "groups", "close"),
+    App: (
+        "task",
+        "queue",
+        "stream",
+        "send_task",
+        "transaction",
+        "AsyncResult",
+        "dead_letters",
+        "groups",
+        "close",
+    ),
     Task: (
         *("delay", "adelay", "apply_async", "delay_many", "apply_many", "AsyncResult"),
         *("request", "retry", "update_state", "transaction"),
@@ -39,9 +50,16 @@ MEMBERS: dict[type, tuple[str, ...]] = {
         *("info", "of", "group", "history", "record", "find"),
     ),
     ResultSet: ("get", "iterate", "wait", "ready", "unfinished"),
+    DeadLetters: ("oldest", "count", "by_task", "by_error", "redrive", "drop"),
     StreamHandle: ("publish", "apublish", "publish_many", "read", "subscribe"),
 }
-LISTED = {Request: "`self.request`", Attempt: "`r.history()`", Event: "`stream.read()`"}
+TITLES = {StreamHandle: "Streams (`app.stream`)", DeadLetters: "Dead letters (`app.dead_letters`)"}
+LISTED = {
+    Request: "`self.request`",
+    Attempt: "`r.history()`",
+    Event: "`stream.read()`",
+    DeadLetter: "`app.dead_letters()`, each; also `id`, `task`, `died`, `error`, `record`, `history()`",
+}
 
 
 def settings() -> str:
@@ -66,7 +84,7 @@ def members() -> str:
     """Return the classes that users hold, each with its methods."""
     parts = []
     for owner, names in MEMBERS.items():
-        title = "Streams (`app.stream`)" if owner is StreamHandle else f"`{owner.__name__}`"
+        title = TITLES.get(owner, f"`{owner.__name__}`")
         parts += [f"### {title}\n", first_line(owner), "", "| | |", "|---|---|"]
         parts += [f"| `{shown(owner, name)}` | {first_line(getattr(owner, name))} |" for name in names]
         parts.append("")

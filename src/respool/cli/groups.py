@@ -92,6 +92,7 @@ def _data(target: Target, group: Group) -> dict[str, Any]:
         "skipped": counters.get("skipped", 0),
         "calls_dropped": counters.get("calls dropped", 0),
         "refused": counters.get("refused settlements", 0),
+        "counters": counters,
         "tasks": kept.get("tasks"),
         "since": iso(kept.get("since")),
         "until": iso(kept.get("until")),

@@ -49,6 +49,7 @@ MAX_GAPS = 1000
 """Ranges of numbers that a group may keep as gaps; beyond that the cursor waits, visibly (G4)."""
 _GAPS_A_CLAIM = 200  # looked at in one claim
 _FOUND_A_GAP = 1000
+FEW = 4  # rows that are cheaper one by one
 _LONG = 1.0  # seconds that a gap is there before it is asked who could still fill it
 GROUP_LOCKS = 0x5265  # the first half of a group's lock; the second is its number
 _pack = msgspec.msgpack.Encoder().encode
@@ -408,26 +409,36 @@ def write_change(db: Db, sql: dict[str, bytes], group: int, change: Change, gaps
     for lo, hi in change.gaps:
         execute(sql["put_gap"], (group, lo, hi, time.time()))
     if change.parked:
-        _many(db, sql["put_parked"], [(group, *parked) for parked in change.parked])
+        newest = {parked.pos: parked for parked in change.parked}
+        _many(db, sql, ("put_parked", "put_many_parked"), group, list(newest.values()))
     if change.forgotten:
         execute(sql["forget_outcomes"], (group, change.forgotten))
     if change.results:
-        newest = dict(change.results)
-        execute(sql["put_results"], (group, change.results_at, list(newest), list(newest.values())))
+        results = dict(change.results)
+        execute(sql["put_results"], (group, change.results_at, list(results), list(results.values())))
     if change.outcomes:
-        _many(db, sql["put_outcome"], [(group, o[0], _ENDING_NUMBER[o[1]], *o[2:]) for o in change.outcomes])
+        outcomes = {o[0]: (o[0], _ENDING_NUMBER[o[1]], *o[2:]) for o in change.outcomes}
+        _many(db, sql, ("put_outcome", "put_many_outcomes"), group, list(outcomes.values()))
     if change.unprogressed:
         execute(sql["drop_progress"], (group, change.unprogressed))
     if change.journal:
         ns = time.time_ns()
-        _many(db, sql["put_journal"], [(group, e[0], ns + i, *e[1:]) for i, e in enumerate(change.journal)])
+        entries = [(e[0], ns + i, *e[1:]) for i, e in enumerate(change.journal)]
+        _many(db, sql, ("put_journal", "put_many_entries"), group, entries)
     for name, by in change.counted.items():
         execute(sql["add_count"], (group, name, by))
 
 
-def _many(db: Db, statement: bytes, rows: Sequence[Sequence[Any]]) -> None:
+def _many(
+    db: Db, sql: dict[str, bytes], statements: tuple[str, str], group: int, rows: Sequence[Sequence[Any]]
+) -> None:
+    """Write rows one by one, or, where there are more than a few, as columns in one statement."""
+    one, many = statements
+    if len(rows) > FEW:
+        db.execute(sql[many], (group, *(list(column) for column in zip(*rows, strict=True))))
+        return
     for row in rows:
-        db.execute(statement, row)
+        db.execute(sql[one], (group, *row))
 
 
 def _snapshot(db: Db) -> Any:

@@ -346,6 +346,14 @@ ON CONFLICT (grp, pos) DO UPDATE SET (reason, due, task, retries, deliveries, re
     (excluded.reason, excluded.due, excluded.task, excluded.retries, excluded.deliveries, excluded.redrives,
      excluded.alone, excluded.body, excluded.error, excluded.at);
 
+-- name: put_many_parked
+INSERT INTO respool.parked (grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at)
+SELECT %s, new.* FROM unnest(%s::bigint[], %s::text[], %s::float8[], %s::text[], %s::integer[], %s::integer[],
+    %s::integer[], %s::boolean[], %s::bytea[], %s::bytea[], %s::float8[]) AS new
+ON CONFLICT (grp, pos) DO UPDATE SET (reason, due, task, retries, deliveries, redrives, alone, body, error, at) =
+    (excluded.reason, excluded.due, excluded.task, excluded.retries, excluded.deliveries, excluded.redrives,
+     excluded.alone, excluded.body, excluded.error, excluded.at);
+
 -- name: drop_parked
 DELETE FROM respool.parked WHERE grp = %s AND pos = ANY (%s);
 
@@ -354,6 +362,12 @@ SELECT reason, count(*) FROM respool.parked WHERE grp = %s GROUP BY reason;
 
 -- name: put_outcome
 INSERT INTO respool.outcome (grp, pos, ending, value, at, until) VALUES (%s, %s, %s, %s, %s, %s)
+ON CONFLICT (pos, grp) DO UPDATE SET (ending, value, at, until) =
+    (excluded.ending, excluded.value, excluded.at, excluded.until);
+
+-- name: put_many_outcomes
+INSERT INTO respool.outcome (grp, pos, ending, value, at, until)
+SELECT %s, new.* FROM unnest(%s::bigint[], %s::smallint[], %s::bytea[], %s::float8[], %s::float8[]) AS new
 ON CONFLICT (pos, grp) DO UPDATE SET (ending, value, at, until) =
     (excluded.ending, excluded.value, excluded.at, excluded.until);
 
@@ -391,6 +405,11 @@ DELETE FROM respool.progress WHERE grp = %s AND pos = ANY (%s);
 -- name: put_journal
 INSERT INTO respool.journal (grp, lo, n, hi, owner, child, started, ended, how, retries, note)
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s);
+
+-- name: put_many_entries
+INSERT INTO respool.journal (grp, lo, n, hi, owner, child, started, ended, how, retries, note)
+SELECT %s, new.* FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::integer[], %s::float8[],
+    %s::float8[], %s::text[], %s::integer[], %s::text[]) AS new;
 
 -- name: journal
 -- Ranges are no longer than the largest lease, but for those of a purge.
