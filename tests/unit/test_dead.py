@@ -340,6 +340,7 @@ def test_old_dead_letters_are_dropped_by_the_workers(app):
 
 def test_what_died_stays_known_after_its_log_was_cut(app):
     """H15: one dead letter outlives its log, with input, reason and history."""
+
     @app.task(queue="kept")
     def boom(n: int) -> int:
         if n == 1:
