@@ -89,6 +89,8 @@ def postgres_rows(sizes: Sizes) -> list[Row]:
         Row("  … of bare INSERTs", "enqueue_16.rate", share, 0.75, against=("enqueue_16.bare_rate",)),
         Row("delay().get(): p50", "get.p50_ms", ms, 2.5, at_most=True),
         Row("  p99", "get.p99_ms", ms),
+        Row(f"priority 9 behind {sizes.backlog:,} calls: starts after, p50", "priority.p50_ms", ms),
+        Row("  worst", "priority.worst_ms", ms, 100, at_most=True),
         Row(
             "drain beside a transaction that stays open, of without",
             "old_transaction.rate",
@@ -139,6 +141,8 @@ def sqlite_rows(sizes: Sizes) -> list[Row]:
             against=(celery + "call_get_p50_ms", huey + "call_get_p50_ms"),
         ),
         Row("  p99", "get.p99_ms", ms),
+        Row(f"priority 9 behind {sizes.backlog:,} calls: starts after, p50", "priority.p50_ms", ms),
+        Row("  worst", "priority.worst_ms", ms, 100, at_most=True),
         Row("idle worker with 2 processes: of a core", "idle.cpu_percent", percent, 0.3, at_most=True),
         Row("memory of a child: resident", "idle.child_rss_mb", mb, 35, at_most=True),
         Row("  of which not shared", "idle.child_uss_mb", mb),

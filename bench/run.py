@@ -53,6 +53,7 @@ STEPS = (
     "delay_os",
     "crowd",
     "get",
+    "priority",
     "idle",
     "startup",
 )
@@ -64,6 +65,7 @@ POSTGRES_STEPS = (
     "delay",
     "enqueue_16",
     "get",
+    "priority",
     "old_transaction",
     "idle_queries",
 )

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 
+import time
+
 from respool import App
 
 app = App("bench")
@@ -34,6 +36,11 @@ def mark(item: int) -> None:
 def result() -> int:
     _mark()
     return 1
+
+
+@app.task
+def begun() -> float:
+    return time.monotonic()
 
 
 @app.task

@@ -26,6 +26,7 @@ CASES: dict[str, Callable[[Path, Sizes], dict[str, Any]]] = {
         appending.delay_os,
         appending.crowd,
         waiting.get,
+        waiting.priority,
         waiting.idle,
         starting.startup,
         server.enqueue_16,

@@ -25,6 +25,8 @@ class Sizes:
     crowd_seconds: float = 10.0
     idle_seconds: float = 10.0
     starts: int = 7
+    backlog: int = 1_000_000
+    urgent: int = 60
     peer_n: int = 5_000
 
 
@@ -38,6 +40,8 @@ QUICK = Sizes(
     crowd_seconds=3.0,
     idle_seconds=5.0,
     starts=3,
+    backlog=300_000,
+    urgent=20,
     peer_n=2_000,
 )
 

@@ -29,6 +29,33 @@ def get(folder: Path, sizes: Sizes) -> dict[str, float]:
     return {"p50_ms": common.percentile(latencies, 50), "p99_ms": common.percentile(latencies, 99)}
 
 
+def priority(folder: Path, sizes: Sizes) -> dict[str, float]:
+    """Calls of priority 9 behind a backlog of others: from the call to the start of its run."""
+    use(folder)
+    from bench.apps.noop import app, begun, mark
+
+    waits = []
+    mark.delay_many(range(sizes.backlog))
+    with worker(folder):
+        for i in range(common.WARM_UP + sizes.urgent):
+            sent = time.monotonic()
+            started = begun.apply_async(priority=9).get(timeout=common.READY)
+            if i >= common.WARM_UP:
+                waits.append((started - sent) * 1e3)
+            time.sleep(0.02)
+        queue = next(group for group in app.groups() if group.name == "main")
+        left = app.engine.counts(queue).pending
+    app.close()
+    if not left:
+        raise common.PeerError("the backlog was done before the last call was sent")
+    return {
+        "p50_ms": common.percentile(waits, 50),
+        "p99_ms": common.percentile(waits, 99),
+        "worst_ms": max(waits),
+        "left": left,
+    }
+
+
 def idle(folder: Path, sizes: Sizes) -> dict[str, float]:
     """Processor time of a worker with nothing to do, its supervisor and both children; memory of a child.
 

@@ -15,7 +15,7 @@ from .config import SETTINGS, Location, duration, find_url, moment, parse_url, s
 from .delivery.model import Lease, NewCall
 from .engines import open_engine, public_id, stored_id
 from .engines.base import Engine, Group, Stream
-from .errors import ConfigError, DatabaseGone, DeclarationConflict, UnknownName
+from .errors import ConfigError, DatabaseGone, DeclarationConflict, EngineUnavailable, UnknownName
 from .options import TaskOptions, task_options
 from .producer import MAX_TOGETHER, Producer, chunks
 from .record import NO_META, Id, Meta, log_of, new_head, parse_id
@@ -345,10 +345,11 @@ class App:
         """Append one encoded call, or put it in the outbox of the present run."""
         engine = self.engine
         stream = self._streams.get(("queue", queue)) or self.stream_of("queue", queue)
+        log = stream.logs[0] if meta.priority is None else self._lane(stream, meta.priority)
         run = current_run.get()
         if run is not None and run.serves(engine) and enlisted(self) is None:
-            return self._to_outbox(run, stream.logs[0], task, body, meta, id)
-        row = self._row(stream.logs[0], task, body, meta, id)
+            return self._to_outbox(run, log, task, body, meta, id)
+        row = self._row(log, task, body, meta, id)
         pos = self._append(row)
         return AsyncResult(self, row.id if id is None else public_id(row.id), pos=pos)
 
@@ -356,7 +357,7 @@ class App:
         self, queue: str, task: str, body: bytes, meta: Meta, id: Id | None
     ) -> AsyncResult[Any]:
         """Append one encoded call without holding up the event loop."""
-        log = self.stream_of("queue", queue).logs[0]
+        log = self._log_of(queue, meta)
         run = self._run()
         if run is not None:
             return self._to_outbox(run, log, task, body, meta, id)
@@ -364,6 +365,29 @@ class App:
         with self._sending() as producer:
             await producer.aappend(row)
         return AsyncResult(self, public_id(row.id))
+
+    def _log_of(self, queue: str, meta: Meta) -> int:
+        """Return the log that a call goes to."""
+        stream = self.stream_of("queue", queue)
+        return stream.logs[0] if meta.priority is None else self._lane(stream, meta.priority)
+
+    def _lane(self, stream: Stream, priority: int) -> int:
+        """Return the log of a priority, made when it is first used."""
+        logs = stream.lane(priority)
+        if logs is None:
+            try:
+                stream = self.engine.add_lane(stream, priority)
+            except EngineUnavailable as error:
+                if enlisted(self) is None:
+                    raise
+                raise EngineUnavailable(
+                    f"{error}. Priority {priority} is new to queue {stream.name}: its lane is made in a "
+                    "transaction of its own, which may have to wait for yours. Send one call of that priority "
+                    "outside of it first"
+                ) from error
+            self._streams[stream.kind, stream.name] = stream
+            logs = stream.lanes[priority]
+        return logs[0]
 
     def _to_outbox(
         self, run: Run, log: int, task: str, body: bytes, meta: Meta, id: Id | None
@@ -427,7 +451,7 @@ class App:
 
     def send_run(self, queue: str, task: str, bodies: Iterator[bytes], meta: Meta) -> ResultSet[Any]:
         """Append many encoded calls of one task."""
-        log = self.stream_of("queue", queue).logs[0]
+        log = self._log_of(queue, meta)
         results: ResultSet[Any] = ResultSet(self)
         run = self._run()
         if run is not None:

@@ -64,6 +64,13 @@ def _texts(value: object, what: str) -> tuple[str, ...]:
     return tuple(_text(each, what) for each in value)
 
 
+def priority(value: object, what: str) -> int:
+    """Return a priority, 0 to 9. Raises ConfigError."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 9:
+        return value
+    raise ConfigError(f"{what}: {value!r} is no whole number from 0 (last) to 9 (first)")
+
+
 def _maybe(check: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
     return lambda value, what: None if value is None else check(value, what)
 
@@ -81,6 +88,9 @@ OPTIONS: dict[str, Option] = {
     "name": Option(_maybe(_text), None, "what calls are recorded under; default: the function's name"),
     "aliases": Option(_texts, (), "former names, still run by this task"),
     "queue": Option(_text, "default", "the queue its calls go to"),
+    "priority": Option(
+        _maybe(priority), None, "0 to 9, 9 first; None: 4, the middle. Each one in use is a lane of its own"
+    ),
     "autoretry_for": Option(_errors, (), "errors after which a call is retried by itself"),
     "max_retries": Option(_maybe(_count), 3, "retries at most; None: for ever"),
     "default_retry_delay": Option(

@@ -13,7 +13,9 @@ from .clock import now as wall_clock
 from .codec import Codec, codec_for
 from .config import duration, moment
 from .errors import BadArguments, ConfigError, Retry, UnknownName
+from .delivery.model import MIDDLE
 from .options import TaskOptions
+from .options import priority as checked_priority
 from .record import NO_META, Meta, parse_id
 from .refusals import brief
 from .result import ResultSet
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_CALL_OPTIONS = ("countdown", "eta", "expires", "queue", "task_id", "headers", "connection")
+_CALL_OPTIONS = ("countdown", "eta", "expires", "queue", "priority", "task_id", "headers", "connection")
 
 
 class Task(Generic[P, R]):
@@ -48,7 +50,8 @@ class Task(Generic[P, R]):
         self.content_type: str = options["serializer"] or "msgpack"
         self.codec: Codec = codec_for(self.content_type, app.settings["pickle_key"])
         functools.update_wrapper(self, fn, updated=())
-        plain = self._meta(None, None, None)
+        self.priority: int | None = options["priority"]
+        plain = self._meta(None, None, None, self.priority)
         self._plain_meta = NO_META if plain == NO_META else plain
 
     def __repr__(self) -> str:
@@ -85,6 +88,7 @@ class Task(Generic[P, R]):
         eta: datetime | None = None,
         expires: Any = None,
         queue: str | Queue | None = None,
+        priority: int | None = None,
         task_id: str | None = None,
         headers: Mapping[str, str] | None = None,
         connection: Any = None,
@@ -98,6 +102,8 @@ class Task(Generic[P, R]):
             eta: the same as an aware datetime.
             expires: seconds, or an aware datetime, after which it is revoked instead of started.
             queue: another queue than the task's, by name or as `app.queue` returned it.
+            priority: 0 to 9, 9 first; default: the task's, else 4. A call of priority 9 starts before all
+                that waits with a lower one; those still get a share, so that none starves.
             task_id: an id of your own, text of up to 200 bytes, unique in the app. Sending the same id
                 with the same arguments again sends nothing and returns the handle.
             headers: text by name, carried along to `self.request.headers`.
@@ -107,7 +113,7 @@ class Task(Generic[P, R]):
         Returns: the call's handle. Raises: as `delay`; ConfigError for an option that cannot be used.
         """
         _no_unknown(unknown, self.name)
-        meta = self._meta(_due(countdown, eta), expires, headers)
+        meta = self._meta(_due(countdown, eta), expires, headers, self._priority(priority))
         given = self._arguments("apply_async", args, kwargs)
         if connection is None:
             return self._send(*given, meta=meta, queue=queue, task_id=task_id)
@@ -199,7 +205,9 @@ class Task(Generic[P, R]):
 
     # Sending
 
-    def _meta(self, due: float | None, expires: Any, headers: Mapping[str, str] | None) -> Meta:
+    def _meta(
+        self, due: float | None, expires: Any, headers: Mapping[str, str] | None, priority: int | None
+    ) -> Meta:
         if expires is None:
             expires = self.expires
         if isinstance(expires, datetime):
@@ -209,11 +217,15 @@ class Task(Generic[P, R]):
         if headers is not None:
             headers = _headers(headers)
         content_type = None if self.content_type == "msgpack" else self.content_type
-        return Meta(headers=headers, due=due, expires=expires, content_type=content_type)
+        lane = None if priority == MIDDLE else priority
+        return Meta(headers=headers, due=due, expires=expires, priority=lane, content_type=content_type)
+
+    def _priority(self, given: int | None) -> int | None:
+        return self.priority if given is None else checked_priority(given, f"{self.name}: priority")
 
     def _default_meta(self) -> Meta:
         """`expires` counts from the call; without it one object serves all calls."""
-        return self._plain_meta if self.expires is None else self._meta(None, None, None)
+        return self._plain_meta if self.expires is None else self._meta(None, None, None, self.priority)
 
     def _arguments(self, where: str, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return a call's arguments as they were meant, or say how to write them."""

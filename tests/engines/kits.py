@@ -13,7 +13,6 @@ import pytest
 from respool.config import parse_url
 from respool.engines import open_engine
 from respool.engines.base import Engine, Stream
-from respool.engines.postgres.partitions import create_log
 from respool.engines.postgres.sql import in_schema
 
 TIMEOUT = 10.0
@@ -66,10 +65,6 @@ class EngineKit(ABC):
     def drop_stream(self, stream: Stream) -> None:
         """Remove a stream, its logs with their records, and its groups."""
 
-    @abstractmethod
-    def add_log(self, stream: Stream) -> int:
-        """Add a log as a new lane would be: each group of the stream reads it from 0 (H10)."""
-
 
 class SQLiteKit(EngineKit):
     """A file, or memory (`folder` None), where only the engine that made it can reach it."""
@@ -105,18 +100,6 @@ class SQLiteKit(EngineKit):
             ("DELETE FROM log WHERE stream = ?", (stream.id,)),
             ("DELETE FROM stream WHERE id = ?", (stream.id,)),
         )
-
-    def add_log(self, stream: Stream) -> int:
-        log = len(stream.logs) + max(stream.logs)
-        self._run(
-            ("INSERT INTO log VALUES (?1, ?2, 9, 0, ?1 << 40)", (log, stream.id)),
-            (
-                "INSERT INTO position (grp, log, cursor, start) SELECT id, ?1, ?1 << 40, ?1 << 40 "
-                "FROM grp WHERE stream = ?2",
-                (log, stream.id),
-            ),
-        )
-        return log
 
     def _run(self, *statements: tuple[str, tuple[Any, ...]]) -> None:
         engine: Any = self.engines[0]
@@ -169,29 +152,6 @@ class PostgresKit(EngineKit):
             ("DELETE FROM respool.log WHERE stream = %s", (stream.id,)),
             ("DELETE FROM respool.stream WHERE id = %s", (stream.id,)),
         )
-
-    def add_log(self, stream: Stream) -> int:
-        log = len(stream.logs) + max(stream.logs)
-        engine: Any = self.engines[0]
-        self._run(
-            (
-                "INSERT INTO respool.log (id, stream, priority, partition, floor) OVERRIDING SYSTEM VALUE "
-                "VALUES (%s, %s, 9, 0, %s)",
-                (log, stream.id, log << 40),
-            ),
-            (
-                "INSERT INTO respool.position (grp, log, start) "
-                "SELECT id, %s, %s FROM respool.grp WHERE stream = %s",
-                (log, log << 40, stream.id),
-            ),
-            (
-                "INSERT INTO respool.cursor (grp, log, cursor) "
-                "SELECT id, %s, %s FROM respool.grp WHERE stream = %s",
-                (log, log << 40, stream.id),
-            ),
-        )
-        engine._writer.append(lambda db: create_log(db, self.schema, log))
-        return log
 
     def _run(self, *statements: tuple[str, tuple[Any, ...]]) -> list[Any]:
         engine: Any = self.engines[0]

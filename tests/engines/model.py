@@ -127,8 +127,10 @@ class Offer(NamedTuple):
 class GroupModel:
     """One group: each record in one place."""
 
-    def __init__(self, bounds: dict[int, tuple[int, int | None]]) -> None:
+    def __init__(self, bounds: dict[int, tuple[int, int | None]], lanes: dict[int, int]) -> None:
         self.bounds = bounds  # log -> first position, one past the last
+        self.lanes = lanes  # log -> priority, where it is not the middle
+        self.passed: Counter[tuple[Any, int]] = Counter()  # by who claims, and lane: claims in a row
         self.items: dict[int, Item] = {}
         self.owners: dict[int, tuple[int | None, int]] = {}  # lease -> owner, child
         self.counted: Counter[str] = Counter()
@@ -157,12 +159,22 @@ class GroupModel:
         alone = {pos for pos in due | returned if self.items[pos].alone}
         return Offer(due, returned, set(self.at("pending")), alone)
 
+    def lane(self, pos: int) -> int:
+        return self.lanes.get(log_of(pos), 4)
+
     def grant(self, lease: Lease | None, offer: Offer, want: int, turn: int) -> None:
         """Check that what was granted could be, and that nobody was passed over; then move it."""
         every = offer.due | offer.returned | offer.new
         if lease is None:
             assert not every, "there was work, and none was granted"
             return
+        lanes = {self.lane(pos) for pos in every}
+        chosen = self.lane(lease.spans[0].lo)
+        self._check_lane((lease.owner, lease.child), chosen, lanes)
+        if chosen != max(lanes):
+            want = max(want // 4, 1)
+        offer = Offer(*({pos for pos in source if self.lane(pos) == chosen} for source in offer))
+        every = offer.due | offer.returned | offer.new
         granted = list(positions_of(lease))
         assert granted, "an empty lease"
         assert len(granted) == len(set(granted)), "granted twice in one lease"
@@ -173,6 +185,14 @@ class GroupModel:
                 self._grant_one(pos, span[2:], lease)
         self.owners[lease.id] = (lease.owner, lease.child)
         self._tidy()
+
+    def _check_lane(self, who: Any, chosen: int, lanes: set[int]) -> None:
+        """The first lane is served, or one that it made wait; none is passed over for ever (H11)."""
+        if chosen != max(lanes):
+            assert self.passed[who, chosen] >= 4, "a lane was served before a higher one, and not in its turn"
+        for lane in lanes:
+            self.passed[who, lane] = 0 if lane == chosen else self.passed[who, lane] + 1
+            assert lane == max(lanes) or self.passed[who, lane] <= 4 * 10 + 10, "a lane starves (H11)"
 
     def _check_share(self, granted: set[int], offer: Offer, want: int, turn: int) -> None:
         others = (offer.returned | offer.new) - offer.alone

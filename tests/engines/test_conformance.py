@@ -504,18 +504,102 @@ def test_main_begins_with_the_queue(engine: Engine, log: int, main: Group) -> No
     assert granted(grant(engine, main, 5)) == [first, first + 1, first + 2]
 
 
-def test_a_log_created_after_a_group_is_read_from_the_start(
-    kit: EngineKit, engine: Engine, queue: Stream, main: Group
-) -> None:
+def test_a_lane_made_after_a_group_is_read_from_the_start(engine: Engine, queue: Stream, main: Group) -> None:
     fill(engine, queue.logs[0], 2)
     latest = engine.create_group(
         queue, "shop", "late", "group", {}, [(queue.logs[0], first_pos(queue.logs[0]) + 2, None)]
     )
-    log = kit.add_log(queue)
+    (log,) = engine.add_lane(queue, 9).lanes[9]
     first = fill(engine, log, 3)
     assert granted(grant(engine, latest, 9)) == [first, first + 1, first + 2]
     assert engine.counts(main).pending == 5
     assert engine.status(latest, first).place == "leased"
+
+
+def test_a_lane_is_made_once(kit: EngineKit, engine: Engine) -> None:
+    """By however many at once, with a log for each partition; and the others' logs stay as they are."""
+    queue = engine.create_stream("queue", "shop", "wide", 2, {})
+    engines = [engine, kit.open()]
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda n: engines[n % 2].add_lane(queue, 9), range(4)))
+    assert all(each == made[0] for each in made)
+    wide = engine.add_lane(made[0], 0)
+    assert wide.partitions == 2
+    assert (wide.logs[:2], wide.lane(None), wide.lane(4)) == (queue.logs,) * 3
+    assert (wide.lane(9), wide.lane(0), wide.lane(7)) == (wide.logs[2:4], wide.logs[4:], None)
+    assert [wide.place(log) for log in wide.logs] == [(0, 4), (1, 4), (0, 9), (1, 9), (0, 0), (1, 0)]
+    assert wide in engine.streams()
+    assert engine.create_stream("queue", "shop", "wide", 2, {}) == wide
+    (main,) = [group for group in engine.groups() if group.stream == wide.id]
+    assert {at.log: at.priority for at in engine.positions(main)} == {
+        log: wide.place(log)[1] for log in wide.logs
+    }
+
+
+def test_a_group_reads_a_lane_made_while_it_was_made(engine: Engine, queue: Stream, log: int) -> None:
+    """Its bounds were looked at before: a subscription reads the lane from 0, a replay not at all (H10)."""
+    bounds = engine.bounds(queue)
+    (lane,) = engine.add_lane(queue, 9).lanes[9]
+    first = fill(engine, lane, 3)
+    some = [(each, lo, hi) for each, lo, hi in bounds]
+    live = engine.create_group(queue, "shop", "live", "group", {}, [(each, hi, None) for each, _, hi in some])
+    again = engine.create_group(queue, "shop", "again", "replay", {}, some)
+    assert live is not None and again is not None
+    assert granted(grant(engine, live, 9)) == [first, first + 1, first + 2]
+    assert grant(engine, again, 9) is None
+    (later,) = engine.add_lane(queue, 7).lanes[7]
+    fill(engine, later, 2)
+    assert engine.counts(live).pending == 2
+    assert grant(engine, again, 9) is None
+    assert engine.status(again, first_pos(later)).place == "outside"
+
+
+def test_a_claim_is_of_the_first_lane_that_has_something(engine: Engine, queue: Stream, main: Group) -> None:
+    """What is new, what is due and what was given back, each by the lane of its position (H11)."""
+    (high,) = engine.add_lane(queue, 9).lanes[9]
+    (low,) = engine.add_lane(queue, 0).lanes[0]
+    common, urgent, late = (fill(engine, each, 2) for each in (queue.logs[0], high, low))
+    write(
+        engine,
+        main,
+        parked=[Parked(late + 9, "retry", NOW - 9, "add"), Parked(urgent + 9, "retry", NOW, "a")],
+    )
+    write(engine, main, leases=[Lease(5, None, 0, [Span(common + 9, common + 10)])])
+    taken = [sorted(granted(grant(engine, main, 9))) for _ in range(4)]
+    assert taken == [
+        [urgent, urgent + 1, urgent + 9],
+        [common, common + 1, common + 9],
+        [late, late + 1, late + 9],
+        [],
+    ]
+
+
+def test_a_storm_of_one_lane_hides_no_other(engine: Engine, queue: Stream, main: Group) -> None:
+    """More that is due, and more given back, than a claim looks at (H11)."""
+    (high,) = engine.add_lane(queue, 9).lanes[9]
+    low, first = first_pos(queue.logs[0]), first_pos(high)
+    write(engine, main, parked=[Parked(low + n, "retry", NOW - 9, "add") for n in range(40)])
+    write(
+        engine, main, leases=[Lease(n, None, 0, [Span(low + 100 + n, low + 101 + n)]) for n in range(1, 30)]
+    )
+    write(engine, main, parked=[Parked(first, "retry", NOW, "add")])
+    write(engine, main, leases=[Lease(99, None, 0, [Span(first + 1, first + 2)])])
+    request = Request(4, 1, 0, 1 << 40, NOW)
+    reads = Reads(main.id, positions=True, due=4, returned=8, now=NOW)
+    lease = engine.transact(reads, lambda view, change: claim(view, change, request))
+    assert sorted(granted(lease)) == [first, first + 1]
+
+
+def test_a_sleeper_hears_a_lane_that_was_made_since(kit: EngineKit, engine: Engine, queue: Stream) -> None:
+    sleeper = engine.sleeper(queue.logs, 1)
+    try:
+        sleeper.prepare()
+        other = kit.open()
+        (lane,) = other.add_lane(queue, 9).lanes[9]
+        other.append_row(row(lane))
+        assert sleeper.sleep(5.0)
+    finally:
+        sleeper.close()
 
 
 def test_a_group_is_created_once(engine: Engine, queue: Stream, log: int) -> None:
@@ -774,18 +858,22 @@ def test_a_part_given_back_takes_its_edits_along(engine: Engine, main: Group) ->
     assert len(engine.leases(main)) == 2
 
 
-def test_what_is_due_comes_when_it_is_due(engine: Engine, main: Group) -> None:
+def test_what_is_due_comes_when_it_is_due(engine: Engine, log: int, main: Group) -> None:
+    first = first_pos(log)
+    dues = enumerate((3, 1, 2, 9))
+    write(engine, main, parked=[Parked(first + n, "scheduled", NOW + due, "add") for n, due in dues])
     write(
-        engine, main, parked=[Parked(n, "scheduled", NOW + due, "add") for n, due in enumerate((3, 1, 2, 9))]
+        engine,
+        main,
+        parked=[Parked(first + 10, "dead", None, "add"), Parked(first + 11, "unknown", None, "g")],
     )
-    write(engine, main, parked=[Parked(10, "dead", None, "add"), Parked(11, "unknown", None, "ghost")])
     assert engine.next_due(main.id) == NOW + 1
-    due = [p.pos for p in view_of(engine, Reads(main.id, due=2, now=NOW + 3)).due]
-    assert due == [1, 2], "the earliest first"
+    due = [p.pos for p in view_of(engine, Reads(main.id, positions=True, due=2, now=NOW + 3)).due]
+    assert due == [first + 1, first + 2], "the earliest first"
     assert not engine.has_work(main.id, NOW, ())
     assert not engine.has_work(main.id, NOW, ("other",))
     assert engine.has_work(main.id, NOW + 1, ())
-    assert sorted(granted(grant(engine, main, 9, now=NOW + 3))) == [0, 1, 2]
+    assert sorted(granted(grant(engine, main, 9, now=NOW + 3))) == [first, first + 1, first + 2]
     assert engine.next_due(main.id) == NOW + 9
 
 

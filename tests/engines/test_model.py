@@ -26,6 +26,7 @@ from tests.engines.model import Entry, GroupModel, Item, LogModel, Offer, positi
 from respool.delivery.admin import drop, purge, redrive
 from respool.delivery.claim import Request, claim
 from respool.delivery.death import Cause, Suspect, bury_lease, charge_before
+from respool.delivery.lanes import Turns
 from respool.delivery.model import Change, Lease, NewCall, Settlement, Verdict, View
 from respool.delivery.settle import give_back, settle
 from respool.engines.base import Engine, Group, LeaseLost, ParkedFilter, Reads, Status
@@ -90,7 +91,10 @@ class DeliveryMachine(RuleBasedStateMachine):
         self.sink = sink.logs[0]
         self.log = LogModel((*self.queue.logs, self.sink), holes=self.holes)
         main = next(g for g in self.engine.groups() if g.stream == self.queue.id)
-        self.groups["main"] = main, GroupModel({log: (first_pos(log), None) for log in self.queue.logs})
+        self.lanes: dict[int, int] = {}
+        self.turns: dict[Any, Turns] = {}
+        bounds = {log: (first_pos(log), None) for log in self.queue.logs}
+        self.groups["main"] = main, GroupModel(bounds, self.lanes)
         if records:
             self.append_run(records, 0)
 
@@ -151,18 +155,34 @@ class DeliveryMachine(RuleBasedStateMachine):
 
     # Appending
 
-    @rule(amount=st.integers(1, 3), partition=st.integers(0, 1), again=st.none() | picks)
+    @precondition(lambda self: len(self.queue.lanes) < 3)
+    @rule(priority=st.sampled_from((0, 3, 5, 9)))
+    def use_a_priority(self, priority: int) -> None:
+        """A lane is read from its start by the groups that are there (H10); not by a replay, whose window was."""
+        new = self.queue.lane(priority) is None
+        self.queue = self.engine.add_lane(self.queue, priority)
+        assert self.engine.add_lane(self.queue, priority) == self.queue
+        for log in self.queue.lanes[priority] if new else ():
+            self.lanes[log] = priority
+            self.log.ends[log] = first_pos(log)
+            for name, (_, model) in self.groups.items():
+                model.bounds[log] = first_pos(log), first_pos(log) if name == "again" else None
+
+    def pick_log(self, pick: int) -> int:
+        return self.queue.logs[pick % len(self.queue.logs)]
+
+    @rule(amount=st.integers(1, 3), partition=picks, again=st.none() | picks)
     def append_rows(self, amount: int, partition: int, again: int | None) -> None:
-        log = self.queue.logs[partition]
+        log = self.pick_log(partition)
         calls = [self.call(log, again if n == 0 else None) for n in range(amount)]
         known_ids = [n for n, call in enumerate(calls) if call.id in self.log.ids]
         conflicts = self.engine.append_rows(calls)
         assert [(c.row, c.same) for c in conflicts] == [(n, True) for n in known_ids]
         self.appended(self.log.append(calls))
 
-    @rule(amount=st.integers(2, 12), partition=st.integers(0, 1))
+    @rule(amount=st.integers(2, 12), partition=picks)
     def append_run(self, amount: int, partition: int) -> None:
-        log, head, now = self.queue.logs[partition], self.fresh_id(), self.moment()
+        log, head, now = self.pick_log(partition), self.fresh_id(), self.moment()
         bodies = [b"%d" % n for n in range(amount)]
         for _ in range(2):  # the same head again appends nothing
             self.engine.append_run(log, "task", bodies, None, head, now)
@@ -200,7 +220,8 @@ class DeliveryMachine(RuleBasedStateMachine):
     ) -> tuple[Request, Offer, dict[str, Any]]:
         now = self.moment()
         reads = {"positions": True, "due": want, "returned": ALL, "now": now, "tasks": tasks}
-        request = Request(want, owner, child, self.lease_id(owner, child), now, turn)
+        lanes = self.turns.setdefault((name, owner, child), Turns())
+        request = Request(want, owner, child, self.lease_id(owner, child), now, turn, lanes)
         return request, self.model(name).offer(now, tasks), reads
 
     def _granted(self, name: str, lease: Lease | None, offer: Offer, request: Request) -> Held | None:
@@ -579,14 +600,17 @@ class DeliveryMachine(RuleBasedStateMachine):
     def replay(self, lows: tuple[int, int], highs: tuple[int | None, int | None]) -> None:
         """A second group over old bounds."""
         bounds: dict[int, tuple[int, int | None]] = {}
-        for log, low, high in zip(self.queue.logs, lows, highs, strict=True):
+        for log, low, high in zip(
+            self.queue.logs, itertools.cycle(lows), itertools.cycle(highs), strict=False
+        ):
             first, size = first_pos(log), self.log.ends[log] - first_pos(log) + 1
             lo = first + low % size
             bounds[log] = lo, None if high is None else lo + high % size
         flat = [(log, lo, hi) for log, (lo, hi) in bounds.items()]
         group = self.engine.create_group(self.queue, "shop", "again", "replay", {}, flat)
         assert self.engine.create_group(self.queue, "shop", "again", "replay", {}, flat) is None
-        model = GroupModel(bounds)
+        model = GroupModel(bounds, self.lanes)
+        self.turns = {who: turns for who, turns in self.turns.items() if who[0] != "again"}
         model.add(pos for log in bounds for pos in range(first_pos(log), self.log.ends[log]))
         self.groups["again"] = group, model
         self.touched.update(model.items)

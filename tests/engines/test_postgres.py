@@ -688,7 +688,7 @@ def test_claims_stay_as_fast_behind_an_open_transaction(engine: Any, main: Group
             took.append(time.perf_counter() - begun)
         after, _ = buffers(engine, "claimable", {"grp": main.id, "want": 1})
         statements = {
-            "returned": (main.id, 8),
+            "returned": {"grp": main.id, "most": 8, "lanes": 500},
             "gap_count": (main.id,),
             "has_work": {"grp": main.id, "now": OLD, "tasks": [], "gaps": 1000},
         }

@@ -35,6 +35,12 @@ def _split(args: list[str]) -> tuple[list[str], list[str], list[str]]:
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 @click.option("--kw", "kwargs", multiple=True, metavar="NAME=VALUE", help="A keyword argument; repeatable.")
 @click.option("--queue", metavar="NAME", help="Another queue than the task's.")
+@click.option(
+    "--priority",
+    type=click.IntRange(0, 9),
+    metavar="0-9",
+    help="9 starts first; default: the task's, else 4.",
+)
 @click.option("--id", "task_id", metavar="ID", help="An id of your own: sending it again sends nothing.")
 @click.option("--countdown", type=DURATION, metavar="TIME", help="Do not start before: 90s, 5m.")
 @click.option("--wait/--no-wait", help="Wait for the result and print it.")
@@ -47,6 +53,7 @@ def command(
     args: tuple[str, ...],
     kwargs: tuple[str, ...],
     queue: str | None,
+    priority: int | None,
     task_id: str | None,
     countdown: float | None,
     wait: bool,
@@ -74,7 +81,12 @@ def command(
         raise UnknownName("task", task, app.tasks, f"in app {app.name}")
     values = [_value(text.removeprefix("\0")) for text in args]
     result = app.tasks[task].apply_async(
-        values, dict(map(_pair, kwargs)), queue=queue, task_id=task_id, countdown=countdown
+        values,
+        dict(map(_pair, kwargs)),
+        queue=queue,
+        priority=priority,
+        task_id=task_id,
+        countdown=countdown,
     )
     if not wait:
         click.echo(json.dumps({"id": result.id}) if as_json else result.id)

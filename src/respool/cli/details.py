@@ -31,7 +31,8 @@ def record_data(target: Target, pos: int, only: Collection[str] | None = None) -
         "id": id_text(public_id(record.id)),
         stream.kind: stream.name,
         "app": stream.app,
-        "partition": stream.logs.index(pos >> 40),
+        "partition": stream.place(pos >> 40)[0],
+        "priority": stream.place(pos >> 40)[1],
         "offset": offset_of(pos),
         "time": iso(record.time),
         "task": record.task,
@@ -40,6 +41,12 @@ def record_data(target: Target, pos: int, only: Collection[str] | None = None) -
         **_attributes(meta),
         "groups": [_in_group(target, stream, group, record) for group in groups],
     }
+
+
+def _lane(data: dict[str, Any]) -> str:
+    from ..delivery.model import MIDDLE
+
+    return "" if data["priority"] == MIDDLE else f" of priority {data['priority']}"
 
 
 def _attributes(meta: Any) -> dict[str, Any]:
@@ -140,7 +147,8 @@ def print_record(data: dict[str, Any]) -> None:
     where = f"{kind} {data[kind]}" + (f" of app {data['app']}" if data["app"] else "")
     click.secho(f"{data['id']}", bold=True)
     click.echo(
-        f"  {where}, partition {data['partition']}, offset {data['offset']:,}; sent {_moment(data['time'])}"
+        f"  {where}, partition {data['partition']}{_lane(data)}, offset {data['offset']:,}; "
+        f"sent {_moment(data['time'])}"
     )
     for name in ("key", "due", "expires", "parent", "root", "content_type"):
         if data[name] is not None:

@@ -68,6 +68,9 @@ def command(queue: str | None, group: str | None, as_json: bool) -> None:
         waits = sum(data[name] for name in ("pending", "returned", "due", "scheduled", "retry"))
         if waits and not data["workers"]:
             note(f"{served}: no worker serves it; {how_to_serve(stream, each, target.app)}")
+        if len(data["lanes"]) > 1:
+            lanes = ", ".join(f"{priority}: {number:,}" for priority, number in data["lanes"].items())
+            note(f"{served}: pending by priority: {lanes}")
         if data["due_capped"]:
             note(f"{served}: due was counted among the first {LOOK:,} that are parked")
 
@@ -132,6 +135,7 @@ def _data(target: Target, group: Group) -> dict[str, Any]:
         "app": group.app,
         "group": group.name,
         "pending": counts.pending,
+        "lanes": _lanes(target, group),
         "returned": counts.returned,
         "leased": counts.leased,
         "running": len(runs),
@@ -146,6 +150,15 @@ def _data(target: Target, group: Group) -> dict[str, Any]:
         "next_due": None if counts.next_due is None else max(counts.next_due - now, 0.0),
         "workers": len(target.serving(group)),
     }
+
+
+def _lanes(target: Target, group: Group) -> dict[int, int]:
+    """Return how many records are pending, by the priorities in use, the first first."""
+    pending: dict[int, int] = {}
+    for at in target.engine.positions(group):
+        end = at.end if at.stop is None else min(at.end, at.stop)
+        pending[at.priority] = pending.get(at.priority, 0) + max(end - at.cursor, 0)
+    return dict(sorted(pending.items(), reverse=True))
 
 
 class _Due(NamedTuple):

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .model import MAX_LEASE, Change, Lease, Parked, Position, View
+from .lanes import Turns, by_lane, has_lanes, unread
+from .model import MAX_LEASE, Change, Lease, Parked, View
 from .spans import Span, count, joined, take
 
 
@@ -17,6 +18,7 @@ class Request(NamedTuple):
     """What a worker asks for: `want` records, for its child number `child`, under a new lease id.
 
     `turn` counts the child's claims; it decides who goes first where there is not enough for all (H11).
+    `lanes` keeps the shares of priorities; without it the first lane that has something is served.
     """
 
     want: int
@@ -25,15 +27,25 @@ class Request(NamedTuple):
     lease: int
     now: float
     turn: int = 0
+    lanes: Turns | None = None
 
 
 def claim(view: View, change: Change, request: Request) -> Lease | None:
     """Grant up to `request.want` records; None where there is nothing to do.
 
-    What is due, what was given back and what is new each get a third of the lease, and what one does
-    not need goes to the others: a storm of retries cannot stop new work, nor the other way round (H11).
+    A lease is of one lane, chosen by priority and share. In it what is due, what was given back and what is
+    new each get a third of the lease, and what one does not need goes to the others: a storm of retries
+    cannot stop new work, nor the other way round (H11).
     """
     want = min(request.want, MAX_LEASE)
+    if not has_lanes(view):
+        return _claim(view, change, request, want)
+    claims = (_claim(lane, change, request, most) for lane, most in by_lane(view, want, request.lanes))
+    return next((lease for lease in claims if lease is not None), None)
+
+
+def _claim(view: View, change: Change, request: Request, want: int) -> Lease | None:
+    """Grant from one lane."""
     if not view.due and not view.returned:  # the usual case: no shares to be made
         lease = Lease(request.lease, request.owner, request.child, [], {}, request.now)
         return _granted(view, want, change, lease, request.turn)
@@ -45,7 +57,7 @@ def claim(view: View, change: Change, request: Request) -> Lease | None:
     available = (
         len(due),
         sum(count(spans) for _, spans in returned),
-        sum(_unread(p) for p in view.positions),
+        sum(unread(p) for p in view.positions),
     )
     from_due, from_returned, from_new = shares(want, available, request.turn)
     lease = Lease(request.lease, request.owner, request.child, [], {}, request.now)
@@ -80,13 +92,6 @@ def shares(want: int, available: tuple[int, int, int], turn: int) -> tuple[int, 
     return tuple(given)
 
 
-def _unread(at: Position) -> int:
-    """Return how many records a group has before it in a log."""
-    end = at.end if at.stop is None else min(at.end, at.stop)
-    unseen = sum(min(hi, end) - lo for lo, hi in at.missing if lo < end)
-    return max(end - at.cursor - unseen, 0)
-
-
 def _claim_alone(view: View, change: Change, request: Request) -> Lease | None:
     """Grant one record singly where one is to be run so, and it is its turn or there is nothing else."""
     suspects = [(parked, None) for parked in view.due if parked.alone]
@@ -96,7 +101,7 @@ def _claim_alone(view: View, change: Change, request: Request) -> Lease | None:
     other = (
         any(not parked.alone for parked in view.due)
         or any(not s.alone for lease in view.returned for s in lease.spans)
-        or any(_unread(p) for p in view.positions)
+        or any(unread(p) for p in view.positions)
     )
     if other and request.turn % 2:
         return None
@@ -153,7 +158,7 @@ def _take_new(view: View, want: int, change: Change, lease: Lease, turn: int) ->
         if not want:
             return
         at = positions[(turn + step) % len(positions)]
-        size = min(_unread(at), want)
+        size = min(unread(at), want)
         if not size:
             continue
         if at.missing:

@@ -23,6 +23,9 @@ Ending = Literal["success", "failure", "revoked"]
 MAX_LEASE = 4096
 """Records in a lease, at most. The journal's look-up and a worker's shared memory rely on it."""
 
+MIDDLE = 4
+"""The priority of what is sent without one, from 0 (last) to 9 (first)."""
+
 
 class Parked(NamedTuple):
     """A record that waits by itself: until `due`, or until someone acts on it (`due` None)."""
@@ -65,6 +68,7 @@ class Position(NamedTuple):
     missing: tuple[tuple[int, int], ...] = ()
     """Ranges from the cursor on where no record is to be seen, and one may yet appear: its transaction took
     its number early and commits late (G4). Only before the last record that is seen."""
+    priority: int = MIDDLE  # of the log's lane
 
 
 class NewCall(msgspec.Struct, array_like=True):
@@ -160,7 +164,7 @@ class View:
     def __init__(self) -> None:
         self.gap_room = 0  # how many more ranges may be kept as gaps (G4)
         self.positions: list[Position] = []
-        self.due: list[Parked] = []  # parked records to hand out, the earliest first
+        self.due: list[Parked] = []  # parked records to hand out, the earliest of each lane first
         self.returned: list[Lease] = []  # ownerless leases, the oldest first
         self.leases: dict[int, Lease] = {}  # those asked for, that exist
 

@@ -200,9 +200,10 @@ class State(Protocol):
 
         Read, as `reads` asks: `leases` those of the group with these ids; `positions` all of the group's,
         where `end` is one past the last record, or the cursor where there is none; `returned` ownerless
-        leases by id; and `due` parked records, at most `reads.due`: those due by `now`, the earliest first,
-        then those parked as unknown, without a due time, of these `tasks`. After them come those at
-        the positions `reads.parked`, in that order, as far as there are any.
+        leases by id (at least 500 where there are lanes); and `due` parked records, of each lane at most
+        `reads.due`: those due by `now`, the earliest first but for a fair share of each partition, then
+        those parked as unknown, without a due time, of these `tasks`. After them come those at the positions
+        `reads.parked`, in that order, as far as there are any.
 
         Written, in this order, where what is gone is no error: dropped leases; leases, which replace the
         one of the same id (`child` and `since` stay); `unparked`; cursors; `parked`, one for each position;
@@ -292,6 +293,14 @@ class Registry(Protocol):
         once one does, and all get the same. Settings are what JSON keeps.
         """
 
+    def add_lane(self, stream: Stream, priority: int) -> Stream:
+        """Make the lane of a priority, with a log for each partition, and return the stream with it. Synced.
+
+        A transaction of our own, whatever the caller has open. Of many who make it at once one does. Every
+        group of the stream reads it from offset 0 (H10), but for a replay, whose window was there before.
+        Who sleeps for the stream's other logs is woken by rings for these (`Bells.ring`).
+        """
+
     def streams(self) -> list[Stream]:
         """Return all streams, by number."""
 
@@ -308,7 +317,7 @@ class Registry(Protocol):
 
         Parameters:
             bounds: (log, lo, hi): it reads lo <= p < hi, None: no end; the cursor begins at lo. A log that
-                the stream gets later is read from offset 0 (H10).
+                the stream gets later, or has got by now, is read from offset 0 (H10), by a replay not at all.
         """
 
     def drop_group(self, group: Group) -> None:

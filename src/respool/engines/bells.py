@@ -48,7 +48,10 @@ class Bells(Protocol):
     """
 
     def ring(self, log: int, *, everyone: bool = False) -> None:
-        """Wake sleeping workers that serve a log: one of each service, or all."""
+        """Wake sleeping workers that serve a log: one of each service, or all.
+
+        A lane wakes those that sleep for its stream, though they may know it only from now on.
+        """
 
     def ring_waiters(self, positions: Sequence[int]) -> int:
         """Wake all who wait for one of these records, maybe others too; return how many that were.

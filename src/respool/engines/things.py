@@ -5,12 +5,12 @@ The words of the delivery core (leases, parked records, outcomes) are in `delive
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from ..delivery.model import Lease, Outcome, Parked
+from ..delivery.model import MIDDLE, Lease, Outcome, Parked
 from ..record import Id, Meta
 
 
@@ -41,9 +41,43 @@ class Stream(msgspec.Struct, frozen=True):
     kind: Literal["queue", "stream"]
     app: str  # "" for streams, which all apps share
     name: str
-    logs: tuple[int, ...]  # numbers of its partitions' logs, in the partitions' order
+    logs: tuple[int, ...]  # numbers of its partitions' logs, in the partitions' order; lanes' after them
     settings: dict[str, Any] = {}
     created: float = 0.0
+    lanes: dict[int, tuple[int, ...]] = {}  # by priority: those of the logs that are lanes, made on first use
+
+    @property
+    def partitions(self) -> int:
+        """How many partitions it has, of each priority in use."""
+        return len(self.logs) // (1 + len(self.lanes))
+
+    def lane(self, priority: int | None) -> tuple[int, ...] | None:
+        """Return the logs of a priority, in the partitions' order; None where it was not used so far."""
+        if priority is None or priority == MIDDLE:
+            return self.logs[: self.partitions]
+        return self.lanes.get(priority)
+
+    def place(self, log: int) -> tuple[int, int]:
+        """Return the partition and the priority of one of its logs."""
+        for priority, logs in self.lanes.items():
+            if log in logs:
+                return logs.index(log), priority
+        return self.logs.index(log), MIDDLE
+
+    def rings(self) -> dict[int, int]:
+        """Return as which log each lane's log rings: who sleeps may know of the lane only from now on."""
+        return {
+            log: self.logs[partition] for logs in self.lanes.values() for partition, log in enumerate(logs)
+        }
+
+
+def lanes_of(logs: Iterable[tuple[int, int | None]]) -> dict[int, tuple[int, ...]]:
+    """Return a stream's lanes from the numbers and priorities (None: the common one) of its logs."""
+    lanes: dict[int, tuple[int, ...]] = {}
+    for log, priority in logs:
+        if priority is not None:
+            lanes[priority] = (*lanes.get(priority, ()), log)
+    return lanes
 
 
 class Group(msgspec.Struct, frozen=True):
@@ -104,7 +138,7 @@ class Reads(NamedTuple):
     group: int
     leases: tuple[int, ...] = ()
     positions: bool = False
-    due: int = 0  # parked records that are due, at most so many
+    due: int = 0  # with positions: parked records that are due, of each lane at most so many
     returned: int = 0  # ownerless leases, at most so many
     now: float = 0.0
     tasks: Sequence[str] = ()  # parked as unknown, to be handed to one who knows these tasks

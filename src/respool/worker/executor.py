@@ -30,6 +30,9 @@ from .services import Service
 log = logging.getLogger("respool.worker")
 
 UNSETTLED = 10_000_000  # ns of finished work that may be unsettled (H1, H2)
+LONGEST = (
+    100_000_000  # ns: after that the rest of a lease goes back; what has priority may have come meanwhile
+)
 STAY = 0.1  # seconds with one service before the others get their turn
 FEW = 4  # records; after no more than that, and with nobody waiting for a result, …
 REST = 0.002  # … this many seconds of rest: producers share the machine, and send more at once meanwhile
@@ -156,7 +159,7 @@ class Executor:
             want = min(want, self.limit - self.done)
             claim_next = claim_next and want > 0
         service.turn += claim_next  # only claims count: else the even turns might all be settlements
-        request = Request(want, self.worker, self.child, number, now, service.turn)
+        request = Request(want, self.worker, self.child, number, now, service.turn, service.lanes)
         settled = True
 
         def decide(view: View, change: Change) -> Lease | None:
@@ -361,6 +364,8 @@ class Executor:
                 full = False
                 settled, kept, wall = count, ([], []), wall_clock()
                 began = last = clock()
+                if last - start > LONGEST:
+                    break
         run.row = None
         if not full:
             words[finished_word] = count

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..clock import now as wall_clock
 from ..codec import codec_for
-from ..delivery.model import Change, NewCall, View
+from ..delivery.model import MIDDLE, Change, NewCall, View
 from ..delivery.spans import Span
 from ..engines import public_id, stored_id
 from ..engines.base import Engine, LeaseLost, Reads, Record, Work
@@ -41,6 +41,7 @@ class Request:
     partition: int
     offset: int
     key: str | None
+    priority: int
     time: float
     root_id: str | None
     parent_id: str | None
@@ -108,13 +109,20 @@ class CurrentRun:
             group.kind == "replay",
             meta.headers or {},
             self.service.stream.name,
-            self.service.stream.logs.index(record.pos >> 40),
+            self._partition(record.pos >> 40),
             offset_of(record.pos),
             meta.key,
+            MIDDLE if meta.priority is None else meta.priority,
             record.time,
             _shown(meta.root),
             _shown(meta.parent),
         )
+
+    def _partition(self, log: int) -> int:
+        service = self.service
+        if log not in service.stream.logs:  # a lane made since this process looked
+            service.stream = next(s for s in self._engine.streams() if s.id == service.stream.id)
+        return service.stream.place(log)[0]
 
     def update_state(self, meta: Any) -> None:
         """Keep what the task says of its progress: one statement (H1)."""

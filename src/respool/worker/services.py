@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..app import App
 from ..codec import Codec, codec_for
+from ..delivery.lanes import Turns
 from ..engines.base import Group, Stream
 from ..errors import CorruptBody, RespoolError, UnknownName
 from ..record import Meta
@@ -84,6 +85,7 @@ class Service:
     since: float | None = None
     until: float | None = None
     turn: int = 0  # claims so far
+    lanes: Turns = field(default_factory=Turns)  # whose turn it is, of the priorities in use
     offered: float = 0.0  # when calls of unknown tasks were asked for last
 
     @property

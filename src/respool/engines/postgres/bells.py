@@ -60,6 +60,7 @@ class PostgresBells:
     _state: Any
 
     def __init__(self) -> None:
+        self.rings: dict[int, int] = {}  # as which log a lane rings
         self._sleepers: set[PostgresSleeper] = set()
         self._idle: list[PostgresSleeper] = []  # to be used again by the next who waits
         self._bells = threading.Lock()
@@ -96,11 +97,14 @@ class PostgresBells:
 
     def ring_log(self, db: Executes, log: int) -> None:
         """Ring for workers; in a pipeline, after the commit of what it is about."""
-        db.execute(RING, (self.channel, f"log {log}", _WORKERS))
+        db.execute(RING, (self.channel, self._said(log), _WORKERS))
+
+    def _said(self, log: int) -> str:
+        return f"log {self.rings.get(log, log)}"
 
     def ring_values(self, log: int) -> dict[str, Any]:
         """Return what a statement needs that rings for workers by itself."""
-        return {"flags": _WORKERS, "last_flag": FLAGS - 1, "channel": self.channel, "said": f"log {log}"}
+        return {"flags": _WORKERS, "last_flag": FLAGS - 1, "channel": self.channel, "said": self._said(log)}
 
     def ring_done(self, db: Db, ranges: Sequence[tuple[int, int]]) -> Any:
         """Ring for those who wait for one of these positions, or for one that shares a bit of 64 with it."""

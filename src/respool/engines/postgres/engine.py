@@ -19,6 +19,7 @@ from ...delivery.model import NewCall
 from ...errors import EngineUnavailable
 from ...record import first_pos
 from ..base import CAPABILITIES, Conflict, Group, Registration, Stream, Worker
+from ..things import lanes_of
 from .bells import PostgresBells
 from .connection import Connection, PostgresOptions
 from .enlist import Plain, checked
@@ -178,22 +179,46 @@ class PostgresEngine(
                 if found is not None:
                     return found
                 stream = _id(db, sql["add_stream"], (kind, app, name, Jsonb(settings), wall_clock()))
-                logs = [_id(db, sql["add_log"], (stream, partition)) for partition in range(partitions)]
-                for log in logs:
-                    db.execute(sql["set_floor"], (log,))
-                    create_log(db, self.options.schema, log)
+                logs = [self._add_log(db, stream, partition, None) for partition in range(partitions)]
                 if kind == "queue":
                     bound = (stream, app, "main", "main", Jsonb({}), wall_clock())
                     self._add_group(db, bound, [(log, first_pos(log), None) for log in logs])
             return db.execute(sql["stream"], (kind, app, name)).fetchone()
 
-        return _stream(self._writer.append(create))
+        return self._noted(_stream(self._writer.append(create)))
+
+    def _add_log(self, db: Db, stream: int, partition: int, priority: int | None) -> int:
+        log = int(_id(db, self._sql["add_log"], (stream, partition, priority)))
+        db.execute(self._sql["set_floor"], (log,))
+        create_log(db, self.options.schema, log)
+        return log
+
+    def add_lane(self, stream: Stream, priority: int) -> Stream:
+        """Make the logs of a priority, which the stream's groups read from 0 (H10), unless they are there."""
+        which = (stream.kind, stream.app, stream.name)
+
+        def add(db: Db) -> Stream:
+            with db.transaction():
+                db.execute(self._sql["lock_registry"], (_LOCKS,))
+                now = _stream(db.execute(self._sql["stream"], which).fetchone())
+                if now.lane(priority) is not None:
+                    return now
+                for partition in range(now.partitions):
+                    self._add_log(db, stream.id, partition, priority)
+                db.execute(self._sql["add_positions"], (stream.id,))
+                return _stream(db.execute(self._sql["stream"], which).fetchone())
+
+        return self._noted(self._writer.append(add))
 
     def streams(self) -> list[Stream]:
         """Return all streams."""
-        return self._reader.read(
-            lambda db: [_stream(row) for row in db.execute(self._sql["streams"]).fetchall()]
-        )
+        found = self._reader.read(lambda db: db.execute(self._sql["streams"]).fetchall())
+        return [self._noted(_stream(row)) for row in found]
+
+    def _noted(self, stream: Stream) -> Stream:
+        if stream.lanes:
+            self.rings.update(stream.rings())
+        return stream
 
     def groups(self) -> list[Group]:
         """Return all groups."""
@@ -215,8 +240,12 @@ class PostgresEngine(
 
         def create(db: Db) -> Group | None:
             with db.transaction():
+                db.execute(self._sql["lock_registry"], (_LOCKS,))
                 bound = (stream.id, app, name, kind, Jsonb(settings), created)
                 id = self._add_group(db, bound, bounds)
+                db.execute(
+                    self._sql["add_positions"], (stream.id,)
+                )  # of a lane made since the bounds were looked at
             return None if id is None else Group(id, stream.id, app, name, kind, settings, 0, created)
 
         return self._writer.append(create)
@@ -226,7 +255,7 @@ class PostgresEngine(
     ) -> int | None:
         id: int | None = _id(db, self._sql["add_group"], bound)
         for log, start, stop in bounds if id is not None else ():
-            db.execute(self._sql["add_position"], (id, log, start, stop))
+            db.execute(self._sql["add_position"], (id, start, stop, log))
             db.execute(self._sql["add_cursor"], (id, log, start))
         return id
 
@@ -285,5 +314,6 @@ def _id(db: Db, statement: bytes, bound: Sequence[Any]) -> Any:
 
 
 def _stream(row: Any) -> Stream:
-    id, kind, app, name, settings, created, logs = row
-    return Stream(id, kind, app, name, tuple(logs), settings, created)
+    id, kind, app, name, settings, created, logs, priorities = row
+    lanes = lanes_of(zip(logs, priorities, strict=True))
+    return Stream(id, kind, app, name, tuple(logs), settings, created, lanes)

@@ -63,6 +63,7 @@ CREATE TABLE respool.position (
     log         bigint NOT NULL,
     start       bigint NOT NULL,
     stop        bigint,
+    priority    integer NOT NULL,                   -- of the log's lane, 4 for the common one
     PRIMARY KEY (grp, log)
 );
 
@@ -113,7 +114,7 @@ CREATE TABLE respool.parked (
     at          double precision NOT NULL,
     PRIMARY KEY (grp, pos)
 );
-CREATE INDEX parked_due ON respool.parked (grp, due) WHERE due IS NOT NULL;
+CREATE INDEX parked_due ON respool.parked (grp, (pos >> 40), due) WHERE due IS NOT NULL;  -- by log: lanes have their turns
 CREATE INDEX parked_reason ON respool.parked (grp, reason, task) WHERE due IS NULL;
 
 -- What was parked when its partition was dropped (H15).

@@ -20,6 +20,7 @@ import msgspec
 import psycopg
 from psycopg import errors as pg
 
+from ...delivery.lanes import RETURNED_OF_LANES, due_of_lanes
 from ...delivery.model import (
     MAX_LEASE,
     Change,
@@ -33,7 +34,7 @@ from ...delivery.model import (
 )
 from ...delivery.spans import Span, count, find, intersect, joined
 from ...errors import AppendUnknown, EngineUnavailable
-from ...record import first_pos
+from ...record import first_pos, log_of
 from ..base import Conflict, Counts, Group, ParkedFilter, Reads, Status
 from .connection import Connection, Lost, PostgresOptions
 from .log import insert, ranges
@@ -101,15 +102,12 @@ class PostgresState:
             with connection.using() as db, db.pipeline() as pipeline:
                 view, gaps = self._begin(db, pipeline, reads, synced)
                 came = self._given_back(db, pipeline, gaps.came)
-                if came is not None and reads.returned:
-                    view.returned.append(came)
+                if reads.returned:
+                    view.returned += came
                 change = Change()
                 answer = decide(view, change)
-                if came is not None and came.id not in {
-                    *change.dropped_leases,
-                    *(kept.id for kept in change.leases),
-                }:
-                    change.leases.append(came)
+                decided = {*change.dropped_leases, *(kept.id for kept in change.leases)}
+                change.leases += [lease for lease in came if lease.id not in decided]
                 if change.calls:
                     change.count("calls refused: id taken", self.append_calls(db, change.calls))
                 settled = [(entry.lo, entry.hi) for entry in change.journal]
@@ -148,14 +146,24 @@ class PostgresState:
         pipeline.sync()
         return _understood(asked, reads)
 
-    def _given_back(self, db: Db, pipeline: psycopg.Pipeline, came: list[int]) -> Lease | None:
-        """Return records that came late as if a worker had given them back, for whoever comes next (G4)."""
+    def _given_back(self, db: Db, pipeline: psycopg.Pipeline, came: list[int]) -> list[Lease]:
+        """Return records that came late as if a worker had given them back, for whoever comes next (G4).
+
+        A lease for each log: no lease is of two lanes.
+        """
         if not came:
-            return None
-        given = db.execute(self._sql["lease_number"])
+            return []
+        by_log: dict[int, list[Span]] = {}
+        for lo, hi in ranges(came):
+            by_log.setdefault(log_of(lo), []).append(Span(lo, hi))
+        given = [db.execute(self._sql["lease_number"]) for _ in by_log]
         pipeline.sync()
-        (number,) = given.fetchone() or (0,)
-        return Lease(-number, None, 0, joined(Span(lo, hi) for lo, hi in ranges(came)), {}, time.time())
+        numbers = [(cursor.fetchone() or (0,))[0] for cursor in given]
+        now = time.time()
+        return [
+            Lease(-number, None, 0, joined(spans), {}, now)
+            for number, spans in zip(numbers, by_log.values(), strict=True)
+        ]
 
     def append_calls(self, db: Db, calls: Sequence[NewCall]) -> int:
         """Append the calls of runs; return how many were refused since their id is another record's."""
@@ -321,9 +329,11 @@ def _ask(db: Db, sql: dict[str, bytes], reads: Reads) -> dict[str, Any]:
         if not reads.due:  # not a claim: it may want all there is
             asked["ends"] = db.execute(sql["positions"], (group,))
     if reads.returned:
-        asked["returned"] = db.execute(sql["returned"], (group, reads.returned))
+        bound = {"grp": group, "most": reads.returned, "lanes": RETURNED_OF_LANES}
+        asked["returned"] = db.execute(sql["returned"], bound)
     if reads.due:
-        asked["due"] = db.execute(sql["due"], (group, reads.now, reads.due), binary=True)
+        bound = {"grp": group, "now": reads.now, "want": reads.due}
+        asked["due"] = db.execute(sql["due"], bound, binary=True)
     if reads.tasks:
         asked["unknown"] = db.execute(sql["unknown"], (group, list(reads.tasks), reads.due), binary=True)
     if reads.parked:
@@ -342,18 +352,28 @@ def _understood(asked: dict[str, Any], reads: Reads) -> tuple[View, GapsFound]:
         view.gap_room = MAX_GAPS - int(asked["gap_count"].fetchone()[0])
         view.positions = _seen(asked["claimable"].fetchall())
         if not reads.due:
-            ends = {log: end for log, _, end, _ in asked["ends"].fetchall()}
+            ends = {log: end for log, _, end, *_ in asked["ends"].fetchall()}
             view.positions = [at._replace(end=max(at.end, ends[at.log])) for at in view.positions]
     if reads.returned:
         view.returned = [_lease(row) for row in asked["returned"].fetchall()]
     if reads.due:
-        view.due = [_parked(row) for row in asked["due"].fetchall()]
+        view.due = _due(view, [_parked(row) for row in asked["due"].fetchall()], reads.due)
     if reads.tasks:
         view.due += [_parked(row) for row in asked["unknown"].fetchall()][: max(reads.due - len(view.due), 0)]
     if reads.parked:
         at = {row[0]: _parked(row) for row in asked["parked"].fetchall()}
         view.due += [at[pos] for pos in reads.parked if pos in at]
     return view, found
+
+
+def _due(view: View, found: list[Parked], want: int) -> list[Parked]:
+    """Return what is due of each lane, `want` at most; it was read for each log."""
+    by_log: dict[int, list[Parked]] = {}
+    for parked in found:
+        by_log.setdefault(log_of(parked.pos), []).append(parked)
+    if len(by_log) < 2:
+        return found
+    return due_of_lanes(view, list(by_log), want, lambda log, most: by_log[log][:most])
 
 
 def _gaps_found(rows: Sequence[Any]) -> GapsFound:
@@ -375,16 +395,16 @@ def _between(lo: int, hi: int, here: Sequence[int]) -> list[tuple[int, int]]:
 
 def _seen(rows: Sequence[Any]) -> list[Position]:
     """Return positions with what is missing in each, from the ranges that are to be seen."""
-    by_log: dict[int, tuple[int, int | None, list[tuple[int, int]]]] = {}
-    for log, cursor, stop, lo, hi in rows:
-        seen = by_log.setdefault(log, (cursor, stop, []))[2]
+    by_log: dict[int, tuple[int, int | None, int, list[tuple[int, int]]]] = {}
+    for log, cursor, stop, lo, hi, priority in rows:
+        seen = by_log.setdefault(log, (cursor, stop, priority, []))[3]
         if lo is not None:
             seen.append((lo, hi))
     positions = []
-    for log, (cursor, stop, seen) in by_log.items():
+    for log, (cursor, stop, priority, seen) in by_log.items():
         ends = [cursor, *(hi for _, hi in seen)]
         missing = tuple((end, lo) for end, (lo, _) in zip(ends, seen, strict=False) if lo > end)
-        positions.append(Position(log, cursor, ends[-1], stop, missing))
+        positions.append(Position(log, cursor, ends[-1], stop, missing, priority))
     return positions
 
 
@@ -464,7 +484,10 @@ def _one(db: Db, statement: bytes, bound: Any) -> Any:
 
 
 def _positions(db: Db, sql: dict[str, bytes], group: int) -> list[Position]:
-    return [Position(*row) for row in db.execute(sql["positions"], (group,)).fetchall()]
+    return [
+        Position(log, cursor, end, stop, (), priority)
+        for log, cursor, end, stop, priority in db.execute(sql["positions"], (group,)).fetchall()
+    ]
 
 
 def _leases(db: Db, sql: dict[str, bytes], group: int) -> list[Lease]:

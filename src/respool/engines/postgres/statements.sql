@@ -120,12 +120,14 @@ FROM respool.log l WHERE l.stream = %s ORDER BY l.id;
 
 -- name: streams
 SELECT s.id, s.kind, s.app, s.name, s.settings, s.created,
-       ARRAY(SELECT l.id FROM respool.log l WHERE l.stream = s.id ORDER BY l.id)
+       ARRAY(SELECT l.id FROM respool.log l WHERE l.stream = s.id ORDER BY l.id),
+       ARRAY(SELECT l.priority FROM respool.log l WHERE l.stream = s.id ORDER BY l.id)
 FROM respool.stream s ORDER BY s.id;
 
 -- name: stream
 SELECT s.id, s.kind, s.app, s.name, s.settings, s.created,
-       ARRAY(SELECT l.id FROM respool.log l WHERE l.stream = s.id ORDER BY l.id)
+       ARRAY(SELECT l.id FROM respool.log l WHERE l.stream = s.id ORDER BY l.id),
+       ARRAY(SELECT l.priority FROM respool.log l WHERE l.stream = s.id ORDER BY l.id)
 FROM respool.stream s WHERE s.kind = %s AND s.app = %s AND s.name = %s;
 
 -- name: store
@@ -138,7 +140,7 @@ SELECT pg_advisory_xact_lock(%s, 0);
 INSERT INTO respool.stream (kind, app, name, settings, created) VALUES (%s, %s, %s, %s, %s) RETURNING id;
 
 -- name: add_log
-INSERT INTO respool.log (stream, partition) VALUES (%s, %s) RETURNING id;
+INSERT INTO respool.log (stream, partition, priority) VALUES (%s, %s, %s) RETURNING id;
 
 -- name: set_floor
 UPDATE respool.log SET floor = id << 40 WHERE id = %s;
@@ -151,7 +153,17 @@ INSERT INTO respool.grp (stream, app, name, kind, settings, created) VALUES (%s,
 ON CONFLICT (stream, app, name) DO NOTHING RETURNING id;
 
 -- name: add_position
-INSERT INTO respool.position (grp, log, start, stop) VALUES (%s, %s, %s, %s);
+INSERT INTO respool.position (grp, log, start, stop, priority)
+SELECT %s, id, %s, %s, coalesce(priority, 4) FROM respool.log WHERE id = %s;
+
+-- name: add_positions
+-- Of the logs that a stream got after its groups, or while they were made: read from 0, but by no replay (H10).
+WITH new AS (
+    INSERT INTO respool.position (grp, log, start, stop, priority)
+    SELECT g.id, l.id, l.id << 40, CASE WHEN g.kind = 'replay' THEN l.id << 40 END, coalesce(l.priority, 4)
+    FROM respool.grp g JOIN respool.log l ON l.stream = g.stream WHERE g.stream = %s
+    ON CONFLICT DO NOTHING RETURNING grp, log, start)
+INSERT INTO respool.cursor (grp, log, cursor) SELECT grp, log, start FROM new;
 
 -- name: add_cursor
 INSERT INTO respool.cursor (grp, log, cursor) VALUES (%s, %s, %s);
@@ -219,7 +231,7 @@ SELECT pg_advisory_xact_lock(%s, %s::integer);
 
 -- name: claimable
 -- What is to be seen of each log from the cursor on, as ranges without holes.
-SELECT p.log, c.cursor, p.stop, seen.lo, seen.hi
+SELECT p.log, c.cursor, p.stop, seen.lo, seen.hi, p.priority
 FROM respool.position p
 CROSS JOIN LATERAL (SELECT cursor FROM respool.cursor WHERE grp = p.grp AND log = p.log ORDER BY n DESC LIMIT 1) c
 LEFT JOIN LATERAL (
@@ -235,7 +247,7 @@ WHERE p.grp = %(grp)s ORDER BY p.log, seen.lo;
 SELECT p.log, c.cursor,
        coalesce((SELECT pos + 1 FROM respool.record WHERE pos >= p.log << 40 AND pos < (p.log + 1) << 40
                  ORDER BY pos DESC LIMIT 1), c.cursor),
-       p.stop
+       p.stop, p.priority
 FROM respool.position p
 CROSS JOIN LATERAL (SELECT cursor FROM respool.cursor WHERE grp = p.grp AND log = p.log ORDER BY n DESC LIMIT 1) c
 WHERE p.grp = %s ORDER BY p.log;
@@ -297,7 +309,9 @@ SELECT nextval('respool.lease_number');
 SELECT id, owner, child, spans, bodies, since FROM respool.lease WHERE grp = %s AND id = ANY (%s);
 
 -- name: returned
-SELECT id, owner, child, spans, bodies, since FROM respool.lease WHERE grp = %s AND owner IS NULL ORDER BY id LIMIT %s;
+SELECT id, owner, child, spans, bodies, since FROM respool.lease WHERE grp = %(grp)s AND owner IS NULL ORDER BY id
+LIMIT greatest(%(most)s, (SELECT CASE WHEN min(priority) < max(priority) THEN %(lanes)s END
+                          FROM respool.position WHERE grp = %(grp)s));
 
 -- name: leases
 SELECT id, owner, child, spans, bodies, since FROM respool.lease WHERE grp = %s ORDER BY id;
@@ -313,8 +327,12 @@ ON CONFLICT (id) DO UPDATE SET owner = excluded.owner, spans = excluded.spans, b
 DELETE FROM respool.lease WHERE id = ANY (%s);
 
 -- name: due
-SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at
-FROM respool.parked WHERE grp = %s AND due <= %s ORDER BY due LIMIT %s;
+-- Of each log so many: what is due in one hides nothing of another.
+SELECT k.pos, k.reason, k.due, k.task, k.retries, k.deliveries, k.redrives, k.alone, k.body, k.error, k.at
+FROM respool.position p CROSS JOIN LATERAL (
+    SELECT * FROM respool.parked WHERE grp = p.grp AND pos >> 40 = p.log AND due <= %(now)s
+    ORDER BY due LIMIT %(want)s) k
+WHERE p.grp = %(grp)s ORDER BY k.due;
 
 -- name: unknown
 SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at
@@ -337,7 +355,10 @@ ORDER BY at, pos LIMIT %(limit)s;
 SELECT count(*) FROM respool.parked WHERE grp = %s AND pos >= %s AND pos < %s AND reason <> 'dead';
 
 -- name: next_due
-SELECT min(due) FROM respool.parked WHERE grp = %s AND due IS NOT NULL;
+SELECT min(k.due) FROM respool.position p CROSS JOIN LATERAL (
+    SELECT due FROM respool.parked WHERE grp = p.grp AND pos >> 40 = p.log AND due IS NOT NULL
+    ORDER BY due LIMIT 1) k
+WHERE p.grp = %s;
 
 -- name: put_parked
 INSERT INTO respool.parked (grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at)
@@ -445,7 +466,9 @@ SELECT EXISTS (
             WHERE pos >= c.cursor AND pos < least(p.stop, (p.log + 1) << 40) ORDER BY pos LIMIT 1) r
         WHERE p.grp = %(grp)s  -- but for a cursor that waits, since there is no room for another gap
         AND (r.pos = c.cursor OR (SELECT count(*) FROM respool.gap WHERE grp = %(grp)s) < %(gaps)s))
-    OR EXISTS (SELECT 1 FROM respool.parked WHERE grp = %(grp)s AND due <= %(now)s)
+    OR EXISTS (SELECT 1 FROM respool.position p CROSS JOIN LATERAL (
+            SELECT 1 FROM respool.parked WHERE grp = p.grp AND pos >> 40 = p.log AND due <= %(now)s LIMIT 1) k
+        WHERE p.grp = %(grp)s)
     OR EXISTS (SELECT 1 FROM respool.lease WHERE grp = %(grp)s AND owner IS NULL)
     OR EXISTS (SELECT 1 FROM respool.gap g
         CROSS JOIN LATERAL (SELECT pos FROM respool.record WHERE pos >= g.lo AND pos < g.hi ORDER BY pos LIMIT 1) r

@@ -21,6 +21,7 @@ from ...delivery.model import NewCall
 from ...errors import EngineUnavailable, RespoolError
 from ...record import first_pos
 from ..base import CAPABILITIES, Conflict, Group, LeaseLost, Registration, Stream, Worker
+from ..things import lanes_of
 from .connection import Connection, Doubt, gone, identity_of, prepare
 from .doorbell import ALL, Doorbell, Kind, Sleeper, mask_of
 from .enlist import checked
@@ -59,6 +60,7 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteWorks, SQLiteInspect, SQLiteRet
         self._closed = False
         self._identity: Any = None
         self._bell: Doorbell | None = None
+        self._rings: dict[int, int] = {}  # as which log a lane rings
         self._waiters: list[Sleeper] = []  # to be used again: making one takes a tenth of a millisecond
         self._pid = os.getpid()
         self._patience = 0  # bytes that the log may have before the next try to copy it
@@ -124,7 +126,7 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteWorks, SQLiteInspect, SQLiteRet
 
     def ring(self, log: int, *, everyone: bool = False) -> None:
         """Wake workers that sleep and serve a log: one of each kind, or all."""
-        self.bell.ring_workers(1 << log % 64, everyone)
+        self.bell.ring_workers(1 << self._rings.get(log, log) % 64, everyone)
 
     def ring_waiters(self, positions: Sequence[int]) -> int:
         """Wake those who wait for one of these records; return how many that were."""
@@ -262,14 +264,15 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteWorks, SQLiteInspect, SQLiteRet
         with self._reader.lock, self._reader.reading() as db:  # every process asks: no lock for what is there
             row = db.execute(SQL["stream"], (kind, app, name)).get
             if row is not None:
-                return _stream(db, row)
+                return self._noted(_stream(db, row))
         with self._writer.lock, self._writer.writing() as db:
             db.execute("BEGIN IMMEDIATE")
             if db.execute(SQL["stream"], (kind, app, name)).get is None:
                 created = wall_clock()
                 stream = db.execute(SQL["add_stream"], (kind, app, name, json.dumps(settings), created)).get
                 logs = [
-                    db.execute(SQL["add_log"], (stream, partition)).get for partition in range(partitions)
+                    db.execute(SQL["add_log"], (stream, partition, None)).get
+                    for partition in range(partitions)
                 ]
                 db.execute(SQL["set_floor"], (stream,))
                 if kind == "queue":
@@ -278,12 +281,31 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteWorks, SQLiteInspect, SQLiteRet
                         db.execute(SQL["add_position"], (group, log, first_pos(log), None))
             db.execute("COMMIT")
             row = db.execute(SQL["stream"], (kind, app, name)).get
-            return _stream(db, row)
+            return self._noted(_stream(db, row))
+
+    def add_lane(self, stream: Stream, priority: int) -> Stream:
+        """Make the logs of a priority, which the stream's groups read from 0 (H10), unless they are there."""
+        with self._writer.lock, self._writer.writing() as db:
+            db.execute("BEGIN IMMEDIATE")
+            now = _stream(db, db.execute(SQL["stream"], (stream.kind, stream.app, stream.name)).get)
+            if now.lane(priority) is None:
+                for partition in range(now.partitions):
+                    db.execute(SQL["add_log"], (stream.id, partition, priority)).get
+                db.execute(SQL["set_floor"], (stream.id,))
+                db.execute(SQL["add_positions"], (stream.id,))
+                now = _stream(db, db.execute(SQL["stream"], (stream.kind, stream.app, stream.name)).get)
+            db.execute("COMMIT")
+        return self._noted(now)
+
+    def _noted(self, stream: Stream) -> Stream:
+        if stream.lanes:
+            self._rings.update(stream.rings())
+        return stream
 
     def streams(self) -> list[Stream]:
         """Return all streams."""
         with self._reader.lock, self._reader.reading() as db:
-            return [_stream(db, row) for row in db.execute(SQL["streams"]).fetchall()]
+            return [self._noted(_stream(db, row)) for row in db.execute(SQL["streams"]).fetchall()]
 
     def groups(self) -> list[Group]:
         """Return all groups."""
@@ -312,6 +334,7 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteWorks, SQLiteInspect, SQLiteRet
             id = db.execute(SQL["add_group"], bound).get
             for log, start, stop in bounds:
                 db.execute(SQL["add_position"], (id, log, start, stop))
+            db.execute(SQL["add_positions"], (stream.id,))  # of a lane made since the bounds were looked at
             db.execute("COMMIT")
             return Group(id, stream.id, app, name, kind, settings, 0, bound[-1])
 
@@ -353,8 +376,10 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteWorks, SQLiteInspect, SQLiteRet
 
 def _stream(db: Any, row: Any) -> Stream:
     id, kind, app, name, settings, created = row
-    logs = tuple(log for (log,) in db.execute(SQL["logs"], (id,)).fetchall())
-    return Stream(id, kind, app, name, logs, json.loads(settings), created)
+    logs = db.execute(SQL["logs"], (id,)).fetchall()
+    return Stream(
+        id, kind, app, name, tuple(log for log, _ in logs), json.loads(settings), created, lanes_of(logs)
+    )
 
 
 def _worker(*row: Any) -> Worker:

@@ -53,6 +53,7 @@ CREATE TABLE position (
     cursor      INTEGER NOT NULL,
     start       INTEGER NOT NULL,
     stop        INTEGER,
+    priority    INTEGER NOT NULL,                   -- of the log's lane, 4 for the common one
     PRIMARY KEY (grp, log)
 ) WITHOUT ROWID;
 
@@ -81,7 +82,7 @@ CREATE TABLE parked (
     at          REAL NOT NULL,
     PRIMARY KEY (grp, pos)
 ) WITHOUT ROWID;
-CREATE INDEX parked_due ON parked (grp, due) WHERE due IS NOT NULL;
+CREATE INDEX parked_due ON parked (grp, pos >> 40, due) WHERE due IS NOT NULL;  -- by log: lanes have their turns
 CREATE INDEX parked_reason ON parked (grp, reason, task) WHERE due IS NULL;
 
 CREATE TABLE outcome (

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from itertools import starmap
 from typing import Any
 
 import apsw
 import msgspec
 
+from ...delivery.lanes import RETURNED_OF_LANES, due_of_lanes, has_lanes
 from ...delivery.model import (
     MAX_LEASE,
     Change,
@@ -101,7 +101,7 @@ class SQLiteState:
     def positions(self, group: Group) -> list[Position]:
         """Return how far a group is in each log."""
         with self._reader.lock, self._reader.reading() as db:
-            return [Position(*row) for row in db.execute(SQL["positions"], (group.id,))]
+            return _positions(db, group.id)
 
     def leases(self, group: Group) -> list[Lease]:
         """Return a group's leases, the returned ones among them."""
@@ -154,8 +154,8 @@ class SQLiteState:
     def has_work(self, group: int, now: float, tasks: Sequence[str]) -> bool:
         """Say whether a claim would find something, without taking the write lock."""
         with self._reader.lock, self._reader.reading() as db:
-            for at in starmap(Position, db.execute(SQL["positions"], (group,)).fetchall()):
-                if at.cursor < (at.end if at.stop is None else min(at.end, at.stop)):
+            for _, cursor, end, stop, _ in db.execute(SQL["positions"], (group,)).fetchall():
+                if cursor < (end if stop is None else min(end, stop)):
                     return True
             return bool(db.execute(SQL["has_work"], (group, now, json.dumps(tasks))).get)
 
@@ -182,15 +182,27 @@ def read_view(db: Any, reads: Reads) -> View:
         row = db.execute(SQL["lease"], (group, lease_id)).fetchone()
         if row is not None:
             view.leases[lease_id] = _lease(row)
-    returned, due, tasks = reads.returned > 0, reads.due > 0, bool(reads.tasks)
+    returned, tasks, due = reads.returned > 0, bool(reads.tasks), []
     if reads.positions:
-        for *at, some_returned, some_due, some_unknown in db.execute(SQL["claimable"], (group, reads.now)):
-            view.positions.append(Position(*at))
-            returned, due, tasks = returned and some_returned, due and some_due, tasks and some_unknown
+        for log, cursor, end, stop, priority, some_returned, some_due, some_unknown in db.execute(
+            SQL["claimable"], (group, reads.now)
+        ):
+            view.positions.append(Position(log, cursor, end, stop, (), priority))
+            returned, tasks = returned and some_returned, tasks and some_unknown
+            if some_due:
+                due.append(log)
     if returned:
-        view.returned = [_lease(row) for row in db.execute(SQL["returned"], (group, reads.returned))]
-    if due:
-        view.due = [_parked(row) for row in db.execute(SQL["due"], (group, reads.now, reads.due))]
+        most = max(reads.returned, RETURNED_OF_LANES) if has_lanes(view) else reads.returned
+        view.returned = [_lease(row) for row in db.execute(SQL["returned"], (group, most))]
+    if due and reads.due:
+        view.due = due_of_lanes(
+            view,
+            due,
+            reads.due,
+            lambda log, most: [
+                _parked(row) for row in db.execute(SQL["due"], (group, log, reads.now, most)).fetchall()
+            ],
+        )
     if tasks and len(view.due) < reads.due:
         bound = (group, json.dumps(list(reads.tasks)), reads.due - len(view.due))
         view.due += [_parked(row) for row in db.execute(SQL["unknown"], bound)]
@@ -254,6 +266,13 @@ def _append_calls(db: Any, change: Change) -> None:
         change.count("calls refused: id taken", len(refused))
 
 
+def _positions(db: Any, group: int) -> list[Position]:
+    return [
+        Position(log, cursor, end, stop, (), priority)
+        for log, cursor, end, stop, priority in db.execute(SQL["positions"], (group,)).fetchall()
+    ]
+
+
 def _lease(row: Any) -> Lease:
     id, owner, child, spans, bodies, since = row
     return Lease(id, owner, child, _unpack_spans(spans), _unpack_bodies(bodies) if bodies else {}, since)
@@ -289,7 +308,7 @@ def _status(db: Any, group: int, pos: int) -> Status:
 
 def _counts(db: Any, group: int) -> Counts:
     pending, oldest = 0, None
-    for at in starmap(Position, db.execute(SQL["positions"], (group,)).fetchall()):
+    for at in _positions(db, group):
         end = at.end if at.stop is None else min(at.end, at.stop)
         if end > at.cursor:
             pending += end - at.cursor

@@ -81,10 +81,10 @@ SELECT id, kind, app, name, settings, created FROM stream WHERE kind = ?1 AND ap
 INSERT INTO stream (kind, app, name, settings, created) VALUES (?, ?, ?, ?, ?) RETURNING id;
 
 -- name: logs
-SELECT id FROM log WHERE stream = ?1 ORDER BY id;
+SELECT id, priority FROM log WHERE stream = ?1 ORDER BY id;
 
 -- name: add_log
-INSERT INTO log (stream, partition, floor) VALUES (?1, ?2, 0) RETURNING id;
+INSERT INTO log (stream, partition, priority, floor) VALUES (?1, ?2, ?3, 0) RETURNING id;
 
 -- name: set_floor
 UPDATE log SET floor = id << 40 WHERE stream = ?1 AND floor = 0;
@@ -96,22 +96,30 @@ SELECT id, stream, app, name, kind, settings, generation, created FROM grp ORDER
 INSERT INTO grp (stream, app, name, kind, settings, created) VALUES (?, ?, ?, ?, ?, ?) RETURNING id;
 
 -- name: add_position
-INSERT INTO position (grp, log, cursor, start, stop) VALUES (?1, ?2, ?3, ?3, ?4);
+INSERT INTO position (grp, log, cursor, start, stop, priority)
+SELECT ?1, id, ?3, ?3, ?4, ifnull(priority, 4) FROM log WHERE id = ?2;
+
+-- name: add_positions
+-- Of the logs that a stream got after its groups, or while they were made: read from 0, but by no replay (H10).
+INSERT INTO position (grp, log, cursor, start, stop, priority)
+SELECT g.id, l.id, l.id << 40, l.id << 40, iif(g.kind = 'replay', l.id << 40, NULL), ifnull(l.priority, 4)
+FROM grp g JOIN log l ON l.stream = g.stream WHERE g.stream = ?1
+ON CONFLICT DO NOTHING;
 
 -- name: positions
 -- Every group has a row for each log of its stream, made with the later of the two (H10).
 SELECT log, cursor,
        ifnull((SELECT max(pos) FROM record WHERE pos BETWEEN log << 40 AND (log << 40) + 1099511627775) + 1, cursor),
-       stop
+       stop, priority
 FROM position WHERE grp = ?1;
 
 -- name: claimable
--- The positions, with what saves most claims three statements: is anything returned, due, unknown so far?
+-- The positions, with what saves most claims three statements: is anything returned, due there, unknown so far?
 SELECT log, cursor,
        ifnull((SELECT max(pos) FROM record WHERE pos BETWEEN log << 40 AND (log << 40) + 1099511627775) + 1, cursor),
-       stop,
+       stop, priority,
        EXISTS (SELECT 1 FROM lease WHERE grp = ?1 AND owner IS NULL),
-       EXISTS (SELECT 1 FROM parked WHERE grp = ?1 AND due <= ?2),
+       EXISTS (SELECT 1 FROM parked WHERE grp = ?1 AND pos >> 40 = log AND due <= ?2),
        EXISTS (SELECT 1 FROM parked INDEXED BY parked_reason WHERE grp = ?1 AND reason = 'unknown' AND due IS NULL)
 FROM position WHERE grp = ?1;
 
@@ -147,7 +155,7 @@ SELECT 1 FROM lease WHERE id = ?1 AND owner = ?2;
 
 -- name: due
 SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at
-FROM parked WHERE grp = ?1 AND due <= ?2 ORDER BY due LIMIT ?3;
+FROM parked WHERE grp = ?1 AND pos >> 40 = ?2 AND due <= ?3 ORDER BY due LIMIT ?4;
 
 -- name: unknown
 SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at
@@ -175,7 +183,8 @@ ORDER BY at, pos LIMIT ?5;
 SELECT count(*) FROM parked WHERE grp = ?1 AND pos >= ?2 AND pos < ?3 AND reason <> 'dead';
 
 -- name: next_due
-SELECT min(due) FROM parked WHERE grp = ?1 AND due IS NOT NULL;
+SELECT min((SELECT due FROM parked WHERE grp = ?1 AND pos >> 40 = log AND due IS NOT NULL ORDER BY due LIMIT 1))
+FROM position WHERE grp = ?1;
 
 -- name: put_parked
 INSERT OR REPLACE INTO parked (grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at)
@@ -280,7 +289,8 @@ DELETE FROM counter WHERE grp = ?1;
 DELETE FROM grp WHERE id = ?1;
 
 -- name: has_work
-SELECT EXISTS (SELECT 1 FROM parked WHERE grp = ?1 AND due <= ?2)
+SELECT EXISTS (SELECT 1 FROM position WHERE grp = ?1 AND EXISTS (
+        SELECT 1 FROM parked WHERE grp = ?1 AND pos >> 40 = log AND due <= ?2))
     OR EXISTS (SELECT 1 FROM lease WHERE grp = ?1 AND owner IS NULL)
     OR EXISTS (SELECT 1 FROM parked INDEXED BY parked_reason WHERE grp = ?1 AND reason = 'unknown' AND due IS NULL
                AND task IN (SELECT value FROM json_each(?3)));

@@ -1,0 +1,109 @@
+"""Priorities: which lane a claim is for, by weighted share, so that none starves (H11).
+
+A priority in use is a log of its own, a lane. What is due and what was given back belongs to the lane of its
+position, so a retry of a low lane comes after all that is new in a higher one. A lease is of one lane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from .model import Parked, Position, View
+
+PATIENCE = 4
+"""Claims in a row for which the second lane is passed over; twice as many for the third, and so on."""
+RETURNED_OF_LANES = 500  # ownerless leases read at least, so that those of one lane hide no other's
+SHARE = 4  # of a lease: what a lane gets that is served before a higher one
+
+
+class Turns:
+    """Keeps the shares of one who claims: how often in a row each lane was passed over.
+
+    A lane is served when no higher one has anything, or after its patience. So a call of priority 9 that
+    comes to a backlog of others is next: they were not passed over for it so far.
+    """
+
+    def __init__(self) -> None:
+        self._passed: dict[int, int] = {}
+
+    def choose(self, waiting: Sequence[int]) -> int:
+        """Return which of the priorities is served, of those that have something; take note of the others."""
+        ranked = sorted(waiting, reverse=True)
+        chosen = ranked[0]
+        for rank, priority in enumerate(ranked):
+            if rank and self._passed.get(priority, 0) >= PATIENCE * rank:
+                chosen = priority
+                break
+        for priority in ranked:
+            self._passed[priority] = 0 if priority == chosen else self._passed.get(priority, 0) + 1
+        return chosen
+
+
+def unread(at: Position) -> int:
+    """Return how many records a group has before it in a log."""
+    end = at.end if at.stop is None else min(at.end, at.stop)
+    unseen = sum(min(hi, end) - lo for lo, hi in at.missing if lo < end)
+    return max(end - at.cursor - unseen, 0)
+
+
+def by_lane(view: View, want: int, turns: Turns | None) -> Iterator[tuple[View, int]]:
+    """Yield what a decision is to see of one lane, and how much of it to grant at most.
+
+    The lane whose turn it is comes first, then the others: it may have something and none to grant now.
+    """
+    lanes = {at.log: at.priority for at in view.positions}
+    waiting = {at.priority for at in view.positions if unread(at)}
+    waiting |= {lanes[parked.pos >> 40] for parked in view.due}
+    waiting |= {lanes[lease.spans[0].lo >> 40] for lease in view.returned}
+    if not waiting:
+        return
+    first = max(waiting) if turns is None else turns.choose(list(waiting))
+    for chosen in (first, *sorted(waiting - {first}, reverse=True)):
+        lane = View()
+        lane.leases, lane.gap_room = view.leases, view.gap_room
+        lane.positions = [at for at in view.positions if at.priority == chosen]
+        lane.due = [parked for parked in view.due if lanes[parked.pos >> 40] == chosen]
+        lane.returned = [lease for lease in view.returned if lanes[lease.spans[0].lo >> 40] == chosen]
+        yield lane, want if chosen == max(waiting) else max(want // SHARE, 1)
+
+
+def has_lanes(view: View) -> bool:
+    """Say whether a group reads logs of several priorities, rather than one, or partitions of one."""
+    positions = view.positions
+    return len(positions) > 1 and any(at.priority != positions[0].priority for at in positions)
+
+
+def due_of_lanes(
+    view: View, logs: Sequence[int], want: int, read: Callable[[int, int], list[Parked]]
+) -> list[Parked]:
+    """Return what is due in some logs: of each lane `want` at most, the earliest first.
+
+    Each partition of a lane gets its share of that first; what the others do not need is left to it.
+
+    Parameters:
+        read: returns what is due in a log, the earliest first, at most so many.
+    """
+    if len(logs) == 1:  # the usual case
+        return read(logs[0], want)
+    lanes = {at.log: at.priority for at in view.positions}
+    found: list[Parked] = []
+    for lane in sorted({lanes[log] for log in logs}, reverse=True):
+        partitions = [log for log in logs if lanes[log] == lane]
+        share = max(want // len(partitions), 1)
+        of_lane: list[Parked] = []
+        full = []
+        for log in partitions:
+            part = read(log, share)
+            of_lane += part
+            if len(part) == share:
+                full.append((log, share))
+        for log, known in full:
+            more = want - len(of_lane)
+            if more > 0:
+                of_lane += read(log, known + more)[known:]
+        found += sorted(of_lane, key=_due)[:want]
+    return found
+
+
+def _due(parked: Parked) -> float:
+    return parked.due or 0.0
