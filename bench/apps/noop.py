@@ -6,7 +6,6 @@ Imports nothing else of bench: a child's memory is measured with this app.
 from __future__ import annotations
 
 import os
-
 import time
 
 from respool import App

@@ -382,8 +382,8 @@ class App:
                     raise
                 raise EngineUnavailable(
                     f"{error}. Priority {priority} is new to queue {stream.name}: its lane is made in a "
-                    "transaction of its own, which may have to wait for yours. Send one call of that priority "
-                    "outside of it first"
+                    "transaction of its own, which may have to wait for yours. Send a first call of that "
+                    "priority outside of yours"
                 ) from error
             self._streams[stream.kind, stream.name] = stream
             logs = stream.lanes[priority]

@@ -12,8 +12,8 @@ from . import result as handles
 from .clock import now as wall_clock
 from .codec import Codec, codec_for
 from .config import duration, moment
-from .errors import BadArguments, ConfigError, Retry, UnknownName
 from .delivery.model import MIDDLE
+from .errors import BadArguments, ConfigError, Retry, UnknownName
 from .options import TaskOptions
 from .options import priority as checked_priority
 from .record import NO_META, Meta, parse_id

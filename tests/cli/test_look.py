@@ -18,6 +18,23 @@ def row(rows, **wanted):
     return found[0]
 
 
+def test_priorities_are_shown(cli, app):
+    add, _ = app.tasks["add"], app.engine
+    assert "priorit" not in cli("-A", "shop", "queues")
+    assert "priorit" not in cli("-A", "shop", "lag")
+    ids = {priority: add.apply_async((1, 2), priority=priority).id for priority in (None, 9, 0)}
+    cli("-A", "shop", "call", "add", "1", "2", "--priority", "9")
+    assert row(cli.rows("-A", "shop", "queues"), name="default")["priorities"] == [9, 4, 0]
+    assert "9, 4, 0" in cli("-A", "shop", "queues")
+    lag = row(cli.rows("-A", "shop", "lag"), name="default")
+    assert (lag["pending"], lag["lanes"]) == (4, {"9": 2, "4": 1, "0": 1})
+    assert "pending by priority: 9: 2, 4: 1, 0: 1" in cli("-A", "shop", "lag")
+    assert sorted(each["priority"] for each in cli.rows("-A", "shop", "calls")) == [0, 4, 9, 9]
+    assert "partition 0 of priority 9, offset 0" in cli("-A", "shop", "show", ids[9])
+    assert "priority" not in cli("-A", "shop", "show", ids[None])
+    assert "--priority" in cli("-A", "shop", "call", "add", "1", "2", "--priority", "12", code=2)
+
+
 def test_empty_results_say_what_to_try(cli, app):
     _ = app.engine
     assert "respool calls --state FAILURE" in cli("-A", "shop", "dead", "list")

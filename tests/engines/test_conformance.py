@@ -544,7 +544,8 @@ def test_a_group_reads_a_lane_made_while_it_was_made(engine: Engine, queue: Stre
     some = [(each, lo, hi) for each, lo, hi in bounds]
     live = engine.create_group(queue, "shop", "live", "group", {}, [(each, hi, None) for each, _, hi in some])
     again = engine.create_group(queue, "shop", "again", "replay", {}, some)
-    assert live is not None and again is not None
+    assert live is not None
+    assert again is not None
     assert granted(grant(engine, live, 9)) == [first, first + 1, first + 2]
     assert grant(engine, again, 9) is None
     (later,) = engine.add_lane(queue, 7).lanes[7]

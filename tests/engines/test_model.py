@@ -158,7 +158,7 @@ class DeliveryMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.queue.lanes) < 3)
     @rule(priority=st.sampled_from((0, 3, 5, 9)))
     def use_a_priority(self, priority: int) -> None:
-        """A lane is read from its start by the groups that are there (H10); not by a replay, whose window was."""
+        """A lane is read from its start by the groups that are there (H10), but by no replay."""
         new = self.queue.lane(priority) is None
         self.queue = self.engine.add_lane(self.queue, priority)
         assert self.engine.add_lane(self.queue, priority) == self.queue

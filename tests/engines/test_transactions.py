@@ -18,7 +18,7 @@ from psycopg.rows import dict_row
 from sqlalchemy.orm import Session
 from tests.engines.kits import PostgresKit
 
-from respool import App, ConfigError, IdConflict, RecordTooLarge, UnknownCall
+from respool import App, ConfigError, EngineUnavailable, IdConflict, RecordTooLarge, UnknownCall
 from respool.testing import work
 
 Opener = Callable[[str], Any]
@@ -171,3 +171,45 @@ def test_connections_that_cannot_be_used(on_postgres: App, on_sqlite: App, sessi
         local.apply_async((1, 2), connection=apsw.Connection(":memory:"))
     with pytest.raises(ConfigError, match="begin one first"):
         local.apply_async((1, 2), connection=apsw.Connection(on_sqlite.location.path or ""))
+
+
+def test_a_lane_made_beside_a_transaction(on_postgres: App) -> None:
+    """In one of our own: what the caller rolls back takes no lane away that others may use (G7)."""
+    add = on_postgres.tasks["add"]
+    with psycopg.connect(on_postgres.url.partition("?")[0]) as db:
+        with on_postgres.transaction(db):
+            lost = add.apply_async((1, 2), priority=9)
+        db.rollback()
+        with on_postgres.transaction(db):
+            kept = add.apply_async((3, 4), priority=9)
+        db.commit()
+    work(on_postgres)
+    assert kept.get(timeout=0) == 7
+    assert lost.state == "UNKNOWN"
+
+
+def test_a_new_lane_within_a_transaction_on_a_file(tmp_path: Path) -> None:
+    """It would wait for the caller's own lock: refused in time, and with what to do; nothing was sent."""
+    with App("shop", url=f"sqlite:///{tmp_path / 'respool.db'}", append_timeout=0.3) as app:
+
+        @app.task
+        def add(x: int, y: int) -> int:
+            return x + y
+
+        _ = app.engine
+        db = apsw.Connection(str(tmp_path / "respool.db"))
+        db.execute("BEGIN IMMEDIATE")
+        with (
+            app.transaction(db),
+            pytest.raises(EngineUnavailable, match="Send a first call of that priority"),
+        ):
+            add.apply_async((1, 2), priority=9)
+        db.execute("ROLLBACK")
+        add.apply_async((1, 2), priority=9)
+        db.execute("BEGIN IMMEDIATE")
+        with app.transaction(db):
+            sent = add.apply_async((3, 4), priority=9)
+        db.execute("COMMIT")
+        db.close()
+        work(app)
+        assert sent.get(timeout=0) == 7

@@ -46,9 +46,9 @@ def test_priorities_that_cannot_be_are_refused(tmp_path: Path) -> None:
             return x
 
         for wrong in (10, -1, "9", 2.5, True):
-            with pytest.raises(ConfigError, match="from 0 .last. to 9 .first."):
+            with pytest.raises(ConfigError, match=r"from 0 \(last\) to 9 \(first\)"):
                 add.apply_async((1,), priority=wrong)  # type: ignore[arg-type]
-            with pytest.raises(ConfigError, match="from 0 .last. to 9 .first."):
+            with pytest.raises(ConfigError, match=r"from 0 \(last\) to 9 \(first\)"):
                 app.task(name=f"t{wrong}", priority=wrong)(lambda: None)
         (queue,) = app.engine.streams()
         assert queue.lanes == {}

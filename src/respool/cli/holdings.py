@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..delivery.model import MIDDLE
 from .output import Column, Table, iso, number, when, zone
 
 if TYPE_CHECKING:
@@ -14,10 +15,12 @@ if TYPE_CHECKING:
 
 def show_holdings(target: Target, kind: str, as_json: bool, empty: str) -> None:
     """Print a row for each queue or stream."""
+    lanes = any(stream.lanes for stream in target.streams.values() if stream.kind == kind)
     table = Table(
         Column(kind, least=10),
         Column("records", right=True),
         Column("parts", right=True, drop=2),
+        *((Column("priorities", drop=1),) if lanes else ()),
         *((Column("key", least=6, drop=1),) if kind == "stream" else ()),
         Column(f"oldest ({zone()})", drop=3),
         Column("newest", drop=4),
@@ -31,6 +34,7 @@ def show_holdings(target: Target, kind: str, as_json: bool, empty: str) -> None:
             cells = (
                 number(data["records"]),
                 str(data["partitions"]),
+                *((", ".join(map(str, data["priorities"])),) if lanes else ()),
                 *key,
                 *times,
                 ", ".join(data["groups"]),
@@ -48,7 +52,7 @@ def _data(target: Target, stream: Stream) -> dict[str, Any]:
         "app": stream.app,
         "records": sum(hi - lo for lo, hi in held),
         "partitions": stream.partitions,
-        **({} if not stream.lanes else {"priorities": sorted(stream.lanes)}),
+        "priorities": sorted({MIDDLE, *stream.lanes}, reverse=True),
         **({} if stream.kind == "queue" else {"key": stream.settings.get("key")}),
         "settings": stream.settings,
         "oldest": min(ends, default=None),

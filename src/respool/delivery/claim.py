@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .lanes import Turns, by_lane, has_lanes, unread
-from .model import MAX_LEASE, Change, Lease, Parked, View
+from .model import MAX_LEASE, Change, Lease, Parked, Position, View
 from .spans import Span, count, joined, take
 
 

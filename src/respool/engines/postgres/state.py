@@ -329,11 +329,11 @@ def _ask(db: Db, sql: dict[str, bytes], reads: Reads) -> dict[str, Any]:
         if not reads.due:  # not a claim: it may want all there is
             asked["ends"] = db.execute(sql["positions"], (group,))
     if reads.returned:
-        bound = {"grp": group, "most": reads.returned, "lanes": RETURNED_OF_LANES}
-        asked["returned"] = db.execute(sql["returned"], bound)
+        most = {"grp": group, "most": reads.returned, "lanes": RETURNED_OF_LANES}
+        asked["returned"] = db.execute(sql["returned"], most)
     if reads.due:
-        bound = {"grp": group, "now": reads.now, "want": reads.due}
-        asked["due"] = db.execute(sql["due"], bound, binary=True)
+        due = {"grp": group, "now": reads.now, "want": reads.due}
+        asked["due"] = db.execute(sql["due"], due, binary=True)
     if reads.tasks:
         asked["unknown"] = db.execute(sql["unknown"], (group, list(reads.tasks), reads.due), binary=True)
     if reads.parked:

@@ -290,7 +290,7 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteWorks, SQLiteInspect, SQLiteRet
             now = _stream(db, db.execute(SQL["stream"], (stream.kind, stream.app, stream.name)).get)
             if now.lane(priority) is None:
                 for partition in range(now.partitions):
-                    db.execute(SQL["add_log"], (stream.id, partition, priority)).get
+                    db.execute(SQL["add_log"], (stream.id, partition, priority)).fetchall()
                 db.execute(SQL["set_floor"], (stream.id,))
                 db.execute(SQL["add_positions"], (stream.id,))
                 now = _stream(db, db.execute(SQL["stream"], (stream.kind, stream.app, stream.name)).get)
