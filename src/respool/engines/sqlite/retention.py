@@ -56,7 +56,7 @@ class SQLiteRetention:
             if not cut:  # not before the commit: what was rolled back is looked at again
                 self._looked_at[stream.id] = after
             if cut or removed:
-                db.execute("PRAGMA incremental_vacuum(2000)").fetchall()
+                db.execute("PRAGMA incremental_vacuum(4000)").fetchall()
         return cut + removed
 
 
