@@ -22,11 +22,11 @@ $(BENCH_STAMP): remake
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test services soak check format bench build lock clean python remake
+.PHONY: help venv demo test test-fast services soak check format bench build lock clean python remake
 remake:
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  PYTHON=$(PYTHON)  the Python to make .venv with"
 	@echo "  SOAK_SECONDS=$(SOAK_SECONDS)"
@@ -39,8 +39,11 @@ demo: $(STAMP) ## a short show of what it does
 	@$(BIN)/respool demo $(ARGS)
 
 test: $(STAMP) ## all tests but the soak
-	@$(BIN)/python -m tests.services --prepare --only postgres
+	@$(BIN)/python -m tests.services --prepare --only postgres,newest,pgbouncer
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-fast: $(STAMP) ## those tests that need no server
+	@$(BIN)/python -m pytest -n 2 -m "not server" $(ARGS)
 
 services: $(STAMP) ## real PostgreSQL, PgBouncer and Kafka for tests, until Ctrl-C
 	@$(BIN)/python -m tests.services $(ARGS)

@@ -1,12 +1,13 @@
 """Hypothesis profiles: `dev` by default, `ci` where CI is set, `soak` where SOAK is.
 
-Another: `pytest --hypothesis-profile=soak`.
+Another: `pytest --hypothesis-profile=soak`. And the mark of what needs a server: `pytest -m "not server"`.
 """
 
 from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 _SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much]  # a machine's steps are slow beside a function's
@@ -19,3 +20,23 @@ settings.register_profile(
     "soak", settings.get_profile("dev"), max_examples=20_000, stateful_step_count=150, print_blob=True
 )
 settings.load_profile("soak" if os.environ.get("SOAK") else "ci" if os.environ.get("CI") else "dev")
+
+_SERVERS = ("postgres", "kafka", "newest", "pgbouncer", "server")
+"""How fixtures begin that start a server, and parameters that name one."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a server, by its fixtures or by what it is run for."""
+    for item in items:
+        named = {*getattr(item, "fixturenames", ()), *_texts(item)}
+        if any(name.startswith(_SERVERS) or name in _OF_SERVERS for name in named):
+            item.add_marker("server")
+
+
+_OF_SERVERS = ("database", "session_database", "session_newest", "session_pooled")
+
+
+def _texts(item: pytest.Item) -> list[str]:
+    """Return those parameters of a test that are texts."""
+    callspec = getattr(item, "callspec", None)
+    return [] if callspec is None else [value for value in callspec.params.values() if isinstance(value, str)]

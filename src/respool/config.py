@@ -274,7 +274,7 @@ SQLITE_PRAGMAS = {
 POSTGRES_OPTIONS = {
     "durability": "full|os",
     "schema": r"[^\0]{1,40}",
-    "prepare": "on|off",  # off: PgBouncer before 1.21 in transaction mode
+    "prepare": "on|off",  # default: on, unless a pooler is between
 }
 """Options of ours in a PostgreSQL URL; what else it has is libpq's (sslmode, target_session_attrs, …)."""
 

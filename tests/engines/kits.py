@@ -177,12 +177,23 @@ def _postgres(request: pytest.FixtureRequest, folder: Path, durability: str) -> 
     return PostgresKit(request.getfixturevalue("session_database"), durability)
 
 
+def _postgres_newest(request: pytest.FixtureRequest, folder: Path, durability: str) -> EngineKit:
+    return PostgresKit(request.getfixturevalue("session_newest"), durability)
+
+
+def _postgres_pooled(request: pytest.FixtureRequest, folder: Path, durability: str) -> EngineKit:
+    return PostgresKit(request.getfixturevalue("session_pooled"), durability)
+
+
 KITS: dict[str, Callable[[pytest.FixtureRequest, Path, str], EngineKit]] = {
     "sqlite-file": _sqlite_file,
     "sqlite-memory": _sqlite_memory,
     "postgres": _postgres,
 }
 """By name: makes the kit of a new, empty store. It gets an empty folder of its own and a durability."""
+
+OTHER_SERVERS = {"postgres-newest": _postgres_newest, "postgres-pooled": _postgres_pooled}
+"""Kits for the suite's core only: the newest PostgreSQL, and one behind PgBouncer in transaction mode."""
 
 SHARED = [name for name in KITS if name != "sqlite-memory"]
 """Those whose store other processes can reach, and that outlives its engine."""

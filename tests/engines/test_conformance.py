@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.engines.kits import CUTS_ENDS, KITS, SHARED, EngineKit
+from tests.engines.kits import CUTS_ENDS, KITS, OTHER_SERVERS, SHARED, EngineKit
 
 from respool.delivery.claim import Request, claim
 from respool.delivery.model import (
@@ -56,16 +56,20 @@ ALL = 1_000_000
 numbers = itertools.count(1)
 
 
-@pytest.fixture(params=KITS)
+@pytest.fixture(params=[*KITS, *OTHER_SERVERS])
 def kits(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[EngineKit]]:
     """Two stores of one engine."""
     folders = [tmp_path / name for name in ("one", "two")]
     for folder in folders:
         folder.mkdir()
-    made = [KITS[request.param](request, folder, "full") for folder in folders]
+    made = [(KITS | OTHER_SERVERS)[request.param](request, folder, "full") for folder in folders]
     yield made
     for each in made:
         each.remove()
+
+
+with_bells = pytest.mark.parametrize("kits", [*KITS, "postgres-newest"], indirect=True)
+"""Marks what needs bells, which nobody hears through PgBouncer."""
 
 
 @pytest.fixture
@@ -1208,6 +1212,7 @@ def test_engines_of_one_store_have_one_target(kits: list[EngineKit], engine: Eng
 # Bells: a hint may be lost, but in quiet there is no reason to
 
 
+@with_bells
 def test_a_worker_is_woken_by_its_logs(kit: EngineKit, engine: Engine, log: int) -> None:
     sleeper = engine.sleeper([log], 7)
     other = kit.open()
@@ -1222,6 +1227,7 @@ def test_a_worker_is_woken_by_its_logs(kit: EngineKit, engine: Engine, log: int)
     sleeper.close()
 
 
+@with_bells
 def test_one_worker_of_a_service_is_woken_or_all(kit: EngineKit, engine: Engine, log: int) -> None:
     sleepers = [engine.sleeper([log], service) for service in (7, 7, 8)]
     for everyone, woken in ((False, {7: 1, 8: 1}), (True, {7: 2, 8: 1})):
@@ -1251,6 +1257,7 @@ def test_a_sleep_ends_by_itself_and_by_a_descriptor(engine: Engine, log: int) ->
         os.close(writer)
 
 
+@with_bells
 @pytest.mark.parametrize("every", [False, True])
 def test_waiters_are_woken_by_their_records(kit: EngineKit, engine: Engine, log: int, every: bool) -> None:
     pos, other = first_pos(log) + 5, kit.open()
@@ -1267,6 +1274,24 @@ def test_waiters_are_woken_by_their_records(kit: EngineKit, engine: Engine, log:
         waiter.prepare()
         waiter.cancel()
         waiter.cancel()
+
+
+@pytest.mark.parametrize("kits", ["postgres-pooled"], indirect=True)
+def test_without_bells_polling_is_the_floor(kit: EngineKit, engine: Any, log: int) -> None:
+    """Behind a pooler: nothing is listened to that could not be heard, and no flag is left on its servers."""
+    sleeper = engine.sleeper([log], 7)
+    sleeper.prepare()
+    kit.open().ring(log)
+    assert not sleeper.sleep(0.05)
+    assert not sleeper.hears
+    held = engine._reader.read(
+        lambda db: db.execute(
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = "
+            "(SELECT oid FROM pg_database WHERE datname = current_database())"
+        ).fetchone()
+    )
+    assert held == (0,)
+    sleeper.close()
 
 
 # Inspect: what commands and checks ask

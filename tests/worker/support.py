@@ -323,14 +323,17 @@ def cpu_seconds(pid: int) -> float:
 
 
 ENGINES = ("sqlite", "postgres")
+_DATABASES = {
+    "postgres": "session_database", "postgres-newest": "session_newest", "postgres-pooled": "session_pooled",
+}  # fmt: skip
 on_each_engine = pytest.mark.parametrize("place", ENGINES, indirect=True)
 """Marks a test that is about no file: its place is one on each engine in turn."""
 
 
 def _place(request: pytest.FixtureRequest, folder: Path) -> Iterator[Place]:
-    url = None
-    if getattr(request, "param", "sqlite") == "postgres":
-        url = f"{request.getfixturevalue('session_database')}?schema=s{uuid.uuid4().hex[:12]}"
+    url, engine = None, getattr(request, "param", "sqlite")
+    if engine in _DATABASES:
+        url = f"{request.getfixturevalue(_DATABASES[engine])}?schema=s{uuid.uuid4().hex[:12]}"
     made = Place(folder, url)
     yield made
     made.close()

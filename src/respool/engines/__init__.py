@@ -84,7 +84,7 @@ def _postgres_options(location: Location, durability: str, timeout: float) -> Po
         location.options.get("schema", "respool"),
         durability,
         timeout,
-        location.options.get("prepare", "on") == "on",
+        {"on": True, "off": False}.get(location.options.get("prepare", "")),
     )
 
 

@@ -13,6 +13,7 @@ down when it is busy.
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import threading
@@ -266,6 +267,10 @@ class PostgresSleeper:
         if self._db is None and time.monotonic() >= self._silent_until:
             try:
                 db = connect(self._bells.options, "sleeper")
+                if db.pooled:  # nothing that lasts for longer than a transaction works: polling does
+                    db.close()
+                    self._silent_until = math.inf
+                    return None
                 db.execute(f'LISTEN "{self._bells.channel}"'.encode())
                 self._db = db
             except (RespoolError, psycopg.Error):

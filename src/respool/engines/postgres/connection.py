@@ -50,7 +50,7 @@ class PostgresOptions:
     schema: str = "respool"
     durability: str = "full"
     timeout: float = 10.0  # seconds that an append or a connection may take
-    prepare: bool = True  # PgBouncer before 1.21 has no prepared statements in transaction mode
+    prepare: bool | None = None  # statements on the server; None: unless a pooler is between
 
 
 class Lost(Exception):
@@ -183,6 +183,16 @@ class Bounded(psycopg.Connection[Any]):
     """Waits for an answer only so long: a server that hangs, or a network that is cut, closes nothing."""
 
     patience = 10.0
+    pooled = False
+
+    def find_pooler(self) -> None:
+        """See whether a pooler is between: it gives its own number for the server's process.
+
+        What lasts for longer than a transaction (LISTEN, session locks, prepared statements) may then be
+        lost, or be somebody else's.
+        """
+        row = self.execute("SELECT pg_backend_pid()").fetchone()
+        self.pooled = row != (self.info.backend_pid,)
 
     def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
         """Let one of the driver's operations go on; where nothing comes for too long, close and raise."""
@@ -208,7 +218,7 @@ def connect(options: PostgresOptions, role: str, kind: type[Bounded] = Bounded) 
         db = kind.connect(
             options.conninfo,
             autocommit=True,
-            prepare_threshold=5 if options.prepare else None,
+            prepare_threshold=None if options.prepare is False else 5,
             connect_timeout=max(SHORTEST, int(options.timeout)),
             application_name=f"respool {role}",
         )
@@ -217,6 +227,13 @@ def connect(options: PostgresOptions, role: str, kind: type[Bounded] = Bounded) 
     except psycopg.Error as error:
         raise ConfigError(f"{options.shown}: {_first_line(error)}") from None
     db.patience = patience(options, role)
+    try:
+        db.find_pooler()
+    except psycopg.Error as error:
+        db.close()
+        raise _not_opened(options, error) from None
+    if db.pooled and options.prepare is None:
+        db.prepare_threshold = None  # PgBouncer before 1.21 has none in transaction mode
     if db.info.server_version < OLDEST:
         version = db.info.server_version // 10000
         db.close()
@@ -224,7 +241,7 @@ def connect(options: PostgresOptions, role: str, kind: type[Bounded] = Bounded) 
     return db
 
 
-def _not_opened(options: PostgresOptions, error: psycopg.OperationalError) -> RespoolError:
+def _not_opened(options: PostgresOptions, error: psycopg.Error) -> RespoolError:
     what = _first_line(error)
     if isinstance(error, _CONFIG) or any(
         said in what
