@@ -595,6 +595,7 @@ def test_a_storm_of_one_lane_hides_no_other(engine: Engine, queue: Stream, main:
     assert sorted(granted(lease)) == [first, first + 1]
 
 
+@with_bells
 def test_a_sleeper_hears_a_lane_that_was_made_since(kit: EngineKit, engine: Engine, queue: Stream) -> None:
     sleeper = engine.sleeper(queue.logs, 1)
     try:
