@@ -9,16 +9,28 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, overload
 
+from msgspec.structs import replace
+
+from .blobs import INSTALL, Blobs, Store, installed, only_named, store_of
 from .clock import now as wall_clock
 from .codec import codec_for
-from .config import SETTINGS, Location, duration, find_url, moment, parse_url, settings
+from .config import SETTINGS, Location, duration, find_url, moment, parse_url, settings, size
 from .delivery.model import Lease, NewCall
 from .engines import open_engine, public_id, stored_id
 from .engines.base import Engine, Group, Stream
-from .errors import ConfigError, DatabaseGone, DeclarationConflict, EngineUnavailable, UnknownName
+from .errors import (
+    BlobsUnavailable,
+    ConfigError,
+    DatabaseGone,
+    DeclarationConflict,
+    EngineUnavailable,
+    RecordTooLarge,
+    UnknownName,
+)
 from .options import TaskOptions, task_options
 from .producer import MAX_TOGETHER, Producer, chunks
 from .record import NO_META, Id, Meta, log_of, new_head, parse_id
+from .reference import is_reference
 from .result import AsyncResult, Found, ResultSet
 from .running import Run, current_run
 from .stream import StreamHandle, check_name
@@ -31,6 +43,7 @@ if TYPE_CHECKING:
 
 DEFAULT_QUEUE = "default"
 KEYED_PARTITIONS = 64
+NEVER = float("inf")  # bytes beyond which a payload goes to the blob store
 _abandoned: list[Any] = []
 """Engines of a parent process: never touched after fork, and never closed here either (S2)."""
 
@@ -84,6 +97,8 @@ class App:
         self.url = find_url(url, caller)
         self.settings["url"] = self.url
         self.location: Location = parse_url(self.url)
+        self._store = self._blob_store()
+        self._blobs: Blobs | None = None
         self.tasks: dict[str, Task[Any, Any]] = {}
         self.queues: dict[str, Queue] = {DEFAULT_QUEUE: Queue(self, DEFAULT_QUEUE)}
         self.stream_handles: dict[str, StreamHandle] = {}
@@ -172,6 +187,7 @@ class App:
         partitions: int | None = None,
         serializer: str = "json",
         retention: Any = None,
+        offload_over: int | str | None = None,
     ) -> StreamHandle:
         """Declare a stream of events, shared by all apps on the log.
 
@@ -181,6 +197,7 @@ class App:
             serializer: "json" or "msgpack".
             retention: how long events stay (seconds, timedelta, "30d"); None: for good. What a group has
                 yet to finish stays longer.
+            offload_over: bytes ("1MiB") beyond which an event goes to the blob store; default: the app's.
 
         Raises: DeclarationConflict where it is declared otherwise here; on first use, where it was
             created otherwise.
@@ -189,7 +206,8 @@ class App:
         if not isinstance(count, int) or not 1 <= count <= 4096:
             raise ConfigError(f"stream {name}: partitions={partitions!r} is not a number from 1 to 4096")
         kept = None if retention is None else duration(retention, "retention")
-        handle = StreamHandle(self, check_name("stream", name), key, count, serializer, kept)
+        over = self.offload_over(None if offload_over is None else size(offload_over, "offload_over"))
+        handle = StreamHandle(self, check_name("stream", name), key, count, serializer, kept, over)
         known = self.stream_handles.setdefault(name, handle)
         _compare("stream", name, known.settings, handle.settings)
         return known
@@ -280,7 +298,7 @@ class App:
             )
 
     def _forget(self) -> None:
-        self._engine = self._producer = None
+        self._engine = self._producer = self._blobs = None
         self._streams.clear()
         self._mains.clear()
 
@@ -320,6 +338,73 @@ class App:
             raise UnknownName("queue", name, self.queues, f"declare it: app.queue({name!r})")
         raise UnknownName("stream", name, self.stream_handles, f"declare it: app.stream({name!r})")
 
+    # Large payloads
+
+    def _blob_store(self) -> Store | None:
+        """Return where large payloads go, None where there is no such place. Raises ConfigError."""
+        durability = self.location.options.get("durability", self.settings["durability"])
+        return store_of(self.location, self.settings["blobs"], self.settings["blob_timeout"], durability)
+
+    @property
+    def blob_store(self) -> Store | None:
+        """The store of large payloads, None where there is none."""
+        return self._store
+
+    @property
+    def blobs(self) -> Blobs:
+        """The store of large payloads. Raises BlobsUnavailable where there is none."""
+        blobs, engine = self._blobs, self.engine
+        if blobs is None or self._engine is not engine:
+            if self._store is None:
+                raise BlobsUnavailable(f"there is no store of large payloads here; {self._no_store()}")
+            blobs = self._blobs = Blobs(engine, self._store, self.settings["max_blob_size"])
+        return blobs
+
+    def _no_store(self) -> str:
+        return f"to have one: {INSTALL}" if not installed() else "name one: blobs='s3://…' or RESPOOL_BLOBS"
+
+    def offload_over(self, given: int | None) -> float:
+        """Return the bytes beyond which a payload goes to the blob store."""
+        over: int | None = self.settings["offload_over"] if given is None else given
+        if over is None:
+            return NEVER
+        return over if self._store is not None else max(over, self.settings["max_record_size"])
+
+    def offload(self, body: bytes, meta: Meta) -> tuple[bytes, Meta]:
+        """Put a large payload into the blob store; return what is recorded in its place.
+
+        Raises: RecordTooLarge, BlobsUnavailable: nothing was sent.
+        """
+        if self._store is None:
+            raise RecordTooLarge(
+                f"the record has {len(body):,} bytes, max_record_size allows "
+                f"{self.settings['max_record_size']:,}; larger ones go to a blob store, {self._no_store()}"
+            )
+        run = current_run.get()
+        described = replace(meta, offloaded=len(body))
+        if run is not None and run.serves(self.engine) and enlisted(self) is None:
+            if not run.sends:
+                return only_named(body), described
+            if run.excludes:  # it holds the only lock: the payload could not be entered
+                most = self.settings["max_record_size"]
+                if len(body) > most:
+                    raise RecordTooLarge(
+                        f"the record has {len(body):,} bytes; within self.transaction() no more than "
+                        f"max_record_size, {most:,}, can be sent here: send it before that, or after"
+                    )
+                return body, meta
+            with run.shield():
+                return self.blobs.offload(body), described
+        sender = enlisted(self)
+        return self.blobs.offload(body, None if sender is None else sender.connection), described
+
+    def payload(self, body: Any) -> Any:
+        """Return a body or a result as it was sent, from the blob store where it is there.
+
+        Raises: BlobLost, BlobsUnavailable.
+        """
+        return self.blobs.load(body) if is_reference(body) else body
+
     # Sending
 
     def send_task(
@@ -341,8 +426,16 @@ class App:
             task = Task(self, _anything, check_name("task", name), checked)
         return task.apply_async(args, kwargs, queue=queue, **options)
 
-    def send_call(self, queue: str, task: str, body: bytes, meta: Meta, id: Id | None) -> AsyncResult[Any]:
-        """Append one encoded call, or put it in the outbox of the present run."""
+    def send_call(
+        self, queue: str, task: str, body: bytes, meta: Meta, id: Id | None, over: float = NEVER
+    ) -> AsyncResult[Any]:
+        """Append one encoded call, or put it in the outbox of the present run.
+
+        Parameters:
+            over: bytes beyond which its arguments go to the blob store.
+        """
+        if len(body) > over:
+            body, meta = self.offload(body, meta)
         engine = self.engine
         stream = self._streams.get(("queue", queue)) or self.stream_of("queue", queue)
         log = stream.logs[0] if meta.priority is None else self._lane(stream, meta.priority)
@@ -354,9 +447,11 @@ class App:
         return AsyncResult(self, row.id if id is None else public_id(row.id), pos=pos)
 
     async def asend_call(
-        self, queue: str, task: str, body: bytes, meta: Meta, id: Id | None
+        self, queue: str, task: str, body: bytes, meta: Meta, id: Id | None, over: float = NEVER
     ) -> AsyncResult[Any]:
         """Append one encoded call without holding up the event loop."""
+        if len(body) > over:
+            body, meta = await self._aoffload(body, meta)
         log = self._log_of(queue, meta)
         run = self._run()
         if run is not None:
@@ -388,6 +483,11 @@ class App:
             self._streams[stream.kind, stream.name] = stream
             logs = stream.lanes[priority]
         return logs[0]
+
+    async def _aoffload(self, body: bytes, meta: Meta) -> tuple[bytes, Meta]:
+        import asyncio  # see producer.py
+
+        return await asyncio.to_thread(self.offload, body, meta)
 
     def _to_outbox(
         self, run: Run, log: int, task: str, body: bytes, meta: Meta, id: Id | None
@@ -449,24 +549,40 @@ class App:
         with enlist(self, sender):
             yield
 
-    def send_run(self, queue: str, task: str, bodies: Iterator[bytes], meta: Meta) -> ResultSet[Any]:
+    def send_run(
+        self, queue: str, task: str, bodies: Iterator[bytes], meta: Meta, over: float = NEVER
+    ) -> ResultSet[Any]:
         """Append many encoded calls of one task."""
         log = self._log_of(queue, meta)
         results: ResultSet[Any] = ResultSet(self)
         run = self._run()
         if run is not None:
             for body in bodies:
-                results.add_run(self._to_outbox(run, log, task, body, meta, None)._id, 1)  # type: ignore[arg-type]
+                sent, described = self.offload(body, meta) if len(body) > over else (body, meta)
+                results.add_run(self._to_outbox(run, log, task, sent, described, None)._id, 1)  # type: ignore[arg-type]
             return results
-        self._append_run(log, task, bodies, meta, results)
+        self._append_run(log, task, bodies, meta, results, over)
         return results
 
     def _append_run(
-        self, log: int, task: str, bodies: Iterator[bytes], meta: Meta, results: ResultSet[Any] | None
+        self,
+        log: int,
+        task: str,
+        bodies: Iterator[bytes],
+        meta: Meta,
+        results: ResultSet[Any] | None,
+        over: float,
     ) -> int:
         packed, sent = meta.packed(), 0
         with self._sending() as producer:
-            for chunk in chunks(bodies):
+            for chunk in chunks(bodies, over):
+                if len(chunk) == 1 and len(chunk[0]) > over:  # it stands alone, in a run of one
+                    row = self._row(log, task, *self.offload(chunk[0], meta), None)
+                    producer.append(row)
+                    sent += 1
+                    if results is not None:
+                        results.add_run(row.id, 1)
+                    continue
                 producer.check_size(max(chunk, key=len), packed)
                 head = producer.append_run(log, task, chunk, packed, wall_clock())
                 sent += len(chunk)
@@ -478,6 +594,8 @@ class App:
         self, stream: StreamHandle, partition: int, type: str, body: bytes, meta: Meta, id: Id | None
     ) -> Id:
         """Append one encoded event; return its id."""
+        if len(body) > stream.offload_over:
+            body, meta = self.offload(body, meta)
         row = self._event_row(stream, partition, type, body, meta, id)
         self._append(row)
         return public_id(row.id)
@@ -486,6 +604,8 @@ class App:
         self, stream: StreamHandle, partition: int, type: str, body: bytes, meta: Meta, id: Id | None
     ) -> Id:
         """Append one encoded event without holding up the event loop."""
+        if len(body) > stream.offload_over:
+            body, meta = await self._aoffload(body, meta)
         row = self._event_row(stream, partition, type, body, meta, id)
         with self._sending() as producer:
             await producer.aappend(row)
@@ -499,7 +619,8 @@ class App:
 
     def publish_run(self, stream: StreamHandle, type: str, bodies: Iterator[bytes], meta: Meta) -> int:
         """Append many encoded events to a stream without a key; return how many."""
-        return self._append_run(self.stream_of("stream", stream.name).logs[0], type, bodies, meta, None)
+        log = self.stream_of("stream", stream.name).logs[0]
+        return self._append_run(log, type, bodies, meta, None, stream.offload_over)
 
     def publish_keyed(
         self, stream: StreamHandle, type: str, events: Iterable[tuple[bytes, Meta, int]]
@@ -510,6 +631,8 @@ class App:
         sent = 0
         with self._sending() as producer:
             for body, meta, partition in events:
+                if len(body) > stream.offload_over:
+                    body, meta = self.offload(body, meta)
                 producer.check_size(body, None)
                 rows = waiting.setdefault(partition, [])
                 rows.append(self._row(logs[partition], type, body, meta, None))
@@ -600,8 +723,8 @@ class App:
         return public_id(id)
 
     def decode_value(self, body: bytes) -> Any:
-        """Return what a task returned."""
-        return codec_for("msgpack").decode(body)
+        """Return what a task returned. Raises BlobLost, BlobsUnavailable."""
+        return codec_for("msgpack").decode(self.payload(body))
 
     def is_running(self, lease: Lease, pos: int) -> bool:
         """Say whether a leased record is being run, as of its worker's last beat."""

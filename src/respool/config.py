@@ -150,6 +150,13 @@ def _choice(*names: str) -> Callable[[Any, str], str]:
     return check
 
 
+def _some_time(value: Any, what: str) -> float:
+    seconds = duration(value, what)
+    if not seconds:
+        raise ConfigError(f"{what}: {value!r} must be more than 0")
+    return seconds
+
+
 def _count(value: object, what: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
@@ -192,7 +199,24 @@ SETTINGS: dict[str, Setting] = {
     "append_timeout": Setting(
         duration, 10.0, "seconds that delay() and publish() wait for the engine at most"
     ),
-    "max_record_size": Setting(size, 1024**2, "bytes of an encoded call or event, at most"),
+    "max_record_size": Setting(
+        size, 1024**2, "bytes of an encoded call or event, at most, but for what goes to the blob store"
+    ),
+    "blobs": Setting(
+        _maybe(_text),
+        None,
+        "where large payloads are kept: file:///…, s3://…, gs://…, az://…; else RESPOOL_BLOBS, else a folder "
+        "beside the database's file",
+    ),
+    "offload_over": Setting(
+        _maybe(size),
+        64 * 1024,
+        "bytes of an encoded call, event or result beyond which it goes to the blob store; None: never",
+    ),
+    "max_blob_size": Setting(size, 256 * 1024**2, "bytes of one payload in the blob store, at most"),
+    "blob_timeout": Setting(
+        _some_time, 30.0, "seconds that a request to the blob store may take, further tries included"
+    ),
     "result_ttl": Setting(
         _maybe(duration), None, "how long outcomes are kept; None: as long as their records"
     ),

@@ -8,15 +8,17 @@ RespoolError
 │   ├── Refused                 nothing was sent
 │   │   ├── BadArguments        they do not fit the task's signature or types
 │   │   ├── NotEncodable        the value would not arrive as it was sent
-│   │   ├── RecordTooLarge      over `max_record_size`
+│   │   ├── RecordTooLarge      over `max_record_size`, or `max_blob_size`
 │   │   ├── IdConflict          the id is taken by a record with another body
 │   │   └── EngineUnavailable   locked, full, read-only or out of reach for longer than allowed
+│   │       └── BlobsUnavailable  the same of the store of large payloads
 │   └── AppendUnknown           it may have been sent: send the same id again
 ├── EngineError                 the file or server itself
 │   ├── EngineTooOld            a library or server version that is not safe to use
 │   ├── SchemaTooNew            written by a newer Respool
 │   └── DatabaseGone            the file was deleted or replaced while in use
 ├── CorruptBody                 a record that cannot be decoded
+│   └── BlobLost                its payload is gone from the blob store, or damaged there
 ├── ResultError                 what `get()` raises by itself
 │   ├── GetTimeout              not finished in time, and why
 │   ├── ResultExpired           finished, but the value is past `result_ttl`
@@ -76,7 +78,7 @@ class NotEncodable(Refused, TypeError):
 
 
 class RecordTooLarge(Refused, ValueError):
-    """The encoded record is larger than `max_record_size`."""
+    """The encoded record is larger than `max_record_size`, or its payload than `max_blob_size`."""
 
 
 class IdConflict(Refused, ValueError):
@@ -85,6 +87,10 @@ class IdConflict(Refused, ValueError):
 
 class EngineUnavailable(Refused):
     """The engine could not be reached or written to within the time allowed. Nothing was sent."""
+
+
+class BlobsUnavailable(EngineUnavailable):
+    """The blob store that large payloads are kept in cannot be used. Nothing was sent."""
 
 
 class AppendUnknown(AppendError):
@@ -116,6 +122,10 @@ class DatabaseGone(EngineError):
 
 class CorruptBody(RespoolError):
     """A record's body cannot be decoded: damaged, or of an unknown content type or version."""
+
+
+class BlobLost(CorruptBody):
+    """A record, or a result, whose payload is gone from the blob store, or is not what was stored."""
 
 
 class ResultError(RespoolError):

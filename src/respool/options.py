@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from .config import duration
+from .config import duration, size
 from .delivery.retry import RetryPolicy
 from .errors import ConfigError, UnknownName
 
@@ -115,6 +115,9 @@ OPTIONS: dict[str, Option] = {
     ),
     "dead_letter_ttl": Option(
         _maybe(_positive), None, "how long its dead letters are kept; older ones are dropped; None: for good"
+    ),
+    "offload_over": Option(
+        _maybe(size), None, "bytes beyond which its arguments and results go to the blob store"
     ),
     "serializer": Option(_maybe(_text), None, "msgpack (default for tasks), json (for streams) or pickle"),
 }

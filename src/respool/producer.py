@@ -15,6 +15,7 @@ from .record import RUN_BITS, id_text, new_head
 
 CHUNK_RECORDS = 5000
 CHUNK_BYTES = 1 << 20
+FIRST_STEP = 16  # bodies taken before it is known how large they are
 PATIENCE = 1.0  # seconds after which one who waits looks again whether nobody leads: who led was interrupted
 MAX_TOGETHER = 256  # callers whose records are appended in one statement
 
@@ -234,19 +235,32 @@ def conflict_error(row: NewCall) -> IdConflict:
     )
 
 
-def chunks(bodies: Iterator[bytes]) -> Iterator[tuple[bytes, ...]]:
-    """Group encoded bodies into chunks of at most 5,000 records and about 1 MiB."""
-    while chunk := tuple(islice(bodies, CHUNK_RECORDS)):
-        total = sum(map(len, chunk))
-        if total <= CHUNK_BYTES:
-            yield chunk
-            continue
-        part: list[bytes] = []
-        held = 0
-        for body in chunk:
-            if part and held + len(body) > CHUNK_BYTES:
-                yield tuple(part)
-                part, held = [], 0
-            part.append(body)
-            held += len(body)
+def chunks(bodies: Iterator[bytes], over: float) -> Iterator[tuple[bytes, ...]]:
+    """Group encoded bodies into chunks of at most 5,000 records and about 1 MiB; a large one stands alone.
+
+    Few are taken at a time where they are large: they may be many times what fits in memory.
+    """
+    part: list[bytes] = []
+    held = 0
+    step = FIRST_STEP
+    while some := tuple(islice(bodies, min(step, CHUNK_RECORDS - len(part)))):
+        total = sum(map(len, some))
+        if held + total <= CHUNK_BYTES and (total <= over or max(map(len, some)) <= over):
+            part += some
+            held += total
+        else:
+            for body in some:
+                if part and (held + len(body) > CHUNK_BYTES or len(body) > over):
+                    yield tuple(part)
+                    part, held = [], 0
+                part.append(body)
+                held += len(body)
+                if len(body) > over:
+                    yield (body,)
+                    part, held = [], 0
+        if len(part) >= CHUNK_RECORDS:
+            yield tuple(part)
+            part, held = [], 0
+        step = min(4 * len(some), CHUNK_BYTES * len(some) // max(total, 1) + 1, CHUNK_RECORDS)
+    if part:
         yield tuple(part)

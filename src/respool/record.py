@@ -65,6 +65,7 @@ class Meta(msgspec.Struct, omit_defaults=True):
     root: Any = None  # the id of the first of its ancestors
     parent_group: str | None = None  # which group's run made it, and of which generation
     generation: int = 0
+    offloaded: int | None = None  # bytes of a payload in the blob store: the body is a reference to it
 
     def packed(self) -> bytes | None:
         """Return the attributes as bytes, None where all have their defaults."""

@@ -12,6 +12,17 @@ from .record import Id
 class Run(Protocol):
     """What a worker gives to the code it runs."""
 
+    @property
+    def sends(self) -> bool:
+        """Whether the calls it makes are sent; else they are counted."""
+
+    @property
+    def excludes(self) -> bool:
+        """Whether it is in a transaction of its own beside which nothing else can be written."""
+
+    def shield(self) -> AbstractContextManager[None]:
+        """Return a block in which no soft time limit strikes (H17)."""
+
     def serves(self, engine: Any) -> bool:
         """Say whether calls for an engine can go to this run's outbox."""
 

@@ -46,8 +46,10 @@ class StreamHandle:
         partitions: int,
         content_type: str,
         retention: float | None,
+        offload_over: float,
     ) -> None:
         self.app, self.name, self.key, self.retention = app, name, key, retention
+        self.offload_over = offload_over
         self.partitions = partitions
         self.content_type = content_type
         self.codec = codec_for(content_type, app.settings["pickle_key"])
@@ -161,7 +163,9 @@ class StreamHandle:
             meta.key,
             record.task,
             meta.headers or {},
-            codec_for(meta.content_type or "json", self.app.settings["pickle_key"]).decode(record.body),
+            codec_for(meta.content_type or "json", self.app.settings["pickle_key"]).decode(
+                record.body if meta.offloaded is None else self.app.payload(record.body)
+            ),
         )
 
     def subscribe(

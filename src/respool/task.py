@@ -47,6 +47,7 @@ class Task(Generic[P, R]):
         self.signature = Signature(fn, bound=options["bind"], name=name)
         self.queue: str = options["queue"]
         self.expires = options["expires"]
+        self.offload_over = app.offload_over(options["offload_over"])
         self.content_type: str = options["serializer"] or "msgpack"
         self.codec: Codec = codec_for(self.content_type, app.settings["pickle_key"])
         functools.update_wrapper(self, fn, updated=())
@@ -274,14 +275,16 @@ class Task(Generic[P, R]):
         body = self.codec.encode(self.signature.check(args, kwargs), "args")
         id = None if task_id is None else parse_id(task_id)
         to = self.queue if queue is None else self._queue_name(queue)
-        return self.app.send_call(to, self.name, body, meta or self._default_meta(), id)
+        return self.app.send_call(to, self.name, body, meta or self._default_meta(), id, self.offload_over)
 
     async def _asend(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> handles.AsyncResult[R]:
         body = self._encode(args, kwargs)
-        return await self.app.asend_call(self.queue, self.name, body, self._default_meta(), None)
+        meta = self._default_meta()
+        return await self.app.asend_call(self.queue, self.name, body, meta, None, self.offload_over)
 
     def _send_many(self, bodies: Iterator[bytes], queue: str | Queue | None) -> ResultSet[R]:
-        return self.app.send_run(self._queue_name(queue), self.name, bodies, self._default_meta())
+        to, meta = self._queue_name(queue), self._default_meta()
+        return self.app.send_run(to, self.name, bodies, meta, self.offload_over)
 
 
 def _headers(headers: Mapping[str, str]) -> dict[str, str]:

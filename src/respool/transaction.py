@@ -22,7 +22,7 @@ class Enlisted:
     """
 
     def __init__(self, engine: Engine, connection: Any, max_record_size: int) -> None:
-        self._engine, self._connection, self._max = engine, connection, max_record_size
+        self._engine, self.connection, self._max = engine, connection, max_record_size
 
     @classmethod
     def on(cls, engine: Engine, connection: Any, max_record_size: int) -> Enlisted:
@@ -44,7 +44,7 @@ class Enlisted:
         """Append records of one log, each with an id of its own."""
         for row in rows:
             self.check_size(row.body, row.meta)
-        for conflict in self._engine.append_enlisted(self._connection, rows):
+        for conflict in self._engine.append_enlisted(self.connection, rows):
             if not conflict.same:
                 raise conflict_error(rows[conflict.row])
 
@@ -53,7 +53,7 @@ class Enlisted:
     ) -> bytes:
         """Append records that share everything but their bodies; return the id of the first."""
         head = new_head(now)
-        self._engine.append_run_enlisted(self._connection, log, task, bodies, meta, head, now)
+        self._engine.append_run_enlisted(self.connection, log, task, bodies, meta, head, now)
         return head
 
     def check_size(self, body: bytes, meta: bytes | None) -> None:

@@ -121,6 +121,9 @@ json_option: Callable[[F], F] = click.option(
 document_option: Callable[[F], F] = click.option(
     "--json", "as_json", is_flag=True, help="One JSON document, for scripts."
 )
+resolve_option: Callable[[F], F] = click.option(
+    "--resolve", is_flag=True, help="Fetch payloads from the blob store, however large."
+)
 yes_option: Callable[[F], F] = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 
 

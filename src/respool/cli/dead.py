@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import HEADER, MOMENT, RATE, RespoolGroup, confirm, document_option, json_option, yes_option
+from .common import (
+    HEADER,
+    MOMENT,
+    RATE,
+    RespoolGroup,
+    confirm,
+    document_option,
+    json_option,
+    resolve_option,
+    yes_option,
+)
 
 if TYPE_CHECKING:
     from ..dead import DeadFilter, DeadLetter, Edit
@@ -187,8 +197,9 @@ def _data(target: Target, letter: DeadLetter) -> dict[str, Any]:
 @command.command(short_help="Show one: its input, why and where it died.")
 @click.argument("id")
 @click.option("--group", metavar="NAME", help="In this group.")
+@resolve_option
 @document_option
-def show(id: str, group: str | None, as_json: bool) -> None:
+def show(id: str, group: str | None, resolve: bool, as_json: bool) -> None:
     """Show a dead letter: its input, why and where it died, and all its attempts.
 
     \b
@@ -196,7 +207,7 @@ def show(id: str, group: str | None, as_json: bool) -> None:
     """
     from ..dead import DeadFilter, dead_letters
     from ..errors import UnknownCall
-    from .details import print_record, record_data
+    from .details import FETCHED, PRINTED, print_record, record_data
     from .output import document
     from .target import open_target
 
@@ -205,7 +216,8 @@ def show(id: str, group: str | None, as_json: bool) -> None:
     if not letters:
         raise UnknownCall(f"{id} is no dead letter; see how it stands: respool show {id}")
     names = {letter.group.name for letter in letters}
-    data = record_data(target, letters[0].parked.pos, names)
+    most = float("inf") if resolve else PRINTED if as_json else FETCHED
+    data = record_data(target, letters[0].parked.pos, names, most)
     if as_json:
         document(data)
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .output import age, iso, moment, note, when
-from .values import Input, one_line, read_input, read_result, summary
+from .values import Input, Load, one_line, read_input, read_result, summary
 
 if TYPE_CHECKING:
     from ..engines.base import Group, Record, Status, Stream
@@ -18,14 +18,25 @@ if TYPE_CHECKING:
 _TOLD = {"dead": "dead letter", "unknown": "no worker knows the task"}
 
 
-def record_data(target: Target, pos: int, only: Collection[str] | None = None) -> dict[str, Any]:
-    """Return all that is known of a record, in the groups named, or in all."""
+FETCHED = 16 << 20  # bytes of a payload in the blob store that are fetched to be shown, …
+PRINTED = 1 << 20  # … and to be printed as JSON, unless all are asked for
+
+
+def record_data(
+    target: Target, pos: int, only: Collection[str] | None = None, most: float = FETCHED
+) -> dict[str, Any]:
+    """Return all that is known of a record, in the groups named, or in all.
+
+    Parameters:
+        most: bytes of a payload in the blob store that are fetched.
+    """
     from ..engines import public_id
     from ..record import id_text, offset_of
 
     stream, (record,) = target.stream_at(pos), target.engine.records(pos, pos + 1, 1)
     meta = record.meta
-    given = read_input(stream.kind, record.body, len(record.body), meta, target.pickle_key)
+    size, load = meta.offloaded or len(record.body), target.loader(most)
+    given = read_input(stream.kind, record.body, size, meta, target.pickle_key, load)
     groups = [g for g in target.groups if g.stream == stream.id and (only is None or g.name in only)]
     return {
         "id": id_text(public_id(record.id)),
@@ -37,9 +48,9 @@ def record_data(target: Target, pos: int, only: Collection[str] | None = None) -
         "time": iso(record.time),
         "task": record.task,
         "input": given.data(),
-        "size": len(record.body),
+        "size": size,
         **_attributes(meta),
-        "groups": [_in_group(target, stream, group, record) for group in groups],
+        "groups": [_in_group(target, stream, group, record, load) for group in groups],
     }
 
 
@@ -67,20 +78,20 @@ def _attributes(meta: Any) -> dict[str, Any]:
     }
 
 
-def _in_group(target: Target, stream: Stream, group: Group, record: Record) -> dict[str, Any]:
+def _in_group(target: Target, stream: Stream, group: Group, record: Record, load: Load) -> dict[str, Any]:
     status = target.engine.status(group, record.pos)
     found = target.state(status, record.pos, group)
     outcome, parked = status.outcome, status.parked
     error = parked.error if parked else None
     result, unreadable = None, None
     if outcome is not None and outcome.ending == "success":
-        result, unreadable = read_result(outcome.value)
+        result, unreadable = read_result(outcome.value, load)
     elif outcome is not None and outcome.value is not None:
         error = outcome.value
     changed = None
     if parked is not None and parked.body is not None:
         changed = read_input(
-            stream.kind, parked.body, len(parked.body), record.meta, target.pickle_key
+            stream.kind, parked.body, len(parked.body), record.meta, target.pickle_key, load
         ).data()
     return {
         "group": group.name,

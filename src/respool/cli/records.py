@@ -95,7 +95,15 @@ def _in_log(
                 given = read_input(stream.kind, brief.body, brief.size, brief.meta, target.pickle_key)
                 id = id_text(public_id(brief.id))
                 yield Call(
-                    id, brief.time, stream, brief.pos, brief.task, state, group.name, brief.size, given
+                    id,
+                    brief.time,
+                    stream,
+                    brief.pos,
+                    brief.task,
+                    state,
+                    group.name,
+                    brief.meta.offloaded or brief.size,
+                    given,
                 )
 
 

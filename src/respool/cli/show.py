@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import click
 
-from .common import document_option
+from .common import document_option, resolve_option
 
 
 @click.command()
 @click.argument("id")
 @click.option("--group", metavar="NAME", help="Only as this group sees it.")
+@resolve_option
 @document_option
-def command(id: str, group: str | None, as_json: bool) -> None:
+def command(id: str, group: str | None, resolve: bool, as_json: bool) -> None:
     """Show a call: its input, its attempts, and what it gave in each group.
 
     \b
@@ -19,7 +20,7 @@ def command(id: str, group: str | None, as_json: bool) -> None:
     respool -A shop show order-17 --json
     """
     from ..errors import UnknownName
-    from .details import print_record, record_data
+    from .details import FETCHED, PRINTED, print_record, record_data
     from .output import document
     from .target import open_target
 
@@ -31,7 +32,8 @@ def command(id: str, group: str | None, as_json: bool) -> None:
         }
         if group not in known:
             raise UnknownName("group", group, known, f"of {id}")
-    found = [record_data(target, pos, None if group is None else {group}) for pos in places]
+    most = float("inf") if resolve else PRINTED if as_json else FETCHED
+    found = [record_data(target, pos, None if group is None else {group}, most) for pos in places]
     if as_json:
         document(found[0] if len(found) == 1 else found)
         return

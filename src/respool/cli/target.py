@@ -12,9 +12,10 @@ from .common import common
 from .loading import find_spec, load_app
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from ..app import App
+    from ..blobs import Blobs
     from ..config import Location
     from ..delivery.model import Lease
     from ..engines.base import Group, Status, Stream, Worker
@@ -134,6 +135,28 @@ class Target:
             if worker.id == lease.owner
             for running in worker.info.get("running", ())
         )
+
+    def loader(self, most: float) -> Callable[[bytes], Any]:
+        """Return what fetches a payload from the blob store; None in place of one over `most` bytes."""
+        from ..reference import unpack
+
+        return lambda body: self.blobs.load(body) if unpack(body).size <= most else None
+
+    @cached_property
+    def blobs(self) -> Blobs:
+        """The store of large payloads. Raises BlobsUnavailable, ConfigError."""
+        if self.app is not None:
+            return self.app.blobs
+        from ..blobs import INSTALL, Blobs, store_of
+        from ..config import SETTINGS
+        from ..errors import BlobsUnavailable
+
+        store = store_of(self.location, None, SETTINGS["blob_timeout"].default, "full")
+        if store is None:
+            raise BlobsUnavailable(
+                f"there is no store of large payloads here: name it by -A, or RESPOOL_BLOBS, and {INSTALL}"
+            )
+        return Blobs(self.engine, store, SETTINGS["max_blob_size"].default)
 
     @property
     def pickle_key(self) -> bytes | None:

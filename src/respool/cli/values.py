@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..codec import codec_for
 from ..errors import RespoolError
 from ..record import Meta
+from ..reference import is_reference, unpack
 from ..refusals import brief
 from ..remote import error_summary
+
+Load = Callable[[bytes], Any]
+"""Fetches the payload that a reference stands for; None where it is larger than what is wanted."""
 
 
 class Input(NamedTuple):
@@ -18,9 +23,12 @@ class Input(NamedTuple):
     kwargs: dict[str, Any] | None = None
     value: Any = None
     error: str | None = None
+    blob: dict[str, Any] | None = None  # where it is, if it was not fetched
 
     def data(self) -> dict[str, Any]:
         """Return it for JSON."""
+        if self.blob is not None:
+            return {"blob": self.blob, "error": self.error}
         if self.error is not None:
             return {"error": self.error}
         return {"value": self.value} if self.args is None else {"args": self.args, "kwargs": self.kwargs}
@@ -37,10 +45,21 @@ class Input(NamedTuple):
         return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def read_input(kind: str, body: bytes | None, size: int, meta: Meta, pickle_key: bytes | None) -> Input:
-    """Decode a record's body. What cannot be decoded, or was not fetched, is said instead."""
+def read_input(
+    kind: str, body: bytes | None, size: int, meta: Meta, pickle_key: bytes | None, load: Load | None = None
+) -> Input:
+    """Decode a record's body. What cannot be decoded, or was not fetched, is said instead.
+
+    Parameters:
+        load: fetches a large payload from the blob store, where that is wanted.
+    """
     if body is None:
         return Input(error=f"{size:,} bytes")
+    if is_reference(body):
+        payload, error = fetched(body, load)
+        if payload is None:
+            return Input(error=error, blob=where(body))
+        body = payload
     if meta.version != 1:
         return Input(error=f"written in a form of version {meta.version}, unknown here")
     try:
@@ -60,6 +79,23 @@ def read_input(kind: str, body: bytes | None, size: int, meta: Meta, pickle_key:
     return Input(error=f"no call: {brief(value)}")
 
 
+def fetched(body: bytes, load: Load | None) -> tuple[Any, str]:
+    """Return (a large payload, ""), or (None, why it is not here)."""
+    if load is None:
+        return None, f"{unpack(body).size:,} bytes in the blob store"
+    try:
+        payload = load(body)
+    except RespoolError as error:
+        return None, str(error).removesuffix("; nothing was sent")
+    return payload, f"{unpack(body).size:,} bytes in the blob store; --resolve shows them"
+
+
+def where(body: bytes) -> dict[str, Any]:
+    """Return where a large payload is, for JSON."""
+    reference = unpack(body)
+    return {"name": reference.name, "size": reference.size, "sha256": reference.digest.hex()}
+
+
 def summary(error: bytes | None) -> tuple[str, str]:
     """Return an encoded error's type and message."""
     if error is None:
@@ -76,10 +112,15 @@ def one_line(error: bytes | None) -> str:
     return f"{kind}: {message}" if message else kind
 
 
-def read_result(value: bytes | None) -> tuple[Any, str | None]:
+def read_result(value: bytes | None, load: Load | None = None) -> tuple[Any, str | None]:
     """Return (what was returned, None), or (None, why it cannot be read)."""
     if value is None:
         return None, None
+    if is_reference(value):
+        payload, error = fetched(value, load)
+        if payload is None:
+            return None, error
+        value = payload
     try:
         return codec_for("msgpack").decode(value), None
     except RespoolError as error:

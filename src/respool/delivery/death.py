@@ -71,6 +71,7 @@ def bury_lease(
 def _absorb(change: Change, other: Change) -> None:
     """Take over all of a partial decision but the lease itself, which is decided further."""
     change.outcomes += other.outcomes
+    change.references += other.references
     if other.results:
         change.results, change.results_at = other.results, other.results_at
         change.results_ordered = other.results_ordered

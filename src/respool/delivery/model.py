@@ -108,6 +108,7 @@ class Verdict(msgspec.Struct, array_like=True, omit_defaults=True):
     started: float = 0.0
     ended: float = 0.0
     progressed: bool = False  # it called update_state: there is a progress row to clear
+    offloaded: bool = False  # its value is a reference to a blob
 
 
 class Settlement(msgspec.Struct):
@@ -183,6 +184,7 @@ class Change:
         "leases",
         "outcomes",
         "parked",
+        "references",
         "results",
         "results_at",
         "results_ordered",
@@ -198,6 +200,7 @@ class Change:
         self.parked: list[Parked] = []
         self.unparked: list[int] = []
         self.outcomes: list[Outcome] = []
+        self.references: list[tuple[int, bytes]] = []  # outcomes whose value is a reference to a blob (H18)
         self.results: list[tuple[int, bytes]] = []  # outcomes of the plainest kind: success and a value
         self.results_at = 0.0
         self.results_ordered = False  # by position, each once

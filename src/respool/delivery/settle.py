@@ -103,6 +103,8 @@ def _settle_one(lease: Lease, span: Span, change: Change, settlement: Settlement
     if verdict.ending is not None and not (verdict.quiet and verdict.ending == "success"):
         until = None if verdict.ttl is None else at + verdict.ttl
         change.outcomes.append(Outcome(pos, verdict.ending, verdict.value, at, until))
+        if verdict.offloaded and verdict.value is not None:
+            change.references.append((pos, verdict.value))
     if verdict.reason is not None:
         change.parked.append(
             Parked(

@@ -32,6 +32,7 @@ from ..delivery.model import Change, JournalEntry, Lease, NewCall, Outcome, Park
 from ..delivery.spans import Span
 from ..record import Id, Row
 from .bells import Bells, Sleeper
+from .blobs import BlobRefs
 from .inspect import Inspect
 from .things import (
     CAPABILITIES,
@@ -377,7 +378,7 @@ class Retention(Protocol):
         """
 
 
-class Engine(Log, State, Registry, Retention, Bells, Inspect, Protocol):
+class Engine(Log, State, Registry, Retention, BlobRefs, Bells, Inspect, Protocol):
     """Log and State in one, with all that belongs to them. `engines.open_engine` opens one."""
 
     @property

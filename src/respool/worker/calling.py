@@ -16,10 +16,19 @@ from ..codec import codec_for
 from ..delivery.model import Lease, Verdict
 from ..delivery.spans import Span
 from ..engines import public_id
-from ..errors import CorruptBody, NotEncodable, SoftTimeLimitExceeded
+from ..errors import (
+    BlobLost,
+    BlobsUnavailable,
+    CorruptBody,
+    NotEncodable,
+    RecordTooLarge,
+    SoftTimeLimitExceeded,
+)
 from ..record import NO_META, Meta, Row, id_text, unpack_meta
+from ..reference import is_reference
 from . import page as p
 from . import verdicts
+from .large import LargePayloads
 from .run import CurrentRun
 from .services import Runner, Service
 
@@ -40,6 +49,7 @@ class Caller:
     def __init__(self, slot: p.Slot, run: CurrentRun, limited: Callable[[], None]) -> None:
         self.slot, self.run, self._limited = slot, run, limited
         self.encode = codec_for("msgpack").encode
+        self.large = LargePayloads()
         self._loop: asyncio.Runner | None = None
         self._task: asyncio.Task[Any] | None = None
         self._thread = threading.get_ident()
@@ -81,12 +91,20 @@ class Caller:
                 return verdicts.expired(row, meta.expires, now)
         if span.deliveries and span.deliveries >= runner.max_deliveries:
             return verdicts.ran_too_often(row, span, now)
+        body = lease.bodies.get(pos, body)
+        if is_reference(body):
+            try:
+                body = self.large.load(runner, body)
+            except BlobLost as error:
+                return self.failure(runner, row, span, error)
+            except BlobsUnavailable as error:
+                return verdicts.out_of_reach(row, error, self.large.later(now), now)
         if runner.max_deliveries == 1 and not charge(pos):
             self.slot.words[p.BOUND] = 0  # the lease is lost: nothing more of it is ours to run
             return None
-        return self._call(runner, row, span, lease.bodies.get(pos, body), meta)
+        return self._call(runner, row, span, body, meta)
 
-    def _call(self, runner: Runner, row: Row, span: Span, body: bytes, meta: Meta) -> Verdict | None:
+    def _call(self, runner: Runner, row: Row, span: Span, body: Any, meta: Meta) -> Verdict | None:
         words = self.slot.words
         self._set_limits(runner)
         try:
@@ -192,17 +210,29 @@ class Caller:
             log.error("task %s is a dead letter: %s; see: respool show %s", row[1], verdict.note, id)
         return verdict
 
+    def large_result(self, runner: Runner, row: Row, span: Span, encoded: bytes) -> Verdict:
+        """Return the verdict on a plain run whose encoded result is to go to the blob store."""
+        try:
+            stored, offloaded = self.large.result(runner, encoded, excludes=self.run.excludes)
+        except (RecordTooLarge, BlobsUnavailable) as error:
+            return self.failure(runner, row, span, error)
+        return Verdict(row[0], "success", stored, offloaded=offloaded)
+
     def success(self, runner: Runner, row: Row, span: Span, value: Any) -> Verdict | None:
         """Return the verdict on a run that returned, None where there is nothing to keep of it."""
         options = runner.options
-        encoded = None
+        encoded, offloaded = None, False
         if value is not None and not options["ignore_result"]:
             try:
                 encoded = self.encode(value, "the result")
-            except NotEncodable as error:
+                if len(encoded) > runner.over:
+                    encoded, offloaded = self.large.result(runner, encoded, excludes=self.run.excludes)
+            except (NotEncodable, RecordTooLarge, BlobsUnavailable) as error:
                 return self.failure(runner, row, span, error)
         if not self.run.used:
-            return None if encoded is None else Verdict(row[0], "success", encoded, ttl=options["result_ttl"])
+            if encoded is None:
+                return None
+            return Verdict(row[0], "success", encoded, ttl=options["result_ttl"], offloaded=offloaded)
         calls, dropped, progressed = self.run.end()
         return Verdict(
             row[0],
@@ -213,4 +243,5 @@ class Caller:
             calls=calls,
             dropped=dropped,
             progressed=progressed,
+            offloaded=offloaded,
         )

@@ -175,6 +175,8 @@ def _hello(app: App, served: list[Service]) -> Hello:
         sorted(runners),
         [(service.group.id, service.deliveries) for service in served],
         [(service.group.id, service.dead_ttls) for service in served if service.dead_ttls],
+        app.settings["blobs"],
+        app.settings["blob_timeout"],
     )
 
 

@@ -326,10 +326,13 @@ class Executor:
                         except NotEncodable as error:
                             verdict = caller.failure(runner, row, span, error)
                         else:
-                            kept[1].append((row[0], encoded))
-                            full = not slot.add_result(row[0], encoded)
-                            if not full:
-                                words[finished_word] = count + 1
+                            if len(encoded) > runner.over:
+                                verdict = caller.large_result(runner, row, span, encoded)
+                            else:
+                                kept[1].append((row[0], encoded))
+                                full = not slot.add_result(row[0], encoded)
+                                if not full:
+                                    words[finished_word] = count + 1
             count += 1
             if self._forked:
                 os._exit(0)

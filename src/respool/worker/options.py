@@ -33,6 +33,8 @@ class Hello(msgspec.Struct):
     tasks: list[str]
     deliveries: list[tuple[int, dict[str, int]]]  # by group and task; JSON has no numbers for keys
     dead_ttls: list[tuple[int, dict[str, float]]] = []  # the same of `dead_letter_ttl`, where there is one
+    blobs: str | None = None  # the store of large payloads, where one was named
+    blob_timeout: float = 30.0
 
 
 class Welcome(msgspec.Struct):

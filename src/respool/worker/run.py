@@ -19,11 +19,15 @@ from ..engines.base import Engine, LeaseLost, Reads, Record, Work
 from ..errors import ConfigError, IdConflict, Refused, RespoolError
 from ..producer import MAX_TOGETHER
 from ..record import Id, Meta, Row, derived_id, id_text, offset_of
+from ..reference import same_payload
 from .services import Service
 
 log = logging.getLogger("respool.worker")
 MANY_CALLS = 10_000
 MANY_BYTES = 16 << 20
+BLOB_HOLD = (
+    3600.0  # seconds that a large payload waits for its call at most: who sweeps waits far longer (H18)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +132,7 @@ class CurrentRun:
         """Keep what the task says of its progress: one statement (H1)."""
         assert self.row is not None
         value = codec_for("msgpack").encode(meta, "meta")
-        if self.work is not None and self.work.exclusive:
+        if self.excludes:
             raise ConfigError(
                 "self.update_state() within self.transaction(): nobody could see it; call it before"
             )
@@ -183,6 +187,16 @@ class CurrentRun:
         """Say whether calls for an engine can go to this outbox: only those for the log it settles on."""
         return bool(engine.target == self._engine.target)
 
+    @property
+    def sends(self) -> bool:
+        """Whether the calls it makes are sent; else they are counted."""
+        return self.service.sends
+
+    @property
+    def excludes(self) -> bool:
+        """Whether it is in a transaction of its own beside which nothing else can be written."""
+        return self.work is not None and self.work.exclusive
+
     def send(self, log: int, task: str, body: bytes, meta: Meta, id: Id | None, namespace: str) -> Id:
         """Put a call in the outbox; it leaves with the settlement, or after `outbox_hold` (P4)."""
         with self.shield(), self._lock:
@@ -195,8 +209,11 @@ class CurrentRun:
                 return public_id(call.id)
             self._calls.append(call)
             self._bytes += len(body)
-            if self._hold is not None and self._sends_at is None:
-                self._sends_at = time.monotonic() + self._hold
+            hold = self._hold
+            if hold is None and meta.offloaded is not None:
+                hold = BLOB_HOLD
+            if hold is not None and self._sends_at is None:
+                self._sends_at = time.monotonic() + hold
                 self._watch()
             too_many = len(self._calls) >= MANY_CALLS or self._bytes >= MANY_BYTES
             if too_many or (self._is_time() and self.work is None):
@@ -218,6 +235,7 @@ class CurrentRun:
             parent.meta.root or parent.id,
             group.name,
             group.generation,
+            meta.offloaded,
         )
         if id is None:
             id = self._derived(log, task, body, parent)
@@ -243,7 +261,7 @@ class CurrentRun:
         """Return an id that a rerun gives to the same call, and to no other (H8)."""
         group, span = self.service.group, self.span
         history = (group.id, group.generation, parent.pos, span.retries, span.redrives, log)
-        parts = (repr(history).encode(), task.encode(), body)
+        parts = (repr(history).encode(), task.encode(), same_payload(body))
         first = derived_id(parent.time, *parts, b"")
         occurrence = self._made[first] = self._made.get(first, 0) + 1
         return first if occurrence == 1 else derived_id(parent.time, *parts, str(occurrence).encode())

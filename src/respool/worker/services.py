@@ -22,7 +22,7 @@ class Runner:
     """A task, compiled for running: what it needs is looked up once, what it does not use is left out."""
 
     __slots__ = ("content_type", "convert", "coroutine", "decode", "event", "fn", "hard", "ignores",
-                 "max_deliveries", "name", "options", "plain",
+                 "max_deliveries", "name", "options", "over", "plain",
                  "retry", "soft", "task", "ttl", "unpack")  # fmt: skip
 
     def __init__(self, task: Task[Any, Any], *, event: bool) -> None:
@@ -31,6 +31,8 @@ class Runner:
         self.coroutine = inspect.iscoroutinefunction(task.fn)
         self.fn: Callable[..., Any] = (lambda *a, **k: task.fn(task, *a, **k)) if options["bind"] else task.fn
         self.retry = options.retry
+        self.over = float("inf") if task.app.blob_store is None else task.offload_over
+        """Bytes of a result beyond which it goes to the blob store."""
         self.ttl, self.ignores = options["result_ttl"], options["ignore_result"]
         self.soft, self.hard = options["soft_time_limit"], options["time_limit"]
         self.max_deliveries: int = options["max_deliveries"]

@@ -13,6 +13,7 @@ import signal
 import socket
 import threading
 import time
+from contextlib import nullcontext
 from typing import Any
 
 from ..app import App
@@ -29,6 +30,7 @@ from .executor import Executor
 from .host import all_done, boot_id, farewell, idle, keep_house, pid_space, version
 from .options import WorkerOptions
 from .services import Service
+from .sweeping import Sweeper
 from .takeover import Watch, new_file
 
 log = logging.getLogger("respool.worker")
@@ -50,6 +52,8 @@ class Solo:
         self.slot = self.file.slot(0)
         patience = max(3, round(app.settings["worker_ttl"] / app.settings["beat"]))
         self._watch = Watch(self.engine, boot_id(), patience, self.deliveries)
+        store = app.blob_store
+        self._sweeper = None if store is None else Sweeper(lambda: nullcontext(self.engine), store)
         self._stop = threading.Event()
         self._attend = threading.Event()  # there is a limit to look at, or the end
         self._beaten = 0
@@ -114,6 +118,8 @@ class Solo:
         sleeper.close()
 
     def _finish(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.join(1.0)  # what it does not finish, another sweep does
         Aftermath(self.engine, self.worker, self.deliveries).of_child(
             0, self.slot.last_words(), Cause.ORDERED, "the worker stopped"
         )
@@ -205,6 +211,8 @@ class Solo:
     def _look_around(self) -> None:
         self._watch.look(self.worker, beaten=True)
         self.engine.tidy()
+        if self._sweeper is not None:
+            self._sweeper.start(self.engine)
         ttls = {service.group.id: service.dead_ttls for service in self.services}
         keep_house(self.engine, [service.group for service in self.services], ttls)
 

@@ -13,11 +13,13 @@ import select
 import signal
 import socket
 import time
+from contextlib import closing
 from typing import Any
 
+from ..blobs import store_of
 from ..clock import boottime_ns
 from ..clock import now as wall_clock
-from ..config import parse_url
+from ..config import Location, parse_url
 from ..delivery.death import Cause
 from ..delivery.spans import Span
 from ..engines import open_engine
@@ -40,6 +42,7 @@ from .host import (
 from .options import EXIT_LOST, EXIT_RECYCLED, EXIT_REFUSED, Hello, Refusal, Welcome, WorkerOptions
 from .page import WorkerFile
 from .process import ChildProcess
+from .sweeping import Sweeper
 from .takeover import Watch, new_file
 
 log = logging.getLogger("respool.worker")
@@ -170,9 +173,17 @@ class Supervisor:
         # It writes only where a worker died, right after a beat of ours: there is hardly ever a lock. But a
         # takeover that gives up half-way loses the dead one's last words.
         self._watch = Watch(self._patient, boot_id(), patience, dict(hello.deliveries))
+        self._sweeper = self._make_sweeper(location)
         self._deadline = 0
         self._beat_at = self._housekeeping_at = 0.0
         self._beat()
+
+    def _make_sweeper(self, location: Location) -> Sweeper | None:
+        hello, timeout = self.hello, self.hello.settings["append_timeout"]
+        store = store_of(location, hello.blobs, hello.blob_timeout, hello.durability)
+        if store is None:
+            return None
+        return Sweeper(lambda: closing(open_engine(location, hello.durability, timeout)), store)
 
     def _spawn(self, index: int) -> None:
         self.children[index] = ChildProcess(index, self.options, self._log_file)
@@ -365,6 +376,8 @@ class Supervisor:
         if now >= self._housekeeping_at:
             assert self._file is not None
             self._file.keep()
+            if self._sweeper is not None:
+                self._sweeper.start(self.engine)
             more = keep_house(self.engine, self.groups, dict(self.hello.dead_ttls))
             self._housekeeping_at = now if more else now + wait
 

@@ -72,6 +72,12 @@ def scheduled(row: Row, due: float, now: float) -> Verdict:
     return Verdict(row[0], reason="scheduled", due=due, task=row[1], note="scheduled", started=now, ended=now)
 
 
+def out_of_reach(row: Row, error: BaseException, due: float, now: float) -> Verdict:
+    """Return the verdict on a call whose arguments cannot be had at present; that counts as no retry."""
+    note = _note("waits", error)
+    return Verdict(row[0], reason="retry", due=due, task=row[1], note=note, started=now, ended=now)
+
+
 def expired(row: Row, expires: float, now: float) -> Verdict:
     """Return the verdict on a call that nobody started in time."""
     error = encode_error(Revoked(f"expired {now - expires:.1f} s before a worker got to it"))

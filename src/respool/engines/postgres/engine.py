@@ -21,6 +21,7 @@ from ...record import first_pos
 from ..base import CAPABILITIES, Conflict, Group, Registration, Stream, Worker
 from ..things import lanes_of
 from .bells import PostgresBells
+from .blobs import PostgresBlobs
 from .connection import Connection, PostgresOptions
 from .enlist import Plain, checked
 from .inspect import PostgresInspect
@@ -40,7 +41,13 @@ _LOCKS = 0x5264  # of changes to streams and groups
 
 
 class PostgresEngine(
-    PostgresLog, PostgresState, PostgresWorks, PostgresInspect, PostgresRetention, PostgresBells
+    PostgresLog,
+    PostgresState,
+    PostgresWorks,
+    PostgresInspect,
+    PostgresRetention,
+    PostgresBlobs,
+    PostgresBells,
 ):
     """Log and state on a server. Connections open when first used, and only in the process that uses them."""
 

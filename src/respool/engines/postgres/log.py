@@ -19,6 +19,7 @@ from ...record import NO_META, OFFSET_BITS, Id, Row, first_pos, id_of, unpack_me
 from .. import stored_id
 from ..base import Conflict, LeaseLost, Record, Stream
 from .connection import Connection, PostgresOptions
+from .references import hold, offloaded, refer
 
 ROWS_A_STATEMENT = 256
 _MICRO = 1_000_000
@@ -91,6 +92,11 @@ class PostgresLog:
         """Append one record; return its position, or the conflict where its id is another record's."""
         if _may_be_member(row.id) and (conflicts := self._place(row)) is not None:
             return conflicts
+        if offloaded((row,)):
+            refused = [conflict for conflict in self.append_rows((row,)) if not conflict.same]
+            placed = self._place(row)
+            assert placed is not None
+            return refused[0] if refused else placed
         bound = {
             "sequence": self._sequence(row.log), "id": id_bytes(row.id), "task": row.task, "body": row.body,
             "meta": row.meta, "time": int(row.time * _MICRO), **self.ring_values(row.log),
@@ -128,7 +134,13 @@ class PostgresLog:
             self.ring_log(db, rows[0].log)
             return conflicts
 
-        return run
+        def run_at_once(db: psycopg.Connection[Any]) -> list[Conflict]:
+            with db.transaction():
+                conflicts = insert(db, self._sql, self._sequence, rows, start, fence)
+            self.ring_log(db, rows[0].log)
+            return conflicts
+
+        return run_at_once if offloaded(rows) else run
 
     def _appending(self, log: int, run: Any) -> Any:
         """Run an append; where the log's next partition is missing, make it first."""
@@ -278,8 +290,30 @@ def insert(
     rows: Sequence[NewCall],
     start: int,
     fence: tuple[int, int] | None,
+    *,
+    settling: bool = False,
 ) -> list[Conflict]:
-    """Insert rows of one log in one statement; return those whose id is taken. Raises LeaseLost."""
+    """Insert rows of one log in one statement; return those whose id is taken. Raises LeaseLost.
+
+    Where some refer to blobs it is several statements, in a transaction of the caller's, and raises
+    BlobsUnavailable where one was removed; not with `settling`.
+    """
+    if large := offloaded(rows):
+        large = hold(db, sql, large, settling=settling)
+        conflicts = _insert(db, sql, sequence, rows, start, fence)
+        refer(db, sql, large, [id_bytes(row.id) for row in large])
+        return conflicts
+    return _insert(db, sql, sequence, rows, start, fence)
+
+
+def _insert(
+    db: Executes,
+    sql: dict[str, bytes],
+    sequence: Any,
+    rows: Sequence[NewCall],
+    start: int,
+    fence: tuple[int, int] | None,
+) -> list[Conflict]:
     log = rows[0].log
     known = [
         (start + n, row, pos)

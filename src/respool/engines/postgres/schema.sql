@@ -182,4 +182,24 @@ CREATE TABLE respool.beat (                         -- the newest holds, as of c
     PRIMARY KEY (worker, beat)
 );
 
+CREATE TABLE respool.blob (                         -- large payloads, kept in a blob store (H18)
+    digest      bytea NOT NULL,                     -- SHA-256
+    stamp       bigint NOT NULL,                    -- tells apart what was stored under one digest over time
+    size        bigint NOT NULL,
+    touched     double precision NOT NULL,          -- when it was last to be stored or referred to
+    doomed      double precision,                   -- since when it is being removed, and takes no reference
+    PRIMARY KEY (digest, stamp)
+);
+CREATE UNIQUE INDEX blob_living ON respool.blob (digest) WHERE doomed IS NULL;
+CREATE INDEX blob_doomed ON respool.blob (doomed) WHERE doomed IS NOT NULL;
+
+CREATE TABLE respool.blob_ref (
+    digest      bytea NOT NULL,
+    stamp       bigint NOT NULL,
+    pos         bigint NOT NULL,
+    grp         bigint NOT NULL,                    -- whose outcome refers to it; 0: the record itself
+    at          double precision NOT NULL,
+    PRIMARY KEY (digest, stamp, pos, grp)
+);
+
 INSERT INTO respool.version VALUES (1, gen_random_uuid());

@@ -38,6 +38,7 @@ from ...record import first_pos, log_of
 from ..base import Conflict, Counts, Group, ParkedFilter, Reads, Status
 from .connection import Connection, Lost, PostgresOptions
 from .log import insert, ranges
+from .references import put_references
 
 T = TypeVar("T")
 Db = psycopg.Connection[Any]
@@ -179,7 +180,7 @@ class PostgresState:
 
     def _inserted(self, db: Db, log: int, calls: Sequence[NewCall]) -> list[Conflict]:
         try:
-            return insert(db, self._sql, self._sequence, calls, 0, None)
+            return insert(db, self._sql, self._sequence, calls, 0, None, settling=True)
         except pg.CheckViolation as error:
             raise NoPartition(log) from error
 
@@ -439,6 +440,8 @@ def write_change(db: Db, sql: dict[str, bytes], group: int, change: Change, gaps
     if change.outcomes:
         outcomes = {o[0]: (o[0], _ENDING_NUMBER[o[1]], *o[2:]) for o in change.outcomes}
         _many(db, sql, ("put_outcome", "put_many_outcomes"), group, list(outcomes.values()))
+    if change.references:
+        put_references(db, sql, group, change.references)
     if change.unprogressed:
         execute(sql["drop_progress"], (group, change.unprogressed))
     if change.journal:

@@ -703,3 +703,88 @@ ids AS (
                     AND k.pos <> ALL (%(gone)s))
     AND NOT EXISTS (SELECT 1 FROM respool.record r WHERE r.pos >= i.pos AND r.pos <= i.last AND r.id = i.id))
 DELETE FROM respool.outcome o USING gone WHERE o.pos = gone.pos;
+
+-- Blobs (H18). Who refers to one holds a share of its row until the commit, and who dooms it takes all of it.
+
+-- name: touch_blob
+INSERT INTO respool.blob (digest, stamp, size, touched) VALUES (%s, %s, %s, %s)
+ON CONFLICT (digest) WHERE doomed IS NULL DO UPDATE SET touched = greatest(blob.touched, excluded.touched)
+RETURNING stamp;
+
+-- name: hold_blobs
+SELECT b.digest, b.stamp FROM respool.blob b
+JOIN unnest(%(digests)s::bytea[], %(stamps)s::bigint[]) AS w (digest, stamp) USING (digest, stamp)
+WHERE b.doomed IS NULL ORDER BY b.digest, b.stamp FOR KEY SHARE OF b;
+
+-- name: refer_to_blobs
+-- From records, by their ids: of one that was there before as well, if it is the same.
+INSERT INTO respool.blob_ref (digest, stamp, pos, grp, at)
+SELECT w.digest, w.stamp, r.pos, 0, %(now)s
+FROM unnest(%(ids)s::bytea[], %(bodies)s::bytea[], %(digests)s::bytea[], %(stamps)s::bigint[])
+    AS w (id, body, digest, stamp)
+JOIN respool.ids i ON i.id = w.id JOIN respool.record r ON r.pos = i.pos AND r.body = w.body
+ON CONFLICT (digest, stamp, pos, grp) DO UPDATE SET at = excluded.at;
+
+-- name: put_references
+-- From outcomes of a group.
+INSERT INTO respool.blob_ref (digest, stamp, pos, grp, at)
+SELECT w.digest, w.stamp, w.pos, %(grp)s, %(now)s
+FROM unnest(%(digests)s::bytea[], %(stamps)s::bigint[], %(places)s::bigint[]) AS w (digest, stamp, pos)
+JOIN respool.blob b ON b.digest = w.digest AND b.stamp = w.stamp AND b.doomed IS NULL
+ON CONFLICT (digest, stamp, pos, grp) DO UPDATE SET at = excluded.at;
+
+-- name: references
+-- The next ones; what is not needed for itself: that is below its floor, or gone, and parked nowhere.
+SELECT r.digest, r.stamp, r.pos, r.grp, r.at < %(before)s
+    AND NOT EXISTS (SELECT 1 FROM respool.grp g JOIN respool.parked k ON k.grp = g.id AND k.pos = r.pos)
+    AND CASE WHEN r.pos < coalesce((SELECT floor FROM respool.log WHERE id = r.pos >> 40), r.pos + 1) THEN true
+             WHEN r.grp = 0 THEN NOT EXISTS (SELECT 1 FROM respool.record WHERE pos = r.pos)
+             ELSE NOT EXISTS (SELECT 1 FROM respool.outcome o WHERE o.grp = r.grp AND o.pos = r.pos
+                              AND substring(o.value FROM 17 FOR 32) = r.digest) END
+FROM respool.blob_ref r
+WHERE (r.digest, r.stamp, r.pos, r.grp) > (%(digest)s, %(stamp)s, %(pos)s, %(grp)s)
+ORDER BY r.digest, r.stamp, r.pos, r.grp LIMIT %(limit)s;
+
+-- name: all_leases
+SELECT spans FROM respool.lease;
+
+-- name: drop_references
+-- What was entered anew meanwhile is younger, and stays.
+DELETE FROM respool.blob_ref r
+USING unnest(%(digests)s::bytea[], %(stamps)s::bigint[], %(places)s::bigint[], %(grps)s::bigint[]) AS w (digest, stamp, pos, grp)
+WHERE r.digest = w.digest AND r.stamp = w.stamp AND r.pos = w.pos AND r.grp = w.grp AND r.at < %(before)s;
+
+-- name: blobs
+SELECT digest, stamp, touched < %(before)s AND doomed IS NULL
+    AND NOT EXISTS (SELECT 1 FROM respool.blob_ref r WHERE r.digest = b.digest AND r.stamp = b.stamp)
+FROM respool.blob b WHERE (digest, stamp) > (%(digest)s, %(stamp)s) ORDER BY digest, stamp LIMIT %(limit)s;
+
+-- name: lock_blobs
+-- All of each row; one that an open transaction refers to, however long it is open, is passed over.
+SELECT b.digest, b.stamp FROM respool.blob b
+JOIN unnest(%(digests)s::bytea[], %(stamps)s::bigint[]) AS w (digest, stamp) USING (digest, stamp)
+WHERE b.doomed IS NULL AND b.touched < %(before)s ORDER BY b.digest, b.stamp FOR UPDATE OF b SKIP LOCKED;
+
+-- name: doom_blobs
+-- In a statement after the lock: it sees all references that were entered before.
+UPDATE respool.blob b SET doomed = %(now)s
+FROM unnest(%(digests)s::bytea[], %(stamps)s::bigint[]) AS w (digest, stamp)
+WHERE b.digest = w.digest AND b.stamp = w.stamp
+AND NOT EXISTS (SELECT 1 FROM respool.blob_ref r WHERE r.digest = b.digest AND r.stamp = b.stamp);
+
+-- name: has_blobs
+SELECT EXISTS (SELECT 1 FROM respool.blob);
+
+-- name: doomed_blobs
+SELECT digest, stamp FROM respool.blob WHERE doomed IS NOT NULL ORDER BY doomed LIMIT %s;
+
+-- name: forget_blobs
+DELETE FROM respool.blob b USING unnest(%(digests)s::bytea[], %(stamps)s::bigint[]) AS w (digest, stamp)
+WHERE b.digest = w.digest AND b.stamp = w.stamp AND b.doomed IS NOT NULL;
+
+-- name: unknown_blobs
+SELECT w.digest, w.stamp FROM unnest(%(digests)s::bytea[], %(stamps)s::bigint[]) AS w (digest, stamp)
+WHERE NOT EXISTS (SELECT 1 FROM respool.blob b WHERE b.digest = w.digest AND b.stamp = w.stamp);
+
+-- name: referred
+SELECT digest, stamp, pos, grp FROM respool.blob_ref WHERE digest = %s ORDER BY stamp, pos, grp;

@@ -22,6 +22,7 @@ from ...errors import EngineUnavailable, RespoolError
 from ...record import first_pos
 from ..base import CAPABILITIES, Conflict, Group, LeaseLost, Registration, Stream, Worker
 from ..things import lanes_of
+from .blobs import SQLiteBlobs
 from .connection import Connection, Doubt, gone, identity_of, prepare
 from .doorbell import ALL, Doorbell, Kind, Sleeper, mask_of
 from .enlist import checked
@@ -48,7 +49,7 @@ class SQLiteOptions:
     vfs: str | None = None  # for tests that inject faults
 
 
-class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteWorks, SQLiteInspect, SQLiteRetention):
+class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteWorks, SQLiteInspect, SQLiteRetention, SQLiteBlobs):
     """The embedded engine. Connections open when first used, and only in the process that uses them."""
 
     def __init__(self, options: SQLiteOptions) -> None:

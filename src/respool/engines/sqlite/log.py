@@ -8,10 +8,12 @@ from typing import Any
 
 import apsw
 
+from ...clock import now as wall_clock
 from ...delivery.model import NewCall
 from ...delivery.spans import Span
-from ...errors import EngineError
+from ...errors import BlobsUnavailable, EngineError
 from ...record import NO_META, Id, Row, first_pos, id_of, unpack_meta
+from ...reference import is_reference, unpack
 from .. import stored_id
 from ..base import Conflict, LeaseLost, Record, Stream
 from .connection import Connection
@@ -19,6 +21,7 @@ from .sql import SQL
 
 ROWS_A_STATEMENT = 256
 _FIELDS = 6
+_OFFLOADED_FIELDS = 9
 _MICRO = 1_000_000
 _FOREVER = 1 << 62  # in microseconds: before and after all there is
 _APPEND_RUN, _APPEND_ROW = SQL["append_run"], SQL["append_row"]
@@ -50,6 +53,10 @@ def _head_seq(id: Id, time: float) -> int | None:
 def append_row(db: Any, row: NewCall) -> int | Conflict:
     """Append one record; return where it is. The path of `delay()`: no more than one row needs."""
     id, time, log = row.id, row.time, row.log
+    if row.meta is not None and is_reference(row.body):
+        refused = [conflict for conflict in append_rows(db, (row,), None) if not conflict.same]
+        place = db.execute(SQL["by_id"], (id,)).get
+        return refused[0] if refused else int(_place_in_a_run(db, id) if place is None else place)  # type: ignore[arg-type]
     if (member := _place_in_a_run(db, id)) is not None:
         return _known(db, row, member)
     first, last = _ends(log)
@@ -72,19 +79,22 @@ def _no_log(log: int) -> EngineError:
     return EngineError(f"log {log} does not exist: its stream was dropped")
 
 
-def append_rows(db: Any, rows: Sequence[NewCall], fence: tuple[int, int] | None) -> list[Conflict]:
+def append_rows(
+    db: Any, rows: Sequence[NewCall], fence: tuple[int, int] | None, *, settling: bool = False
+) -> list[Conflict]:
     """Append records of one log with ids of their own, in one statement for each 256.
 
-    Positions are counted up from the first free one; an id that is known leaves its position empty.
+    Positions are counted up from the first free one; an id that is known leaves its position empty. Where the
+    payload of one was removed it is refused; with `settling` it is appended, and its run will say so.
     """
     conflicts: list[Conflict] = []
     for start in range(0, len(rows), ROWS_A_STATEMENT):
-        conflicts += _append_some(db, rows[start : start + ROWS_A_STATEMENT], start, fence)
+        conflicts += _append_some(db, rows[start : start + ROWS_A_STATEMENT], start, fence, settling)
     return conflicts
 
 
 def _append_some(
-    db: Any, rows: Sequence[NewCall], start: int, fence: tuple[int, int] | None
+    db: Any, rows: Sequence[NewCall], start: int, fence: tuple[int, int] | None, settling: bool
 ) -> list[Conflict]:
     conflicts, new = [], []
     for index, row in enumerate(rows, start):
@@ -93,7 +103,7 @@ def _append_some(
             new.append((index, row))
         else:
             conflicts += _conflict(db, index, row, pos)
-    if new and not _insert(db, [row for _, row in new], fence):
+    if new and not _insert(db, [row for _, row in new], fence, settling):
         if fence is not None and db.execute(SQL["fence"], fence).get is None:
             raise LeaseLost
         for index, row in new:
@@ -101,8 +111,10 @@ def _append_some(
     return conflicts
 
 
-def _insert(db: Any, rows: Sequence[NewCall], fence: tuple[int, int] | None) -> bool:
+def _insert(db: Any, rows: Sequence[NewCall], fence: tuple[int, int] | None, settling: bool) -> bool:
     """Insert rows in one statement; False where not all of them were new, or the fence was gone."""
+    if any(row.meta is not None and is_reference(row.body) for row in rows):
+        return _insert_offloaded(db, rows, fence, settling)
     log = rows[0].log
     bound: list[Any] = [log, *(fence or (None, None)), *_ends(log)]
     for row in rows:
@@ -113,6 +125,38 @@ def _insert(db: Any, rows: Sequence[NewCall], fence: tuple[int, int] | None) -> 
     except apsw.MismatchError:
         raise _no_log(log) from None
     return bool(db.changes() == len(rows))
+
+
+def _insert_offloaded(
+    db: Any, rows: Sequence[NewCall], fence: tuple[int, int] | None, settling: bool
+) -> bool:
+    """Insert rows some of which refer to blobs, and these references, in one statement (H1, H18).
+
+    Returns: False, always: what a trigger has inserted is not counted.
+    """
+    log, now = rows[0].log, wall_clock()
+    bound: list[Any] = [log, *(fence or (None, None)), *_ends(log)]
+    for row in rows:
+        blob: tuple[Any, Any] = (None, None)
+        if row.meta is not None and is_reference(row.body):
+            digest, _, stamp = unpack(row.body)
+            if not settling or db.execute(SQL["living_blob"], (digest, stamp)).get:
+                blob = digest, stamp
+        time = row.time
+        bound += (row.task, row.body, row.meta, row.id, int(time * _MICRO), _head_seq(row.id, time))
+        bound += (*blob, now)
+    try:
+        db.execute(_rows_statement(len(rows), "append_offloaded", _OFFLOADED_FIELDS), bound)
+    except apsw.MismatchError:
+        raise _no_log(log) from None
+    except apsw.ConstraintError as error:
+        if "payload removed" not in str(error):
+            raise
+        raise BlobsUnavailable(
+            "a payload was removed from the blob store before its record was written, more than a day after "
+            "it was stored; nothing was sent: send it again"
+        ) from None
+    return False
 
 
 def _place_in_a_run(db: Any, id: Id) -> int | None:
@@ -130,13 +174,13 @@ def _conflict(db: Any, index: int, row: NewCall, pos: int) -> list[Conflict]:
 
 
 @cache
-def _rows_statement(rows: int) -> str:
+def _rows_statement(rows: int, name: str = "append_rows", fields: int = _FIELDS) -> str:
     """Return the insert of so many rows: fixed text and placeholders, nothing of the rows themselves."""
     values = ", ".join(
-        f"({n}, " + ", ".join(f"?{6 + _FIELDS * n + field}" for field in range(_FIELDS)) + ")"
+        f"({n}, " + ", ".join(f"?{6 + fields * n + field}" for field in range(fields)) + ")"
         for n in range(rows)
     )
-    return SQL["append_rows"].replace("(values)", f"(VALUES {values})")
+    return SQL[name].replace("(values)", f"(VALUES {values})")
 
 
 class SQLiteLog:

@@ -139,3 +139,42 @@ CREATE TABLE worker (
     draining    INTEGER NOT NULL DEFAULT 0,
     info        TEXT NOT NULL                       -- JSON
 );
+
+CREATE TABLE blob (                                 -- large payloads, kept in a blob store (H18)
+    digest      BLOB NOT NULL,                      -- SHA-256
+    stamp       INTEGER NOT NULL,                   -- tells apart what was stored under one digest over time
+    size        INTEGER NOT NULL,
+    touched     REAL NOT NULL,                      -- when it was last to be stored or referred to
+    doomed      REAL,                               -- since when it is being removed, and takes no reference
+    PRIMARY KEY (digest, stamp)
+) WITHOUT ROWID;
+CREATE UNIQUE INDEX blob_living ON blob (digest) WHERE doomed IS NULL;
+CREATE INDEX blob_doomed ON blob (doomed) WHERE doomed IS NOT NULL;
+
+CREATE TABLE blob_ref (
+    digest      BLOB NOT NULL,
+    stamp       INTEGER NOT NULL,
+    pos         INTEGER NOT NULL,
+    grp         INTEGER NOT NULL,                   -- whose outcome refers to it; 0: the record itself
+    at          REAL NOT NULL,
+    PRIMARY KEY (digest, stamp, pos, grp)
+) WITHOUT ROWID;
+
+-- A record and its reference in one statement: lock, both writes and sync in one call (H1). As `append_rows`;
+-- first and last are the positions of the log. Where the payload was removed, nothing is written.
+CREATE VIEW offloaded AS SELECT NULL AS log, NULL AS first, NULL AS last, NULL AS lease, NULL AS owner, NULL AS task,
+    NULL AS body, NULL AS meta, NULL AS id, NULL AS time, NULL AS seq, NULL AS digest, NULL AS stamp, NULL AS at;
+CREATE TRIGGER append_offloaded INSTEAD OF INSERT ON offloaded BEGIN
+    SELECT RAISE(ABORT, 'payload removed') WHERE NEW.digest IS NOT NULL AND NOT EXISTS (
+        SELECT 1 FROM blob WHERE digest = NEW.digest AND stamp = NEW.stamp AND doomed IS NULL);
+    INSERT INTO record (pos, task, body, meta, id, time, seq)
+    SELECT ifnull((SELECT max(floor, ifnull((SELECT max(pos) FROM record WHERE pos BETWEEN NEW.first AND NEW.last) + 1, 0))
+                   FROM log WHERE id = NEW.log), 'no such log'),
+           NEW.task, NEW.body, NEW.meta, NEW.id, NEW.time, NEW.seq
+    WHERE NEW.lease IS NULL OR EXISTS (SELECT 1 FROM lease WHERE id = NEW.lease AND owner = NEW.owner)
+    ON CONFLICT (id) WHERE id IS NOT NULL DO NOTHING;
+    INSERT INTO blob_ref (digest, stamp, pos, grp, at)
+    SELECT NEW.digest, NEW.stamp, pos, 0, NEW.at FROM record
+    WHERE NEW.digest IS NOT NULL AND id IS NOT NULL AND id = NEW.id AND body = NEW.body
+    ON CONFLICT DO NOTHING;
+END;

@@ -24,6 +24,7 @@ from ...delivery.model import (
 )
 from ...delivery.spans import Span, count, find, intersect
 from ..base import Counts, Group, ParkedFilter, Reads, Status
+from .blobs import put_references
 from .connection import Connection
 from .log import append_rows
 from .sql import SQL
@@ -236,6 +237,8 @@ def write_change(db: Any, group: int, change: Change) -> None:
         _put_results(db, group, change)
     if change.outcomes:
         many(SQL["put_outcome"], [(group, o[0], _ENDING_NUMBER[o[1]], *o[2:]) for o in change.outcomes])
+    if change.references:
+        put_references(db, group, change.references)
     if change.unprogressed:
         many(SQL["drop_progress"], [(group, pos) for pos in change.unprogressed])
     if change.journal:
@@ -262,7 +265,7 @@ def _append_calls(db: Any, change: Change) -> None:
     for call in change.calls:
         by_log.setdefault(call.log, []).append(call)
     for calls in by_log.values():
-        refused = [conflict for conflict in append_rows(db, calls, None) if not conflict.same]
+        refused = [conflict for conflict in append_rows(db, calls, None, settling=True) if not conflict.same]
         change.count("calls refused: id taken", len(refused))
 
 

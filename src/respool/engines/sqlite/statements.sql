@@ -465,3 +465,64 @@ AND NOT EXISTS (SELECT 1 FROM record WHERE pos >= journal.lo AND pos < journal.h
 -- The same for the only entries that may begin further below and reach beyond ?2.
 DELETE FROM journal WHERE grp IN (SELECT id FROM grp WHERE stream = ?4) AND how = 'purged' AND lo <= ?1
 AND hi > ?2 AND hi <= ?3 AND NOT EXISTS (SELECT 1 FROM record WHERE pos >= journal.lo AND pos < journal.hi);
+
+-- Blobs (H18).
+
+-- name: append_offloaded
+-- `(values)` as in `append_rows`; what it does is in the schema: a trigger writes the references too.
+INSERT INTO offloaded (log, first, last, lease, owner, task, body, meta, id, time, seq, digest, stamp, at)
+SELECT ?1, ?4, ?5, ?2, ?3, column2, column3, column4, column5, column6, column7, column8, column9, column10
+FROM (values);
+
+-- name: touch_blob
+INSERT INTO blob (digest, stamp, size, touched) VALUES (?1, ?2, ?3, ?4)
+ON CONFLICT (digest) WHERE doomed IS NULL DO UPDATE SET touched = max(touched, excluded.touched) RETURNING stamp;
+
+-- name: blob
+SELECT size FROM blob WHERE digest = ?1 AND stamp = ?2;
+
+-- name: living_blob
+SELECT 1 FROM blob WHERE digest = ?1 AND stamp = ?2 AND doomed IS NULL;
+
+-- name: put_reference
+-- Of an outcome. One whose blob is lost refers to nothing: whoever asks for it is told.
+INSERT INTO blob_ref (digest, stamp, pos, grp, at)
+SELECT digest, stamp, ?3, ?4, ?5 FROM blob WHERE digest = ?1 AND stamp = ?2 AND doomed IS NULL
+ON CONFLICT DO UPDATE SET at = excluded.at;
+
+-- name: references
+-- The next ?5, those not older than ?6 as still needed. What is trimmed is deleted, but for what is parked.
+SELECT digest, stamp, pos, grp,
+       at >= ?6 OR iif(grp = 0,
+           EXISTS (SELECT 1 FROM record WHERE pos = r.pos),
+           EXISTS (SELECT 1 FROM outcome o WHERE o.grp = r.grp AND o.pos = r.pos AND substr(o.value, 17, 32) = r.digest))
+FROM blob_ref r WHERE (digest, stamp, pos, grp) > (?1, ?2, ?3, ?4)
+ORDER BY digest, stamp, pos, grp LIMIT ?5;
+
+-- name: drop_reference
+DELETE FROM blob_ref WHERE digest = ?1 AND stamp = ?2 AND pos = ?3 AND grp = ?4 AND at < ?5
+AND NOT iif(grp = 0,
+    EXISTS (SELECT 1 FROM record WHERE pos = ?3),
+    EXISTS (SELECT 1 FROM outcome o WHERE o.grp = ?4 AND o.pos = ?3 AND substr(o.value, 17, 32) = ?1));
+
+-- name: blobs
+-- The next ?3, and whether each is one that nobody refers to.
+SELECT digest, stamp, touched < ?4 AND doomed IS NULL
+    AND NOT EXISTS (SELECT 1 FROM blob_ref r WHERE r.digest = b.digest AND r.stamp = b.stamp)
+FROM blob b WHERE (digest, stamp) > (?1, ?2) ORDER BY digest, stamp LIMIT ?3;
+
+-- name: doom_blob
+UPDATE blob SET doomed = ?4 WHERE digest = ?1 AND stamp = ?2 AND doomed IS NULL AND touched < ?3
+AND NOT EXISTS (SELECT 1 FROM blob_ref WHERE digest = ?1 AND stamp = ?2);
+
+-- name: has_blobs
+SELECT EXISTS (SELECT 1 FROM blob);
+
+-- name: doomed_blobs
+SELECT digest, stamp FROM blob WHERE doomed IS NOT NULL ORDER BY doomed LIMIT ?1;
+
+-- name: forget_blob
+DELETE FROM blob WHERE digest = ?1 AND stamp = ?2 AND doomed IS NOT NULL;
+
+-- name: referred
+SELECT digest, stamp, pos, grp FROM blob_ref WHERE digest = ?1 ORDER BY stamp, pos, grp;
