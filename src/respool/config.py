@@ -255,6 +255,7 @@ class Location(NamedTuple):
     path: str | None  # of a file; None: in memory, or on a server
     options: dict[str, str]
     server: Secret | None = None  # what the server's own client library takes
+    state: Location | None = None  # where the state is that this log borrows
 
     @property
     def in_memory(self) -> bool:
@@ -319,7 +320,9 @@ def parse_url(url: str) -> Location:
         return _sqlite_location(url, parts)
     if parts.scheme in ("postgresql", "postgres"):
         return _postgres_location(parts)
-    known = "sqlite:///respool.db, postgresql://user:password@host/database"
+    if parts.scheme == "kafka":
+        return _kafka_location(parts)
+    known = "sqlite:///respool.db, postgresql://user:password@host/database, kafka://host:9092?state=…"
     raise ConfigError(f"no engine for {parts.scheme or url!r}; a URL looks like: {known}")
 
 
@@ -341,6 +344,64 @@ def _postgres_location(parts: SplitResult) -> Location:
     if given:
         conninfo += "?" + urlencode(given, quote_via=quote)
     return Location("postgresql", None, options, Secret(conninfo, shown))
+
+
+KAFKA_OPTIONS = {
+    "state": r".+",
+    "prefix": r"[A-Za-z0-9._-]{0,100}",  # of the names of topics and consumer groups
+    "replication": r"[1-9]\d?",  # copies of each partition; else what the cluster says
+    "id_window": r".+",  # how long given and derived ids are known (K4)
+    "oauth_cb": r"[\w.]+:[\w.]+",  # module:function, called with the configuration for a token
+    "durability": "full|os",  # of the state
+}
+"""Options of ours in a Kafka URL. `topic.x` sets x for the topics that are made; any other with a dot is
+librdkafka's (security.protocol, sasl.mechanism, ssl.ca.location, …)."""
+
+
+def _kafka_location(parts: SplitResult) -> Location:
+    from urllib.parse import parse_qsl, unquote, urlencode
+
+    given = dict(parse_qsl(parts.query, keep_blank_values=True))
+    login, _, hosts = parts.netloc.rpartition("@")
+    user, _, password = login.partition(":")
+    servers = [host if ":" in host else f"{host}:9092" for host in hosts.split(",") if host]
+    at = f"{user}@" if user else ""
+    bare = f"kafka://{at}{','.join(servers)}"
+    if not servers or parts.path.strip("/"):
+        raise ConfigError(f"{bare}: a Kafka URL looks like kafka://host:9092,other:9092?state=postgresql://…")
+    for name, value in given.items():
+        if "." not in name and name not in KAFKA_OPTIONS:
+            raise UnknownName("option", name, KAFKA_OPTIONS, f"in {bare}")
+        if name in KAFKA_OPTIONS and not re.fullmatch(KAFKA_OPTIONS[name], value) and name != "state":
+            raise ConfigError(f"{bare}: {name} cannot be {value!r}")
+    if not given.get("state"):
+        raise ConfigError(
+            f"{bare} names no state: Kafka keeps the log, and what groups know is kept in PostgreSQL (or SQLite, "
+            "on one machine); add ?state=postgresql://user:password@host/database or ?state=sqlite:///respool.db"
+        )
+    try:
+        state = parse_url(given.pop("state"))
+    except ConfigError as error:
+        raise ConfigError(f"{bare}: state: {error}") from None
+    if state.state is not None or state.in_memory:
+        raise ConfigError(
+            f"{bare}: state cannot be {state.shown}; it is a PostgreSQL database or a SQLite file"
+        )
+    if "id_window" in given:
+        duration(given["id_window"], f"{bare}: id_window")
+    options = {name: value for name, value in given.items() if name in KAFKA_OPTIONS}
+    client = {name: value for name, value in given.items() if "." in name}
+    if user:
+        client = {
+            "security.protocol": "SASL_SSL",
+            "sasl.mechanism": "PLAIN",
+            "sasl.username": unquote(user),
+            "sasl.password": unquote(password),
+            **client,
+        }
+    client["bootstrap.servers"] = ",".join(servers)
+    shown = f"{bare}?state={state.shown}"
+    return Location("kafka", None, options, Secret(urlencode(client), shown), state)
 
 
 def _sqlite_location(url: str, parts: SplitResult) -> Location:

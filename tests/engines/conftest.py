@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from tests.services.fixtures import kafka as kafka
 from tests.services.fixtures import newest_postgres as newest_postgres
 from tests.services.fixtures import pgbouncer as pgbouncer
 from tests.services.fixtures import postgres as postgres

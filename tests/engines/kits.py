@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
+from confluent_kafka import TopicPartition
 
 from respool.config import parse_url
 from respool.engines import open_engine
@@ -29,6 +32,12 @@ class EngineKit(ABC):
 
     rings_one = True
     """A ring wakes one worker of each service, not all that listen."""
+
+    cuts_inside = True
+    """`cut` can take records from the middle of a log."""
+
+    leaves_holes = True
+    """An id that is known leaves a position empty."""
 
     def __init__(self) -> None:
         self.engines: list[Engine] = []
@@ -114,6 +123,7 @@ class PostgresKit(EngineKit):
     """A schema of a server's, dropped in the end."""
 
     rings_one = False
+    leaves_holes = False
 
     def __init__(self, database: str, durability: str) -> None:
         super().__init__()
@@ -165,6 +175,60 @@ class PostgresKit(EngineKit):
         return engine._writer.append(run)  # type: ignore[no-any-return]
 
 
+class KafkaKit(EngineKit):
+    """Topics of a broker's, and the state in a store of another kit."""
+
+    cuts_inside = False
+    leaves_holes = False
+
+    def __init__(self, broker: str, inner: EngineKit, durability: str, more: str = "") -> None:
+        super().__init__()
+        self.inner, self.rings_one = inner, inner.rings_one
+        self.prefix = f"t{uuid.uuid4().hex[:12]}-"
+        assert inner.url is not None
+        self.url = f"{broker}?prefix={self.prefix}&state={quote(inner.url, safe='')}{more}"
+        self._location = parse_url(self.url)
+        self._durability = durability
+
+    def _open(self) -> Engine:
+        engine: Any = open_engine(self._location, self._durability, TIMEOUT)
+        self.inner.engines.append(engine.inner)
+        return engine  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        super().close()
+        self.inner.engines.clear()
+
+    def remove(self) -> None:
+        self.close()  # its topics go with the run's broker
+        self.inner.remove()
+
+    def cut(self, log: int, lo: int, hi: int) -> None:
+        engine: Any = self.engines[0]
+        place = engine.place(log)
+        until = TopicPartition(place.topic, place.partition, hi & (1 << 40) - 1)
+        for future in engine.cluster.admin.delete_records([until]).values():
+            future.result(TIMEOUT)
+
+    def drop_stream(self, stream: Stream) -> None:
+        engine: Any = self.engines[0]
+        for topic in {engine.place(log).topic for log in stream.logs}:
+            for future in engine.cluster.admin.delete_topics([topic]).values():
+                future.result(TIMEOUT)
+            eventually(lambda: engine.cluster.describe(topic) is None)
+        self.inner.drop_stream(stream)
+        for each in self.engines:
+            each.forget()  # type: ignore[attr-defined]
+
+
+def eventually(holds: Callable[[], bool], timeout: float = 20.0) -> None:
+    """Wait until something holds that has no way to tell."""
+    deadline = time.monotonic() + timeout
+    while not holds():
+        assert time.monotonic() < deadline, "not within the time"
+        time.sleep(0.01)
+
+
 def _sqlite_file(request: pytest.FixtureRequest, folder: Path, durability: str) -> EngineKit:
     return SQLiteKit(folder, durability)
 
@@ -185,10 +249,21 @@ def _postgres_pooled(request: pytest.FixtureRequest, folder: Path, durability: s
     return PostgresKit(request.getfixturevalue("session_pooled"), durability)
 
 
+def _kafka(request: pytest.FixtureRequest, folder: Path, durability: str) -> EngineKit:
+    broker = request.getfixturevalue("kafka")
+    return KafkaKit(broker.url(), _postgres(request, folder, durability), durability)
+
+
+def _kafka_sqlite(request: pytest.FixtureRequest, folder: Path, durability: str) -> EngineKit:
+    broker = request.getfixturevalue("kafka")
+    return KafkaKit(broker.url(), SQLiteKit(folder, durability), durability)
+
+
 KITS: dict[str, Callable[[pytest.FixtureRequest, Path, str], EngineKit]] = {
     "sqlite-file": _sqlite_file,
     "sqlite-memory": _sqlite_memory,
     "postgres": _postgres,
+    "kafka": _kafka,
 }
 """By name: makes the kit of a new, empty store. It gets an empty folder of its own and a durability."""
 

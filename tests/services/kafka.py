@@ -247,4 +247,5 @@ def _read(connection: socket.socket, size: int) -> bytes:
 
 
 def _random_id() -> str:
-    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    """Return 16 bytes as Kafka writes them; a dash at the beginning would be taken for an option."""
+    return "A" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]

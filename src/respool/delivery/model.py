@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from ..record import Row
 from .spans import Span
 
 Reason = Literal["scheduled", "retry", "blocked", "limited", "unknown", "gap", "dead"]
@@ -181,6 +182,7 @@ class Change:
         "forgotten",
         "gaps",
         "journal",
+        "kept",
         "leases",
         "outcomes",
         "parked",
@@ -198,6 +200,7 @@ class Change:
         self.leases: list[Lease] = []  # stored, replacing those with the same id
         self.dropped_leases: list[int] = []
         self.parked: list[Parked] = []
+        self.kept: list[Row] = []  # records that are parked, to be had when their log has lost them (H15)
         self.unparked: list[int] = []
         self.outcomes: list[Outcome] = []
         self.references: list[tuple[int, bytes]] = []  # outcomes whose value is a reference to a blob (H18)

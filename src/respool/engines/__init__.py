@@ -24,6 +24,8 @@ def open_engine(location: Location, durability: str, timeout: float) -> Engine:
     Raises: ConfigError where the engine's extra is not installed, or the server refuses us;
         EngineUnavailable where it cannot be reached.
     """
+    if location.state is not None:
+        return _open_kafka(location, location.state, durability, timeout)
     if location.server is not None:
         return _open_postgres(location, durability, timeout)
     from pathlib import Path
@@ -37,6 +39,8 @@ def open_engine(location: Location, durability: str, timeout: float) -> Engine:
 
 def migrate(location: Location) -> bool:
     """Make the tables where there are none; return whether they were made. Raises as `open_engine`."""
+    if location.state is not None:
+        return migrate(location.state)
     if location.server is None:
         fresh = location.path is not None and not os.path.exists(location.path)
         open_engine(location, "full", 10.0).close()
@@ -54,6 +58,8 @@ def migrate(location: Location) -> bool:
 
 def schema_of(location: Location) -> str:
     """Return the SQL that makes the tables."""
+    if location.state is not None:
+        return schema_of(location.state)
     if location.server is None:
         from .sqlite.sql import schema
 
@@ -61,6 +67,19 @@ def schema_of(location: Location) -> str:
     from .postgres.sql import schema_text
 
     return schema_text(location.options.get("schema", "respool"))
+
+
+def _open_kafka(location: Location, state: Location, durability: str, timeout: float) -> Engine:
+    try:
+        from .kafka.engine import KafkaEngine
+        from .kafka.options import kafka_options
+    except ImportError as error:
+        raise ConfigError(
+            f"{location.shown} needs confluent-kafka ({error}): pip install 'respool[kafka]'"
+        ) from error
+    options = kafka_options(location, timeout)
+    inner = open_engine(state, state.options.get("durability", durability), timeout)
+    return KafkaEngine(options, inner)
 
 
 def _open_postgres(location: Location, durability: str, timeout: float) -> Engine:

@@ -24,12 +24,14 @@ class Capabilities(NamedTuple):
     durable: bool  # survives the process
     enlists: bool  # takes calls within a transaction of the caller's own
     joins_work: bool  # commits a run's own database work with its settlement
+    foreign: bool = False  # reads streams that other programs write
 
 
 CAPABILITIES = {
     "sqlite:///path": Capabilities("SQLite", True, False, True, True, True, True),
     "sqlite:///:memory:": Capabilities("SQLite in memory", True, False, True, False, False, False),
     "postgresql://": Capabilities("PostgreSQL", True, True, True, True, True, True),
+    "kafka://": Capabilities("Kafka", False, True, False, True, False, False, True),
 }
 """By how their URLs begin."""
 

@@ -432,6 +432,9 @@ def write_change(db: Db, sql: dict[str, bytes], group: int, change: Change, gaps
     if change.parked:
         newest = {parked.pos: parked for parked in change.parked}
         _many(db, sql, ("put_parked", "put_many_parked"), group, list(newest.values()))
+    if change.kept:
+        columns = zip(*change.kept, strict=True)
+        execute(sql["keep"], [list(column) for column in columns])
     if change.forgotten:
         execute(sql["forget_outcomes"], (group, change.forgotten))
     if change.results:

@@ -375,6 +375,12 @@ ON CONFLICT (grp, pos) DO UPDATE SET (reason, due, task, retries, deliveries, re
     (excluded.reason, excluded.due, excluded.task, excluded.retries, excluded.deliveries, excluded.redrives,
      excluded.alone, excluded.body, excluded.error, excluded.at);
 
+-- name: keep
+-- Records of a log that is kept elsewhere, which park them.
+INSERT INTO respool.kept (pos, task, body, meta, seq, id, time)
+SELECT new.*, 0, '', 0 FROM unnest(%s::bigint[], %s::text[], %s::bytea[], %s::bytea[]) AS new
+ON CONFLICT (pos) DO NOTHING;
+
 -- name: drop_parked
 DELETE FROM respool.parked WHERE grp = %s AND pos = ANY (%s);
 

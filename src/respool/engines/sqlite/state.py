@@ -231,6 +231,8 @@ def write_change(db: Any, group: int, change: Change) -> None:
         execute(SQL["set_cursor"], (group, log, cursor))
     if change.parked:
         many(SQL["put_parked"], [(group, *parked) for parked in change.parked])
+    if change.kept:
+        many(SQL["keep"], change.kept)
     if change.forgotten:
         many(SQL["forget_outcome"], [(group, pos) for pos in change.forgotten])
     if change.results:

@@ -190,6 +190,10 @@ FROM position WHERE grp = ?1;
 INSERT OR REPLACE INTO parked (grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
+-- name: keep
+-- A record of a log that is kept elsewhere, which parks it: like one that stayed behind when its log was cut.
+INSERT OR IGNORE INTO record (pos, task, body, meta) VALUES (?, ?, ?, ?);
+
 -- name: drop_parked
 DELETE FROM parked WHERE grp = ? AND pos = ?;
 

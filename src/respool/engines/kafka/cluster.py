@@ -1,0 +1,271 @@
+"""The cluster: its clients, made when first used; topics; where logs begin and end; errors told apart."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from ...errors import ConfigError, EngineError, EngineUnavailable, RespoolError
+from .options import KafkaOptions
+
+log = logging.getLogger("respool.engine")
+_driver = logging.getLogger("respool.engine.kafka")
+T = TypeVar("T")
+
+SHORTEST = 2.0  # seconds that an answer may take at least
+LATEST, EARLIEST = -1, -2  # as times: the end that readers may see (the last stable offset), the beginning
+PAUSE = 0.02
+GROUP = "respool"  # asked for by the client; no offset is ever stored by it
+
+_DENIED = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "grant the user READ, WRITE, CREATE, DELETE and DESCRIBE on its topics",
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "grant the user CREATE on the cluster, or make the topic for it",
+    KafkaError.GROUP_AUTHORIZATION_FAILED: "grant the user READ on its consumer groups",
+    KafkaError.POLICY_VIOLATION: "ask whoever runs the cluster what a topic must be like, and set topic.… in the URL",
+    KafkaError.INVALID_REPLICATION_FACTOR: "set replication=… in the URL to no more than there are brokers",
+    KafkaError.INVALID_CONFIG: "mend the topic.… options of the URL",
+    KafkaError.INVALID_PARTITIONS: "declare another number of partitions",
+    KafkaError.SASL_AUTHENTICATION_FAILED: "check user, password, sasl.mechanism and security.protocol of the URL",
+    KafkaError._AUTHENTICATION: "check user, password, sasl.mechanism and security.protocol of the URL",
+    KafkaError._SSL: "check security.protocol and ssl.ca.location of the URL; certificates are verified",
+}
+_GONE = (
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError._UNKNOWN_TOPIC,
+    KafkaError._UNKNOWN_PARTITION,
+    KafkaError.UNKNOWN_TOPIC_ID,
+)
+_PASSING = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.REPLICA_NOT_AVAILABLE,
+    KafkaError.KAFKA_STORAGE_ERROR,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.OFFSET_NOT_AVAILABLE,
+    KafkaError.NETWORK_EXCEPTION,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+    KafkaError._TRANSPORT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._TIMED_OUT,
+    KafkaError._WAIT_COORD,
+    KafkaError.REQUEST_TIMED_OUT,
+)
+
+
+class Place(NamedTuple):
+    """Where a log is in Kafka."""
+
+    topic: str
+    partition: int
+
+
+class TopicGone(EngineError):
+    """A topic that is not there, or not the one that it was (K3)."""
+
+
+class Cluster:
+    """What talks to the brokers, but for producing and reading records."""
+
+    def __init__(self, options: KafkaOptions) -> None:
+        self.options = options
+        self.timeout = max(SHORTEST, options.timeout)
+        self._lock = threading.RLock()
+        self._admin: AdminClient | None = None
+        self._looker: Consumer | None = None
+        self._said: KafkaError | None = None  # what a client said last of its connections
+        self._closed = False
+
+    def config(self, **more: Any) -> dict[str, Any]:
+        """Return the configuration of a client."""
+        milliseconds = int(self.timeout * 1000)
+        return {
+            "socket.connection.setup.timeout.ms": milliseconds,
+            "socket.timeout.ms": milliseconds,
+            "reconnect.backoff.ms": 50,
+            "reconnect.backoff.max.ms": 1000,
+            "topic.metadata.propagation.max.ms": 2000,
+            "log_level": 3,
+            **self.options.client,
+            "error_cb": self._hear,
+            "logger": _driver,
+            **more,
+        }
+
+    def made(self, client: Callable[[dict[str, Any]], T], **more: Any) -> T:
+        """Make a client. Raises ConfigError for properties that there are not."""
+        try:
+            return client(self.config(**more))
+        except (KafkaException, TypeError, ValueError) as error:
+            what = error.args[0].str() if isinstance(error, KafkaException) else str(error)
+            raise ConfigError(f"{self.options.shown}: {what}") from None
+
+    def _hear(self, error: KafkaError) -> None:
+        self._said = error
+        _driver.debug("%s", error)
+
+    @property
+    def admin(self) -> AdminClient:
+        """What makes and describes topics."""
+        with self._lock:
+            self._check_open()
+            if self._admin is None:
+                self._admin = self.made(AdminClient)
+            return self._admin
+
+    @property
+    def looker(self) -> Consumer:
+        """What is asked for offsets; it reads nothing."""
+        with self._lock:
+            self._check_open()
+            if self._looker is None:
+                more = {"group.id": self.options.prefix + GROUP, "isolation.level": "read_committed"}
+                self._looker = self.made(Consumer, **more, **{"enable.auto.commit": False})
+            return self._looker
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineUnavailable(f"{self.options.shown}: the engine was closed; nothing was sent")
+
+    def close(self) -> None:
+        """Close the clients."""
+        with self._lock:
+            self._closed = True
+            if self._looker is not None:
+                self._looker.close()
+            self._looker = self._admin = None
+
+    # Errors
+
+    def translated(self, error: KafkaError, what: str = "") -> RespoolError:
+        """Return one of our errors for one of the driver's. Nothing was stored."""
+        where = f"{self.options.shown}{what and f': {what}'}"
+        code = error.code()
+        if code in _DENIED:
+            return ConfigError(f"{where}: {error.str()}; {_DENIED[code]}")
+        if code in _GONE:
+            return TopicGone(f"{where}: {error.str()}")
+        said = self._said
+        if said is not None and said.code() in _DENIED and code in _PASSING:
+            return ConfigError(f"{where}: {said.str()}; {_DENIED[said.code()]}")
+        if code in _PASSING or error.retriable():
+            why = f" ({said.str()})" if said is not None and code in _PASSING else ""
+            return EngineUnavailable(f"{where} cannot be reached: {error.str()}{why}; nothing was sent")
+        return EngineError(f"{where}: {error.str()}")
+
+    def again(self, run: Callable[[float], T], what: str = "") -> T:
+        """Run something that may be run again, until it is done or the time is up."""
+        deadline = time.monotonic() + self.timeout
+        while True:
+            try:
+                return run(max(deadline - time.monotonic(), 0.1))
+            except KafkaException as error:
+                failed: KafkaError = error.args[0]
+                said = self.translated(failed, what)
+                if failed.code() not in _PASSING or isinstance(said, ConfigError):
+                    raise said from None
+                if time.monotonic() > deadline:
+                    raise said from None
+            except RuntimeError as error:  # "Consumer closed"
+                self._check_open()
+                raise EngineError(f"{self.options.shown}: {error}") from error
+            time.sleep(PAUSE)
+
+    def answer(self, future: Any, what: str = "") -> Any:
+        """Wait for what the admin client was asked; no longer where it is plain that nobody answers."""
+        deadline = time.monotonic() + self.timeout
+        while True:
+            try:
+                return future.result(min(0.2, max(deadline - time.monotonic(), 0.01)))
+            except TimeoutError:
+                said = self._said
+                if said is not None and said.code() in _DENIED:
+                    raise self.translated(said, what) from None
+                if time.monotonic() > deadline:
+                    reason = f": {said.str()}" if said is not None else f" within {self.timeout:g} s"
+                    raise EngineUnavailable(
+                        f"{self.options.shown} cannot be reached{reason}; nothing was sent"
+                    ) from None
+            except KafkaException as error:
+                raise self.translated(error.args[0], what) from None
+
+    # Topics
+
+    def connect(self) -> None:
+        """Look whether there is a cluster. Raises ConfigError, EngineUnavailable."""
+        self.answer(self.admin.describe_cluster(request_timeout=self.timeout))
+
+    def describe(self, topic: str) -> tuple[str, int] | None:
+        """Return a topic's id and how many partitions it has; None where there is none."""
+
+        def look(left: float) -> tuple[str, int] | None:
+            futures = self.admin.describe_topics(TopicCollection([topic]), request_timeout=left)
+            try:
+                found = futures[topic].result(left + 1)
+            except KafkaException as error:
+                if error.args[0].code() in _GONE:
+                    return None
+                raise
+            return str(found.topic_id), len(found.partitions)
+
+        return self.again(look, f"topic {topic}")
+
+    def described(self, topic: str) -> tuple[str, int]:
+        """Return the same of a topic that was just made, once all brokers know of it."""
+        deadline = time.monotonic() + self.timeout
+        while (found := self.describe(topic)) is None:
+            if time.monotonic() > deadline:
+                raise EngineError(f"{self.options.shown}: topic {topic} was made, and is not there")
+            time.sleep(PAUSE)
+        return found
+
+    def create(self, topic: str, partitions: int, config: dict[str, str]) -> None:
+        """Make a topic, unless somebody has."""
+        new = NewTopic(
+            topic, partitions, self.options.replication, config={**config, **(self.options.topic or {})}
+        )
+        futures = self.admin.create_topics(
+            [new], request_timeout=self.timeout, operation_timeout=self.timeout
+        )
+        try:
+            futures[topic].result(self.timeout + 1)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                what = f"topic {topic} with {partitions} partition(s) cannot be made"
+                raise self.translated(error.args[0], what) from None
+        except TimeoutError:
+            raise EngineUnavailable(
+                f"{self.options.shown}: topic {topic} was not made within {self.timeout:g} s"
+            ) from None
+
+    # Offsets
+
+    def offsets(self, places: Sequence[Place], moment: int) -> list[tuple[int, int]]:
+        """Return (offset, leader's epoch) of each place: of its first record at or after a time in ms.
+
+        LATEST: where it ends, for those who see only what was committed. EARLIEST: where it begins. One
+        round trip to each broker; -1 where there is no such record.
+        """
+
+        def look(left: float) -> list[tuple[int, int]]:
+            wanted = [TopicPartition(topic, partition, moment) for topic, partition in places]
+            found = self.looker.offsets_for_times(wanted, timeout=left)
+            for each in found:
+                if each.error is not None:
+                    raise KafkaException(each.error)
+            return [
+                (each.offset, each.leader_epoch if each.leader_epoch is not None else -1) for each in found
+            ]
+
+        if not places:
+            return []
+        with self._lock:
+            return self.again(look, ", ".join(sorted({place.topic for place in places})))

@@ -1,0 +1,120 @@
+"""What commands and `check` ask: of the state, the inner engine; of records, the log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ...delivery.model import Parked
+from ...record import first_pos
+from ..base import Group, ParkedFilter, Record
+from ..inspect import Bounds, Brief, GroupPage, GroupState, LogState
+from .places import HIDDEN
+from .state import KafkaState
+
+PAGE = 2000
+
+
+class KafkaInspect(KafkaState):
+    """Reads for people."""
+
+    def _whole(self, lo: int, hi: int) -> Iterator[Record]:
+        """Yield the records at lo <= p < hi; logs may lie between."""
+        for log in sorted(self._logs_between(lo, hi)):
+            yield from self._in_order(log, max(lo, first_pos(log)), min(hi, first_pos(log + 1)), PAGE)
+
+    def briefs(
+        self, lo: int, hi: int, task: str | None, since: float | None, until: float | None, max_body: int
+    ) -> list[Brief]:
+        """Return the records at lo <= p < hi that match, without bodies of more than `max_body` bytes."""
+        return [
+            Brief(
+                each.pos,
+                each.id,
+                each.time,
+                each.task,
+                len(each.body),
+                each.body if len(each.body) <= max_body else None,
+                each.meta,
+            )
+            for each in self._whole(lo, hi)
+            if (task is None or each.task == task) and _within(each.time, since, until)
+        ]
+
+    def task_counts(self, lo: int, hi: int, since: float | None, until: float | None) -> dict[str, int]:
+        """Return how many records of each task there are at lo <= p < hi and since <= time < until."""
+        found: dict[str, int] = {}
+        for each in self._whole(lo, hi):
+            if _within(each.time, since, until):
+                found[each.task] = found.get(each.task, 0) + 1
+        return found
+
+    def record_count(self, lo: int, hi: int) -> int:
+        """Return how many records there are at lo <= p < hi."""
+        return sum(1 for _ in self._whole(lo, hi))
+
+    def first_record(self, lo: int, hi: int) -> int | None:
+        """Return the first position at lo <= p < hi that holds a record."""
+        for log in sorted(self._logs_between(lo, hi)):
+            low, high = max(lo, first_pos(log)), min(hi, first_pos(log + 1))
+            for each in self._in_order(log, low, high, 1 if high - low == 1 else 100):
+                return each.pos
+        return None
+
+    def group_bounds(self, group: Group) -> list[Bounds]:
+        """Return what a group reads of each log."""
+        return self.inner.group_bounds(group)
+
+    def group_page(self, group: Group, lo: int, hi: int) -> GroupPage:
+        """Return all a group knows of lo <= p < hi. Records are read before, and can only grow less."""
+        ranges: list[tuple[int, int]] = []
+        for each in self._whole(lo, hi):
+            if ranges and ranges[-1][1] == each.pos:
+                ranges[-1] = (ranges[-1][0], each.pos + 1)
+            else:
+                ranges.append((each.pos, each.pos + 1))
+        return self.inner.group_page(group, lo, hi)._replace(records=ranges)
+
+    def group_state(self, group: Group, limit: int) -> GroupState:
+        """Return a group as a whole; of what is astray at most `limit`."""
+        return self.inner.group_state(group, limit)
+
+    def parked_after(self, chosen: ParkedFilter, group: int, after: int, limit: int) -> list[tuple[int, str]]:
+        """Return (position, task) of the group's parked records past `after`, by position."""
+        return self.inner.parked_after(chosen, group, after, limit)
+
+    def parked_page(self, chosen: ParkedFilter, group: int, after: int, limit: int) -> list[Parked]:
+        """Return the same records as `parked_after`, with all that is kept of them."""
+        return self.inner.parked_page(chosen, group, after, limit)
+
+    def log_states(self) -> list[LogState]:
+        """Return all logs, by number, those whose stream is gone among them."""
+        hidden = {log for stream in self.refresh() if stream.app == HIDDEN for log in stream.logs}
+        states = [state for state in self.inner.log_states() if state.log not in hidden]
+        known = self.known_logs([state.log for state in states])
+        starts, ends = self.starts(known), self.ends(known)
+        return [
+            state._replace(floor=starts[state.log], first=starts[state.log], end=ends[state.log])
+            if state.log in starts
+            else state
+            for state in states
+        ]
+
+    def broken_runs(self, lo: int, hi: int, limit: int) -> list[int]:
+        """Return nothing: each record has its id and its time."""
+        return []
+
+    def damage(self) -> list[str]:
+        """Return what the state's own check finds wrong."""
+        return self.inner.damage()
+
+    def orphans(self) -> list[tuple[str, int]]:
+        """Return (what, group) of state whose group is gone."""
+        return self.inner.orphans()
+
+
+def _within(time: float, since: float | None, until: float | None) -> bool:
+    """Say whether a time is in a window, to the microsecond, as `outside` does."""
+    micros = round(time * 1_000_000)
+    return (since is None or micros >= int(since * 1_000_000)) and (
+        until is None or micros < int(until * 1_000_000)
+    )

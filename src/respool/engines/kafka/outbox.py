@@ -1,0 +1,271 @@
+"""Calls on their way to Kafka, and the ids that are known (K4).
+
+What has an id that can come again (one given by a user, or derived from a run) is first a record of a stream
+in the state: the *outbox*. There an id is known, a conflict is seen, a lease is a fence, and a settlement takes
+its calls along. A group of that stream, the *relay*, moves them to Kafka; what it returned for each is where
+the record is now. So what is relayed twice, lost, or held up by a crash is what any lease is: given back and
+taken up by whoever comes next, who looks first whether it had arrived. Both are forgotten after `id_window`.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from ...clock import now as wall_clock
+from ...delivery.claim import Request, claim
+from ...delivery.model import MAX_LEASE, Change, Lease, NewCall, Settlement, View
+from ...delivery.settle import settle
+from ...errors import AppendUnknown, EngineError
+from ...record import Id
+from .. import stored_id
+from ..base import Conflict, Engine, Group, Reads, Record, Stream
+from .cluster import TopicGone
+from .message import item
+from .places import HIDDEN, KafkaPlaces
+from .sender import Sender
+
+log = logging.getLogger("respool.engine")
+NAME = "outbox"
+RELAY = 0  # who owns what is being relayed: no worker has that number
+AT_ONCE = 1000
+EARLY = 2.0  # seconds before its time that a record may have been stored: clocks differ
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder(Any).decode
+LookFor = Callable[[int, set[Id], float], dict[Id, int]]
+"""Where records with these ids are in a log, of those stored since a time."""
+LOST = "calls lost: their topic is gone"
+
+
+def outbox_id(id: Id) -> str:
+    """Return an id as the outbox stores it, within its own namespace."""
+    return f"b{id.hex()}" if isinstance(id, bytes) else f"t{id}"
+
+
+class Outbox:
+    """One outbox for all that is sent through a state."""
+
+    def __init__(
+        self,
+        inner: Engine,
+        places: KafkaPlaces,
+        sender: Sender,
+        look_for: LookFor,
+        note_time: Callable[[int, float], None],
+        timeout: float,
+    ) -> None:
+        self._inner, self._places, self._sender = inner, places, sender
+        self._look_for, self._note_time = look_for, note_time
+        self._timeout = timeout
+        self._patience = 3 * timeout + 10.0  # seconds after which who relays is taken for dead
+        self._lock = threading.Lock()
+        self.stream: Stream = inner.create_stream("queue", HIDDEN, NAME, 1, {})
+        self._log = self.stream.logs[0]
+        self.group: Group = next(g for g in inner.groups() if g.stream == self.stream.id)
+
+    # Putting in
+
+    def rewritten(self, rows: Sequence[NewCall]) -> list[NewCall]:
+        """Return records as the outbox keeps them. Raises EngineError where a log does not exist."""
+        for log in {row.log for row in rows}:
+            self._places.place(log)
+        return [
+            NewCall(
+                self._log,
+                f"{row.log}:{row.task}",
+                row.body,
+                row.meta,
+                stored_id(HIDDEN, outbox_id(row.id)),
+                row.time,
+            )
+            for row in rows
+        ]
+
+    def append(self, rows: Sequence[NewCall], fence: tuple[int, int] | None = None) -> list[Conflict]:
+        """Append records by way of the outbox; return those whose id is taken, with where that is.
+
+        Raises: LeaseLost; AppendUnknown where they are kept and could not be sent yet: they will be.
+        """
+        conflicts = self._inner.append_rows(self.rewritten(rows), fence)
+        sent = self.relay()
+        for id in {row.id for row in rows} - sent:
+            self._await(self._inner.find(HIDDEN, outbox_id(id)))
+        return [self._moved(each) for each in conflicts]
+
+    def append_one(self, row: NewCall) -> int | Conflict:
+        """Append one record by way of the outbox; return where it is in Kafka."""
+        done = self._inner.append_row(self.rewritten([row])[0])
+        self.relay()
+        return self._moved(done) if isinstance(done, Conflict) else self._await(done)
+
+    def _await(self, place: int | None) -> int:
+        """Return where a record is in Kafka, once whoever is at it has sent it."""
+        deadline = time.monotonic() + self._timeout
+        while place is not None:
+            with self._inner.waiter(place) as waiter:
+                waiter.prepare()
+                pos = self._position(place)
+                if pos is not None:
+                    return pos
+                if time.monotonic() > deadline:
+                    break
+                waiter.sleep(0.05)
+            self.relay()
+        raise AppendUnknown("the record is kept in the state, and could not be sent yet; a worker sends it")
+
+    def _moved(self, conflict: Conflict) -> Conflict:
+        pos = self._position(conflict.pos)
+        return conflict._replace(pos=conflict.pos if pos is None else pos)
+
+    # Finding
+
+    def find(self, id: Id) -> int | None:
+        """Return where a record is that came by way of the outbox; it is sent first where it was not."""
+        place = self._inner.find(HIDDEN, outbox_id(id))
+        if place is None:
+            return None
+        pos = self._position(place)
+        if pos is None:
+            self.relay()
+            pos = self._position(place)
+        return pos
+
+    def _position(self, place: int) -> int | None:
+        for outcome in self._inner.outcomes(self.group.id, place, place + 1):
+            if outcome.value:
+                found: int = _unpack(outcome.value)
+                return found
+        return None
+
+    # Relaying
+
+    def relay(self) -> set[Id]:
+        """Send all that waits; return the ids of what was sent.
+
+        Raises: AppendUnknown, EngineUnavailable: the rest waits for the next who relays.
+        """
+        sent: set[Id] = set()
+        with self._lock:
+            while (lease := self._claim()) is not None:
+                sent |= self._send(lease)
+        return sent
+
+    def _claim(self) -> Lease | None:
+        request = Request(AT_ONCE, RELAY, 0, -random.getrandbits(61) - (1 << 61), wall_clock())
+        reads = Reads(self.group.id, (), True, AT_ONCE, MAX_LEASE, request.now)
+        lease: Lease | None = self._inner.transact(reads, lambda view, change: claim(view, change, request))
+        return lease
+
+    def _send(self, lease: Lease) -> set[Id]:
+        """Send a lease's records, and say where they are; return their ids."""
+        found: list[tuple[int, bytes]] = []
+        lost = 0
+        try:
+            records: list[tuple[Record, bool]] = []
+            for span in lease.spans:
+                some = self._inner.records(span.lo, span.hi, MAX_LEASE)
+                records += [(record, span.deliveries > 0) for record in some]
+            by_log: dict[int, list[tuple[Record, bool]]] = {}
+            for record, tried in records:
+                by_log.setdefault(int(record.task.partition(":")[0]), []).append((record, tried))
+            for target, some_of_it in by_log.items():
+                try:
+                    found += self._send_to(target, some_of_it)
+                except TopicGone as error:
+                    lost += len(some_of_it)
+                    log.error("%d call(s) are lost: %s", len(some_of_it), error)
+                    found += [(record.pos, b"") for record, _ in some_of_it]
+        except BaseException:
+            self._settle(lease, found, lost, tried=True)
+            raise
+        self._settle(lease, found, lost, tried=False)
+        self._inner.ring_waiters([pos for pos, _ in found])
+        return {self._row_id(record) for record, _ in records}
+
+    def _send_to(self, target: int, records: list[tuple[Record, bool]]) -> list[tuple[int, bytes]]:
+        try:
+            place = self._places.place(target)
+        except EngineError as error:
+            raise TopicGone(str(error)) from None
+        there = self._arrived(target, [record for record, tried in records if tried])
+        rows = [
+            (record.pos, self._row(target, record))
+            for record, _ in records
+            if self._row_id(record) not in there
+        ]
+        events = bool(self._places.stream_of_log(target).settings.get("cloudevents"))
+        offsets = self._sender.append(place, [item(row, events) for _, row in rows])
+        if rows:
+            self._note_time(target, min(row.time for _, row in rows))
+        found = [(pos, _pack(target << 40 | offset)) for (pos, _), offset in zip(rows, offsets, strict=True)]
+        found += [
+            (record.pos, _pack(there[self._row_id(record)]))
+            for record, _ in records
+            if self._row_id(record) in there
+        ]
+        return found
+
+    def _arrived(self, target: int, records: list[Record]) -> dict[Id, int]:
+        """Return where those are that somebody has sent without saying so."""
+        if not records:
+            return {}
+        wanted = {self._row_id(record) for record in records}
+        since = min(record.time for record in records) - EARLY
+        return self._look_for(target, wanted, since)
+
+    @staticmethod
+    def _row_id(record: Record) -> Id:
+        stored = str(record.id).partition("\0")[2]
+        return bytes.fromhex(stored[1:]) if stored[0] == "b" else stored[1:]
+
+    def _row(self, target: int, record: Record) -> NewCall:
+        task = record.task.partition(":")[2]
+        return NewCall(target, task, record.body, record.meta.packed(), self._row_id(record), record.time)
+
+    def _settle(self, lease: Lease, found: list[tuple[int, bytes]], lost: int, *, tried: bool) -> None:
+        """Write down where records are; what is left goes back, marked where it may have been sent."""
+        ended = wall_clock()
+        results = sorted(found)
+        done = [(pos, pos + 1) for pos, _ in results]
+        if not tried:  # all of it: what is not there any more is done, too
+            done = [(span.lo, span.hi) for span in lease.spans]
+        settlement = Settlement(lease.id, RELAY, done, [], results, ended, ended, release=True)
+
+        def decide(view: View, change: Change) -> None:
+            mine = view.leases.get(lease.id)
+            if tried and mine is not None:
+                mine.spans = [span._replace(deliveries=span.deliveries + 1) for span in mine.spans]
+            settle(view, change, settlement)
+            change.count(LOST, lost)
+            change.journal.clear()  # the outcomes say it all
+
+        self._inner.transact(Reads(self.group.id, (lease.id,)), decide)
+
+    def recover(self) -> None:
+        """Give back what somebody took to relay it, and died."""
+        before = time.time() - self._patience
+        dead = [
+            each for each in self._inner.leases(self.group) if each.owner is not None and each.since < before
+        ]
+        for lease in dead:
+
+            def decide(view: View, change: Change, id: int = lease.id) -> None:
+                mine = view.leases.get(id)
+                if mine is not None and mine.owner is not None:
+                    spans = [span._replace(deliveries=span.deliveries + 1) for span in mine.spans]
+                    change.leases.append(Lease(mine.id, None, mine.child, spans, mine.bodies, mine.since))
+
+            self._inner.transact(Reads(self.group.id, (lease.id,)), decide)
+
+    def tidy(self, window: float) -> None:
+        """Send what somebody left behind, and forget what is known for longer than the window."""
+        self.recover()
+        if self._inner.has_work(self.group.id, wall_clock(), ()):
+            self.relay()
+        self._inner.trim(self.stream, wall_clock() - window, 5000)

@@ -1,0 +1,260 @@
+"""Streams and their topics: which log is where, and whether it is still the topic that it was (K3)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from ...delivery.model import MIDDLE
+from ...errors import ConfigError, EngineError
+from ...record import first_pos
+from ..base import Engine, Group, Stream
+from .cluster import EARLIEST, LATEST, Cluster, Place, TopicGone
+from .names import topic_name
+
+KEPT = "kafka"
+"""Where a stream's settings keep what its topic is; shown to nobody."""
+
+HIDDEN = "\x01kafka"
+"""The app of what is stored for our own use: no app of a user can have that name."""
+
+FOR_GOOD = {
+    "retention.ms": "-1",  # workers trim, or what `main` has not done would be deleted (K4)
+    "retention.bytes": "-1",
+    "cleanup.policy": "delete",
+    "message.timestamp.type": "LogAppendTime",  # K5: the time of a record is in its header
+    "max.message.bytes": str(8 << 20),
+}
+
+
+class KafkaPlaces:
+    """The registry: it is the inner engine's, with a topic to each stream."""
+
+    inner: Engine
+    cluster: Cluster
+
+    def __init__(self) -> None:
+        self._places: dict[int, Place] = {}
+        self._stored: dict[int, Stream] = {}  # as they are stored, by number
+        self._of_log: dict[int, Stream] = {}
+        self._logs_of_group: dict[int, tuple[int, ...]] = {}
+        self._checked: set[int] = set()  # streams whose topics were looked at
+        self._ends_seen: dict[int, int] = {}
+        self._known = threading.Lock()
+
+    # Which log is where
+
+    def refresh(self) -> list[Stream]:
+        """Read the registry anew; return all streams as they are stored, the hidden one among them."""
+        stored = self.inner.streams()
+        places: dict[int, Place] = {}
+        of_log: dict[int, Stream] = {}
+        for stream in stored:
+            kept = stream.settings.get(KEPT)
+            if kept is None:
+                continue
+            for log in stream.logs:
+                places[log] = place_of(kept, *stream.place(log))
+                of_log[log] = stream
+        with self._known:
+            self._places, self._of_log = places, of_log
+            self._stored = {stream.id: stream for stream in stored}
+        return stored
+
+    def forget(self) -> None:
+        """Forget what is known of streams and groups."""
+        with self._known:
+            self._places, self._of_log, self._stored, self._logs_of_group = {}, {}, {}, {}
+            self._checked.clear()
+
+    def place(self, log: int) -> Place:
+        """Return where a log is. Raises EngineError where there is no such log."""
+        found = self._places.get(log)
+        if found is None:
+            self.refresh()
+            found = self._places.get(log)
+        if found is None:
+            raise EngineError(f"log {log} does not exist: its stream was dropped")
+        return found
+
+    def stream_of_log(self, log: int) -> Stream:
+        """Return the stream of a log, as it is stored. Raises EngineError where there is no such log."""
+        self.place(log)
+        return self._of_log[log]
+
+    def known_logs(self, logs: Sequence[int]) -> list[int]:
+        """Return those of the logs that exist."""
+        if any(log not in self._places for log in logs):
+            self.refresh()
+        return [log for log in logs if log in self._places]
+
+    def logs_of(self, group: int) -> tuple[int, ...]:
+        """Return the logs that a group reads; none where there is no such group."""
+        found = self._logs_of_group.get(group)
+        if found is None:
+            streams = {stream.id: stream for stream in self.refresh()}
+            groups = {g.id: streams[g.stream].logs for g in self.inner.groups() if g.stream in streams}
+            with self._known:
+                self._logs_of_group = groups
+            found = groups.get(group, ())
+        return found
+
+    # Where logs begin and end
+
+    def ends(self, logs: Sequence[int]) -> dict[int, int]:
+        """Return one past the last record of each log that readers may see."""
+        found = self.cluster.offsets([self.place(log) for log in logs], LATEST)
+        ends = {log: first_pos(log) + offset for log, (offset, _) in zip(logs, found, strict=True)}
+        self._ends_seen |= ends
+        return ends
+
+    def starts(self, logs: Sequence[int]) -> dict[int, int]:
+        """Return where each log begins now."""
+        found = self.cluster.offsets([self.place(log) for log in logs], EARLIEST)
+        return {log: first_pos(log) + offset for log, (offset, _) in zip(logs, found, strict=True)}
+
+    def bounds(self, stream: Stream) -> list[tuple[int, int, int]]:
+        """Return (log, first, one past the last) position there is."""
+        logs = self.known_logs(stream.logs)
+        starts, ends = self.starts(logs), self.ends(logs)
+        return [(log, starts[log], max(starts[log], ends[log])) for log in logs]
+
+    # Streams and groups
+
+    def create_stream(
+        self, kind: Literal["queue", "stream"], app: str, name: str, partitions: int, settings: dict[str, Any]
+    ) -> Stream:
+        """Create a stream with its topic, or check that the topic is the one it was; return it as stored."""
+        for stream in self.refresh():
+            if (stream.kind, stream.app, stream.name) == (kind, app, name):
+                self._check_topic(stream)
+                return public(stream)
+        kept = self._make_topic(kind, app, name, partitions, settings)
+        stream = self.inner.create_stream(kind, app, name, kept["partitions"], {**settings, KEPT: kept})
+        self.forget()
+        self.refresh()
+        self._check_topic(stream)
+        return public(stream)
+
+    def _make_topic(
+        self, kind: str, app: str, name: str, partitions: int, settings: dict[str, Any]
+    ) -> dict[str, Any]:
+        what = f"{kind} {name}"
+        if settings.get("foreign"):
+            found = self.cluster.describe(name)
+            if found is None:
+                raise ConfigError(
+                    f"{self.cluster.options.shown}: {what} is declared as foreign, but there is no topic {name!r}; "
+                    "whoever writes it has to make it, or leave foreign=True out"
+                )
+            return {"topic": name, "id": found[0], "partitions": found[1]}
+        topic = topic_name(self.cluster.options.prefix, kind, app, name)
+        found = self.cluster.describe(topic)
+        if found is None:
+            self.cluster.create(topic, partitions, FOR_GOOD)
+            found = self.cluster.described(topic)
+        id, there = found
+        if there != partitions:
+            raise ConfigError(
+                f"{self.cluster.options.shown}: {what} wants {partitions} partition(s), topic {topic} has {there}; "
+                f"declare it with partitions={there}, or delete the topic"
+            )
+        places = [Place(topic, partition) for partition in range(partitions)]
+        if any(offset for offset, _ in self.cluster.offsets(places, LATEST)) and not self._just_made(
+            kind, app, name
+        ):
+            raise ConfigError(
+                f"{self.cluster.options.shown}: topic {topic} holds records, but the state knows no {what}: it belongs "
+                "to another state; set prefix=… in the URL to keep the two apart, or name the state it belongs to"
+            )
+        return {"topic": topic, "id": id, "partitions": partitions}
+
+    def _just_made(self, kind: str, app: str, name: str) -> bool:
+        """Say whether another process has made the stream, and appended to it, since we looked."""
+        return any((s.kind, s.app, s.name) == (kind, app, name) for s in self.refresh())
+
+    def _check_topic(self, stream: Stream) -> None:
+        """Look whether a stream's topic is the one it was (K3); once in each process."""
+        if stream.id not in self._checked:
+            self.check_topic(stream)
+            self._checked.add(stream.id)
+
+    def check_topic(self, stream: Stream) -> None:
+        """Raise TopicGone where a stream's topic is not there, or another one."""
+        kept = stream.settings.get(KEPT)
+        if kept is None:
+            return
+        found = self.cluster.describe(kept["topic"])
+        what = f"{self.cluster.options.shown}: topic {kept['topic']} of {stream.kind} {stream.name}"
+        if found is None:
+            raise TopicGone(
+                f"{what} was deleted, and its records with it; the state still has what was known of them. "
+                "Declare it under another name, or begin with another state"
+            )
+        if found[0] != kept["id"]:
+            raise TopicGone(
+                f"{what} was deleted and made again: what the state knows is not of these records. "
+                "Declare it under another name, or begin with another state"
+            )
+        if found[1] < kept["partitions"]:
+            raise TopicGone(f"{what} has {found[1]} partition(s), and had {kept['partitions']}")
+
+    def add_lane(self, stream: Stream, priority: int) -> Stream:
+        """Make the lane of a priority: a topic, then its logs, which the stream's groups read from 0 (H10)."""
+        stored = next(each for each in self.refresh() if each.id == stream.id)
+        kept = stored.settings[KEPT]
+        topic = lane_topic(kept["topic"], priority)
+        if self.cluster.describe(topic) is None:
+            self.cluster.create(topic, kept["partitions"], FOR_GOOD)
+            self.cluster.described(topic)
+        made = self.inner.add_lane(stored, priority)
+        self.forget()
+        self.refresh()
+        return public(made)
+
+    def streams(self) -> list[Stream]:
+        """Return all streams."""
+        return [public(stream) for stream in self.refresh() if stream.app != HIDDEN]
+
+    def groups(self) -> list[Group]:
+        """Return all groups."""
+        hidden = {stream.id for stream in self._streams_stored() if stream.app == HIDDEN}
+        found = self.inner.groups()
+        return [group for group in found if group.stream not in hidden]
+
+    def _streams_stored(self) -> list[Stream]:
+        return list(self._stored.values()) or self.refresh()
+
+    def create_group(
+        self,
+        stream: Stream,
+        app: str,
+        name: str,
+        kind: Literal["main", "subscription", "replay", "group"],
+        settings: dict[str, Any],
+        bounds: Sequence[tuple[int, int, int | None]],
+    ) -> Group | None:
+        """Create a group that reads lo <= p < hi (None: no end) of each log; None where it exists."""
+        return self.inner.create_group(stream, app, name, kind, settings, bounds)
+
+
+def place_of(kept: dict[str, Any], partition: int, priority: int) -> Place:
+    """Return where a log is. A lane is a topic of its own."""
+    return Place(lane_topic(kept["topic"], priority), partition)
+
+
+def lane_topic(topic: str, priority: int) -> str:
+    """Return the topic of a lane; the common one is the stream's own."""
+    return topic if priority == MIDDLE else f"{topic}--lane--{priority}"
+
+
+def public(stream: Stream) -> Stream:
+    """Return a stream as others know it."""
+    if KEPT not in stream.settings:
+        return stream
+    return msgspec.structs.replace(
+        stream, settings={name: value for name, value in stream.settings.items() if name != KEPT}
+    )

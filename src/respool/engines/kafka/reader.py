@@ -1,0 +1,227 @@
+"""Reading ranges of logs: one consumer, kept on the partitions that it read last (K6).
+
+A range ends at a record at or past its end, which is kept for the next range, or where the partition ends at
+or past it; never because nothing came for a while (K2). There is no record where a log was compacted, and
+none where a transaction's mark lies.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from ...errors import EngineUnavailable
+from .cluster import _GONE, _PASSING, GROUP, Cluster, Place, TopicGone
+
+SKIP = 4000  # records that are read over rather than sought past
+AT_ONCE = 1000
+MOST = 16  # partitions that are kept at hand
+WAIT = 0.2  # seconds of one look
+_TRIMMED = (KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._AUTO_OFFSET_RESET)
+IDLE = 1.0  # seconds after which who reads nothing asks the brokers for nothing
+
+
+class Trimmed(Exception):
+    """A range begins below the first record that is left of its partition (K1)."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(place)
+        self.place = place
+
+
+class _Part:
+    """One partition that is being read."""
+
+    __slots__ = ("ahead", "ended", "next")
+
+    def __init__(self, at: int) -> None:
+        self.next = at  # the offset from which on nothing was handed out
+        self.ahead: deque[Any] = deque()  # messages that came, and belong to no range so far
+        self.ended = -1  # where the partition ended when that was said last
+
+
+class Reader:
+    """Reads ranges; used by one thread at a time."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._lock = threading.Lock()
+        self._consumer: Consumer | None = None
+        self._parts: dict[Place, _Part] = {}
+        self._used = 0.0
+
+    def _opened(self) -> Consumer:
+        consumer = self._consumer
+        if consumer is None:
+            self._cluster._check_open()
+            consumer = self._consumer = self._cluster.made(
+                Consumer,
+                **{
+                    "fetch.queue.backoff.ms": 1,
+                    "fetch.message.max.bytes": 262144,
+                    "queued.min.messages": 1000,
+                    "fetch.wait.max.ms": 10,
+                    **self._cluster.options.client,
+                    "group.id": self._cluster.options.prefix + GROUP,
+                    "enable.auto.commit": False,
+                    "enable.auto.offset.store": False,
+                    "auto.offset.reset": "error",
+                    "isolation.level": "read_committed",
+                    "enable.partition.eof": True,
+                },
+            )
+        return consumer
+
+    def read(self, ranges: Sequence[tuple[Place, int, int]]) -> list[list[Any]]:
+        """Return the messages at lo <= offset < hi of each (place, lo, hi); each place at most once.
+
+        Raises: Trimmed; EngineUnavailable where nothing came for too long; TopicGone.
+        """
+        with self._lock:
+            try:
+                return self._read(ranges)
+            except BaseException:
+                self._drop()
+                raise
+            finally:
+                self._used = time.monotonic()
+
+    def _read(self, ranges: Sequence[tuple[Place, int, int]]) -> list[list[Any]]:
+        consumer = self._opened()
+        self._go_to(consumer, ranges)
+        wanted = {place: (lo, hi, []) for place, lo, hi in ranges}
+        found: list[list[Any]] = [wanted[place][2] for place, _, _ in ranges]
+        open_: set[Place] = {place for place in wanted if not self._served(place, *wanted[place])}
+        deadline = time.monotonic() + self._cluster.timeout
+        size = sum(hi - lo for _, lo, hi in ranges)
+        while open_:
+            first = consumer.poll(WAIT)
+            if first is None:
+                self._cluster._check_open()
+                if time.monotonic() > deadline:
+                    names = ", ".join(sorted(place.topic for place in open_))
+                    raise EngineUnavailable(
+                        f"{self._cluster.options.shown}: nothing came of topic {names} for "
+                        f"{self._cluster.timeout:g} s; nothing was sent"
+                    )
+                continue
+            more = consumer.consume(min(size, AT_ONCE), 0) if size > 1 else ()
+            touched = {self._take(message) for message in (first, *more)}
+            for place in [each for each in touched if each is not None and each not in wanted]:
+                if place in self._parts and len(self._parts[place].ahead) > SKIP:
+                    self._leave(consumer, place)  # nobody reads on there; it must not fill the memory
+            deadline = time.monotonic() + self._cluster.timeout
+            for place in touched & open_:
+                if self._served(place, *wanted[place]):
+                    open_.discard(place)
+        return found
+
+    def _take(self, message: Any) -> Place | None:
+        """Put a message to its partition; return which that is."""
+        error = message.error()
+        if error is None:
+            place = Place(message.topic(), message.partition())
+            part = self._parts.get(place)
+            if part is not None and message.offset() >= part.next:
+                part.ahead.append(message)
+            return place
+        place = Place(message.topic(), message.partition())
+        code = error.code()
+        if code == KafkaError._PARTITION_EOF:
+            part = self._parts.get(place)
+            if part is not None:
+                part.ended = max(part.ended, message.offset())
+            return place
+        if code in _TRIMMED:
+            raise Trimmed(place)
+        if code in _PASSING:
+            return None
+        if code in _GONE:
+            raise TopicGone(f"{self._cluster.options.shown}: topic {place.topic}: {error.str()}")
+        raise self._cluster.translated(error, f"topic {place.topic}")
+
+    def _served(self, place: Place, lo: int, hi: int, found: list[Any]) -> bool:
+        """Hand out what has come of a range; say whether that is all of it."""
+        part = self._parts[place]
+        ahead = part.ahead
+        while ahead:
+            offset = ahead[0].offset()
+            if offset >= hi:
+                part.next = hi
+                return True
+            message = ahead.popleft()
+            if offset >= lo:
+                found.append(message)
+            part.next = offset + 1
+        if part.next >= hi or part.ended >= hi:
+            part.next = max(part.next, hi)
+            return True
+        return False
+
+    def _go_to(self, consumer: Consumer, ranges: Sequence[tuple[Place, int, int]]) -> None:
+        """See to it that what comes next of each partition is its range, or not far before it."""
+        try:
+            fresh = []
+            for place, lo, _ in ranges:
+                part = self._parts.pop(place, None)
+                if part is not None and not self._moved(consumer, place, part, lo):
+                    consumer.incremental_unassign([TopicPartition(*place)])
+                    part = None
+                if part is None:
+                    part = _Part(lo)
+                    fresh.append(TopicPartition(place.topic, place.partition, lo))
+                self._parts[place] = part  # the last: the first of all is the longest unused
+            while len(self._parts) > max(MOST, len(ranges)):
+                self._leave(consumer, next(iter(self._parts)))
+            if fresh:
+                consumer.incremental_assign(fresh)
+        except KafkaException as error:
+            raise self._cluster.translated(error.args[0]) from None
+
+    @staticmethod
+    def _moved(consumer: Consumer, place: Place, part: _Part, lo: int) -> bool:
+        """Move on, or back, within a partition; False where it must be taken up anew."""
+        reach = part.ahead[-1].offset() + 1 if part.ahead else part.next
+        if part.next <= lo <= reach + SKIP:
+            return True
+        part.ahead.clear()
+        part.next, part.ended = lo, -1
+        try:
+            consumer.seek(TopicPartition(place.topic, place.partition, lo))
+        except KafkaException:  # it is not yet being fetched
+            return False
+        return True
+
+    def _leave(self, consumer: Consumer, place: Place) -> None:
+        del self._parts[place]
+        consumer.incremental_unassign([TopicPartition(*place)])
+
+    def rest(self) -> None:
+        """Ask the brokers for nothing any more where nothing was read for a while."""
+        if self._consumer is None or time.monotonic() - self._used < IDLE or not self._lock.acquire(False):
+            return
+        try:
+            self._drop()
+        finally:
+            self._lock.release()
+
+    def _drop(self) -> None:
+        """Forget what is being read: the next range begins anew."""
+        if self._consumer is not None and self._parts:
+            self._parts = {}
+            try:
+                self._consumer.unassign()
+            except (KafkaException, RuntimeError):
+                self._consumer = None
+
+    def close(self) -> None:
+        """Close the consumer, once nobody reads."""
+        with self._lock:
+            consumer, self._consumer = self._consumer, None
+            if consumer is not None:
+                consumer.close()

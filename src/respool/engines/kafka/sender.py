@@ -1,0 +1,138 @@
+"""Producing: idempotent, acknowledged by all replicas that are in sync, and never waited for without end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from ...errors import AppendUnknown, RecordTooLarge, RespoolError
+from .cluster import Cluster, Place
+
+MANY = 1000  # records between two looks at what was acknowledged
+FIRST = 0.05  # seconds without a record that a new client is given: else it gets its number only after 0.5 s
+GRACE = 1.0  # seconds after which even a client that says nothing more is given up
+_MAYBE = (
+    KafkaError._MSG_TIMED_OUT,
+    KafkaError._TIMED_OUT,
+    KafkaError._TRANSPORT,
+    KafkaError._PURGE_INFLIGHT,
+    KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.NETWORK_EXCEPTION,
+    KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+)
+"""Errors after which a record may have been stored."""
+
+Item = tuple[bytes | None, bytes | None, Any]
+"""Value, key, headers."""
+
+
+class Sender:
+    """One producer, used by one thread at a time: who appends is combined with others above."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._lock = threading.Lock()
+        self._producer: Producer | None = None
+        self._made = 0.0
+        self.behind = 0  # ms that the last record was stored after its time
+
+    def prepare(self) -> None:
+        """Begin to connect: what is sent later need not wait for it."""
+        with self._lock:
+            self._opened()
+
+    def _opened(self) -> Producer:
+        producer = self._producer
+        if producer is None:
+            self._made = time.monotonic()
+            self._cluster._check_open()
+            producer = self._producer = self._cluster.made(
+                Producer,
+                **{
+                    "acks": "all",
+                    "enable.idempotence": True,
+                    "message.timeout.ms": int(self._cluster.timeout * 1000),
+                    "allow.auto.create.topics": False,
+                    "linger.ms": 0,
+                    "queue.buffering.max.messages": 200_000,
+                    "message.max.bytes": 16 << 20,
+                },
+            )
+        return producer
+
+    def append(self, place: Place, items: Iterable[Item]) -> list[int]:
+        """Append records in their order; return their offsets once all are acknowledged.
+
+        Raises: EngineUnavailable or another refusal where none was stored, AppendUnknown where some may be.
+        """
+        topic, partition = place
+        with self._lock:
+            producer = self._opened()
+            young = FIRST - (time.monotonic() - self._made)
+            if young > 0:
+                producer.poll(young)
+            produce, poll = producer.produce, producer.poll
+            offsets: list[int] = []
+            failed: list[KafkaError] = []
+            last: list[Any] = []
+
+            def delivered(error: KafkaError | None, message: Any) -> None:
+                if error is None:
+                    offsets.append(message.offset())
+                    if not last:
+                        last.append(message)
+                else:
+                    failed.append(error)
+
+            deadline = time.monotonic() + self._cluster.timeout
+            sent = 0
+            for value, key, headers in items:
+                while True:
+                    try:
+                        produce(
+                            topic, value, key, partition=partition, headers=headers, on_delivery=delivered
+                        )
+                        break
+                    except BufferError:  # full of what is on its way
+                        poll(0.05)
+                        if time.monotonic() > deadline:
+                            failed.append(KafkaError(KafkaError._MSG_TIMED_OUT))
+                            break
+                    except KafkaException as error:
+                        failed.append(error.args[0])
+                        break
+                if failed:
+                    break
+                sent += 1
+                if sent % MANY == 0:
+                    poll(0)
+            while len(offsets) + len(failed) < sent and time.monotonic() < deadline + GRACE:
+                poll(0.1)
+            if last:
+                self.behind = last[0].timestamp()[1]
+        if failed or len(offsets) < sent:
+            raise self._error(failed, stored=bool(offsets), topic=topic)
+        return offsets
+
+    def _error(self, failed: list[KafkaError], *, stored: bool, topic: str) -> RespoolError:
+        shown = self._cluster.options.shown
+        if any(error.fatal() for error in failed):
+            self._producer = None  # of no more use; the next append makes another
+        for error in failed:
+            if error.code() == KafkaError.MSG_SIZE_TOO_LARGE and not stored:
+                return RecordTooLarge(
+                    f"{shown}: topic {topic} takes no record of that size: raise its max.message.bytes"
+                )
+            if error.code() not in _MAYBE and not stored:
+                return self._cluster.translated(error, f"topic {topic}")
+        what = failed[0].str() if failed else "no answer"
+        return AppendUnknown(f"{shown}: topic {topic}: {what}; it is not known whether it was stored")
+
+    def close(self) -> None:
+        """Give the producer up; nothing waits in it, since every append waits for its own."""
+        with self._lock:
+            self._producer = None

@@ -1,0 +1,235 @@
+"""The state is the inner engine's: what depends on where the log begins and ends is told to it here.
+
+The ends are read before the transaction, never within it: they can only have grown since. What is parked goes
+into the state with its body, in the transaction that parks it (H15); so do the calls that runs have made (K4).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from ...delivery.model import Change, JournalEntry, Lease, NewCall, Outcome, Parked, Position, View
+from ...delivery.spans import Span
+from ...errors import AppendUnknown, EngineError, EngineUnavailable
+from ...record import Row, log_of
+from ..base import Counts, Group, ParkedFilter, Reads, Status
+from .log import KafkaLog
+from .message import header_of
+
+T = TypeVar("T")
+log = logging.getLogger("respool.engine")
+LOST = "lost: trimmed before they were done"
+
+
+class _Missing(Exception):
+    """A decision parks records that are not at hand: they are read, and it is made again."""
+
+    def __init__(self, positions: list[int]) -> None:
+        super().__init__(positions)
+        self.positions = positions
+
+
+class KafkaState(KafkaLog):
+    """What groups know."""
+
+    def __init__(self) -> None:
+        KafkaLog.__init__(self)
+        self._cursors: dict[int, dict[int, int]] = {}  # of groups, as seen last: they only grow
+        self._trimmed: dict[
+            int, int
+        ] = {}  # records found trimmed, by log, to be counted with what comes next
+
+    def transact(self, reads: Reads, decide: Callable[[View, Change], T], *, synced: bool = False) -> T:
+        """Lock, read, let `decide` fill the change, write, commit; return what `decide` returned."""
+        logs = self.logs_of(reads.group) if reads.positions else ()
+        ends = self.ends(logs)
+        absent: set[int] = set()
+        fetched: dict[int, Row] = {}
+        calls: list[NewCall] = []
+
+        def run(view: View, change: Change) -> T:
+            if reads.positions:
+                self._tell_ends(view, change, ends, claims=reads.due > 0)
+            answer = decide(view, change)
+            change.kept = self._to_keep(change.parked, fetched, absent)
+            calls[:] = change.calls
+            if calls:
+                change.calls = self.outbox.rewritten(calls)
+            if reads.positions:
+                self._cursors[reads.group] = {at.log: at.cursor for at in view.positions} | dict(
+                    change.cursors
+                )
+            if reads.due:
+                self._once_parked = {parked.pos for parked in view.due}
+            if self._trimmed:
+                self._count_trimmed(reads.group, change)
+            return answer
+
+        while True:
+            try:
+                answer = self.inner.transact(reads, run, synced=synced)
+                break
+            except _Missing as missing:
+                for pos in missing.positions:
+                    row = self._fetch(pos)
+                    if row is None:
+                        absent.add(pos)
+                    else:
+                        fetched[pos] = row
+        if calls:
+            self._relay_now()
+        return answer
+
+    def _tell_ends(self, view: View, change: Change, ends: dict[int, int], *, claims: bool) -> None:
+        positions = []
+        for at in view.positions:
+            end = max(ends.get(at.log, at.cursor), at.cursor)
+            positions.append(at._replace(end=end, missing=()))
+        view.positions = positions
+
+    def _to_keep(self, parked: Sequence[Parked], fetched: dict[int, Row], absent: set[int]) -> list[Row]:
+        """Return what is parked, to be kept in the state: from what a worker has just read, or fetched."""
+        kept, missing = [], []
+        for each in parked:
+            pos = each.pos
+            known = self._at_hand.get(pos)
+            if known is not None:
+                row, behind = known
+                packed = behind if isinstance(behind, bytes) else header_of(behind)
+                kept.append(Row(pos, row[1], row[2], packed))
+            elif pos in fetched:
+                kept.append(fetched[pos])
+            elif pos not in absent:
+                missing.append(pos)
+        if missing:
+            raise _Missing(missing)
+        return kept
+
+    def _fetch(self, pos: int) -> Row | None:
+        """Return a record as it is kept, from the state or from Kafka; None where it is nowhere."""
+        for row in self.inner.rows([Span(pos, pos + 1)]):
+            return Row(*row)
+        if not self.known_logs([log_of(pos)]):
+            return None
+        found: dict[int, Any] = {}
+        if self.starts([log_of(pos)])[log_of(pos)] <= pos < self.ends([log_of(pos)])[log_of(pos)]:
+            self._read_into(found, self.seeker, [(pos, pos + 1)])
+        for row, message in found.values():
+            return Row(pos, row[1], row[2], header_of(message))
+        return None
+
+    def _relay_now(self) -> None:
+        """Send the calls of runs that were just settled. What cannot be sent now waits for a worker's beat."""
+        try:
+            self.outbox.relay()
+        except (AppendUnknown, EngineUnavailable, EngineError) as error:
+            log.warning("calls of runs wait in the state until they can be sent: %s", error)
+
+    # K1
+
+    def _lose(self, lo: int, hi: int, kept: int) -> None:
+        lost = hi - lo - kept
+        if lost > 0:
+            log.error(
+                "%d record(s) of topic %s were trimmed before they were done, from offset %d on; they are lost",
+                lost, self.place(log_of(lo)).topic, lo & (1 << 40) - 1,
+            )  # fmt: skip
+            with self._remembering:
+                self._trimmed[log_of(lo)] = self._trimmed.get(log_of(lo), 0) + lost
+
+    def _count_trimmed(self, group: int, change: Change) -> None:
+        with self._remembering:
+            for each in self.logs_of(group):
+                change.count(LOST, self._trimmed.pop(each, 0))
+
+    # Questions about the ends
+
+    def has_work(self, group: int, now: float, tasks: Sequence[str]) -> bool:
+        """Say whether a claim would find anything."""
+        if self.inner.has_work(group, now, tasks):
+            return True
+        logs = self.logs_of(group)
+        known = self._cursors.get(group)
+        ends = self.ends(logs)
+        if known is not None and all(ends[each] <= known.get(each, -1) for each in logs):
+            return False
+        return any(
+            at.cursor < (ends[at.log] if at.stop is None else min(ends[at.log], at.stop))
+            for at in self.inner.positions(Group(group, 0, "", "", "group"))
+        )
+
+    def positions(self, group: Group) -> list[Position]:
+        """Return how far a group is in each log."""
+        ends = self.ends(self.logs_of(group.id))
+        return [
+            at._replace(end=max(ends.get(at.log, at.cursor), at.cursor), missing=())
+            for at in self.inner.positions(group)
+        ]
+
+    def counts(self, group: Group) -> Counts:
+        """Return how many of a group's records are where."""
+        ends = self.ends(self.logs_of(group.id))
+        before = self.inner.positions(group)
+        counts = self.inner.counts(group)
+        pending, oldest = 0, None
+        for at in before:
+            end = max(ends.get(at.log, at.cursor), at.cursor)
+            end = end if at.stop is None else min(end, at.stop)
+            if end > at.cursor:
+                pending += end - at.cursor
+                first = next(self._in_order(at.log, at.cursor, end, 1), None)
+                if first is not None and (oldest is None or first.time < oldest):
+                    oldest = first.time
+        return counts._replace(pending=pending, oldest_pending=oldest)
+
+    # What the inner engine knows by itself
+
+    def next_due(self, group: int) -> float | None:
+        """Return when the next of the group's parked records is due."""
+        return self.inner.next_due(group)
+
+    def set_progress(self, group: int, pos: int, value: bytes, fence: tuple[int, int] | None = None) -> None:
+        """Keep what a running task says of itself, unless it lost its lease."""
+        self.inner.set_progress(group, pos, value, fence)
+
+    def status(self, group: Group, pos: int) -> Status:
+        """Return where a record is in a group."""
+        return self.inner.status(group, pos)
+
+    def journal(self, group: int, pos: int) -> list[JournalEntry]:
+        """Return the entries that cover a position, the oldest first."""
+        return self.inner.journal(group, pos)
+
+    def outcomes(self, group: int, lo: int, hi: int) -> list[Outcome]:
+        """Return the outcomes stored for lo <= p < hi."""
+        return self.inner.outcomes(group, lo, hi)
+
+    def unfinished(self, group: Group, lo: int, hi: int) -> int:
+        """Return how many of lo <= p < hi are not done in a group."""
+        return self.inner.unfinished(group, lo, hi)
+
+    def parked(self, chosen: ParkedFilter, limit: int) -> list[tuple[int, Parked]]:
+        """Return (group, parked record), the oldest first."""
+        return self.inner.parked(chosen, limit)
+
+    def leases(self, group: Group) -> list[Lease]:
+        """Return a group's leases, the returned ones among them."""
+        return self.inner.leases(group)
+
+    def leases_of(self, owner: int) -> list[tuple[int, Lease]]:
+        """Return (group, lease) of a worker."""
+        return self.inner.leases_of(owner)
+
+    def counters(self, group: int) -> dict[str, int]:
+        """Return what was skipped, refused, dropped, lost: counted since the group was made."""
+        return self.inner.counters(group)
+
+    def expire_outcomes(self, now: float, limit: int) -> int:
+        """Drop the values of outcomes past their `result_ttl`, at most `limit`; return how many."""
+        return self.inner.expire_outcomes(now, limit)
+
+    def unknown_tasks(self, group: int) -> set[str]:
+        """Return the tasks of records parked as unknown."""
+        return self.inner.unknown_tasks(group)
