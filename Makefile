@@ -39,7 +39,7 @@ demo: $(STAMP) ## a short show of what it does
 	@$(BIN)/respool demo $(ARGS)
 
 test: $(STAMP) ## all tests but the soak
-	@$(BIN)/python -m tests.services --prepare --only postgres,newest,pgbouncer
+	@$(BIN)/python -m tests.services --prepare
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
 test-fast: $(STAMP) ## those tests that need no server

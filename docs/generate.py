@@ -121,6 +121,7 @@ def capabilities() -> str:
         "durable": "survives the process",
         "enlists": "calls within a transaction of your own",
         "joins_work": "a run's own database work commits with its settlement",
+        "foreign": "streams that other programs write",
     }
     lines = [
         "| | " + " | ".join(f"`{url}`" for url in CAPABILITIES) + " |",

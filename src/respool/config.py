@@ -376,8 +376,9 @@ def _kafka_location(parts: SplitResult) -> Location:
             raise ConfigError(f"{bare}: {name} cannot be {value!r}")
     if not given.get("state"):
         raise ConfigError(
-            f"{bare} names no state: Kafka keeps the log, and what groups know is kept in PostgreSQL (or SQLite, "
-            "on one machine); add ?state=postgresql://user:password@host/database or ?state=sqlite:///respool.db"
+            f"{bare} names no state: Kafka keeps the log, and what groups know is kept in PostgreSQL (or "
+            "SQLite, on one machine); add ?state=postgresql://user:password@host/database "
+            "or ?state=sqlite:///respool.db"
         )
     try:
         state = parse_url(given.pop("state"))

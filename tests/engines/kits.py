@@ -215,7 +215,7 @@ class KafkaKit(EngineKit):
         for topic in {engine.place(log).topic for log in stream.logs}:
             for future in engine.cluster.admin.delete_topics([topic]).values():
                 future.result(TIMEOUT)
-            eventually(lambda: engine.cluster.describe(topic) is None)
+            eventually(lambda name=topic: engine.cluster.describe(name) is None)
         self.inner.drop_stream(stream)
         for each in self.engines:
             each.forget()  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.engines.kits import CUTS_ENDS, KITS, OTHER_SERVERS, SHARED, EngineKit
 
@@ -363,16 +363,21 @@ def test_text_ids_are_those_of_their_namespace(engine: Engine, log: int) -> None
     assert engine.find("shop", "order-2") is None
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
-@given(
-    runs=st.lists(st.tuples(st.integers(0, 9), st.integers(1, 3)), max_size=12),
-    since=st.none() | st.integers(-1, 10),
-    until=st.none() | st.integers(-1, 10),
-)
-def test_a_window_in_time_misses_nothing(
-    engine: Engine, runs: list[tuple[int, int]], since: int | None, until: int | None
-) -> None:
+def test_a_window_in_time_misses_nothing(engine: Engine) -> None:
     """Times are not monotone in offset (H19): a window holds all that is in it, and not much else."""
+    ends = st.none() | st.integers(-1, 10)
+    runs = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 3)), max_size=12)
+    examples = 40 if engine.capabilities.one_transaction else 12  # where a stream is a topic that is made
+
+    @settings(max_examples=examples)
+    @given(runs=runs, since=ends, until=ends)
+    def check(runs: list[tuple[int, int]], since: int | None, until: int | None) -> None:
+        _check_window(engine, runs, since, until)
+
+    check()
+
+
+def _check_window(engine: Engine, runs: list[tuple[int, int]], since: int | None, until: int | None) -> None:
     stream = engine.create_stream("stream", "", f"s{next(numbers)}", 2, {})
     times: dict[int, float] = {}
     for n, (moment, size) in enumerate(runs):

@@ -762,6 +762,7 @@ def test_delivery(make_engine: Callable[[], Engine], holes: bool) -> None:
     engine = make_engine()
     if engine.capabilities.durable:
         fewer = 10 if engine.capabilities.many_hosts else 5
+        fewer = fewer if engine.capabilities.one_transaction else 25
         chosen = settings(max_examples=max(chosen.max_examples // fewer, 1))
     engine.close()
     run_state_machine_as_test(lambda: DeliveryMachine(make_engine, holes=holes), settings=chosen)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from ...errors import ConfigError, EngineError, EngineUnavailable, RespoolError
 from .options import KafkaOptions
@@ -23,16 +23,17 @@ LATEST, EARLIEST = -1, -2  # as times: the end that readers may see (the last st
 PAUSE = 0.02
 GROUP = "respool"  # asked for by the client; no offset is ever stored by it
 
+_LOGIN = "check user, password, sasl.mechanism and security.protocol of the URL"
 _DENIED = {
-    KafkaError.TOPIC_AUTHORIZATION_FAILED: "grant the user READ, WRITE, CREATE, DELETE and DESCRIBE on its topics",
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "grant the user CREATE on the cluster, or make the topic for it",
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "grant the user READ, WRITE, CREATE, DELETE, DESCRIBE on topics",
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "grant the user CREATE on the cluster, or make the topic",
     KafkaError.GROUP_AUTHORIZATION_FAILED: "grant the user READ on its consumer groups",
-    KafkaError.POLICY_VIOLATION: "ask whoever runs the cluster what a topic must be like, and set topic.… in the URL",
+    KafkaError.POLICY_VIOLATION: "ask who runs the cluster what topics must be like; set topic.… in the URL",
     KafkaError.INVALID_REPLICATION_FACTOR: "set replication=… in the URL to no more than there are brokers",
     KafkaError.INVALID_CONFIG: "mend the topic.… options of the URL",
     KafkaError.INVALID_PARTITIONS: "declare another number of partitions",
-    KafkaError.SASL_AUTHENTICATION_FAILED: "check user, password, sasl.mechanism and security.protocol of the URL",
-    KafkaError._AUTHENTICATION: "check user, password, sasl.mechanism and security.protocol of the URL",
+    KafkaError.SASL_AUTHENTICATION_FAILED: _LOGIN,
+    KafkaError._AUTHENTICATION: _LOGIN,
     KafkaError._SSL: "check security.protocol and ssl.ca.location of the URL; certificates are verified",
 }
 _GONE = (

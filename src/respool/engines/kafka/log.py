@@ -89,10 +89,10 @@ class KafkaLog(KafkaPlaces):
         if not rows:
             return []
         known = self._recent.keys() | self._doubtful
-        if fence is None and all(is_fresh(row.id, row.time) and row.id not in known for row in rows):
-            if len({row.id for row in rows}) == len(rows):
-                self._append_fresh(rows)
-                return []
+        fresh = fence is None and all(is_fresh(row.id, row.time) and row.id not in known for row in rows)
+        if fresh and len({row.id for row in rows}) == len(rows):
+            self._append_fresh(rows)
+            return []
         places, new, conflicts = [], [], []
         for n, row in enumerate(rows):
             done = self._sent_before(row) if fence is None else None
@@ -407,7 +407,7 @@ class KafkaLog(KafkaPlaces):
         if first is None:
             return None
         seq = int.from_bytes(head[13:], "big")
-        ids = {head[:13] + (seq + n).to_bytes(3, "big"): n for n in range(size)}
+        ids: dict[Id, int] = {head[:13] + (seq + n).to_bytes(3, "big"): n for n in range(size)}
         found: dict[int, int] = {}
         log, lo = log_of(first), first
         hi = self.ends([log])[log]
@@ -416,7 +416,7 @@ class KafkaLog(KafkaPlaces):
             page: dict[int, tuple[Row, Any]] = {}
             self._read_into(page, self.seeker, [(lo, upto)])
             for pos, (_, message) in page.items():
-                place = ids.get(h.id_of(_header(message)))  # type: ignore[call-overload]
+                place = ids.get(h.id_of(_header(message)))
                 if place is not None:
                     found.setdefault(place, pos)
             lo = upto

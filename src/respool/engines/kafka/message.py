@@ -97,9 +97,9 @@ def row_of(log: int, message: Any) -> Row:
     pos = log << OFFSET_BITS | message.offset()
     if ours is not None:
         task, meta = h.row_of(ours)
-        return (pos, task, message.value() or b"", meta)  # type: ignore[return-value]
+        return Row(pos, task, message.value() or b"", meta)
     task, packed = h.row_of(_header_of_another(message))
-    return (pos, task, _body(message), packed)  # type: ignore[return-value]
+    return Row(pos, task, _body(message), packed)
 
 
 def header_of(message: Any) -> bytes:
@@ -123,7 +123,7 @@ def record(pos: int, body: bytes, packed: bytes) -> Record:
 
 def _body(message: Any) -> bytes:
     value = message.value()
-    return TOMBSTONE if value is None else value  # type: ignore[no-any-return]
+    return TOMBSTONE if value is None else value
 
 
 def _header_of_another(message: Any) -> bytes:

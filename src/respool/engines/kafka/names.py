@@ -1,8 +1,9 @@
 """Legal names of topics for streams and queues that may be named by any text, without collisions.
 
-Kafka takes letters, digits, `.`, `_` and `-`, up to 249 of them, and refuses two topics that differ in `.` and
-`_` only. A name of letters, digits and single `_` or `-` stays as it is; any other character becomes `--` and
-two hexadecimal digits a byte. Nothing else begins with `--`: so the two parts of a queue's name have a joint.
+Kafka takes letters, digits, `.`, `_` and `-`, up to 249 of them, and refuses two topics that differ in `.`
+and `_` only. A name of letters, digits and single `_` or `-` stays as it is; any other character becomes
+`--` and two hexadecimal digits a byte. Nothing else begins with `--`: so the two parts of a queue's name
+have a joint.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Calls on their way to Kafka, and the ids that are known (K4).
 
-What has an id that can come again (one given by a user, or derived from a run) is first a record of a stream
-in the state: the *outbox*. There an id is known, a conflict is seen, a lease is a fence, and a settlement takes
-its calls along. A group of that stream, the *relay*, moves them to Kafka; what it returned for each is where
-the record is now. So what is relayed twice, lost, or held up by a crash is what any lease is: given back and
-taken up by whoever comes next, who looks first whether it had arrived. Both are forgotten after `id_window`.
+What has an id that can come again (one given by a user, or derived from a run) is first a record of a
+stream in the state: the *outbox*. There an id is known, a conflict is seen, a lease is a fence, and a
+settlement takes its calls along. A group of that stream, the *relay*, moves them to Kafka; what it
+returned for each is where the record is now. So what is relayed twice, lost, or held up by a crash is what
+any lease is: given back and taken up by whoever comes next, who looks first whether it had arrived. Both
+are forgotten after `id_window`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import msgspec
 
@@ -37,7 +37,7 @@ RELAY = 0  # who owns what is being relayed: no worker has that number
 AT_ONCE = 1000
 EARLY = 2.0  # seconds before its time that a record may have been stored: clocks differ
 _pack = msgspec.msgpack.Encoder().encode
-_unpack = msgspec.msgpack.Decoder(Any).decode
+_unpack = msgspec.msgpack.Decoder(int).decode
 LookFor = Callable[[int, set[Id], float], dict[Id, int]]
 """Where records with these ids are in a log, of those stored since a time."""
 LOST = "calls lost: their topic is gone"
@@ -139,8 +139,7 @@ class Outbox:
     def _position(self, place: int) -> int | None:
         for outcome in self._inner.outcomes(self.group.id, place, place + 1):
             if outcome.value:
-                found: int = _unpack(outcome.value)
-                return found
+                return _unpack(outcome.value)
         return None
 
     # Relaying

@@ -147,8 +147,8 @@ class KafkaPlaces:
             found = self.cluster.describe(name)
             if found is None:
                 raise ConfigError(
-                    f"{self.cluster.options.shown}: {what} is declared as foreign, but there is no topic {name!r}; "
-                    "whoever writes it has to make it, or leave foreign=True out"
+                    f"{self.cluster.options.shown}: {what} is declared as foreign, but there is no topic "
+                    f"{name!r}; whoever writes it has to make it, or leave foreign=True out"
                 )
             return {"topic": name, "id": found[0], "partitions": found[1]}
         topic = topic_name(self.cluster.options.prefix, kind, app, name)
@@ -159,16 +159,15 @@ class KafkaPlaces:
         id, there = found
         if there != partitions:
             raise ConfigError(
-                f"{self.cluster.options.shown}: {what} wants {partitions} partition(s), topic {topic} has {there}; "
-                f"declare it with partitions={there}, or delete the topic"
+                f"{self.cluster.options.shown}: {what} wants {partitions} partition(s), topic {topic} has "
+                f"{there}; declare it with partitions={there}, or delete the topic"
             )
         places = [Place(topic, partition) for partition in range(partitions)]
-        if any(offset for offset, _ in self.cluster.offsets(places, LATEST)) and not self._just_made(
-            kind, app, name
-        ):
+        used = any(offset for offset, _ in self.cluster.offsets(places, LATEST))
+        if used and not self._just_made(kind, app, name):
             raise ConfigError(
-                f"{self.cluster.options.shown}: topic {topic} holds records, but the state knows no {what}: it belongs "
-                "to another state; set prefix=… in the URL to keep the two apart, or name the state it belongs to"
+                f"{self.cluster.options.shown}: topic {topic} holds records, but the state knows no {what}: "
+                "it belongs to another state; set prefix=… in the URL to keep them apart, or name that state"
             )
         return {"topic": topic, "id": id, "partitions": partitions}
 
@@ -196,14 +195,14 @@ class KafkaPlaces:
             )
         if found[0] != kept["id"]:
             raise TopicGone(
-                f"{what} was deleted and made again: what the state knows is not of these records. "
+                f"{what} was deleted and made again: what the state knows is not of its records. "
                 "Declare it under another name, or begin with another state"
             )
         if found[1] < kept["partitions"]:
             raise TopicGone(f"{what} has {found[1]} partition(s), and had {kept['partitions']}")
 
     def add_lane(self, stream: Stream, priority: int) -> Stream:
-        """Make the lane of a priority: a topic, then its logs, which the stream's groups read from 0 (H10)."""
+        """Make the lane of a priority: a topic, then its logs, read from 0 by the stream's groups (H10)."""
         stored = next(each for each in self.refresh() if each.id == stream.id)
         kept = stored.settings[KEPT]
         topic = lane_topic(kept["topic"], priority)

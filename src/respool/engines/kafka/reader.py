@@ -94,7 +94,7 @@ class Reader:
     def _read(self, ranges: Sequence[tuple[Place, int, int]]) -> list[list[Any]]:
         consumer = self._opened()
         self._go_to(consumer, ranges)
-        wanted = {place: (lo, hi, []) for place, lo, hi in ranges}
+        wanted: dict[Place, tuple[int, int, list[Any]]] = {place: (lo, hi, []) for place, lo, hi in ranges}
         found: list[list[Any]] = [wanted[place][2] for place, _, _ in ranges]
         open_: set[Place] = {place for place in wanted if not self._served(place, *wanted[place])}
         deadline = time.monotonic() + self._cluster.timeout
@@ -111,14 +111,16 @@ class Reader:
                     )
                 continue
             more = consumer.consume(min(size, AT_ONCE), 0) if size > 1 else ()
-            touched = {self._take(message) for message in (first, *more)}
-            for place in [each for each in touched if each is not None and each not in wanted]:
-                if place in self._parts and len(self._parts[place].ahead) > SKIP:
-                    self._leave(consumer, place)  # nobody reads on there; it must not fill the memory
+            touched: set[Place | None] = {self._take(message) for message in (first, *more)}
+            for each in touched:
+                if each is None:
+                    continue
+                if each in open_:
+                    if self._served(each, *wanted[each]):
+                        open_.discard(each)
+                elif each not in wanted and each in self._parts and len(self._parts[each].ahead) > SKIP:
+                    self._leave(consumer, each)  # nobody reads on there; it must not fill the memory
             deadline = time.monotonic() + self._cluster.timeout
-            for place in touched & open_:
-                if self._served(place, *wanted[place]):
-                    open_.discard(place)
         return found
 
     def _take(self, message: Any) -> Place | None:

@@ -1,7 +1,8 @@
 """The state is the inner engine's: what depends on where the log begins and ends is told to it here.
 
-The ends are read before the transaction, never within it: they can only have grown since. What is parked goes
-into the state with its body, in the transaction that parks it (H15); so do the calls that runs have made (K4).
+The ends are read before the transaction, never within it: they can only have grown since. What is parked
+goes into the state with its body, in the transaction that parks it (H15); so do the calls that runs have
+made (K4).
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ class KafkaState(KafkaLog):
         return None
 
     def _relay_now(self) -> None:
-        """Send the calls of runs that were just settled. What cannot be sent now waits for a worker's beat."""
+        """Send the calls of runs that were just settled. What cannot be sent yet waits for a beat."""
         try:
             self.outbox.relay()
         except (AppendUnknown, EngineUnavailable, EngineError) as error:
@@ -133,7 +134,7 @@ class KafkaState(KafkaLog):
         lost = hi - lo - kept
         if lost > 0:
             log.error(
-                "%d record(s) of topic %s were trimmed before they were done, from offset %d on; they are lost",
+                "%d record(s) of topic %s are lost: trimmed before they were done, from offset %d on",
                 lost, self.place(log_of(lo)).topic, lo & (1 << 40) - 1,
             )  # fmt: skip
             with self._remembering:
