@@ -15,6 +15,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -22,21 +23,24 @@ from ...clock import now as wall_clock
 from ...delivery.claim import Request, claim
 from ...delivery.model import MAX_LEASE, Change, Lease, NewCall, Settlement, View
 from ...delivery.settle import settle
+from ...delivery.spans import Finder
 from ...errors import AppendUnknown, EngineError
 from ...record import Id
 from .. import stored_id
-from ..base import Conflict, Engine, Group, Reads, Record, Stream
+from ..base import Conflict, Engine, Group, Reads, Stream
+from . import header as h
 from .cluster import TopicGone
 from .message import item
 from .places import HIDDEN, KafkaPlaces
 from .sender import Sender
 
-log = logging.getLogger("respool.engine")
+log_ = logging.getLogger("respool.engine")
 NAME = "outbox"
 RELAY = 0  # who owns what is being relayed: no worker has that number
 AT_ONCE = 1000
 EARLY = 2.0  # seconds before its time that a record may have been stored: clocks differ
 _pack = msgspec.msgpack.Encoder().encode
+_unpack_row = msgspec.msgpack.Decoder(tuple[int, bytes]).decode
 _unpack = msgspec.msgpack.Decoder(int).decode
 LookFor = Callable[[int, set[Id], float], dict[Id, int]]
 """Where records with these ids are in a log, of those stored since a time."""
@@ -46,6 +50,26 @@ LOST = "calls lost: their topic is gone"
 def outbox_id(id: Id) -> str:
     """Return an id as the outbox stores it, within its own namespace."""
     return f"b{id.hex()}" if isinstance(id, bytes) else f"t{id}"
+
+
+class _Waiting(NamedTuple):
+    """A record on its way."""
+
+    pos: int  # in the outbox
+    log: int  # where it goes
+    header: bytes
+    body: bytes
+    tried: bool  # it may have arrived already
+
+    @property
+    def time(self) -> float:
+        """When it was made."""
+        return h.micros_of(self.header) / h.MICRO
+
+    def row(self) -> NewCall:
+        """Return it as it was given."""
+        task, meta = h.row_of(self.header)
+        return NewCall(self.log, task, self.body, meta, h.id_of(self.header), self.time)
 
 
 class Outbox:
@@ -78,9 +102,9 @@ class Outbox:
         return [
             NewCall(
                 self._log,
-                f"{row.log}:{row.task}",
+                row.task,
                 row.body,
-                row.meta,
+                _pack((row.log, h.pack(row.id, int(row.time * h.MICRO), row.task, row.meta))),
                 stored_id(HIDDEN, outbox_id(row.id)),
                 row.time,
             )
@@ -165,67 +189,54 @@ class Outbox:
         """Send a lease's records, and say where they are; return their ids."""
         found: list[tuple[int, bytes]] = []
         lost = 0
+        waiting: list[_Waiting] = []
         try:
-            records: list[tuple[Record, bool]] = []
-            for span in lease.spans:
-                some = self._inner.records(span.lo, span.hi, MAX_LEASE)
-                records += [(record, span.deliveries > 0) for record in some]
-            by_log: dict[int, list[tuple[Record, bool]]] = {}
-            for record, tried in records:
-                by_log.setdefault(int(record.task.partition(":")[0]), []).append((record, tried))
-            for target, some_of_it in by_log.items():
+            spans = Finder(lease.spans)
+            for pos, _, body, packed in self._inner.rows(lease.spans):
+                log, header = _unpack_row(packed or b"")
+                span = spans.find(pos)
+                waiting.append(_Waiting(pos, log, header, body, span is not None and span.deliveries > 0))
+            by_log: dict[int, list[_Waiting]] = {}
+            for each in waiting:
+                by_log.setdefault(each.log, []).append(each)
+            for target, some in by_log.items():
                 try:
-                    found += self._send_to(target, some_of_it)
+                    found += self._send_to(target, some)
                 except TopicGone as error:
-                    lost += len(some_of_it)
-                    log.error("%d call(s) are lost: %s", len(some_of_it), error)
-                    found += [(record.pos, b"") for record, _ in some_of_it]
+                    lost += len(some)
+                    log_.error("%d call(s) are lost: %s", len(some), error)
+                    found += [(each.pos, b"") for each in some]
         except BaseException:
             self._settle(lease, found, lost, tried=True)
             raise
         self._settle(lease, found, lost, tried=False)
         self._inner.ring_waiters([pos for pos, _ in found])
-        return {self._row_id(record) for record, _ in records}
+        return {h.id_of(each.header) for each in waiting}
 
-    def _send_to(self, target: int, records: list[tuple[Record, bool]]) -> list[tuple[int, bytes]]:
+    def _send_to(self, target: int, waiting: list[_Waiting]) -> list[tuple[int, bytes]]:
+        """Send what waits for one log; return where it is now."""
         try:
             place = self._places.place(target)
         except EngineError as error:
             raise TopicGone(str(error)) from None
-        there = self._arrived(target, [record for record, tried in records if tried])
-        rows = [
-            (record.pos, self._row(target, record))
-            for record, _ in records
-            if self._row_id(record) not in there
-        ]
+        there = self._arrived(target, [each for each in waiting if each.tried])
+        new = [each for each in waiting if h.id_of(each.header) not in there]
         events = bool(self._places.stream_of_log(target).settings.get("cloudevents"))
-        offsets = self._sender.append(place, [item(row, events) for _, row in rows])
-        if rows:
-            self._note_time(target, min(row.time for _, row in rows))
-        found = [(pos, _pack(target << 40 | offset)) for (pos, _), offset in zip(rows, offsets, strict=True)]
-        found += [
-            (record.pos, _pack(there[self._row_id(record)]))
-            for record, _ in records
-            if self._row_id(record) in there
-        ]
+        offsets = self._sender.append(place, [item(each.row(), events) for each in new])
+        if new:
+            self._note_time(target, min(each.time for each in new))
+        found = [(each.pos, _pack(target << 40 | at)) for each, at in zip(new, offsets, strict=True)]
+        for each in waiting:
+            if (pos := there.get(h.id_of(each.header))) is not None:
+                found.append((each.pos, _pack(pos)))
         return found
 
-    def _arrived(self, target: int, records: list[Record]) -> dict[Id, int]:
+    def _arrived(self, target: int, waiting: list[_Waiting]) -> dict[Id, int]:
         """Return where those are that somebody has sent without saying so."""
-        if not records:
+        if not waiting:
             return {}
-        wanted = {self._row_id(record) for record in records}
-        since = min(record.time for record in records) - EARLY
-        return self._look_for(target, wanted, since)
-
-    @staticmethod
-    def _row_id(record: Record) -> Id:
-        stored = str(record.id).partition("\0")[2]
-        return bytes.fromhex(stored[1:]) if stored[0] == "b" else stored[1:]
-
-    def _row(self, target: int, record: Record) -> NewCall:
-        task = record.task.partition(":")[2]
-        return NewCall(target, task, record.body, record.meta.packed(), self._row_id(record), record.time)
+        wanted = {h.id_of(each.header) for each in waiting}
+        return self._look_for(target, wanted, min(each.time for each in waiting) - EARLY)
 
     def _settle(self, lease: Lease, found: list[tuple[int, bytes]], lost: int, *, tried: bool) -> None:
         """Write down where records are; what is left goes back, marked where it may have been sent."""
