@@ -10,6 +10,7 @@ from typing import Any
 
 from ...errors import ConfigError
 from ..base import CAPABILITIES, Engine, Group, Registration, Sleeper, Stream, Work, Worker
+from .blobs import KafkaBlobs
 from .cluster import Cluster
 from .inspect import KafkaInspect
 from .options import KafkaOptions
@@ -18,7 +19,7 @@ from .reader import Reader
 from .sender import Sender
 
 
-class KafkaEngine(KafkaInspect):
+class KafkaEngine(KafkaInspect, KafkaBlobs):
     """Composed of a cluster and an inner engine. Clients are made when first used."""
 
     def __init__(self, options: KafkaOptions, inner: Engine) -> None:
