@@ -24,7 +24,7 @@ R = TypeVar("R")
 READY = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
 _WAITING = {"scheduled": "SCHEDULED", "retry": "RETRY", "dead": "FAILURE"}  # others: PENDING
 _ENDED = {"success": "SUCCESS", "failure": "FAILURE", "revoked": "REVOKED"}
-_HOW = {"done": "SUCCESS", "purged": "REVOKED", "expired": "REVOKED"}
+_HOW = {"done": "SUCCESS", "purged": "REVOKED", "expired": "REVOKED", "rewound": "PENDING"}
 
 
 class Found(NamedTuple):
@@ -395,6 +395,17 @@ def state_of(app: App, status: Status, pos: int, group: Group) -> Found:
     if status.how == "skipped":
         return Found("UNKNOWN", status, f"left out by the filter of group {group.name}")
     return Found("UNKNOWN", status, "its history is not kept any more")
+
+
+def state_name(status: Status) -> str:
+    """Name a record's state as far as its place tells: what is leased is PENDING here."""
+    if status.parked is not None:
+        return _WAITING.get(status.parked.reason, "PENDING")
+    if status.outcome is not None:
+        return _ENDED[status.outcome.ending]
+    if status.place in ("pending", "leased"):
+        return "PENDING"
+    return _HOW.get(status.how or "", "UNKNOWN") if status.place == "done" else "UNKNOWN"
 
 
 def _error_of(status: Status) -> bytes | None:

@@ -26,8 +26,12 @@ class Entry(NamedTuple):
     child: int
 
 
-TERMINAL = ("done", "purged", "skipped")
+TERMINAL = ("done", "purged", "skipped", "rewound")
 """How a record can end that leaves nothing but the journal to tell of it."""
+
+
+LIVE = ("rewound", "retry", "scheduled", "redriven", "lost", "unknown", "blocked", "limited", "returned")
+"""What the journal can say of a record that is not ended by it."""
 
 
 @dataclass
@@ -360,6 +364,45 @@ class GroupModel:
                 dropped += 1
         self._count("dead letters dropped", dropped)
         return dropped
+
+    # Seeks, step by step
+
+    def end_leases(self, to: Mapping[int, int], *, owned: bool) -> int:
+        """Take what is at or past the targets out of leases; return how many records owners still hold."""
+        left = 0
+        for pos, item in self.at("leased").items():
+            owner, child = self.owners[item.lease]
+            if pos < to.get(log_of(pos), pos + 1):
+                continue
+            if owner is not None and not owned:
+                left += 1
+                continue
+            item.note("rewound", owner, child)
+            item.place = "done"
+        self._tidy()
+        return left
+
+    def rewind(self, positions: Iterable[int]) -> None:
+        """Make history of what is known of records that are to be done again."""
+        for pos in positions:
+            if pos not in self.items:
+                continue
+            item = self.items[pos]
+            item.journal = [e if e.how in LIVE else e._replace(how="rewound") for e in item.journal]
+            item.retries = item.deliveries = item.redrives = 0
+            item.alone, item.body, item.parked = False, None, None
+            item.outcome = item.progress = None
+            item.note("rewound")
+            item.place = "done"
+
+    def finish_seek(self, to: Mapping[int, int], cursors: Mapping[int, int]) -> None:
+        for pos, item in self.items.items():
+            target, cursor = to[log_of(pos)], cursors[log_of(pos)]
+            if target <= pos < cursor:
+                item.place = "pending"
+            elif cursor <= pos < target:
+                item.note("purged")
+                item.place = "done"
 
     def purge(self, reason: bytes, now: float) -> int:
         ended = 0

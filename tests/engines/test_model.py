@@ -28,6 +28,7 @@ from respool.delivery.claim import Request, claim
 from respool.delivery.death import Cause, Suspect, bury_lease, charge_before
 from respool.delivery.lanes import Turns
 from respool.delivery.model import Change, Lease, NewCall, Settlement, Verdict, View
+from respool.delivery.seek import SeekUnderWay, begin, end_leases, finish, generation_at, rewind
 from respool.delivery.settle import give_back, settle
 from respool.engines.base import Engine, Group, LeaseLost, ParkedFilter, Reads, Status
 from respool.record import first_pos
@@ -80,6 +81,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         self.now = 1_000_000.0
         self.numbers = itertools.count(1)
         self.groups: dict[str, tuple[Group, GroupModel]] = {}
+        self.generations: Counter[str] = Counter()
         self.held: list[Held] = []  # leases that a worker holds
         self.lost: deque[Held] = deque(maxlen=8)  # leases that it held once
         self.touched: set[int] = set()
@@ -549,7 +551,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         said = self.transact(
             name,
             {"parked": chosen},
-            lambda view, change: redrive(view.due, change, now, interval, edits),
+            lambda view, change: redrive(view, view.due, change, now, interval, edits),
         )
         assert said == self.model(name).redrive(chosen, now, interval, edits)
         self.touched.update(chosen)
@@ -577,6 +579,80 @@ class DeliveryMachine(RuleBasedStateMachine):
             lambda view, change: purge(view, change, view.due, b"purged", now),
         )
         assert said == self.model(name).purge(b"purged", now)
+
+    @rule(pick=picks, back=st.tuples(picks, picks), far=st.booleans())
+    def seek(self, pick: int, back: tuple[int, int], far: bool) -> None:
+        """A group is moved, in steps that may each be done twice; meanwhile it is granted nothing (H14)."""
+        name = sorted(self.groups)[pick % len(self.groups)]
+        group, model = self.groups[name]
+        bounds = {at.log: at for at in self.engine.group_bounds(group)}
+        ends = {at.log: at.end for at in self.engine.positions(group)}
+        cursors = {log: at.cursor for log, at in bounds.items()}
+        to = {}
+        for log, chosen in zip(self.queue.logs, back, strict=True):
+            lo = bounds[log].start
+            hi = max(ends[log] if far else cursors[log], cursors[log])
+            to[log] = lo + chosen % (hi - lo + 1)
+        self._begin_seek(name, to)
+        for owned in (False, True, True):
+            ids, now = tuple(lease.id for lease in self.engine.leases(group)), self.moment()
+            left = self.transact(
+                name,
+                {"leases": ids, "settings": True},
+                lambda view, change, now=now, owned=owned: end_leases(view, change, to, now, owned=owned),
+            )
+            assert left == model.end_leases(to, owned=owned)
+            self.touched.update(model.items)
+            self.agrees()
+        for log in self.queue.logs:
+            for lo in range(to[log], cursors[log], 3):
+                hi, now = min(lo + 3, cursors[log]), self.moment()
+                for _ in range(1 + pick % 2):
+                    assert self.transact(
+                        name,
+                        {"settings": True},
+                        lambda view, change, lo=lo, hi=hi, now=now: rewind(view, change, to, lo, hi, now),
+                    )
+                    model.rewind(range(lo, hi))
+            self.touched.update(model.items)
+            self.agrees()
+        self._finish_seek(name, to, cursors)
+
+    def _begin_seek(self, name: str, to: dict[int, int]) -> None:
+        now = self.moment()
+        elsewhere = {log: pos + 1 for log, pos in to.items()}
+        for wanted, said in ((to, True), (to, True), (elsewhere, False)):
+            assert said == self.transact(
+                name,
+                {"settings": True},
+                lambda view, change, wanted=wanted: begin(view, change, wanted, now),
+            )
+        request, _, reads = self._request(name, 1, 0, 20, 0, GHOSTS)
+        assert self.transact(name, reads, lambda view, change: claim(view, change, request)) is None
+        assert not self.engine.has_work(self.groups[name][0].id, self.now, GHOSTS)
+        with pytest.raises(SeekUnderWay):
+            self.transact(name, {"settings": True}, lambda view, change: redrive(view, [], change, now))
+
+    def _finish_seek(self, name: str, to: dict[int, int], cursors: dict[int, int]) -> None:
+        group, model = self.groups[name]
+        now = self.moment()
+        for said in (True, False):
+            assert said == self.transact(
+                name,
+                {"positions": True, "returned": ALL},
+                lambda view, change: finish(view, change, to, now),
+            )
+        model.finish_seek(to, cursors)
+        self.touched.update(model.items)
+        found = next(each for each in self.engine.groups() if each.id == group.id)
+        back = [log for log, pos in to.items() if pos < cursors[log]]
+        assert found.generation == self.generations[name] + bool(back)
+        self.generations[name] = found.generation
+        for log in back:
+            assert generation_at(found.settings["rewinds"], to[log]) == found.generation
+            below = generation_at(found.settings["rewinds"], to[log] - 1)
+            assert below < found.generation or to[log] == first_pos(log)
+        assert "seek" not in found.settings
 
     @precondition(lambda self: any(self._mortal(model) for _, model in self.groups.values()))
     @rule()
@@ -613,6 +689,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         self.turns = {who: turns for who, turns in self.turns.items() if who[0] != "again"}
         model.add(pos for log in bounds for pos in range(first_pos(log), self.log.ends[log]))
         self.groups["again"] = group, model
+        self.generations["again"] = 0
         self.touched.update(model.items)
 
     @precondition(lambda self: "again" in self.groups)

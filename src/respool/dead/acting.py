@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from ..clock import now as wall_clock
 from ..delivery import admin
-from ..delivery.model import Parked
+from ..delivery.model import Change as ChangeOfState
+from ..delivery.model import Parked, View
+from ..delivery.seek import SeekUnderWay
 from ..engines.base import Engine, Group, ParkedFilter, Reads
 from ..errors import ConfigError
 from .edit import Edit
 from .find import ANY, SLICE, DeadFilter, Source, dead_pages, logs_of, sides
 
+T = TypeVar("T")
 Progress = Callable[[int], None]
 """Called with how many have been changed so far."""
 
@@ -48,18 +52,36 @@ def redrive(
         edits = {} if edit is None else edit.bodies(engine, stream, page)
         expected = {parked.pos: parked.body for parked in page} if edit is not None else None
         first = max(began + given * interval, wall_clock()) if given else began
-        given += engine.transact(
-            Reads(group.id, parked=tuple(parked.pos for parked in page)),
+        reads = Reads(group.id, parked=tuple(parked.pos for parked in page), settings=True)
+        given += transact(
+            engine,
+            group,
+            reads,
             lambda view, change, first=first, edits=edits, expected=expected: admin.redrive(  # type: ignore[misc]
-                _unchanged(view.due, expected), change, first, interval, edits
+                view, _unchanged(view.due, expected), change, first, interval, edits
             ),
-            synced=True,
         )
         for log in logs_of([parked.pos for parked in page]):
             engine.ring(log, everyone=len(page) > 1)
         if progress is not None:
             progress(given)
     return given
+
+
+def transact(engine: Engine, group: Group, reads: Reads, decide: Callable[[View, ChangeOfState], T]) -> T:
+    """Change parked records, synced. Raises ConfigError where a seek moves their group."""
+    try:
+        return engine.transact(reads, decide, synced=True)
+    except SeekUnderWay:
+        raise moved(group) from None
+
+
+def moved(group: Group) -> ConfigError:
+    """Return what to say where a group is being moved by a seek."""
+    return ConfigError(
+        f"group {group.name} is being moved; wait for that, or bring it to its end: respool seek "
+        f"{group.name} --resume"
+    )
 
 
 def _unchanged(found: list[Parked], expected: dict[int, bytes | None] | None) -> list[Parked]:

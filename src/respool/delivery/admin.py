@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from .model import Change, JournalEntry, Outcome, Parked, View
+from .seek import refuse_while_moved
 from .spans import count
 
 
 def redrive(
+    view: View,
     dead: list[Parked],
     change: Change,
     now: float,
@@ -24,6 +26,7 @@ def redrive(
         interval: seconds between one and the next, for a rate; the first is due at `now`.
         edits: by position, the body that is run instead of the record's own, and what the history says of it.
     """
+    refuse_while_moved(view)
     given = 0
     for parked in dead:
         if parked.reason != "dead":
@@ -70,6 +73,7 @@ def purge(view: View, change: Change, waiting: list[Parked], reason: bytes, now:
 
     Dead letters stay, and so do all records. Returns how many were ended.
     """
+    refuse_while_moved(view)
     ended = 0
     for at in view.positions:
         end = at.end if at.stop is None else min(at.end, at.stop)

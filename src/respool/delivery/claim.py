@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from .lanes import Turns, by_lane, has_lanes, unread
 from .model import MAX_LEASE, Change, Lease, Parked, Position, View
+from .pace import allowed, spent
+from .seek import held
 from .spans import Span, count, joined, take
 
 
@@ -38,6 +40,26 @@ def claim(view: View, change: Change, request: Request) -> Lease | None:
     cannot stop new work, nor the other way round (H11).
     """
     want = min(request.want, MAX_LEASE)
+    if view.settings:
+        return _claim_as_set(view, change, request, want)
+    return _claim_by_lane(view, change, request, want)
+
+
+def _claim_as_set(view: View, change: Change, request: Request, want: int) -> Lease | None:
+    """Claim for a group that may be held, or have a rate."""
+    if held(view.settings):
+        return None
+    pace = allowed(view, change, request.now)
+    if pace is None:
+        return _claim_by_lane(view, change, request, want)
+    most, tokens = pace
+    lease = _claim_by_lane(view, change, request, min(want, most)) if most else None
+    if lease is not None:
+        spent(change, tokens - count(lease.spans), request.now)
+    return lease
+
+
+def _claim_by_lane(view: View, change: Change, request: Request, want: int) -> Lease | None:
     if not has_lanes(view):
         return _claim(view, change, request, want)
     claims = (_claim(lane, change, request, most) for lane, most in by_lane(view, want, request.lanes))

@@ -10,6 +10,8 @@ For every group, a record within its bounds is in exactly one place (P2):
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -158,12 +160,17 @@ class JournalEntry(NamedTuple):
     note: str | None = None
 
 
+NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
+
+
 class View:
     """What a decision needs to know, read by the engine inside the transaction."""
 
-    __slots__ = ("due", "gap_room", "leases", "positions", "returned")
+    __slots__ = ("due", "gap_room", "generation", "leases", "positions", "returned", "settings")
 
     def __init__(self) -> None:
+        self.settings: Mapping[str, Any] = NO_SETTINGS  # the group's, as of now
+        self.generation = 0
         self.gap_room = 0  # how many more ranges may be kept as gaps (G4)
         self.positions: list[Position] = []
         self.due: list[Parked] = []  # parked records to hand out, the earliest of each lane first
@@ -181,6 +188,7 @@ class Change:
         "dropped_leases",
         "forgotten",
         "gaps",
+        "generation",
         "journal",
         "kept",
         "leases",
@@ -190,12 +198,19 @@ class Change:
         "results",
         "results_at",
         "results_ordered",
+        "rewound",
+        "settings",
+        "starts",
         "unparked",
         "unprogressed",
     )
 
     def __init__(self) -> None:
         self.cursors: list[tuple[int, int]] = []  # log, new cursor
+        self.starts: list[tuple[int, int]] = []  # log, where the group begins to read, if it began further on
+        self.settings: dict[str, Any] = {}  # of the group, that change; None: removed
+        self.generation: int | None = None
+        self.rewound: list[tuple[int, int]] = []  # ranges of which all that is known becomes history
         self.gaps: list[tuple[int, int]] = []  # passed by a cursor before anything was seen there (G4)
         self.leases: list[Lease] = []  # stored, replacing those with the same id
         self.dropped_leases: list[int] = []

@@ -7,6 +7,7 @@ already is passed over when the child says it again (H2).
 
 from __future__ import annotations
 
+from . import pace
 from .model import Change, JournalEntry, Lease, Outcome, Parked, Settlement, Verdict, View
 from .spans import Finder, Span, count, intersect, merge, subtract
 
@@ -22,6 +23,8 @@ def settle(view: View, change: Change, settlement: Settlement) -> bool:
     spans = lease.spans
     if settlement.verdicts:
         _settle_verdicts(lease, change, settlement)
+        if view.settings:
+            pace.give_back(view, change, sum(verdict.skipped for verdict in settlement.verdicts))
     if settlement.results:
         _settle_results(lease, change, settlement)
     if not settlement.verdicts and len(spans) == 1 and settlement.done == [spans[0][:2]]:

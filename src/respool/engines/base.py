@@ -204,13 +204,17 @@ class State(Protocol):
         leases by id (at least 500 where there are lanes); and `due` parked records, of each lane at most
         `reads.due`: those due by `now`, the earliest first but for a fair share of each partition, then
         those parked as unknown, without a due time, of these `tasks`. After them come those at the positions
-        `reads.parked`, in that order, as far as there are any.
+        `reads.parked`, in that order, as far as there are any. The group's settings and generation come with
+        its positions (where there are no settings, neither may), or as asked for.
 
         Written, in this order, where what is gone is no error: dropped leases; leases, which replace the
-        one of the same id (`child` and `since` stay); `unparked`; cursors; `parked`, one for each position;
-        `forgotten` outcomes; `results` (success, at `results_at`, for good) and outcomes, which replace;
-        progress that is removed; journal entries, kept in their order; calls, as `append_rows` would, where
-        each conflict that is not `same` adds 1 to the counter "calls refused: id taken"; counters.
+        one of the same id (`child` and `since` stay); `unparked`; cursors; starts, where they become lower;
+        `rewound` ranges, of which parked records, outcomes and progress go, and entries of the journal that
+        end a record become `rewound`, split where they begin below; settings; generation; `parked`, one for
+        each position; `forgotten` outcomes; `results` (success, at `results_at`, for good) and outcomes,
+        which replace; progress that is removed; journal entries, kept in their order; calls, as `append_rows`
+        would, where each conflict that is not `same` adds 1 to the counter "calls refused: id taken";
+        counters.
         """
 
     def begin_work(self, fence: tuple[int, int]) -> Work:

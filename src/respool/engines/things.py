@@ -145,6 +145,7 @@ class Reads(NamedTuple):
     now: float = 0.0
     tasks: Sequence[str] = ()  # parked as unknown, to be handed to one who knows these tasks
     parked: Sequence[int] = ()  # parked records at these positions, due or not, as View.due
+    settings: bool = False  # the group's settings and generation, which come with its positions anyway
 
 
 class Status(msgspec.Struct, frozen=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..clock import now as wall_clock
+from ..dead.acting import transact
 from ..delivery import admin
 from ..engines.base import Engine, Group, ParkedFilter, Reads
 from ..errors import Revoked
@@ -30,13 +31,14 @@ def purge(source: Source, queue: str, *, app: str | None = None) -> int:
     reason = encode_error(Revoked("purged"))
 
     def end(reads: Reads) -> tuple[int, int]:
-        return engine.transact(
-            reads,
+        return transact(
+            engine,
+            group,
+            reads._replace(settings=True),
             lambda view, change: (
                 admin.purge(view, change, list(view.due), reason, wall_clock()),
                 len(view.returned),
             ),
-            synced=True,
         )
 
     before = engine.positions(group)

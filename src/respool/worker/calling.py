@@ -73,9 +73,9 @@ class Caller:
         charge: Callable[[int], bool],
     ) -> Verdict | None:
         """Run, park, or leave out a record that has more to it than a body."""
-        pos, task, body, packed = row
+        pos, _, body, packed = row
         now = wall_clock()
-        if pos in skip or (service.tasks is not None and task not in service.tasks):
+        if pos in skip:
             return verdicts.skipped(pos)
         if runner is None:
             return verdicts.unknown(row, now)

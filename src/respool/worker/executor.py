@@ -166,10 +166,13 @@ class Executor:
             nonlocal settled
             if settlement is not None:
                 settled = settle(view, change, settlement)
-            return claim(view, change, request) if claim_next else None
+            if not claim_next:
+                return None
+            service.rewinds = view.settings.get("rewinds", ())
+            return claim(view, change, request)
 
         settles = (settlement.lease,) if settlement else ()
-        reads = Reads(group, settles)
+        reads = Reads(group, settles, settings=service.rate is not None)
         if claim_next:
             reads = Reads(group, settles, True, want, 8, now, self._offer(service))
         lease: Lease | None = self._transact(reads, decide)
@@ -212,8 +215,8 @@ class Executor:
         self.rows = self.engine.rows(lease.spans)
         self.slot.claimed(lease.id, service.group.id, [row[0] for row in self.rows], now)
         self._skip = frozenset()
-        if service.since is not None or service.until is not None:
-            self._skip = frozenset(self.engine.outside(lease.spans, service.since, service.until))
+        if service.choice is not None:
+            self._skip = service.choice.left_out(self.engine, lease.spans, self.rows)
 
     def _announce(self, settlement: Settlement, settled: bool) -> None:
         """Wake those whom a settlement concerns; say it where the lease was lost."""
@@ -264,7 +267,7 @@ class Executor:
         only, get_runner, skip, clock = service.only, service.runners.get, self._skip, boottime_ns
         first = lease.spans[0]
         simple = len(lease.spans) == 1 and not any(first[2:]) and not lease.bodies
-        careful = not simple or service.tasks is not None or bool(skip)
+        careful = not simple or bool(skip)
         kept: Kept = ([], [])  # verdicts and results since the last settlement
         settled = 0  # rows settled
         count = 0  # rows run

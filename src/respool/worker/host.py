@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ..clock import now as wall_clock
 from ..dead import drop_old
+from ..delivery.seek import held
 from ..engines.base import Worker
 from ..errors import DatabaseGone, EngineUnavailable, RespoolError
 from .services import Service
@@ -20,6 +21,7 @@ HOUSEKEEPING = 5.0  # seconds between two rounds of housekeeping, unless there w
 IDLE_HOUSEKEEPING = 30.0  # seconds, where nothing was written meanwhile
 HOUSEKEEPING_SHARE = 0.1  # … a round may take
 RARELY = 10.0  # seconds between two looks of who hears the bell: a ring is lost only with who would ring
+LEAST_WAIT = 0.02  # seconds between looks at a group that has a rate
 STEP = 5000  # records or values in one transaction
 
 
@@ -121,12 +123,14 @@ def idle(
     while True:
         sleeper.prepare()
         wait = max(poll, RARELY) if patient and getattr(sleeper, "hears", False) else poll
-        now = wall_clock()
+        now, paced = wall_clock(), False
         try:
             for service in services:
                 if engine.has_work(service.group.id, now, tuple(service.runners)):
-                    sleeper.cancel()
-                    return False
+                    if service.rate is None:
+                        sleeper.cancel()
+                        return False
+                    paced, wait = True, min(wait, max(1 / service.rate, LEAST_WAIT))  # it waits for tokens
                 due = engine.next_due(service.group.id)
                 if due is not None:
                     wait = min(wait, max(due - now, 0.0))
@@ -135,7 +139,7 @@ def idle(
         until = time.monotonic() + wait
         if sleeper.sleep(wait):
             return True
-        if not patient or time.monotonic() < until:
+        if paced or not patient or time.monotonic() < until:
             return False
 
 
@@ -145,6 +149,8 @@ def all_done(engine: Any, groups: Sequence[Any]) -> bool:
     for group in groups:
         counts = engine.counts(group)
         if counts.pending or counts.leased or counts.returned or counts.parked.get("retry"):
+            if any(each.id == group.id and held(each.settings) for each in engine.groups()):
+                continue  # it is granted nothing
             return False
         if counts.next_due is not None and counts.next_due <= now:
             return False

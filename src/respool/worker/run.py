@@ -234,7 +234,7 @@ class CurrentRun:
             parent.id,
             parent.meta.root or parent.id,
             group.name,
-            group.generation,
+            self.service.generation_at(parent.pos),
             meta.offloaded,
         )
         if id is None:
@@ -260,7 +260,8 @@ class CurrentRun:
     def _derived(self, log: int, task: str, body: bytes, parent: Record) -> bytes:
         """Return an id that a rerun gives to the same call, and to no other (H8)."""
         group, span = self.service.group, self.span
-        history = (group.id, group.generation, parent.pos, span.retries, span.redrives, log)
+        generation = self.service.generation_at(parent.pos)
+        history = (group.id, generation, parent.pos, span.retries, span.redrives, log)
         parts = (repr(history).encode(), task.encode(), same_payload(body))
         first = derived_id(parent.time, *parts, b"")
         occurrence = self._made[first] = self._made.get(first, 0) + 1

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..app import App
+from ..choice import Choice, choice_of
 from ..codec import Codec, codec_for
 from ..delivery.lanes import Turns
+from ..delivery.seek import generation_at
 from ..engines.base import Group, Stream
 from ..errors import CorruptBody, RespoolError, UnknownName
 from ..record import Meta
@@ -83,12 +85,20 @@ class Service:
     runners: dict[str, Runner]
     only: Runner | None = None  # a subscription runs one function for whatever type of event
     sends: bool = True  # the calls its runs make are sent
-    tasks: frozenset[str] | None = None  # a replay's: others are left out
-    since: float | None = None
-    until: float | None = None
+    choice: Choice | None = None  # which records it runs; None: all within its bounds
+    rewinds: Sequence[Any] = ()  # from where on its records are of which generation, as of the last claim
     turn: int = 0  # claims so far
     lanes: Turns = field(default_factory=Turns)  # whose turn it is, of the priorities in use
     offered: float = 0.0  # when calls of unknown tasks were asked for last
+
+    @property
+    def rate(self) -> float | None:
+        """How many records a second it may be granted; None: as many as there are."""
+        return self.group.settings.get("rate")
+
+    def generation_at(self, pos: int) -> int:
+        """Return which generation of the group runs a record (H8)."""
+        return generation_at(self.rewinds, pos) if self.rewinds else 0
 
     @property
     def shown(self) -> str:
@@ -131,7 +141,8 @@ def services(app: App, queues: Sequence[str] | None, group: str | None) -> list[
     found = []
     for name in names:
         stream = app.stream_of("queue", name)
-        found += [_service(g, stream, runners) for g in known if g.stream == stream.id and g.name == wanted]
+        here = [g for g in known if g.stream == stream.id and g.name == wanted]
+        found += [_service(g, stream, runners, known, app.settings["pickle_key"]) for g in here]
     if queues is None:
         for subscription in app.subscriptions.values():
             if group not in (None, subscription.group):
@@ -148,15 +159,17 @@ def services(app: App, queues: Sequence[str] | None, group: str | None) -> list[
     return found
 
 
-def _service(group: Group, stream: Stream, runners: dict[str, Runner]) -> Service:
-    kept = group.settings
-    tasks = kept.get("tasks")
+def _service(
+    group: Group,
+    stream: Stream,
+    runners: dict[str, Runner],
+    known: Sequence[Group],
+    pickle_key: bytes | None,
+) -> Service:
     return Service(
         group,
         stream,
         runners,
-        sends=group.kind == "main" or kept.get("outbox") == "send",
-        tasks=None if tasks is None else frozenset(tasks),
-        since=kept.get("since"),
-        until=kept.get("until"),
+        sends=group.kind == "main" or group.settings.get("outbox") == "send",
+        choice=choice_of(stream, group, known, pickle_key),
     )

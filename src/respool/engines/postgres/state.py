@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import msgspec
 import psycopg
 from psycopg import errors as pg
+from psycopg.types.json import Jsonb
 
 from ...delivery.lanes import RETURNED_OF_LANES, due_of_lanes
 from ...delivery.model import (
@@ -45,7 +46,7 @@ Db = psycopg.Connection[Any]
 
 ENDINGS = ("success", "failure", "revoked")
 _ENDING_NUMBER = {name: number for number, name in enumerate(ENDINGS)}
-_ENDS = ("done", "skipped", "purged")
+_ENDS = ("done", "skipped", "purged", "rewound")
 """What a journal entry can say of a record that is in no other place; no clock decides among them."""
 MAX_GAPS = 1000
 """Ranges of numbers that a group may keep as gaps; beyond that the cursor waits, visibly (G4)."""
@@ -329,6 +330,8 @@ def _ask(db: Db, sql: dict[str, bytes], reads: Reads) -> dict[str, Any]:
         asked["claimable"] = db.execute(sql["claimable"], {"grp": group, "want": reads.due or MAX_LEASE})
         if not reads.due:  # not a claim: it may want all there is
             asked["ends"] = db.execute(sql["positions"], (group,))
+    if reads.settings:
+        asked["settings"] = db.execute(sql["group_settings"], (group,))
     if reads.returned:
         most = {"grp": group, "most": reads.returned, "lanes": RETURNED_OF_LANES}
         asked["returned"] = db.execute(sql["returned"], most)
@@ -351,10 +354,15 @@ def _understood(asked: dict[str, Any], reads: Reads) -> tuple[View, GapsFound]:
     if reads.positions:
         found = _gaps_found(asked["gaps"].fetchall())
         view.gap_room = MAX_GAPS - int(asked["gap_count"].fetchone()[0])
-        view.positions = _seen(asked["claimable"].fetchall())
+        seen = asked["claimable"].fetchall()
+        view.positions = _seen(seen)
+        if seen and seen[0][6] is not None:
+            view.settings, view.generation = seen[0][6:8]
         if not reads.due:
             ends = {log: end for log, _, end, *_ in asked["ends"].fetchall()}
             view.positions = [at._replace(end=max(at.end, ends[at.log])) for at in view.positions]
+    if reads.settings:
+        view.settings, view.generation = asked["settings"].fetchone() or ({}, 0)
     if reads.returned:
         view.returned = [_lease(row) for row in asked["returned"].fetchall()]
     if reads.due:
@@ -397,7 +405,7 @@ def _between(lo: int, hi: int, here: Sequence[int]) -> list[tuple[int, int]]:
 def _seen(rows: Sequence[Any]) -> list[Position]:
     """Return positions with what is missing in each, from the ranges that are to be seen."""
     by_log: dict[int, tuple[int, int | None, int, list[tuple[int, int]]]] = {}
-    for log, cursor, stop, lo, hi, priority in rows:
+    for log, cursor, stop, lo, hi, priority, *_ in rows:
         seen = by_log.setdefault(log, (cursor, stop, priority, []))[3]
         if lo is not None:
             seen.append((lo, hi))
@@ -427,6 +435,21 @@ def write_change(db: Db, sql: dict[str, bytes], group: int, change: Change, gaps
         execute(sql["drop_parked"], (group, change.unparked))
     for log, cursor in change.cursors:
         execute(sql["add_cursor"], (group, log, cursor))
+    for log, start in change.starts:
+        execute(sql["lower_start"], (start, group, log))
+        bound = {"grp": group, "pos": start, "end": first_pos(log + 1)}
+        execute(sql["forget_gaps"], bound)
+        execute(sql["cut_gaps"], bound)
+    for lo, hi in change.rewound:
+        bound = {"grp": group, "lo": lo, "hi": hi, "low": lo - MAX_LEASE, "first": first_pos(lo >> 40)}
+        for what in ("parked", "outcomes", "progress", "split", "journal"):
+            execute(sql[f"rewind_{what}"], bound)
+    if change.settings:
+        gone = [name for name, value in change.settings.items() if value is None]
+        kept = {name: value for name, value in change.settings.items() if value is not None}
+        execute(sql["set_settings"], {"grp": group, "set": Jsonb(kept), "gone": gone})
+    if change.generation is not None:
+        execute(sql["set_generation"], (change.generation, group))
     for lo, hi in change.gaps:
         execute(sql["put_gap"], (group, lo, hi, time.time()))
     if change.parked:

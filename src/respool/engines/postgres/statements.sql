@@ -231,8 +231,9 @@ SELECT pg_advisory_xact_lock(%s, %s::integer);
 
 -- name: claimable
 -- What is to be seen of each log from the cursor on, as ranges without holes.
-SELECT p.log, c.cursor, p.stop, seen.lo, seen.hi, p.priority
+SELECT p.log, c.cursor, p.stop, seen.lo, seen.hi, p.priority, nullif(g.settings, '{}'), g.generation
 FROM respool.position p
+JOIN respool.grp g ON g.id = p.grp
 CROSS JOIN LATERAL (SELECT cursor FROM respool.cursor WHERE grp = p.grp AND log = p.log ORDER BY n DESC LIMIT 1) c
 LEFT JOIN LATERAL (
     SELECT min(pos) AS lo, max(pos) + 1 AS hi
@@ -242,6 +243,54 @@ LEFT JOIN LATERAL (
                 ORDER BY pos LIMIT %(want)s) AS next) AS numbered
     GROUP BY island) AS seen ON true
 WHERE p.grp = %(grp)s ORDER BY p.log, seen.lo;
+
+-- name: group_settings
+SELECT settings, generation FROM respool.grp WHERE id = %s;
+
+-- name: set_settings
+UPDATE respool.grp SET settings = (settings || %(set)s::jsonb) - %(gone)s::text[] WHERE id = %(grp)s;
+
+-- name: set_generation
+UPDATE respool.grp SET generation = %s WHERE id = %s;
+
+-- name: lower_start
+UPDATE respool.position SET start = least(start, %s) WHERE grp = %s AND log = %s;
+
+-- A group that is moved back: what is known of lo <= pos < hi becomes history. Entries of the journal that end a
+-- record say so no more; one that begins below lo is split there. The numbers of gaps are asked for again.
+
+-- name: rewind_parked
+DELETE FROM respool.parked WHERE grp = %(grp)s AND pos >= %(lo)s AND pos < %(hi)s;
+
+-- name: rewind_outcomes
+DELETE FROM respool.outcome WHERE grp = %(grp)s AND pos >= %(lo)s AND pos < %(hi)s;
+
+-- name: rewind_progress
+DELETE FROM respool.progress WHERE grp = %(grp)s AND pos >= %(lo)s AND pos < %(hi)s;
+
+-- name: rewind_split
+WITH reaching AS MATERIALIZED (
+    SELECT * FROM respool.journal
+    WHERE grp = %(grp)s AND lo < %(lo)s AND hi > %(lo)s
+    AND (lo > %(low)s OR (lo >= %(first)s AND how = 'purged'))
+    AND how NOT IN ('rewound', 'retry', 'scheduled', 'redriven', 'lost', 'unknown', 'blocked', 'limited', 'returned')),
+cut AS (
+    UPDATE respool.journal j SET hi = %(lo)s FROM reaching r WHERE j.grp = r.grp AND j.lo = r.lo AND j.n = r.n)
+INSERT INTO respool.journal (grp, lo, n, hi, owner, child, started, ended, how, retries, note)
+SELECT grp, %(lo)s, n, hi, owner, child, started, ended, 'rewound', retries,
+       coalesce(note, how) || ', before it was rewound'
+FROM reaching;
+
+-- name: rewind_journal
+UPDATE respool.journal SET how = 'rewound', note = coalesce(note, how) || ', before it was rewound'
+WHERE grp = %(grp)s AND lo >= %(lo)s AND lo < %(hi)s
+AND how NOT IN ('rewound', 'retry', 'scheduled', 'redriven', 'lost', 'unknown', 'blocked', 'limited', 'returned');
+
+-- name: forget_gaps
+DELETE FROM respool.gap WHERE grp = %(grp)s AND lo >= %(pos)s AND lo < %(end)s;
+
+-- name: cut_gaps
+UPDATE respool.gap SET hi = %(pos)s WHERE grp = %(grp)s AND lo < %(pos)s AND hi > %(pos)s;
 
 -- name: positions
 SELECT p.log, c.cursor,
@@ -465,7 +514,8 @@ LEFT JOIN respool.outcome o ON o.grp = p.grp AND o.pos = %(pos)s
 WHERE p.grp = %(grp)s AND p.log = %(log)s;
 
 -- name: has_work
-SELECT EXISTS (
+SELECT NOT coalesce((SELECT settings ?| ARRAY['paused', 'seek'] FROM respool.grp WHERE id = %(grp)s), false)
+AND (EXISTS (
         SELECT 1 FROM respool.position p
         CROSS JOIN LATERAL (SELECT cursor FROM respool.cursor WHERE grp = p.grp AND log = p.log ORDER BY n DESC LIMIT 1) c
         CROSS JOIN LATERAL (SELECT pos FROM respool.record
@@ -482,7 +532,7 @@ SELECT EXISTS (
     OR EXISTS (SELECT 1 FROM respool.gap  -- nothing to run, but the next claim makes it void
         WHERE grp = %(grp)s AND barrier <= pg_snapshot_xmin(pg_current_snapshot()))
     OR EXISTS (SELECT 1 FROM respool.parked WHERE grp = %(grp)s AND reason = 'unknown' AND due IS NULL
-        AND task = ANY (%(tasks)s));
+        AND task = ANY (%(tasks)s)));
 
 -- name: gap_total
 SELECT coalesce(sum(hi - lo), 0)::bigint FROM respool.gap WHERE grp = %s;

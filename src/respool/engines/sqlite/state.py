@@ -31,7 +31,7 @@ from .sql import SQL
 
 ENDINGS = ("success", "failure", "revoked")
 _ENDING_NUMBER = {name: number for number, name in enumerate(ENDINGS)}
-_ENDS = ("done", "skipped", "purged")
+_ENDS = ("done", "skipped", "purged", "rewound")
 """What a journal entry can say of a record that is in no other place; no clock decides among them."""
 _pack = msgspec.msgpack.Encoder().encode
 _unpack_spans = msgspec.msgpack.Decoder(list[Span]).decode
@@ -155,10 +155,11 @@ class SQLiteState:
     def has_work(self, group: int, now: float, tasks: Sequence[str]) -> bool:
         """Say whether a claim would find something, without taking the write lock."""
         with self._reader.lock, self._reader.reading() as db:
-            for _, cursor, end, stop, _ in db.execute(SQL["positions"], (group,)).fetchall():
-                if cursor < (end if stop is None else min(end, stop)):
-                    return True
-            return bool(db.execute(SQL["has_work"], (group, now, json.dumps(tasks))).get)
+            found = any(
+                cursor < (end if stop is None else min(end, stop))
+                for _, cursor, end, stop, _ in db.execute(SQL["positions"], (group,)).fetchall()
+            ) or db.execute(SQL["has_work"], (group, now, json.dumps(tasks))).get
+            return bool(found) and not db.execute(SQL["is_held"], (group,)).get
 
     def next_due(self, group: int) -> float | None:
         """Return when the next of the group's parked records is due."""
@@ -183,15 +184,19 @@ def read_view(db: Any, reads: Reads) -> View:
         row = db.execute(SQL["lease"], (group, lease_id)).fetchone()
         if row is not None:
             view.leases[lease_id] = _lease(row)
-    returned, tasks, due = reads.returned > 0, bool(reads.tasks), []
+    returned, tasks, due, settings = reads.returned > 0, bool(reads.tasks), [], None
     if reads.positions:
-        for log, cursor, end, stop, priority, some_returned, some_due, some_unknown in db.execute(
+        for log, cursor, end, stop, priority, some_returned, some_due, some_unknown, its in db.execute(
             SQL["claimable"], (group, reads.now)
         ):
             view.positions.append(Position(log, cursor, end, stop, (), priority))
+            settings = its
             returned, tasks = returned and some_returned, tasks and some_unknown
             if some_due:
                 due.append(log)
+    if reads.settings or settings not in (None, "{}"):
+        settings, view.generation = db.execute(SQL["group_settings"], (group,)).get or ("{}", 0)
+        view.settings = json.loads(settings)
     if returned:
         most = max(reads.returned, RETURNED_OF_LANES) if has_lanes(view) else reads.returned
         view.returned = [_lease(row) for row in db.execute(SQL["returned"], (group, most))]
@@ -229,6 +234,14 @@ def write_change(db: Any, group: int, change: Change) -> None:
         many(SQL["drop_parked"], [(group, pos) for pos in change.unparked])
     for log, cursor in change.cursors:
         execute(SQL["set_cursor"], (group, log, cursor))
+    for log, start in change.starts:
+        execute(SQL["lower_start"], (group, log, start))
+    for lo, hi in change.rewound:
+        _rewind(db, group, lo, hi)
+    if change.settings:
+        execute(SQL["set_settings"], (group, json.dumps(change.settings)))
+    if change.generation is not None:
+        execute(SQL["set_generation"], (group, change.generation))
     if change.parked:
         many(SQL["put_parked"], [(group, *parked) for parked in change.parked])
     if change.kept:
@@ -250,6 +263,16 @@ def write_change(db: Any, group: int, change: Change) -> None:
         _append_calls(db, change)
     for name, by in change.counted.items():
         execute(SQL["add_count"], (group, name, by))
+
+
+def _rewind(db: Any, group: int, lo: int, hi: int) -> None:
+    for what in ("rewind_parked", "rewind_outcomes", "rewind_progress"):
+        db.execute(SQL[what], (group, lo, hi))
+    low = lo - MAX_LEASE
+    db.execute(SQL["rewind_split"], (group, lo, low))
+    db.execute(SQL["rewind_cut"], (group, lo, low))
+    db.execute(SQL["rewind_cut_purges"], (group, lo, low))
+    db.execute(SQL["rewind_journal"], (group, lo, hi))
 
 
 def _put_results(db: Any, group: int, change: Change) -> None:

@@ -120,8 +120,57 @@ SELECT log, cursor,
        stop, priority,
        EXISTS (SELECT 1 FROM lease WHERE grp = ?1 AND owner IS NULL),
        EXISTS (SELECT 1 FROM parked WHERE grp = ?1 AND pos >> 40 = log AND due <= ?2),
-       EXISTS (SELECT 1 FROM parked INDEXED BY parked_reason WHERE grp = ?1 AND reason = 'unknown' AND due IS NULL)
+       EXISTS (SELECT 1 FROM parked INDEXED BY parked_reason WHERE grp = ?1 AND reason = 'unknown' AND due IS NULL),
+       (SELECT settings FROM grp WHERE id = ?1)
 FROM position WHERE grp = ?1;
+
+-- name: group_settings
+SELECT settings, generation FROM grp WHERE id = ?1;
+
+-- name: set_settings
+UPDATE grp SET settings = json_patch(settings, ?2) WHERE id = ?1;
+
+-- name: set_generation
+UPDATE grp SET generation = ?2 WHERE id = ?1;
+
+-- name: lower_start
+UPDATE position SET start = min(start, ?3) WHERE grp = ?1 AND log = ?2;
+
+-- A group that is moved back: what is known of ?2 <= pos < ?3 becomes history. Entries of the journal that end a
+-- record say so no more; one that begins below ?2 is split there.
+
+-- name: rewind_parked
+DELETE FROM parked WHERE grp = ?1 AND pos >= ?2 AND pos < ?3;
+
+-- name: rewind_outcomes
+DELETE FROM outcome WHERE grp = ?1 AND pos >= ?2 AND pos < ?3;
+
+-- name: rewind_progress
+DELETE FROM progress WHERE grp = ?1 AND pos >= ?2 AND pos < ?3;
+
+-- name: rewind_split
+-- ?3 is ?2 less the longest lease.
+INSERT INTO journal (grp, lo, n, hi, owner, child, started, ended, how, retries, note)
+SELECT grp, ?2, n, hi, owner, child, started, ended, 'rewound', retries, ifnull(note, how) || ', before it was rewound'
+FROM journal WHERE grp = ?1 AND lo > ?3 AND lo < ?2 AND hi > ?2
+AND how NOT IN ('rewound', 'retry', 'scheduled', 'redriven', 'lost', 'unknown', 'blocked', 'limited', 'returned')
+UNION ALL
+SELECT grp, ?2, n, hi, owner, child, started, ended, 'rewound', retries, ifnull(note, how) || ', before it was rewound'
+FROM journal INDEXED BY journal_purged WHERE grp = ?1 AND lo <= ?3 AND hi > ?2 AND how = 'purged';
+
+-- name: rewind_cut
+UPDATE journal SET hi = ?2 WHERE grp = ?1 AND lo > ?3 AND lo < ?2 AND hi > ?2
+AND how NOT IN ('rewound', 'retry', 'scheduled', 'redriven', 'lost', 'unknown', 'blocked', 'limited', 'returned');
+
+-- name: rewind_cut_purges
+UPDATE journal SET hi = ?2 WHERE (grp, lo, n) IN (
+    SELECT grp, lo, n FROM journal INDEXED BY journal_purged
+    WHERE grp = ?1 AND lo <= ?3 AND hi > ?2 AND how = 'purged');
+
+-- name: rewind_journal
+UPDATE journal SET how = 'rewound', note = ifnull(note, how) || ', before it was rewound'
+WHERE grp = ?1 AND lo >= ?2 AND lo < ?3
+AND how NOT IN ('rewound', 'retry', 'scheduled', 'redriven', 'lost', 'unknown', 'blocked', 'limited', 'returned');
 
 
 -- name: position
@@ -291,6 +340,11 @@ DELETE FROM journal WHERE grp = ?1;
 DELETE FROM counter WHERE grp = ?1;
 -- name: drop_group
 DELETE FROM grp WHERE id = ?1;
+
+-- name: is_held
+-- Paused, or being moved by a seek.
+SELECT settings <> '{}' AND (json_extract(settings, '$.paused') IS NOT NULL
+                             OR json_extract(settings, '$.seek') IS NOT NULL) FROM grp WHERE id = ?1;
 
 -- name: has_work
 SELECT EXISTS (SELECT 1 FROM position WHERE grp = ?1 AND EXISTS (

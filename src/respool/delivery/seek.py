@@ -1,0 +1,148 @@
+"""Moving a group: seeks, back or forth, and pauses. A group that is held is granted nothing.
+
+A seek is an intent among the group's settings, and steps that may each be done twice (H14): whoever is
+killed in the middle leaves a group that is held, and that anybody can bring to the end.
+
+    begin      the intent is written: nothing is granted from now on
+    end_leases what is leased at or past the target is settled by its workers, or taken from them
+    rewind     slice by slice: what is known of records at or past the target is made history
+    finish     the generation rises, the cursors move, the intent goes
+
+Until it is finished, what is to be done again counts as done (the journal says `rewound`): each record is in
+one place all the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .model import Change, JournalEntry, Lease, View
+from .settle import keep_or_return
+from .spans import Span, subtract
+
+Targets = Mapping[int, int]
+"""By log: the position from which on the group is to read."""
+
+
+class SeekUnderWay(Exception):
+    """A decision that cannot be made while a group is moved; nothing was changed."""
+
+
+def held(settings: Mapping[str, Any]) -> str | None:
+    """Say why a group is granted nothing: `paused` or `seek`; None where it is not held."""
+    if not settings:
+        return None
+    return "seek" if settings.get("seek") else "paused" if settings.get("paused") else None
+
+
+def refuse_while_moved(view: View) -> None:
+    """Raise SeekUnderWay where parked records must stay as they are, for the group is being moved."""
+    if view.settings.get("seek"):
+        raise SeekUnderWay
+
+
+def pause(change: Change, now: float | None) -> None:
+    """Have a group granted nothing from now on; None: have it go on."""
+    change.settings["paused"] = now
+
+
+def under_way(settings: Mapping[str, Any]) -> dict[int, int] | None:
+    """Return the targets of a seek that has begun and is not finished."""
+    seek = settings.get("seek")
+    return None if not seek else {int(log): int(pos) for log, pos in seek["to"]}
+
+
+def begin(view: View, change: Change, to: Targets, now: float) -> bool:
+    """Write down where a group is to be moved; False where it is being moved elsewhere."""
+    there = under_way(view.settings)
+    if there is not None:
+        return there == dict(to)
+    change.settings["seek"] = {"to": sorted(to.items()), "at": now}
+    return True
+
+
+def end_leases(view: View, change: Change, to: Targets, now: float, *, owned: bool) -> int:
+    """Take what lies at or past the targets out of leases: of those given back, and where `owned` of all.
+
+    A worker that settles it later changes nothing. Returns how many records its owners still hold.
+    """
+    if under_way(view.settings) != dict(to):
+        return 0
+    left = 0
+    for lease in {lease.id: lease for lease in (*view.leases.values(), *view.returned)}.values():
+        past = [span for span in lease.spans if span.hi > to.get(span.lo >> 40, span.hi)]
+        if not past:
+            continue
+        if lease.owner is not None and not owned:
+            left += sum(span.hi - max(span.lo, to[span.lo >> 40]) for span in past)
+            continue
+        _cut(change, lease, past, to, now)
+    return left
+
+
+def _cut(change: Change, lease: Lease, past: Iterable[Span], to: Targets, now: float) -> None:
+    cuts = []
+    for span in past:
+        lo, hi = max(span.lo, to[span.lo >> 40]), span.hi
+        cuts.append((lo, hi))
+        note = "rewound: taken from its worker" if lease.owner is not None else None
+        change.journal.append(
+            JournalEntry(lo, hi, lease.owner, lease.child, lease.since, now, "rewound", span.retries, note)
+        )
+    keep_or_return(change, lease, subtract(lease.spans, cuts), release=False)
+
+
+def rewind(view: View, change: Change, to: Targets, lo: int, hi: int, now: float) -> bool:
+    """Make history of what is known of lo <= p < hi, a slice past a target; False: the seek is over."""
+    if under_way(view.settings) != dict(to):
+        return False
+    change.rewound.append((lo, hi))
+    change.journal.append(JournalEntry(lo, hi, None, 0, now, now, "rewound", 0, "rewound: to be done again"))
+    return True
+
+
+def finish(view: View, change: Change, to: Targets, now: float) -> bool:
+    """Move the cursors; False where that was done before.
+
+    What lies between a cursor and a target further on is ended, as by a purge.
+    """
+    if under_way(view.settings) != dict(to):
+        return False
+    end_leases(view, change, to, now, owned=False)  # what has come late in a gap meanwhile
+    back = []
+    for at in view.positions:
+        target = to.get(at.log)
+        if target is None or target == at.cursor:
+            continue
+        if target > at.cursor:
+            change.journal.append(
+                JournalEntry(
+                    at.cursor, target, None, 0, now, now, "purged", 0, "purged: the group was moved on"
+                )
+            )
+        else:
+            back.append(target)
+            change.starts.append((at.log, target))
+        change.cursors.append((at.log, target))
+    change.settings["seek"] = None
+    if back:
+        change.generation = view.generation + 1
+        change.settings["rewinds"] = rewound(view.settings.get("rewinds", ()), back, change.generation)
+    return True
+
+
+def rewound(rewinds: Iterable[Any], targets: Iterable[int], generation: int) -> list[list[int]]:
+    """Return from where on records are of which generation, after a seek back to some targets."""
+    by_log = {target >> 40: target for target in targets}
+    kept = [list(each) for each in rewinds if each[0] < by_log.get(each[0] >> 40, each[0] + 1)]
+    return sorted(kept + [[target, generation] for target in by_log.values()])
+
+
+def generation_at(rewinds: Iterable[Any], pos: int) -> int:
+    """Return which generation of the group runs a record: how often it was moved back before it (H8).
+
+    It is told by position: what lies below a seek's target, and is run again for another reason, makes the
+    calls that it made before.
+    """
+    return max((number for first, number in rewinds if first <= pos and first >> 40 == pos >> 40), default=0)
