@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from .common import MOMENT, document_option
+from .common import DURATION, HEADER, MOMENT, RATE, SHARE, NotInTime, document_option
 
 if TYPE_CHECKING:
-    from ..app import App
     from ..engines.base import Group
-    from ..replay import ReplaySummary
+    from ..replay import HowFar, ReplaySummary
+    from .target import Target
 
     _Spoken = click.ParamType["Spoken"]
 else:
     _Spoken = click.ParamType  # which older versions of click do not have as a generic class
-
-COUNTED = 60.0  # seconds at most between reading a command line and the replay's creation, for the counting
 
 
 class Spoken(NamedTuple):
@@ -50,6 +49,35 @@ class SpokenMoment(_Spoken):
 SPOKEN = SpokenMoment()
 
 
+SELECTION = (
+    click.option("--key", metavar="KEY", help="Calls with this key."),
+    click.option(
+        "--header",
+        "headers",
+        multiple=True,
+        type=HEADER,
+        metavar="NAME=VALUE",
+        help="Calls with this header.",
+    ),
+    click.option(
+        "--where",
+        metavar="EXPRESSION",
+        help='Calls for which this holds: \'kwargs.amount > 100 and headers["tenant"] == "acme"\'.',
+    ),
+    click.option(
+        "--state", metavar="STATE", help="Calls in this state in main: FAILURE, SUCCESS, REVOKED, …"
+    ),
+    click.option("--share", type=SHARE, metavar="N%", help="So much of them, by a hash of the id: 5%."),
+)
+
+
+def selecting(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that choose records by what is in them."""
+    for option in reversed(SELECTION):
+        function = option(function)
+    return function
+
+
 @click.command()
 @click.option("--queue", required=True, metavar="NAME", help="The queue whose calls are run again.")
 @click.option("--group", required=True, metavar="NAME", help="A name for the replay, such as v2.")
@@ -57,6 +85,11 @@ SPOKEN = SpokenMoment()
 @click.option("--all-tasks", is_flag=True, help="Run the calls of all tasks.")
 @click.option("--since", type=SPOKEN, metavar="WHEN", help="From: 1h, 30d, 14:00, 2026-01-31T14:00.")
 @click.option("--until", type=SPOKEN, metavar="WHEN", help="Up to, likewise; itself not included.")
+@click.option("--from-offset", metavar="N", help="From this offset of each partition; 2:N: of partition 2.")
+@click.option("--to-offset", metavar="N", help="Up to, likewise; itself not included.")
+@click.option("--id", "ids", multiple=True, metavar="ID", help="These calls and no others; repeatable.")
+@selecting
+@click.option("--rate", type=RATE, metavar="N/s", help="So many a second, over all workers: 50/s, 600/m.")
 @click.option(
     "--outbox",
     type=click.Choice(["drop", "send"]),
@@ -65,6 +98,10 @@ SPOKEN = SpokenMoment()
     help="What becomes of the calls that replayed tasks make.",
 )
 @click.option("--dry-run", is_flag=True, help="Count what would be run, and make nothing.")
+@click.option("--wait", "--follow", "wait", is_flag=True, help="Show how far it is, until it is over.")
+@click.option(
+    "--timeout", type=DURATION, metavar="TIME", help="With --wait: no longer than this; exit code 3."
+)
 @document_option
 def command(
     queue: str,
@@ -73,9 +110,13 @@ def command(
     all_tasks: bool,
     since: Spoken | None,
     until: Spoken | None,
+    rate: float | None,
     outbox: Any,
     dry_run: bool,
+    wait: bool,
+    timeout: float | None,
     as_json: bool,
+    **chosen: Any,
 ) -> None:
     """Make a group that runs old calls of a queue again.
 
@@ -85,95 +126,92 @@ def command(
     \b
     respool -A shop replay --queue default --group v2 --task embed --since 30d
     respool -A shop replay --queue default --group tuesday --all-tasks --since 14:00 --until 16:00 --dry-run
+    respool -A shop replay --queue default --group again --task fetch --state FAILURE --rate 50/s
+    respool -A shop replay --queue default --group big --task fetch --where "kwargs.size > 1000" --share 5%
 
-    Then start a worker for it: respool -A shop worker --group v2
+    Then start a worker for it: respool -A shop worker --group v2. It goes on where it was when its worker
+    ended; respool groups pause v2 stops it whoever serves it, groups resume has it go on.
+
+    An expression can name args, kwargs, headers, key, task, time and id, with attributes and indices into
+    them (args[0].url), constants, comparisons, in, and, or, not, len(). What is not there matches nothing.
 
     The same command again makes nothing: the replay is there already, with the moments at which it was
-    made, also where they were given relative to that, as in --since 30d. With other tasks, another outbox
-    or other moments under the same name it is an error.
+    made, also where they were given relative to that, as in --since 30d; with another --rate it goes on at
+    that. With other tasks, filters, moments or another outbox under the same name it is an error.
     """
-    if bool(tasks) == all_tasks:
+    if not chosen["ids"] and bool(tasks) == all_tasks:
         raise click.UsageError(
             "name the tasks with --task NAME, or give --all-tasks" + (", not both" if tasks else "")
         )
-    from ..replay import create_replay, plan_replay
+    if dry_run and wait:
+        raise click.UsageError("--dry-run makes nothing to --wait for")
+    from ..replay import Selection, create_replay, plan_replay
     from .output import document, progress
     from .target import open_target
 
-    app = open_target(code=True).app
-    assert app is not None
-    make = plan_replay if dry_run else create_replay
-    low, high = _window(app, queue, group, since, until)
+    target = open_target(code=True)
+    assert target.app is not None
+    chosen["headers"] = dict(chosen["headers"])
+    chosen["state"] = chosen["state"] and chosen["state"].upper()
+    selection, low, high = Selection(**chosen), since and since.at, until and until.at
+    spoken = {"since": since and since.ago, "until": until and until.ago}
+    names = list(tasks) or None
     with progress("counting") as tell:
-        summary = make(app, queue, group, list(tasks) or None, low, high, outbox, tell)
-    if as_json:
-        document(_data(summary))
-    else:
+        if dry_run:
+            summary = plan_replay(
+                target.app, queue, group, names, low, high, outbox, tell, selection=selection, spoken=spoken
+            )
+        else:
+            summary = create_replay(
+                target.app, queue, group, names, low, high, outbox, tell,
+                selection=selection, rate=rate, spoken=spoken,
+            )  # fmt: skip
+    if not as_json:
         _print(summary, dry_run)
+    far = _wait(target, summary, timeout) if wait else None
+    if as_json:
+        document(_data(summary, far))
+    if far is not None and not far.over:
+        raise NotInTime(f"replay {group} was not over in time: {far.done:,} of {far.total:,}")
 
 
-def _window(
-    app: App, queue: str, group: str, since: Spoken | None, until: Spoken | None
-) -> tuple[float | None, float | None]:
-    """Return the window meant: that of the replay of this name where the same words were said to make it.
-
-    Raises: ConfigError where it was made with other moments.
-    """
-    from ..errors import ConfigError
+def _wait(target: Target, summary: ReplaySummary, timeout: float | None) -> HowFar:
+    """Show how far a replay is, until it is over."""
+    from ..replay import follow
     from ..why import worker_command
-    from .output import moment
+    from .output import progress
 
-    given = [None if each is None else each.at for each in (since, until)]
-    stored = _stored(app, queue, group)
-    if stored is None:
-        return given[0], given[1]
-    kept = [stored.settings.get("since"), stored.settings.get("until")]
-    spoken = [since, until]
-    if all(_means(spoken[n], kept[n], stored.created) for n in (0, 1)):
-        return kept[0], kept[1]
-    bounds = [
-        f"{word} {moment(at)}" for word, at in zip(("since", "until"), kept, strict=True) if at is not None
-    ]
-    raise ConfigError(
-        f"replay {group} of queue {queue} exists with other bounds: it runs calls "
-        f"{' '.join(bounds) or 'of all times'}. Run that one: {worker_command(stored)}; or drop it: respool "
-        f"groups drop {group} --queue {queue}; or choose another name with --group"
-    )
+    group: Group = next(g for g in target.engine.groups() if g.id == summary.id)
+    if not target.serving(group):
+        click.echo(f"No worker serves it yet; start one: {worker_command(group)}", err=True)
+    with progress("running") as tell:
+        return follow(
+            target.engine, group, lambda far: None if tell is None else tell(far.done, far.total), timeout
+        )
 
 
-def _stored(app: App, queue: str, group: str) -> Group | None:
-    if queue not in app.queues:  # said with its near name by what makes replays
-        return None
-    stream = app.stream_of("queue", queue)
-    here = (
-        each for each in app.groups() if (each.stream, each.app, each.name) == (stream.id, app.name, group)
-    )
-    return next((each for each in here if each.kind == "replay"), None)
-
-
-def _means(spoken: Spoken | None, kept: float | None, created: float) -> bool:
-    """Say whether a moment is the stored one, as of now or as of when the group was made."""
-    if spoken is None or kept is None:
-        return spoken is None and kept is None
-    if spoken.ago is None:
-        return spoken.at == kept
-    return -1.0 <= created - spoken.ago - kept <= COUNTED
-
-
-def _data(summary: ReplaySummary) -> dict[str, Any]:
+def _data(summary: ReplaySummary, far: HowFar | None) -> dict[str, Any]:
     from .output import iso
 
+    kept = summary.settings
+    names = ("tasks", "key", "headers", "where", "share", "state")
+    ended = (
+        {} if far is None else {"over": far.over, "done": far.done, "dead": far.dead, "skipped": far.skipped}
+    )
     return {
         "queue": summary.queue.name,
         "group": summary.group,
         "created": summary.created,
-        "since": iso(summary.settings["since"]),
-        "until": iso(summary.settings["until"]),
-        "outbox": summary.settings["outbox"],
+        "since": iso(kept["since"]),
+        "until": iso(kept["until"]),
+        "outbox": kept["outbox"],
+        **{name: kept.get(name) for name in names},
         "runs": summary.total,
+        "at_most": summary.at_most,
         "run": summary.run,
         "left_out": summary.left_out,
         "outside_window": summary.outside,
+        **ended,
     }
 
 
@@ -185,13 +223,15 @@ def _print(summary: ReplaySummary, dry_run: bool) -> None:
         " to the end as of now" if until is None else f" to {moment(until)}"
     )
     done = "would run" if dry_run else "is there already and runs" if not summary.created else "runs"
-    calls = counted(summary.total, "call")
+    calls = ("at most " if summary.at_most else "") + counted(summary.total, "call")
     click.echo(f"Replay {summary.group} {done} {calls} of queue {summary.queue.name}, {window}.")
     table = Table(Column("task", least=20), Column("runs", right=True), Column("left out", right=True))
     for task in sorted({*summary.run, *summary.left_out}):
         run, left_out = summary.run.get(task, 0), summary.left_out.get(task, 0)
         table.add((task, number(run), number(left_out)), {})
     table.show(False, "")
+    if summary.at_most:
+        note("Its worker looks into each and leaves out what does not match; --dry-run counts them now.")
     if summary.settings["outbox"] == "drop":
         note("Calls that these runs make are dropped and counted; --outbox send would send them.")
     if not dry_run:

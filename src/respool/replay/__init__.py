@@ -8,22 +8,31 @@ from ..dead import DeadFilter, DeadLetter, causes, count_dead, dead_letters, dro
 from .checking import Report, check
 from .create import ReplaySummary, create_replay, plan_replay
 from .find import queue_of
+from .following import HowFar, follow, how_far
+from .holding import pause, resume
 from .purging import purge, purgeable
+from .selection import Selection
 
 __all__ = [
     "DeadFilter",
     "DeadLetter",
+    "HowFar",
     "ReplaySummary",
     "Report",
+    "Selection",
     "causes",
     "check",
     "count_dead",
     "create_replay",
     "dead_letters",
     "drop",
+    "follow",
+    "how_far",
+    "pause",
     "plan_replay",
     "purge",
     "purgeable",
     "queue_of",
     "redrive",
+    "resume",
 ]
