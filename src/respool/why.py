@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .clock import now as wall_clock
 from .delivery.model import Parked
+from .delivery.seek import held
 from .engines.base import Engine, Group, Stream, Worker
 
 if TYPE_CHECKING:
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 SILENT = 3.0  # seconds without a beat, of which there is one a second, after which that is worth saying …
 GONE = 10.0  # … and after which a worker is not counted on
+_HELD = {
+    "paused": "{served} is paused; to have it go on: respool groups resume {group}",
+    "seek": "{served} is being moved by a seek; if it was left in the middle: respool seek {group} --resume",
+}
 _named: dict[str, tuple[str, str | None]] = {}  # by an App's name: what named it on the command line
 
 
@@ -103,6 +108,9 @@ def explain_waiting(
     workers = [w for w in known if wall_clock() - w.beaten < GONE]
     served = served_as(stream, group)
     status = engine.status(group, pos)
+    stopped = next((held(each.settings) for each in engine.groups() if each.id == group.id), None)
+    if stopped is not None:
+        return _HELD[stopped].format(served=served, group=shlex.quote(group.name))
     nobody = "" if workers else f"no worker serves {served}{_last(known)}; {how_to_serve(stream, group, app)}"
     if status.parked is not None:
         return _parked(status.parked, served, nobody)

@@ -21,8 +21,9 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "Again": {
         "replay": "Run old calls again in a group of their own.",
+        "seek": "Move a group itself, back or forth: work is done again.",
         "dead": "List, show, give back and drop dead letters.",
-        "groups": "List, create and drop consumer groups.",
+        "groups": "List, create, pause and drop consumer groups.",
         "purge": "End what a queue has not started; the records stay.",
     },
     "Look": {

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import RespoolGroup, confirm, document_option, json_option, yes_option
+from .common import RATE, RespoolGroup, confirm, document_option, json_option, yes_option
+from .replay import selecting
 
 if TYPE_CHECKING:
+    from ..app import App
     from ..engines.base import Group, Stream
     from .target import Target
 
@@ -97,6 +99,9 @@ def _data(target: Target, group: Group) -> dict[str, Any]:
         "since": iso(kept.get("since")),
         "until": iso(kept.get("until")),
         "outbox": kept.get("outbox"),
+        **{name: kept.get(name) for name in ("key", "headers", "where", "share", "state", "rate")},
+        "paused": bool(kept.get("paused")),
+        "generation": group.generation,
         "created": iso(group.created),
         "workers": [worker.name for worker in target.serving(group)],
     }
@@ -107,6 +112,14 @@ def _bounds(group: Group) -> str:
 
     kept = group.settings
     parts = [",".join(kept["tasks"])] if kept.get("tasks") else ["all tasks"] if "tasks" in kept else []
+    if kept.get("paused"):
+        parts.insert(0, "paused")
+    if kept.get("seek"):
+        parts.insert(0, "being moved")
+    if kept.get("share"):
+        parts.append(f"{100 * kept['share']:g} %")
+    parts += [f"{n} {kept[n]}" for n in ("state", "key", "where", "rate") if kept.get(n) is not None]
+    parts += [f"{name}={value}" for name, value in (kept.get("headers") or {}).items()]
     if kept.get("since") is not None or kept.get("until") is not None:
         parts.append(f"{when(kept.get('since'))} to {when(kept.get('until'))}")
     return ", ".join(parts)
@@ -121,18 +134,43 @@ def _bounds(group: Group) -> str:
     default="latest",
     show_default=True,
     metavar="WHERE",
-    help="earliest, latest, or a moment: 1h, 14:00.",
+    help="now (or latest), earliest, or a moment: 1h, 14:00.",
+)
+@click.option("--task", "tasks", multiple=True, metavar="NAME", help="Only calls of this task; repeatable.")
+@selecting
+@click.option("--rate", type=RATE, metavar="N/s", help="So many a second, over all workers: 50/s, 600/m.")
+@click.option(
+    "--outbox",
+    type=click.Choice(["drop", "send"]),
+    default="drop",
+    show_default=True,
+    help="What becomes of the calls that its runs make.",
 )
 @document_option
-def create(name: str, queue: str | None, stream: str | None, start: str, as_json: bool) -> None:
+def create(
+    name: str,
+    queue: str | None,
+    stream: str | None,
+    start: str,
+    tasks: tuple[str, ...],
+    rate: float | None,
+    outbox: str,
+    as_json: bool,
+    **chosen: Any,
+) -> None:
     """Make a group that reads a queue or stream from a place on, without end.
+
+    A second group of a queue runs another version on the same live calls, beside main: a share of them,
+    some tasks, from now on or from the past. Calls that its runs make are dropped and counted, unless
+    --outbox send. How the two differ: respool compare main NAME.
 
     Who serves it: of a queue, a worker --group NAME. Of a stream, a worker of an app that has a
     subscription of that name, @stream.subscribe(group="NAME"). Made here before that is deployed, it
     begins where --start says.
 
     \b
-    respool -A shop groups create shadow --queue default --start latest
+    respool -A shop groups create v2 --queue default --start now --task embed --share 10%
+    respool -A shop_v2 worker --group v2
     respool -A shop groups create audit --stream inference --start 7d
     """
     if (queue is None) == (stream is None):
@@ -146,6 +184,7 @@ def create(name: str, queue: str | None, stream: str | None, start: str, as_json
     target = open_target(code=True)
     assert target.app is not None
     (read,) = target.named(queue or stream or "", "queue" if queue else "stream")
+    start = "latest" if start == "now" else start
     moment = None if start in ("earliest", "latest") else _moment(start)
     check_name("group", name)
     if queue and name in target.app.subscriptions:
@@ -153,8 +192,13 @@ def create(name: str, queue: str | None, stream: str | None, start: str, as_json
             f"{name} is the group of a subscription of app {target.app.name}, to stream "
             f"{target.app.subscriptions[name].stream.name}; take another name"
         )
+    settings = _settings(target.app, read, list(tasks), moment, chosen)
+    if queue:
+        settings |= {"outbox": outbox}
+    if rate is not None:
+        settings["rate"] = rate
     made = target.engine.create_group(
-        read, target.app.name, name, "group", {}, _bounds_from(target, read, start, moment)
+        read, target.app.name, name, "group", settings, _bounds_from(target, read, start, moment)
     )
     if made is None:
         raise ConfigError(f"{read.kind} {read.name} has a group {name} already; see: respool groups list")
@@ -172,6 +216,25 @@ def create(name: str, queue: str | None, stream: str | None, start: str, as_json
             f"No worker can serve it yet: app {target.app.name} has no subscription of that name. Write one "
             f"on its stream {read.name!r}:\n    @{variable(read.name)}.subscribe(group={name!r})"
         )
+
+
+def _settings(
+    app: App, read: Stream, tasks: list[str], moment: float | None, chosen: dict[str, Any]
+) -> dict[str, Any]:
+    """Return what the group chooses by; {} where it runs all that it reads."""
+    from ..errors import UnknownName
+    from ..replay import Selection
+
+    for task in tasks:
+        if task not in app.tasks and read.kind == "queue":
+            raise UnknownName("task", task, app.tasks)
+    chosen = {
+        **chosen,
+        "headers": dict(chosen["headers"]),
+        "state": chosen["state"] and chosen["state"].upper(),
+    }
+    selection = Selection(tasks=tasks or None, since=moment, **chosen)
+    return {name: each for name, each in selection.settings(app, read).items() if each is not None}
 
 
 def _moment(start: str) -> float:
@@ -206,24 +269,16 @@ def drop(name: str, queue: str | None, yes: bool, as_json: bool) -> None:
     \b
     respool -A shop groups drop v2 --queue default
     """
-    from ..errors import ConfigError, UnknownName
+    from ..errors import ConfigError
     from .output import document
     from .target import open_target
 
     target = open_target()
-    streams = {s.id for s in target.named(queue, "queue", "stream")} if queue else set(target.streams)
-    here = [group for group in target.groups if group.stream in streams]
-    found = [group for group in here if group.name == name]
-    if not found:
-        raise UnknownName("group", name, {group.name for group in here})
-    if any(group.kind == "main" for group in found):
+    group = target.one_group(name, queue) if name != "main" else None
+    if group is None:
         raise ConfigError(
             "main is the queue's own group; it cannot be dropped. To end what waits: respool purge"
         )
-    if len(found) > 1:
-        reads = ", ".join(target.shown(target.streams[group.stream]) for group in found)
-        raise ConfigError(f"several groups are called {name}, of {reads}; say which with --queue")
-    group = found[0]
     serving = ", ".join(worker.name for worker in target.serving(group))
     served = f" Worker {serving} serves it now." if serving else ""
     reads = target.shown(target.streams[group.stream])
@@ -233,3 +288,44 @@ def drop(name: str, queue: str | None, yes: bool, as_json: bool) -> None:
         document({"dropped": name, "name": target.streams[group.stream].name})
     else:
         click.echo(f"Dropped group {name}; the records of {reads} stay.")
+
+
+@command.command(short_help="Have a group run nothing more, until it is resumed.")
+@click.argument("name")
+@click.option("--queue", metavar="NAME", help="Of this queue or stream.")
+@document_option
+def pause(name: str, queue: str | None, as_json: bool) -> None:
+    """Have a group run nothing more, until it is resumed: what runs is finished, what waits waits.
+
+    \b
+    respool -A shop groups pause v2
+    """
+    _hold(name, queue, as_json, paused=True)
+
+
+@command.command(short_help="Have a paused group go on where it was.")
+@click.argument("name")
+@click.option("--queue", metavar="NAME", help="Of this queue or stream.")
+@document_option
+def resume(name: str, queue: str | None, as_json: bool) -> None:
+    """Have a paused group go on where it was.
+
+    \b
+    respool -A shop groups resume v2
+    """
+    _hold(name, queue, as_json, paused=False)
+
+
+def _hold(name: str, queue: str | None, as_json: bool, *, paused: bool) -> None:
+    from ..replay import pause, resume
+    from .output import document
+    from .target import open_target
+
+    target = open_target()
+    group = target.one_group(name, queue)
+    (pause if paused else resume)(target.engine, group)
+    if as_json:
+        document({"group": name, "name": target.streams[group.stream].name, "paused": paused})
+    else:
+        reads = target.shown(target.streams[group.stream])
+        click.echo(f"Group {name} of {reads} {'is paused' if paused else 'goes on'}.")

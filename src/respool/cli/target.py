@@ -88,6 +88,21 @@ class Target:
         """Return the group of this name that reads a stream."""
         return next((g for g in self.groups if g.stream == stream.id and g.name == name), None)
 
+    def one_group(self, name: str, queue: str | None) -> Group:
+        """Return the one group of a name, of a queue or stream where that is given.
+
+        Raises: UnknownName, which suggests the near one; ConfigError where there are several.
+        """
+        streams = {s.id for s in self.named(queue, "queue", "stream")} if queue else set(self.streams)
+        here = [group for group in self.groups if group.stream in streams]
+        found = [group for group in here if group.name == name]
+        if not found:
+            raise UnknownName("group", name, {group.name for group in here})
+        if len(found) > 1:
+            reads = ", ".join(self.shown(self.streams[group.stream]) for group in found)
+            raise ConfigError(f"several groups are called {name}, of {reads}; say which with --queue")
+        return found[0]
+
     def serving(self, group: Group) -> list[Worker]:
         """Return the workers that serve a group, those whose process is gone not among them."""
         from ..worker.host import is_gone

@@ -53,6 +53,12 @@ def under_way(settings: Mapping[str, Any]) -> dict[int, int] | None:
     return None if not seek else {int(log): int(pos) for log, pos in seek["to"]}
 
 
+def through(settings: Mapping[str, Any]) -> dict[int, int]:
+    """Return how far a seek that is under way has come in each log, where it has begun."""
+    seek = settings.get("seek") or {}
+    return {int(log): int(pos) for log, pos in seek.get("through", ())}
+
+
 def begin(view: View, change: Change, to: Targets, now: float) -> bool:
     """Write down where a group is to be moved; False where it is being moved elsewhere."""
     there = under_way(view.settings)
@@ -98,6 +104,8 @@ def rewind(view: View, change: Change, to: Targets, lo: int, hi: int, now: float
     if under_way(view.settings) != dict(to):
         return False
     change.rewound.append((lo, hi))
+    done = through(view.settings) | {lo >> 40: hi}
+    change.settings["seek"] = {**view.settings["seek"], "through": sorted(done.items())}
     change.journal.append(JournalEntry(lo, hi, None, 0, now, now, "rewound", 0, "rewound: to be done again"))
     return True
 

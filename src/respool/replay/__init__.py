@@ -10,6 +10,7 @@ from .create import ReplaySummary, create_replay, plan_replay
 from .find import queue_of
 from .following import HowFar, follow, how_far
 from .holding import pause, resume
+from .moving import SeekPlan, plan_seek, resume_seek, seek
 from .purging import purge, purgeable
 from .selection import Selection
 
@@ -19,6 +20,7 @@ __all__ = [
     "HowFar",
     "ReplaySummary",
     "Report",
+    "SeekPlan",
     "Selection",
     "causes",
     "check",
@@ -30,9 +32,12 @@ __all__ = [
     "how_far",
     "pause",
     "plan_replay",
+    "plan_seek",
     "purge",
     "purgeable",
     "queue_of",
     "redrive",
     "resume",
+    "resume_seek",
+    "seek",
 ]

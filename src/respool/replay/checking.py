@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..delivery.model import Lease, Parked
+from ..delivery.seek import held
 from ..engines.base import Engine, Group, ParkedFilter, Stream
 from ..errors import EngineError
 from ..record import log_of, offset_of
@@ -198,6 +199,7 @@ def _look_through(
         places = (engine.first_record(lo, hi), *(pos for pos, _ in parked if pos < hi))
         return min((pos for pos in places if pos is not None), default=None)
 
+    moved = held(group.settings) == "seek"  # what is to be done again counts as done until then
     for at in state.bounds:
         _check_bounds(at, ends[at.log], problems)
     _check_leases(state, problems, warnings)
@@ -206,7 +208,7 @@ def _look_through(
     for at in state.bounds:
         stop = ends[at.log] if at.stop is None else min(at.stop, ends[at.log])
         for lo, hi in _pages(at.start, stop, following):
-            _check_page(engine.group_page(group, lo, hi), report, problems)
+            _check_page(engine.group_page(group, lo, hi), report, problems, moved)
             meter.advance(hi - max(lo, firsts[at.log]))
     counted = report.pending + report.leased + sum(report.parked.values()) + report.done
     if counted != report.records:
@@ -238,7 +240,7 @@ def _check_leases(state: GroupState, problems: Problems, warnings: Problems) -> 
             warnings.add("leases of workers that are not registered", [f"worker {lease.owner}"])
 
 
-def _check_page(page: GroupPage, report: GroupReport, problems: Problems) -> None:
+def _check_page(page: GroupPage, report: GroupReport, problems: Problems, moved: bool) -> None:
     """Lay the places over one another as ranges: that costs by the range, not by the record."""
     at = page.bounds
     inside = common([(page.lo, page.hi)], [(at.start, page.hi if at.stop is None else at.stop)])
@@ -255,7 +257,7 @@ def _check_page(page: GroupPage, report: GroupReport, problems: Problems) -> Non
     both = common(leased, union(parked))
     if both:
         problems.add("leased and parked at once", _places(both), size(both))
-    _check_done(page, done, problems)
+    _check_done(page, done, problems, NO_END if moved else NO_END | {"rewound"})
 
 
 def _leased(leases: Sequence[Lease], lo: int, hi: int) -> Ranges:
@@ -273,10 +275,10 @@ def _count_parked(page: GroupPage, records: Ranges, report: GroupReport, problem
             problems.add("parked without a record", [place(parked.pos)])
 
 
-def _check_done(page: GroupPage, done: Ranges, problems: Problems) -> None:
+def _check_done(page: GroupPage, done: Ranges, problems: Problems, no_end: frozenset[str]) -> None:
     """H9: that nothing says otherwise does not make a record done; an entry or an outcome does."""
     outcomes = union((outcome.pos, outcome.pos + 1) for outcome in page.outcomes)
-    ended = union((max(lo, page.lo), min(hi, page.hi)) for lo, hi, how in page.journal if how not in NO_END)
+    ended = union((max(lo, page.lo), min(hi, page.hi)) for lo, hi, how in page.journal if how not in no_end)
     unproved = minus(minus(done, ended), outcomes)
     if unproved:
         problems.add("done, but no entry and no outcome says so", _places(unproved), size(unproved))

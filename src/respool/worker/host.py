@@ -6,21 +6,23 @@ import functools
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..clock import now as wall_clock
 from ..dead import drop_old
-from ..delivery.seek import held
+from ..delivery.seek import held, under_way
 from ..engines.base import Worker
 from ..errors import DatabaseGone, EngineUnavailable, RespoolError
+from ..replay import moving
 from .services import Service
 
 HOUSEKEEPING = 5.0  # seconds between two rounds of housekeeping, unless there was more to do than …
 IDLE_HOUSEKEEPING = 30.0  # seconds, where nothing was written meanwhile
 HOUSEKEEPING_SHARE = 0.1  # … a round may take
 RARELY = 10.0  # seconds between two looks of who hears the bell: a ring is lost only with who would ring
+ABANDONED = 60.0  # seconds after which a seek that is not over is finished by a worker
 LEAST_WAIT = 0.02  # seconds between looks at a group that has a rate
 STEP = 5000  # records or values in one transaction
 
@@ -174,6 +176,8 @@ def keep_house(engine: Any, groups: Sequence[Any], dead_ttls: Mapping[int, Mappi
             drop_old(engine, group, task, ttl, lambda: time.monotonic() < until)
             if time.monotonic() >= until:
                 return True
+    if not _finish_seeks(engine, {group.id for group in groups}, now, until):
+        return True
     served = {group.stream for group in groups}
     for stream in engine.streams():
         retention = stream.settings.get("retention")
@@ -182,3 +186,18 @@ def keep_house(engine: Any, groups: Sequence[Any], dead_ttls: Mapping[int, Mappi
                 if time.monotonic() >= until:
                     return True
     return False
+
+
+def _finish_seeks(engine: Any, served: Collection[int], now: float, until: float) -> bool:
+    """Bring seeks to their end whose command was killed in the middle; False where there is more to do."""
+    for group in engine.groups():
+        to = under_way(group.settings) if group.id in served else None
+        if to is None or now - group.settings["seek"]["at"] < ABANDONED:
+            continue
+        if moving.end_leases(engine, group, to, take=True):
+            return False
+        while moving.rewind_slice(engine, group, to):
+            if time.monotonic() >= until:
+                return False
+        moving.finish(engine, group, to)
+    return True
