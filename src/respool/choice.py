@@ -19,6 +19,7 @@ from zlib import crc32
 
 from .codec import codec_for
 from .delivery.spans import Span
+from .engines import public_id
 from .engines.base import Engine, Group, Record, Stream
 from .errors import RespoolError
 from .expression import Expression
@@ -125,7 +126,7 @@ class Choice:
         if meta.key is not None:
             scope["key"] = meta.key
         if record is not None:
-            scope["id"], scope["time"] = id_text(record.id), record.time
+            scope["id"], scope["time"] = id_text(public_id(record.id)), record.time
         if self._where.names & {"value", "args", "kwargs"}:
             scope.update(_contents(body, meta, self._is_call, self._pickle_key))
         return scope

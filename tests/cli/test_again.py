@@ -440,3 +440,118 @@ def test_purge_of_what_is_not_there(cli, app):
     assert "did you mean 'fast'?" in cli("-A", "shop", "purge", "--queue", "fats", "--yes", code=2)
     assert "is a stream of events" in cli("-A", "shop", "purge", "--queue", "inference", "--yes", code=2)
     assert "Missing option '--queue'" in cli("-A", "shop", "purge", code=2)
+
+
+def test_replay_by_what_is_in_the_calls(cli, app, worker, failed):
+    replay = ("-A", "shop", "replay", "--queue", "fast", "--all-tasks")
+    app.tasks["fetch"].apply_async(("good://1",), headers={"tenant": "acme"})
+    worker.work("fast")
+    planned = cli.data(*replay, "--group", "f", "--state", "failure", "--dry-run")
+    assert (planned["runs"], planned["run"], planned["at_most"]) == (4, {"fetch": 3, "boom": 1}, False)
+    made = cli.data(*replay, "--group", "f", "--state", "failure", "--rate", "50/s")
+    assert (made["runs"], made["at_most"], made["state"]) == (5, True, "FAILURE")
+    text = cli(*replay, "--group", "w", "--where", "args[0] == 'good://1'", "--header", "tenant=acme")
+    assert "Replay w runs at most 5 calls" in text
+    assert "--dry-run counts them now" in text
+    (listed,) = [g for g in cli.rows("-A", "shop", "groups", "list", "--queue", "fast") if g["group"] == "w"]
+    assert (listed["where"], listed["headers"]) == ("args[0] == 'good://1'", {"tenant": "acme"})
+    made = cli.data("-A", "shop", "replay", "--queue", "fast", "--group", "i", "--id", failed[0].id)
+    assert made["runs"] == 1
+    assert "did you mean 'value'" in cli(*replay, "--group", "x", "--where", "valeu.x == 1", code=2)
+    assert "'half' is no share" in cli(*replay, "--group", "x", "--share", "half", code=2)
+    assert "unknown state 'FAILED'; did you mean 'FAILURE'?" in cli(
+        *replay, "--group", "x", "--state", "failed", code=2
+    )
+    assert "unknown" not in cli("-A", "shop", "groups", "list")
+
+
+def test_replay_waits_no_longer_than_it_should(cli, app, worker):
+    app.tasks["add"].delay(1, 2)
+    replay = ("-A", "shop", "replay", "--queue", "default", "--group", "v2", "--task", "add", "--wait")
+    text = cli(*replay, "--timeout", "0.1", code=3)
+    assert "No worker serves it yet; start one: respool -A shop worker --group v2" in text
+    assert "replay v2 was not over in time: 0 of 1" in text
+    worker.work(group="v2")
+    done = cli.data(*replay)
+    assert (done["over"], done["done"], done["dead"]) == (True, 1, 0)
+    assert "makes nothing to --wait for" in cli(*replay, "--dry-run", code=2)
+
+
+def test_a_second_version_on_a_share_of_the_live_calls(cli, app, worker):
+    made = cli.data(
+        "-A", "shop", "groups", "create", "v2", "--queue", "default", "--start", "now",
+        "--task", "add", "--share", "50%",
+    )  # fmt: skip
+    assert made["left"] == 0
+    group = next(g for g in app.groups() if g.name == "v2")
+    assert group.settings == {"tasks": ["add"], "share": 0.5, "outbox": "drop"}
+    handles = [app.tasks["add"].delay(n, 1) for n in range(200)]
+    app.tasks["mail"].delay("me")
+    from respool.testing import work
+
+    work(app, group="v2")
+    done = [handle for handle in handles if handle.of("v2").state == "SUCCESS"]
+    assert 60 < len(done) < 140
+    assert handles[0].state == "PENDING", "main is not touched"
+    assert "50 %" in cli("-A", "shop", "groups", "list", "--queue", "default")
+    assert "unknown task 'ad'; did you mean 'add'?" in cli(
+        "-A", "shop", "groups", "create", "v3", "--queue", "default", "--task", "ad", code=2
+    )
+    from_past = cli.data("-A", "shop", "groups", "create", "v4", "--queue", "default", "--start", "1h")
+    assert from_past["left"] == 201
+
+
+def test_groups_pause_and_resume(cli, app, worker):
+    app.tasks["add"].delay(1, 2)
+    assert "Group main of default is paused." in cli(
+        "-A", "shop", "groups", "pause", "main", "--queue", "default"
+    )
+    assert worker.work() == 0
+    assert "paused" in cli("-A", "shop", "groups", "list", "--queue", "default")
+    (listed,) = cli.rows("-A", "shop", "groups", "list", "--queue", "default")
+    assert listed["paused"]
+    assert cli.data("-A", "shop", "groups", "resume", "main", "--queue", "default")["paused"] is False
+    assert worker.work() == 1
+    assert "several groups are called main" in cli("-A", "shop", "groups", "pause", "main", code=2)
+    assert "unknown group 'v3'" in cli("-A", "shop", "groups", "pause", "v3", code=2)
+
+
+def test_seek(cli, app, worker):
+    for n in range(3):
+        app.tasks["add"].delay(n, n)
+    app.tasks["mail"].delay("me")
+    worker.work()
+    seek = ("-A", "shop", "seek", "main", "--queue", "default")
+    text = cli(*seek, "--to", "1", code=1)
+    assert "Group main of queue default: 3 calls will be done again: add (2), mail (1)." in text
+    assert "Move group main of queue default? Nobody can be asked here" in text
+    assert cli.data(*seek, "--to", "1h", "--dry-run")["again"] == {"add": 3, "mail": 1}
+    assert worker.work() == 0, "nothing was moved"
+    moved = cli.data(*seek, "--to", "1", "--yes")
+    assert (moved["moved"], moved["to"], moved["again"]) == (True, {"0": 1}, {"add": 2, "mail": 1})
+    states = [call["state"] for call in cli.rows("-A", "shop", "calls", "--queue", "default", "--oldest")]
+    assert states == ["SUCCESS", "PENDING", "PENDING", "PENDING"]
+    text = cli(*seek, "--to", "latest", "--yes")
+    assert "3 calls not done yet will not be, and end as REVOKED: add (2), mail (1)." in text
+    assert "Moved group main; see: respool lag" in text
+    assert "it is there already" in cli(*seek, "--to", "latest")
+    assert "Group main is not being moved." in cli(*seek, "--resume")
+    assert cli.data("-A", "shop", "check")["ok"]
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("main", "--queue", "default"), "say where: --to WHERE; or --resume"),
+        (("main", "--queue", "default", "--to", "1", "--resume"), "not both"),
+        (("main", "--queue", "default", "--to", "99"), "beyond the end of queue default: the next one is 1"),
+        (("main", "--queue", "default", "--to", "2:1"), "has partitions 0 to 0, no 2"),
+        (("main", "--queue", "default", "--to", "soon"), "earliest, latest, an offset, or a moment"),
+        (("mian", "--queue", "default", "--to", "1"), "unknown group 'mian'; did you mean 'main'?"),
+        (("main", "--to", "1"), "several groups are called main"),
+    ],
+)
+def test_seeks_that_cannot_be(cli, app, args, told):
+    app.tasks["add"].delay(1, 2)
+    assert told in cli("-A", "shop", "seek", *args, code=2)
+    assert cli.data("-A", "shop", "check")["ok"]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 
 import pytest
 from tests.worker.support import SOURCES, Place, eventually, on_each_engine
+
+from respool.replay import seek
 
 CALLS = 400
 CODE = """
@@ -91,3 +94,89 @@ def test_a_drop_that_is_killed_has_dropped_some(place: Place) -> None:
 
 def _first(place: Place) -> int:
     return place.app.engine.bounds(place.app.stream_of("queue", "default"))[0][1]
+
+
+@on_each_engine
+def test_a_replay_that_is_killed_was_made_or_not(place: Place) -> None:
+    module = place.module(CODE)
+    place.touch("mended")
+    module.task.delay_many(range(CALLS))
+    place.burst()
+    for name in ("a", "b", "c"):
+        command = ("replay", "--queue", "default", "--group", name, "--all-tasks", "--where", "args[0] >= 0")
+        killed(place, *command, when=lambda: True, slices="")
+        place.check()
+    kinds = {group.name: group.kind for group in place.app.engine.groups()}
+    assert set(kinds.values()) <= {"main", "replay"}
+    killed(
+        place, "replay", "--queue", "default", "--group", "d", "--all-tasks", "--wait",
+        when=lambda: any(group.name == "d" for group in place.app.engine.groups()), slices="",
+    )  # fmt: skip
+    place.burst(group="d")
+    assert place.idle("d")
+    place.check()
+
+
+@on_each_engine
+@pytest.mark.parametrize("turn", range(2))
+def test_a_seek_that_is_killed_can_be_brought_to_its_end(place: Place, turn: int) -> None:
+    """H14: at whatever step the command is killed."""
+    module = place.module(CODE)
+    place.touch("mended")
+    handles = module.task.delay_many(range(CALLS))
+    place.burst()
+    seek = ("seek", "main", "--queue", "default")
+    slices = "import respool.replay.moving as m; m.SLICE = 3"
+
+    def begun() -> bool:
+        through = (place.group().settings.get("seek") or {}).get("through")
+        return bool(through) or (turn == 0 and "seek" in place.group().settings) or place.counts().pending > 0
+
+    killed(place, *seek, "--to", "10", "--yes", when=begun, slices=slices)
+    place.check()
+    if "seek" in place.group().settings:
+        place.burst()
+        assert place.counts().pending == 0, "nothing is run in the middle of it"
+        place.check()
+    killed(place, *seek, "--resume", when=lambda: place.counts().pending > 0, slices=slices)
+    assert place.counts().pending == CALLS - 10
+    place.check()
+    place.burst()
+    assert handles.get(timeout=20) == list(range(CALLS))
+    place.check()
+
+
+@on_each_engine
+def test_a_worker_finishes_what_it_holds_when_its_group_is_moved(place: Place) -> None:
+    """A run that is under way is settled before the group moves, and done again after that."""
+    module = place.module(
+        """
+        @app.task
+        def waits(n):
+            with noted("waits", n):
+                made.delay(n)
+                wait_for(f"go{len(list(HERE.glob('go*')))}") if once("first") else None
+            return n
+
+        @app.task
+        def made(n):
+            note("start", "made", n)
+        """
+    )
+    place.touch("first")
+    handle = module.waits.delay(7)
+    worker = place.worker()
+    place.await_start("waits", "7")
+    to = {place.app.stream_of("queue", "default").logs[0]: _first(place)}
+    mover = threading.Thread(target=lambda: seek(place.app.engine, place.group(), to, 20.0))
+    mover.start()
+    eventually(lambda: "seek" in place.group().settings)
+    place.touch("go0")
+    mover.join(20)
+    eventually(place.idle)
+    assert handle.get(timeout=20) == 7
+    assert place.runs("waits") == {"7": 2}
+    eventually(lambda: place.runs("made") == {"7": 2}, "its calls are sent each time (H8)")
+    assert "refused settlements" not in place.counters()
+    assert worker.stop() == 0, worker.log
+    place.check()

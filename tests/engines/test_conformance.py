@@ -123,7 +123,13 @@ def write(engine: Engine, group: Group, **fields: Any) -> None:
 
     def decide(view: View, change: Change) -> None:
         for name, value in fields.items():
-            getattr(change, name).extend(value)
+            held = getattr(change, name)
+            if isinstance(held, list):
+                held.extend(value)
+            elif isinstance(held, dict):
+                held.update(value)
+            else:
+                setattr(change, name, value)
 
     engine.transact(Reads(group.id), decide)
 
@@ -1407,3 +1413,96 @@ def test_work_is_committed_with_its_settlement(kit: EngineKit, engine: Engine, m
     for fence in ((lease.id, 2), (lease.id + 1, 1)):
         with pytest.raises(LeaseLost):
             engine.begin_work(fence)
+
+
+# Groups that are moved, paused or paced
+
+
+def test_a_groups_settings_are_changed_and_seen(engine: Engine, main: Group) -> None:
+    write(engine, main, settings={"rate": 2.5, "seek": {"to": [[1, 2]]}})
+    write(engine, main, settings={"pace": [1.0, 2.0], "rate": None})
+    view = view_of(engine, Reads(main.id, settings=True))
+    assert dict(view.settings) == {"seek": {"to": [[1, 2]]}, "pace": [1.0, 2.0]}
+    assert dict(view_of(engine, Reads(main.id, positions=True)).settings) == dict(view.settings)
+    write(engine, main, generation=7)
+    assert view_of(engine, Reads(main.id, settings=True)).generation == 7
+    (found,) = [group for group in engine.groups() if group.id == main.id]
+    assert (found.generation, found.settings) == (7, dict(view.settings))
+
+
+@pytest.mark.parametrize("name", ["paused", "seek"])
+def test_a_group_that_is_held_has_no_work_and_is_granted_nothing(
+    engine: Engine, log: int, main: Group, name: str
+) -> None:
+    fill(engine, log, 3)
+    write(engine, main, parked=[Parked(1, "retry", NOW - 5, "a")])
+    assert engine.has_work(main.id, NOW, ())
+    write(engine, main, settings={name: {"to": []} | {"at": 1.0}})
+    assert not engine.has_work(main.id, NOW, ())
+    assert grant(engine, main, 5) is None
+    write(engine, main, settings={name: None})
+    assert engine.has_work(main.id, NOW, ())
+    assert grant(engine, main, 5) is not None
+
+
+def test_a_group_is_granted_no_more_than_its_rate(engine: Engine, log: int, main: Group) -> None:
+    fill(engine, log, 100)
+    write(engine, main, settings={"rate": 10.0})
+    assert len(granted(grant(engine, main, 50, now=NOW))) == 10, "a second's worth"
+    assert grant(engine, main, 50, owner=2, now=NOW) is None, "whoever asks"
+    assert len(granted(grant(engine, main, 50, owner=2, now=NOW + 0.5))) == 5
+    assert len(granted(grant(engine, main, 3, now=NOW + 1.0))) == 3
+    assert len(granted(grant(engine, main, 50, now=NOW + 1.0))) == 2
+    assert grant(engine, main, 50, now=NOW - 100) is None, "the clock was set back"
+    assert len(granted(grant(engine, main, 50, now=NOW + 500))) == 10
+
+
+def test_what_a_filter_leaves_out_costs_no_tokens(engine: Engine, log: int, main: Group) -> None:
+    first = fill(engine, log, 100)
+    write(engine, main, settings={"rate": 10.0})
+    lease = grant(engine, main, 10)
+    assert lease is not None
+    settlement = Settlement(
+        lease.id, 1, [(first, first + 10)], [Verdict(first + n, skipped=True) for n in range(9)]
+    )
+    assert engine.transact(
+        Reads(main.id, (lease.id,), settings=True), lambda view, change: settle(view, change, settlement)
+    )
+    assert len(granted(grant(engine, main, 50))) == 9
+
+
+def test_what_is_rewound_is_history(engine: Engine, log: int, main: Group) -> None:
+    first = fill(engine, log, 10)
+    lease = grant(engine, main, 10)
+    assert lease is not None
+    finish(engine, main, lease, Verdict(first + 8, "failure", b"e", "dead", task="a", note="failed: e"))
+    write(engine, main, outcomes=[Outcome(first + n, "success", b"v", NOW) for n in (2, 6)])
+    engine.set_progress(main.id, first + 6, b"p")
+    write(engine, main, rewound=[(first + 4, first + 10)], cursors=[(log, first + 4)])
+    assert engine.parked(ParkedFilter((main.id,)), ALL) == []
+    assert [outcome.pos for outcome in engine.outcomes(main.id, 0, 1 << 62)] == [first + 2]
+    hows = [[(e.how, e.note) for e in engine.journal(main.id, first + n)] for n in (3, 4, 8)]
+    assert hows[0] == [("done", None)], "the entry is split"
+    assert hows[1] == [("rewound", "done, before it was rewound")]
+    assert ("rewound", "failed: e, before it was rewound") in hows[2]
+    assert engine.status(main, first + 3).how == "done"
+    assert engine.status(main, first + 5).place == "pending"
+
+
+def test_a_long_purge_is_rewound_from_its_middle(engine: Engine, log: int, main: Group) -> None:
+    first = first_pos(log)
+    long = JournalEntry(first, first + 20_000, None, 0, NOW, NOW, "purged")
+    write(engine, main, journal=[long], cursors=[(log, first + 20_000)])
+    write(engine, main, rewound=[(first + 9_000, first + 20_000)])
+    assert [e.how for e in engine.journal(main.id, first + 8_999)] == ["purged"]
+    assert [e.how for e in engine.journal(main.id, first + 9_000)] == ["rewound"]
+    assert engine.status(main, first + 9_000).how == "rewound"
+
+
+def test_a_start_becomes_lower_and_never_higher(engine: Engine, queue: Stream, log: int) -> None:
+    group = engine.create_group(queue, "shop", "late", "group", {}, [(log, first_pos(log) + 5, None)])
+    assert group is not None
+    write(engine, group, starts=[(log, first_pos(log) + 9)])
+    assert engine.group_bounds(group)[0].start == first_pos(log) + 5
+    write(engine, group, starts=[(log, first_pos(log) + 2)])
+    assert engine.group_bounds(group)[0].start == first_pos(log) + 2

@@ -177,12 +177,12 @@ def command(
 
 def _wait(target: Target, summary: ReplaySummary, timeout: float | None) -> HowFar:
     """Show how far a replay is, until it is over."""
-    from ..replay import follow
+    from ..replay import follow, how_far
     from ..why import worker_command
     from .output import progress
 
     group: Group = next(g for g in target.engine.groups() if g.id == summary.id)
-    if not target.serving(group):
+    if not target.serving(group) and not how_far(target.engine, group).over:
         click.echo(f"No worker serves it yet; start one: {worker_command(group)}", err=True)
     with progress("running") as tell:
         return follow(
