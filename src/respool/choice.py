@@ -13,7 +13,7 @@ A group without any of them has no `Choice`, and its worker does nothing for the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 from zlib import crc32
 
@@ -25,8 +25,10 @@ from .errors import RespoolError
 from .expression import Expression
 from .places import Places
 from .record import NO_META, Meta, Row, id_text, unpack_meta
+from .reference import is_reference
 from .result import state_name
 
+Load = Callable[[bytes], Any]
 FILTERS: Final = (
     "tasks", "since", "until", "key", "headers", "where", "share", "state", "of", "positions",
 )  # fmt: skip
@@ -37,8 +39,14 @@ class Choice:
     """The filters of one group, compiled."""
 
     def __init__(
-        self, stream: Stream, settings: Mapping[str, Any], of: Group | None, pickle_key: bytes | None
+        self,
+        stream: Stream,
+        settings: Mapping[str, Any],
+        of: Group | None,
+        pickle_key: bytes | None,
+        load: Load | None,
     ) -> None:
+        self._load = load
         self._is_call = stream.kind == "queue"
         self._pickle_key = pickle_key
         tasks = settings.get("tasks")
@@ -118,7 +126,16 @@ class Choice:
             has = meta.headers or {}
             if any(has.get(name) != value for name, value in self._headers.items()):
                 return False
-        return self._where is None or self._where(self._scope(task, body, meta, record))
+        if self._where is None:
+            return True
+        if is_reference(body) and self._where.names & {"value", "args", "kwargs"}:
+            if self._load is None:
+                return True  # as for what cannot be read
+            try:
+                body = self._load(body)
+            except RespoolError:
+                return True
+        return self._where(self._scope(task, body, meta, record))
 
     def _scope(self, task: str, body: bytes, meta: Meta, record: Record | None) -> dict[str, Any]:
         assert self._where is not None
@@ -152,11 +169,19 @@ def _contents(body: bytes, meta: Meta, is_call: bool, pickle_key: bytes | None) 
 
 
 def choice_of(
-    stream: Stream, group: Group, groups: Sequence[Group], pickle_key: bytes | None = None
+    stream: Stream,
+    group: Group,
+    groups: Sequence[Group],
+    pickle_key: bytes | None = None,
+    load: Load | None = None,
 ) -> Choice | None:
-    """Return a group's filters; None where it runs all that lies within its bounds."""
+    """Return a group's filters; None where it runs all that lies within its bounds.
+
+    Parameters:
+        load: fetches large payloads, for expressions that look into them.
+    """
     kept = group.settings
     if all(kept.get(name) is None for name in FILTERS):
         return None
     of = next((g for g in groups if g.stream == stream.id and g.name == kept.get("of", "main")), None)
-    return Choice(stream, kept, of, pickle_key)
+    return Choice(stream, kept, of, pickle_key, load)

@@ -589,7 +589,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         ends = {at.log: at.end for at in self.engine.positions(group)}
         cursors = {log: at.cursor for log, at in bounds.items()}
         to = {}
-        for log, chosen in zip(self.queue.logs, back, strict=True):
+        for log, chosen in zip(self.queue.logs, itertools.cycle(back)):
             lo = bounds[log].start
             hi = max(ends[log] if far else cursors[log], cursors[log])
             to[log] = lo + chosen % (hi - lo + 1)

@@ -13,6 +13,7 @@ from ..delivery.spans import joined
 from ..engines.base import Engine, Stream
 from ..errors import BadArguments, ConfigError
 from ..record import NO_META, Meta, unpack_meta
+from ..reference import is_reference
 from ..refusals import brief
 
 NOTE_LENGTH = 2000
@@ -20,6 +21,8 @@ _STEP = re.compile(r"\.?([^.\[\]]+)|\[(-?\d+)\]")
 
 Arguments = dict[str, Any]
 """`{"args": [...], "kwargs": {...}}` of a call, `{"value": ...}` of an event."""
+Load = Callable[[bytes], Any]
+"""Fetches a large payload from the blob store."""
 Change = Callable[[str, Arguments], Arguments]
 """Gets a task's name and a copy of the arguments; returns the new ones."""
 
@@ -28,9 +31,13 @@ class Edit:
     """A change of arguments, made ready for a log: what it makes must fit the task, where that is known."""
 
     def __init__(
-        self, change: Change, tasks: Mapping[str, Any] | None = None, pickle_key: bytes | None = None
+        self,
+        change: Change,
+        tasks: Mapping[str, Any] | None = None,
+        pickle_key: bytes | None = None,
+        load: Load | None = None,
     ) -> None:
-        self._change, self._tasks, self._pickle_key = change, tasks or {}, pickle_key
+        self._change, self._tasks, self._pickle_key, self._load = change, tasks or {}, pickle_key, load
 
     def bodies(self, engine: Engine, stream: Stream, page: list[Parked]) -> dict[int, tuple[bytes, str]]:
         """Return the new body of each that changes, by position, and what its history will say.
@@ -53,6 +60,10 @@ class Edit:
 
     def _edited(self, stream: Stream, parked: Parked, body: bytes, meta: Meta) -> tuple[bytes, str] | None:
         is_call = stream.kind == "queue"
+        if is_reference(body):
+            if self._load is None:
+                raise ConfigError("the arguments are in the blob store; to edit them, name the app with -A")
+            body = self._load(body)
         codec = codec_for(meta.content_type or ("msgpack" if is_call else "json"), self._pickle_key)
         before, again = codec.decode(body), codec.decode(body)
         old, new = _taken_apart(before, is_call), _taken_apart(again, is_call)
@@ -85,7 +96,10 @@ def _taken_apart(value: Any, is_call: bool) -> Arguments:
 
 
 def changed_with(
-    changes: Mapping[str, Any], tasks: Mapping[str, Any] | None = None, pickle_key: bytes | None = None
+    changes: Mapping[str, Any],
+    tasks: Mapping[str, Any] | None = None,
+    pickle_key: bytes | None = None,
+    load: Load | None = None,
 ) -> Edit:
     """Return an edit that sets values by their paths.
 
@@ -93,6 +107,7 @@ def changed_with(
         changes: path to value. A path is `args[0]`, `kwargs.url`, `value.user.id` of an event, or begins with
             a parameter's name where the task is known.
         tasks: those of the app, by name: what is changed must fit them.
+        load: fetches arguments that are in the blob store.
 
     >>> redrive(app, edit=changed_with({"kwargs.url": "https://…"}, app.tasks))  # doctest: +SKIP
     """
@@ -104,14 +119,17 @@ def changed_with(
             _set(arguments, _rooted(steps, path, arguments, known), path, value)
         return arguments
 
-    return Edit(change, tasks, pickle_key)
+    return Edit(change, tasks, pickle_key, load)
 
 
 def changed_by(
-    function: Change, tasks: Mapping[str, Any] | None = None, pickle_key: bytes | None = None
+    function: Change,
+    tasks: Mapping[str, Any] | None = None,
+    pickle_key: bytes | None = None,
+    load: Load | None = None,
 ) -> Edit:
     """Return an edit that a function makes of a task's name and the arguments."""
-    return Edit(function, tasks, pickle_key)
+    return Edit(function, tasks, pickle_key, load)
 
 
 def _steps(path: str) -> list[str | int]:

@@ -71,9 +71,9 @@ class DeadLetters:
         key = self._app.settings["pickle_key"]
         change: Edit | None = None
         if set is not None:
-            change = changed_with(set, self._app.tasks, key)
+            change = changed_with(set, self._app.tasks, key, self._app.payload)
         elif edit is not None:
-            change = changed_by(edit, self._app.tasks, key)
+            change = changed_by(edit, self._app.tasks, key, self._app.payload)
         return acting.redrive(
             self._app, self.chosen, rate=None if rate is None else per_second(rate), edit=change
         )

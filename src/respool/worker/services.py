@@ -142,7 +142,7 @@ def services(app: App, queues: Sequence[str] | None, group: str | None) -> list[
     for name in names:
         stream = app.stream_of("queue", name)
         here = [g for g in known if g.stream == stream.id and g.name == wanted]
-        found += [_service(g, stream, runners, known, app.settings["pickle_key"]) for g in here]
+        found += [_service(g, stream, runners, known, app) for g in here]
     if queues is None:
         for subscription in app.subscriptions.values():
             if group not in (None, subscription.group):
@@ -164,12 +164,12 @@ def _service(
     stream: Stream,
     runners: dict[str, Runner],
     known: Sequence[Group],
-    pickle_key: bytes | None,
+    app: App,
 ) -> Service:
     return Service(
         group,
         stream,
         runners,
         sends=group.kind == "main" or group.settings.get("outbox") == "send",
-        choice=choice_of(stream, group, known, pickle_key),
+        choice=choice_of(stream, group, known, app.settings["pickle_key"], app.payload),
     )

@@ -155,10 +155,13 @@ class SQLiteState:
     def has_work(self, group: int, now: float, tasks: Sequence[str]) -> bool:
         """Say whether a claim would find something, without taking the write lock."""
         with self._reader.lock, self._reader.reading() as db:
-            found = any(
-                cursor < (end if stop is None else min(end, stop))
-                for _, cursor, end, stop, _ in db.execute(SQL["positions"], (group,)).fetchall()
-            ) or db.execute(SQL["has_work"], (group, now, json.dumps(tasks))).get
+            found = (
+                any(
+                    cursor < (end if stop is None else min(end, stop))
+                    for _, cursor, end, stop, _ in db.execute(SQL["positions"], (group,)).fetchall()
+                )
+                or db.execute(SQL["has_work"], (group, now, json.dumps(tasks))).get
+            )
             return bool(found) and not db.execute(SQL["is_held"], (group,)).get
 
     def next_due(self, group: int) -> float | None:
