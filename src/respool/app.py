@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 DEFAULT_QUEUE = "default"
 KEYED_PARTITIONS = 64
-NEVER = float("inf")  # bytes beyond which a payload goes to the blob store
+NEVER = sys.maxsize  # bytes beyond which a payload goes to the blob store
 _abandoned: list[Any] = []
 """Engines of a parent process: never touched after fork, and never closed here either (S2)."""
 
@@ -357,13 +357,14 @@ class App:
         if blobs is None or self._engine is not engine:
             if self._store is None:
                 raise BlobsUnavailable(f"there is no store of large payloads here; {self._no_store()}")
-            blobs = self._blobs = Blobs(engine, self._store, self.settings["max_blob_size"])
+            most, over = self.settings["max_blob_size"], self.offload_over(None)
+            blobs = self._blobs = Blobs(engine, self._store, most, over)
         return blobs
 
     def _no_store(self) -> str:
         return f"to have one: {INSTALL}" if not installed() else "name one: blobs='s3://…' or RESPOOL_BLOBS"
 
-    def offload_over(self, given: int | None) -> float:
+    def offload_over(self, given: int | None) -> int:
         """Return the bytes beyond which a payload goes to the blob store."""
         over: int | None = self.settings["offload_over"] if given is None else given
         if over is None:
@@ -427,7 +428,7 @@ class App:
         return task.apply_async(args, kwargs, queue=queue, **options)
 
     def send_call(
-        self, queue: str, task: str, body: bytes, meta: Meta, id: Id | None, over: float = NEVER
+        self, queue: str, task: str, body: bytes, meta: Meta, id: Id | None, over: int = NEVER
     ) -> AsyncResult[Any]:
         """Append one encoded call, or put it in the outbox of the present run.
 
@@ -447,7 +448,7 @@ class App:
         return AsyncResult(self, row.id if id is None else public_id(row.id), pos=pos)
 
     async def asend_call(
-        self, queue: str, task: str, body: bytes, meta: Meta, id: Id | None, over: float = NEVER
+        self, queue: str, task: str, body: bytes, meta: Meta, id: Id | None, over: int = NEVER
     ) -> AsyncResult[Any]:
         """Append one encoded call without holding up the event loop."""
         if len(body) > over:
@@ -550,7 +551,7 @@ class App:
             yield
 
     def send_run(
-        self, queue: str, task: str, bodies: Iterator[bytes], meta: Meta, over: float = NEVER
+        self, queue: str, task: str, bodies: Iterator[bytes], meta: Meta, over: int = NEVER
     ) -> ResultSet[Any]:
         """Append many encoded calls of one task."""
         log = self._log_of(queue, meta)
@@ -571,7 +572,7 @@ class App:
         bodies: Iterator[bytes],
         meta: Meta,
         results: ResultSet[Any] | None,
-        over: float,
+        over: int,
     ) -> int:
         packed, sent = meta.packed(), 0
         with self._sending() as producer:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -232,10 +233,18 @@ def _is_older(path: str, before: float) -> bool:
 
 
 class Blobs:
-    """Takes large payloads out of records and finds them again, for one engine."""
+    """Takes large payloads out of records and finds them again, for one engine.
 
-    def __init__(self, engine: Engine, store: Store, max_size: int) -> None:
-        self._engine, self._store, self._max = engine, store, max_size
+    Parameters:
+        max_size: bytes of one payload, at most. over: bytes beyond which `fitted` takes one out.
+    """
+
+    def __init__(self, engine: Engine, store: Store, max_size: int, over: int = sys.maxsize) -> None:
+        self._engine, self._store, self._max, self._over = engine, store, max_size, over
+
+    def fitted(self, body: bytes) -> bytes:
+        """Return a body as it is recorded: where it is large, a reference to it. Raises as `offload`."""
+        return self.offload(body) if len(body) > self._over else body
 
     def offload(self, body: bytes, connection: Any = None, what: str = "the record") -> bytes:
         """Store a payload; return the reference to it, which is to be written within the sweep's patience.

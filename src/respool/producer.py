@@ -235,7 +235,7 @@ def conflict_error(row: NewCall) -> IdConflict:
     )
 
 
-def chunks(bodies: Iterator[bytes], over: float) -> Iterator[tuple[bytes, ...]]:
+def chunks(bodies: Iterator[bytes], over: int) -> Iterator[tuple[bytes, ...]]:
     """Group encoded bodies into chunks of at most 5,000 records and about 1 MiB; a large one stands alone.
 
     Few are taken at a time where they are large: they may be many times what fits in memory.

@@ -46,7 +46,7 @@ class StreamHandle:
         partitions: int,
         content_type: str,
         retention: float | None,
-        offload_over: float,
+        offload_over: int,
     ) -> None:
         self.app, self.name, self.key, self.retention = app, name, key, retention
         self.offload_over = offload_over

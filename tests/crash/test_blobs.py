@@ -71,7 +71,11 @@ sweep(app.engine, app.blob_store, Progress(), 4e9)
 """
 
 
-@pytest.fixture(params=KITS)
+ONE_STORE = [kit for kit in KITS if kit != "kafka"]
+"""Where a record and its reference are written in one transaction."""
+
+
+@pytest.fixture(params=ONE_STORE)
 def kit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EngineKit]:
     folder = tmp_path / "log"
     folder.mkdir()
@@ -80,7 +84,7 @@ def kit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EngineKit]:
     made.remove()
 
 
-on_shared = pytest.mark.parametrize("kit", SHARED, indirect=True)
+on_shared = pytest.mark.parametrize("kit", [kit for kit in ONE_STORE if kit in SHARED], indirect=True)
 
 
 @pytest.fixture
@@ -138,8 +142,7 @@ def test_killed_within_a_sweep(kit: EngineKit, tmp_path: Path, blobs_url: str, w
         assert app.engine.doomed_blobs(10) == []
         for each in [*kept, resent]:
             assert app.payload(each.record().body)
-        remove_left_over(app.engine, store, LATER)
-        assert len(files(tmp_path / "blobs")) == 4
+        assert len(files(tmp_path / "blobs")) == 4  # no file is forgotten
         assert all(app.payload(each.record().body) for each in [*kept, resent])
 
 
@@ -268,8 +271,10 @@ def test_workers_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweeping, "PATIENCE", -1000.0)
     app = App("shop", f"sqlite:///{tmp_path / 'q.db'}", beat=0.1, worker_ttl=1.0)
     app.queue("default", retention=0)
-    task = app.task(name="f")(len)
-    results = [task.delay(b"%d" % n * 100_000) for n in range(3)]
+    ran: list[int] = []
+    task = app.task(name="f")(lambda data: ran.append(len(data)))
+    for n in range(3):
+        task.delay(b"%d" % n * 100_000)
     slow = threading.Event()
     removed = Store.remove
 
@@ -280,8 +285,8 @@ def test_workers_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Store, "remove", remove)
     from respool.testing import work
 
-    work(app)
-    assert [each.get(timeout=5) for each in results] == [100_000] * 3
+    work(app)  # comes back, though the store does not
+    assert ran == [100_000] * 3
     slow.set()
     eventually(lambda: not app.engine.has_blobs() or (work(app) and False), "what was trimmed is swept")
     assert files(tmp_path / "q.db-blobs") == []

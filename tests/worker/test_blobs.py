@@ -46,6 +46,13 @@ def length(data):
     return len(data)
 
 
+@app.task
+def picky(data, good=False):
+    if not good:
+        raise ValueError("not good")
+    return len(data)
+
+
 @app.task(max_deliveries=1)
 def only_once(data):
     note("start", "only_once", str(len(data)))
@@ -154,6 +161,24 @@ def test_a_lost_payload_is_a_dead_letter_that_says_so(place: Place) -> None:
     assert place.runs() == {"100000": 1}
     with pytest.raises(BlobLost):
         place.app.payload(lost.record().body)
+
+
+@on_each_engine
+def test_large_dead_letters_are_edited_and_given_back(place: Place) -> None:
+    app = module(place)
+    results = [app.picky.delay(bytes([n]) * 100_000) for n in range(3)]
+    place.burst()
+    letters = place.app.dead_letters()
+    assert letters.count() == 3
+    assert letters.redrive(set={"kwargs.good": True}) == 3  # still large
+    place.burst()
+    assert [each.get(timeout=5) for each in results] == [100_000] * 3
+    small = app.picky.delay(b"small")
+    place.burst()
+    assert letters.redrive(edit=lambda task, call: {"args": [b"l" * 300_000, True], "kwargs": {}}) == 1
+    place.burst()  # large by now
+    assert small.get(timeout=5) == 300_000
+    place.check()
 
 
 def test_a_lost_result_is_told(place: Place) -> None:

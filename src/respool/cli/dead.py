@@ -394,9 +394,9 @@ def _edit(
 
     if edit and changes:
         raise click.UsageError("--edit or --set, not both")
-    tasks, load = (target.app.tasks, target.app.payload) if target.app else (None, None)
+    tasks = target.app.tasks if target.app else None
     if changes:
-        return changed_with(dict(map(_change, changes)), tasks, target.pickle_key, load)
+        return changed_with(dict(map(_change, changes)), tasks, target.pickle_key, target.blobs_if_any)
     if not edit:
         return None
     if total != 1:
@@ -410,7 +410,7 @@ def _edit(
             made["now"] = _in_editor(task, arguments)
         return dict(made["now"])
 
-    return changed_by(once, tasks, target.pickle_key, load)
+    return changed_by(once, tasks, target.pickle_key, target.blobs_if_any)
 
 
 def _change(text: str) -> tuple[str, Any]:

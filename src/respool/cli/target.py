@@ -157,6 +157,16 @@ class Target:
 
         return lambda body: self.blobs.load(body) if unpack(body).size <= most else None
 
+    @property
+    def blobs_if_any(self) -> Blobs | None:
+        """The store of large payloads, None where there is none."""
+        from ..errors import BlobsUnavailable
+
+        try:
+            return self.blobs
+        except BlobsUnavailable:
+            return None
+
     @cached_property
     def blobs(self) -> Blobs:
         """The store of large payloads. Raises BlobsUnavailable, ConfigError."""
@@ -171,7 +181,7 @@ class Target:
             raise BlobsUnavailable(
                 f"there is no store of large payloads here: name it by -A, or RESPOOL_BLOBS, and {INSTALL}"
             )
-        return Blobs(self.engine, store, SETTINGS["max_blob_size"].default)
+        return Blobs(self.engine, store, SETTINGS["max_blob_size"].default, SETTINGS["offload_over"].default)
 
     @property
     def pickle_key(self) -> bytes | None:

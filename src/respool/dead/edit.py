@@ -5,24 +5,25 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..codec import codec_for
 from ..delivery.model import Parked
 from ..delivery.spans import joined
 from ..engines.base import Engine, Stream
-from ..errors import BadArguments, ConfigError
+from ..errors import BadArguments, BlobsUnavailable, ConfigError
 from ..record import NO_META, Meta, unpack_meta
 from ..reference import is_reference
 from ..refusals import brief
+
+if TYPE_CHECKING:
+    from ..blobs import Blobs
 
 NOTE_LENGTH = 2000
 _STEP = re.compile(r"\.?([^.\[\]]+)|\[(-?\d+)\]")
 
 Arguments = dict[str, Any]
 """`{"args": [...], "kwargs": {...}}` of a call, `{"value": ...}` of an event."""
-Load = Callable[[bytes], Any]
-"""Fetches a large payload from the blob store."""
 Change = Callable[[str, Arguments], Arguments]
 """Gets a task's name and a copy of the arguments; returns the new ones."""
 
@@ -35,14 +36,16 @@ class Edit:
         change: Change,
         tasks: Mapping[str, Any] | None = None,
         pickle_key: bytes | None = None,
-        load: Load | None = None,
+        blobs: Blobs | None = None,
     ) -> None:
-        self._change, self._tasks, self._pickle_key, self._load = change, tasks or {}, pickle_key, load
+        self._change, self._tasks, self._pickle_key = change, tasks or {}, pickle_key
+        self._blobs = blobs  # where large arguments are
 
     def bodies(self, engine: Engine, stream: Stream, page: list[Parked]) -> dict[int, tuple[bytes, str]]:
         """Return the new body of each that changes, by position, and what its history will say.
 
-        Raises: BadArguments, NotEncodable, ConfigError for a change that cannot be made.
+        Raises: BadArguments, NotEncodable, ConfigError for a change that cannot be made; BlobLost,
+            BlobsUnavailable where there are large arguments, and they cannot be had.
         """
         rows = engine.rows(joined(parked.span()._replace(retries=0, deliveries=0, redrives=0, alone=False)
                                   for parked in page))  # fmt: skip
@@ -61,16 +64,20 @@ class Edit:
     def _edited(self, stream: Stream, parked: Parked, body: bytes, meta: Meta) -> tuple[bytes, str] | None:
         is_call = stream.kind == "queue"
         if is_reference(body):
-            if self._load is None:
-                raise ConfigError("the arguments are in the blob store; to edit them, name the app with -A")
-            body = self._load(body)
+            if self._blobs is None:
+                raise BlobsUnavailable(
+                    f"the arguments of {parked.task} are in a blob store, and none is named"
+                )
+            body = self._blobs.load(body)  # type: ignore[assignment]
         codec = codec_for(meta.content_type or ("msgpack" if is_call else "json"), self._pickle_key)
         before, again = codec.decode(body), codec.decode(body)
         old, new = _taken_apart(before, is_call), _taken_apart(again, is_call)
         new = self._change(parked.task, new)
         value = self._put_together(parked.task, new, is_call)
         changed = codec.encode(value, "the edited arguments")
-        return None if changed == body else (changed, _note(old, new))
+        if changed == body:
+            return None
+        return changed if self._blobs is None else self._blobs.fitted(changed), _note(old, new)
 
     def _put_together(self, task: str, new: Arguments, is_call: bool) -> Any:
         wanted = {"args", "kwargs"} if is_call else {"value"}
@@ -99,7 +106,7 @@ def changed_with(
     changes: Mapping[str, Any],
     tasks: Mapping[str, Any] | None = None,
     pickle_key: bytes | None = None,
-    load: Load | None = None,
+    blobs: Blobs | None = None,
 ) -> Edit:
     """Return an edit that sets values by their paths.
 
@@ -107,7 +114,7 @@ def changed_with(
         changes: path to value. A path is `args[0]`, `kwargs.url`, `value.user.id` of an event, or begins with
             a parameter's name where the task is known.
         tasks: those of the app, by name: what is changed must fit them.
-        load: fetches arguments that are in the blob store.
+        blobs: where large arguments are.
 
     >>> redrive(app, edit=changed_with({"kwargs.url": "https://…"}, app.tasks))  # doctest: +SKIP
     """
@@ -119,17 +126,17 @@ def changed_with(
             _set(arguments, _rooted(steps, path, arguments, known), path, value)
         return arguments
 
-    return Edit(change, tasks, pickle_key, load)
+    return Edit(change, tasks, pickle_key, blobs)
 
 
 def changed_by(
     function: Change,
     tasks: Mapping[str, Any] | None = None,
     pickle_key: bytes | None = None,
-    load: Load | None = None,
+    blobs: Blobs | None = None,
 ) -> Edit:
     """Return an edit that a function makes of a task's name and the arguments."""
-    return Edit(function, tasks, pickle_key, load)
+    return Edit(function, tasks, pickle_key, blobs)
 
 
 def _steps(path: str) -> list[str | int]:

@@ -69,11 +69,12 @@ class DeadLetters:
         if set is not None and edit is not None:
             raise ConfigError("redrive: give set= or edit=, not both")
         key = self._app.settings["pickle_key"]
+        blobs = None if self._app.blob_store is None else self._app.blobs
         change: Edit | None = None
         if set is not None:
-            change = changed_with(set, self._app.tasks, key, self._app.payload)
+            change = changed_with(set, self._app.tasks, key, blobs)
         elif edit is not None:
-            change = changed_by(edit, self._app.tasks, key, self._app.payload)
+            change = changed_by(edit, self._app.tasks, key, blobs)
         return acting.redrive(
             self._app, self.chosen, rate=None if rate is None else per_second(rate), edit=change
         )

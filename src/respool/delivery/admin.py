@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from ..reference import is_reference
 from .model import Change, JournalEntry, Outcome, Parked, View
 from .seek import refuse_while_moved
 from .spans import count
@@ -45,6 +46,8 @@ def redrive(
                 at=now,
             )
         )
+        if parked.pos in edits and body is not None and is_reference(body):
+            change.edited.append((parked.pos, body))
         change.forgotten.append(parked.pos)
         change.journal.append(
             JournalEntry(parked.pos, parked.pos + 1, None, 0, now, now, "redriven", parked.retries, note)

@@ -186,6 +186,7 @@ class Change:
         "counted",
         "cursors",
         "dropped_leases",
+        "edited",
         "forgotten",
         "gaps",
         "generation",
@@ -219,6 +220,7 @@ class Change:
         self.unparked: list[int] = []
         self.outcomes: list[Outcome] = []
         self.references: list[tuple[int, bytes]] = []  # outcomes whose value is a reference to a blob (H18)
+        self.edited: list[tuple[int, bytes]] = []  # the same of bodies that are run instead of the record's
         self.results: list[tuple[int, bytes]] = []  # outcomes of the plainest kind: success and a value
         self.results_at = 0.0
         self.results_ordered = False  # by position, each once

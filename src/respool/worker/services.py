@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,7 +34,7 @@ class Runner:
         self.coroutine = inspect.iscoroutinefunction(task.fn)
         self.fn: Callable[..., Any] = (lambda *a, **k: task.fn(task, *a, **k)) if options["bind"] else task.fn
         self.retry = options.retry
-        self.over = float("inf") if task.app.blob_store is None else task.offload_over
+        self.over = sys.maxsize if task.app.blob_store is None else task.offload_over
         """Bytes of a result beyond which it goes to the blob store."""
         self.ttl, self.ignores = options["result_ttl"], options["ignore_result"]
         self.soft, self.hard = options["soft_time_limit"], options["time_limit"]

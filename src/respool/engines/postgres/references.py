@@ -60,7 +60,10 @@ def refer(db: Any, sql: dict[str, bytes], rows: Sequence[NewCall], ids: Sequence
 def put_references(
     db: Any, sql: dict[str, bytes], group: int, references: Sequence[tuple[int, bytes]]
 ) -> None:
-    """Enter who refers to blobs from a group's outcomes; of what is doomed by then the reader is told."""
+    """Enter who refers to blobs from a group's outcomes; group 0: from what is run in place of a body.
+
+    Of what is doomed by then the reader is told.
+    """
     newest = dict(references)
     blobs = columns([(digest, stamp) for digest, _, stamp in map(unpack, newest.values())])
     db.execute(sql["hold_blobs"], blobs)

@@ -468,6 +468,8 @@ def write_change(db: Db, sql: dict[str, bytes], group: int, change: Change, gaps
         _many(db, sql, ("put_outcome", "put_many_outcomes"), group, list(outcomes.values()))
     if change.references:
         put_references(db, sql, group, change.references)
+    if change.edited:  # kept for as long as its record
+        put_references(db, sql, 0, change.edited)
     if change.unprogressed:
         execute(sql["drop_progress"], (group, change.unprogressed))
     if change.journal:

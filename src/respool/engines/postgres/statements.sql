@@ -782,7 +782,7 @@ JOIN respool.ids i ON i.id = w.id JOIN respool.record r ON r.pos = i.pos AND r.b
 ON CONFLICT (digest, stamp, pos, grp) DO UPDATE SET at = excluded.at;
 
 -- name: put_references
--- From outcomes of a group.
+-- From outcomes of a group; 0: from edited bodies.
 INSERT INTO respool.blob_ref (digest, stamp, pos, grp, at)
 SELECT w.digest, w.stamp, w.pos, %(grp)s, %(now)s
 FROM unnest(%(digests)s::bytea[], %(stamps)s::bigint[], %(places)s::bigint[]) AS w (digest, stamp, pos)

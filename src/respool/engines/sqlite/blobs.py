@@ -92,7 +92,7 @@ class SQLiteBlobs:
 
 
 def put_references(db: apsw.Connection, group: int, references: Sequence[tuple[int, bytes]]) -> None:
-    """Enter who refers to blobs from a group's outcomes, in the transaction that writes these."""
+    """Enter who refers to blobs from a group's outcomes; group 0: from what is run in place of a body."""
     now = wall_clock()
     for pos, packed in references:
         reference = unpack(packed)

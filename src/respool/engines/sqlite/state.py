@@ -257,6 +257,8 @@ def write_change(db: Any, group: int, change: Change) -> None:
         many(SQL["put_outcome"], [(group, o[0], _ENDING_NUMBER[o[1]], *o[2:]) for o in change.outcomes])
     if change.references:
         put_references(db, group, change.references)
+    if change.edited:  # kept for as long as its record
+        put_references(db, 0, change.edited)
     if change.unprogressed:
         many(SQL["drop_progress"], [(group, pos) for pos in change.unprogressed])
     if change.journal:
