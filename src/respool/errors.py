@@ -10,6 +10,7 @@ RespoolError
 │   │   ├── NotEncodable        the value would not arrive as it was sent
 │   │   ├── RecordTooLarge      over `max_record_size`, or `max_blob_size`
 │   │   ├── IdConflict          the id is taken by a record with another body
+│   │   ├── LogMoved            the log is being moved to another URL, or was
 │   │   └── EngineUnavailable   locked, full, read-only or out of reach for longer than allowed
 │   │       └── BlobsUnavailable  the same of the store of large payloads
 │   └── AppendUnknown           it may have been sent: send the same id again
@@ -83,6 +84,17 @@ class RecordTooLarge(Refused, ValueError):
 
 class IdConflict(Refused, ValueError):
     """Another record with this id and another body exists."""
+
+
+class LogMoved(Refused):
+    """`respool transfer` is moving the log to another URL, or has done so. Nothing was written.
+
+    `final`: it has ended, and the log is there. Else it may still be given up.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.final = " was moved to " in message
 
 
 class EngineUnavailable(Refused):

@@ -11,7 +11,8 @@ from .codec import codec_for
 from .config import duration
 from .delivery.model import JournalEntry
 from .engines.base import Group, Record, Status
-from .errors import GetInsideTask, GetTimeout, ResultExpired, Revoked, UnknownCall
+from .engines.moving import told
+from .errors import GetInsideTask, GetTimeout, LogMoved, ResultExpired, Revoked, UnknownCall
 from .record import Id, id_of, id_text
 from .remote import decode_error, error_summary
 from .running import current_run
@@ -127,7 +128,8 @@ class AsyncResult(Generic[R]):
 
         Raises: the task's own exception, as its own type where that can be imported, with the remote
             traceback; GetTimeout (which says what it waited for), Revoked, ResultExpired, UnknownCall;
-            GetInsideTask inside a running task.
+            LogMoved where it waits to be run, and the log is at another URL by now; GetInsideTask inside a
+            running task.
         """
         if current_run.get() is not None:
             raise GetInsideTask(
@@ -137,20 +139,22 @@ class AsyncResult(Generic[R]):
         deadline = None if timeout is None else time.monotonic() + duration(timeout, "timeout")
         pos, group = self._locate()
         with self._app.engine.waiter(pos) as waiter:
-            rung = False
+            rung = slept = False
             while True:
                 if not rung:  # what a ring announces is there already
                     waiter.prepare()
                 found = self.find()
                 if found.state in READY or found.state == "UNKNOWN":
                     return self._value(found, propagate)
+                if slept and not rung:
+                    self._refuse_moved()
                 if rung:
                     rung = False
                     continue
                 wait = _next_wait(deadline, self._app.settings["poll_interval"])
                 if wait is None:
                     raise self._timed_out(timeout, found, pos, group)
-                rung = waiter.sleep(wait)
+                rung, slept = waiter.sleep(wait), True
 
     async def aget(self, timeout: Any = None, *, propagate: bool = True) -> R:
         """Wait for the call to finish without holding up the event loop; else like `get`."""
@@ -163,17 +167,22 @@ class AsyncResult(Generic[R]):
             descriptor = waiter.fileno()
             if descriptor >= 0:
                 loop.add_reader(descriptor, rung.set)
+            slept = False
             try:
                 while True:
+                    silent = slept and not rung.is_set()
                     rung.clear()
                     waiter.prepare()
                     found = self.find()
                     if found.state in READY or found.state == "UNKNOWN":
                         return self._value(found, propagate)
+                    if silent:
+                        self._refuse_moved()
                     wait = _next_wait(deadline, self._app.settings["poll_interval"])
                     if wait is None:
                         raise self._timed_out(timeout, found, pos, group)
                     await _wait_for(rung, wait)
+                    slept = True
                     waiter.sleep(0)  # takes the ring
             finally:
                 waiter.cancel()
@@ -250,6 +259,13 @@ class AsyncResult(Generic[R]):
         if propagate:
             raise value
         return value  # type: ignore[no-any-return]
+
+    def _refuse_moved(self) -> None:
+        """Raise LogMoved where nothing will finish here any more: asked where nobody rang for a while."""
+        engine = self._app.engine
+        mark = engine.mark()
+        if mark is not None and mark.phase == "moved":
+            raise LogMoved(told(mark, engine.shown).removesuffix("; nothing was sent"))
 
     def _timed_out(self, timeout: Any, found: Found, pos: int, group: Group) -> GetTimeout:
         why = self._app.why_waiting(found, pos, group)

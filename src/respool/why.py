@@ -12,6 +12,7 @@ from .clock import now as wall_clock
 from .delivery.model import Parked
 from .delivery.seek import held
 from .engines.base import Engine, Group, Stream, Worker
+from .engines.moving import told
 
 if TYPE_CHECKING:
     from .app import App
@@ -104,6 +105,9 @@ def explain_waiting(
     engine: Engine, stream: Stream, group: Group, pos: int, reason: str | None, app: App | None = None
 ) -> str:
     """Say what an unfinished record waits for: no worker, so many before it, running since, due when."""
+    mark = engine.mark()
+    if mark is not None and mark.is_source:
+        return told(mark, engine.shown).removesuffix("; nothing was sent")
     known = [w for w in engine.workers() if group.id in w.info.get("groups", ())]
     workers = [w for w in known if wall_clock() - w.beaten < GONE]
     served = served_as(stream, group)

@@ -38,6 +38,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "Set up": {
         "migrate": "Make the schema on a server, or print it.",
+        "transfer": "Move all that is on one URL to another.",
     },
 }
 _SHORT = {name: short for section in COMMANDS.values() for name, short in section.items()}
@@ -98,11 +99,11 @@ def _explained(error: BaseException, debug: bool, sends: bool) -> str:
     """
     import traceback
 
-    from ..errors import EngineUnavailable
+    from ..errors import EngineUnavailable, LogMoved
     from ..loading import AppImportError
 
     told = str(error)
-    if isinstance(error, EngineUnavailable) and not sends:
+    if isinstance(error, EngineUnavailable | LogMoved) and not sends:
         told = told.removesuffix("; nothing was sent")
     if debug:
         return f"{told}\n\n{''.join(traceback.format_exception(error)).rstrip()}"

@@ -217,7 +217,7 @@ def _of_app(app: App, creates: bool) -> Target:
     from ..config import parse_url
 
     location = parse_url(app.url)
-    _refuse_memory(location, f"app {app.name}")
+    refuse_memory(location, f"app {app.name}")
     if not creates and not _exists(location):
         raise ConfigError(
             f"app {app.name} has no log yet at {location.shown}: send a call first, or give the right --url"
@@ -231,7 +231,7 @@ def _of_url(url: str) -> Target:
     from ..engines import open_engine
 
     location = parse_url(url)
-    _refuse_memory(location, "--url")
+    refuse_memory(location, "--url")
     if not _exists(location):
         raise ConfigError(f"there is no database at {location.path}")
     durability = location.options.get("durability", "full")
@@ -259,7 +259,8 @@ def _exists(location: Location) -> bool:
     return location.path is None or Path(location.path).is_file()
 
 
-def _refuse_memory(location: Location, what: str) -> None:
+def refuse_memory(location: Location, what: str) -> None:
+    """Raise ConfigError for a log that no other process can see."""
     if location.in_memory:
         raise ConfigError(
             f"{what} keeps its log in memory, where no other process sees it; give it a file: sqlite:///respool.db"

@@ -37,6 +37,21 @@ def open_engine(location: Location, durability: str, timeout: float) -> Engine:
     return SQLiteEngine(SQLiteOptions(path, durability, timeout, pragmas))  # type: ignore[arg-type]
 
 
+def is_there(location: Location) -> bool:
+    """Say whether there is a store at a URL, without making one. Raises as `open_engine`."""
+    if location.server is None:
+        return location.path is None or os.path.isfile(location.path)
+    options = _postgres_options(location, "full", 10.0)
+    from .postgres.connection import Connection
+    from .postgres.migrate import stored_version
+
+    connection = Connection(options, "look")
+    try:
+        return connection.read(lambda db: stored_version(db, options.schema)) is not None
+    finally:
+        connection.close()
+
+
 def migrate(location: Location) -> bool:
     """Make the tables where there are none; return whether they were made. Raises as `open_engine`."""
     if location.state is not None:

@@ -16,6 +16,8 @@ What holds for every method, where it says nothing else:
 - *Atomicity.* A write is one transaction: all or nothing, also when the process is killed in the middle.
   A read that gives more than one figure shows one moment (one snapshot), and sees what was committed before
   it began, by whomever. No transaction is left open between two calls.
+- *Moved.* Where the store is being moved to another, or was (`moving.py`), writes raise LogMoved: nothing was
+  stored. `trim` and `expire_outcomes` then do nothing, and return 0.
 - *Durability.* "Synced" means: on disk when it returns (P1), unless `durability="os"`. What is not synced
   survives the death of the process, and a power cut once any synced write came after it (P3).
 - *Positions.* lo <= p < hi, both in one log unless it says otherwise. A log can have gaps.
@@ -34,6 +36,7 @@ from ..record import Id, Row
 from .bells import Bells, Sleeper
 from .blobs import BlobRefs
 from .inspect import Inspect
+from .moving import Moving
 from .things import (
     CAPABILITIES,
     Capabilities,
@@ -65,6 +68,7 @@ __all__ = [
     "Inspect",
     "LeaseLost",
     "Log",
+    "Moving",
     "ParkedFilter",
     "Reads",
     "Record",
@@ -295,7 +299,8 @@ class Registry(Protocol):
         """Create a stream with its logs, for a queue also `main`, which reads each log from offset 0. Synced.
 
         Where one of this kind, app and name exists, return that as it is stored. Of many who create it at
-        once one does, and all get the same. Settings are what JSON keeps.
+        once one does, and all get the same. Settings are what JSON keeps. Raises LogMoved where a transfer is
+        just filling the stream.
         """
 
     def add_lane(self, stream: Stream, priority: int) -> Stream:
@@ -382,7 +387,7 @@ class Retention(Protocol):
         """
 
 
-class Engine(Log, State, Registry, Retention, BlobRefs, Bells, Inspect, Protocol):
+class Engine(Log, State, Registry, Retention, BlobRefs, Bells, Inspect, Moving, Protocol):
     """Log and State in one, with all that belongs to them. `engines.open_engine` opens one."""
 
     @property
@@ -395,6 +400,10 @@ class Engine(Log, State, Registry, Retention, BlobRefs, Bells, Inspect, Protocol
 
         Only ever compared. Not to be shown: it may hold a password.
         """
+
+    @property
+    def shown(self) -> str:
+        """The URL, for people: no options, no password."""
 
     @property
     def run_folder(self) -> Path:

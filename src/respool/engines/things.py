@@ -25,6 +25,7 @@ class Capabilities(NamedTuple):
     enlists: bool  # takes calls within a transaction of the caller's own
     joins_work: bool  # commits a run's own database work with its settlement
     foreign: bool = False  # reads streams that other programs write
+    keeps_positions: bool = True  # records that come from another engine keep their numbers
 
 
 CAPABILITIES = {

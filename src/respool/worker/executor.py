@@ -17,7 +17,7 @@ from ..delivery.settle import settle
 from ..delivery.sizing import LeaseSizer
 from ..delivery.spans import Finder
 from ..engines.base import Engine, Reads
-from ..errors import EngineUnavailable, NotEncodable
+from ..errors import EngineUnavailable, LogMoved, NotEncodable
 from ..record import Row
 from ..running import current_run
 from . import page as p
@@ -82,6 +82,7 @@ class Executor:
         self._first_lease = p.lease_number(worker, child)
         self._reachable = True
         self._awaited = False  # somebody waited for what was settled last
+        self._moved = ""  # what was said of a log that is moved
         os.register_at_fork(after_in_child=self._after_fork)
         self._outside = current_run.set(self.run)
 
@@ -175,7 +176,13 @@ class Executor:
         reads = Reads(group, settles, settings=service.rate is not None)
         if claim_next:
             reads = Reads(group, settles, True, want, 8, now, self._offer(service))
-        lease: Lease | None = self._transact(reads, decide)
+        try:
+            lease: Lease | None = self._transact(reads, decide)
+        except LogMoved as moved:
+            if not claim_next:
+                raise  # closed, though we had a lease: it is not ours any more
+            self._claim_nothing(service, settlement, moved)
+            return None
         if settlement is not None:
             self._announce(settlement, settled)
         if lease is None:
@@ -185,6 +192,17 @@ class Executor:
             return None
         self._read(service, lease, now)
         return lease
+
+    def _claim_nothing(self, service: Service, settlement: Settlement | None, moved: LogMoved) -> None:
+        """The log is moved elsewhere: settle what we have, claim no more, and look again after a while."""
+        if settlement is not None:
+            self._exchange(service, settlement, claim_next=False)
+        else:
+            self.slot.settled()
+        if self._moved != str(moved):
+            self._moved = str(moved)
+            log.warning("%s", self._moved.removesuffix("; nothing was sent"))
+        self.host.pause(PATIENCE[-1])
 
     def _transact(self, reads: Reads, decide: Callable[[View, Change], Any], *, synced: bool = False) -> Any:
         """Run a decision; where the engine cannot be reached nothing was changed, and it is tried again.

@@ -14,7 +14,8 @@ from ..clock import now as wall_clock
 from ..dead import drop_old
 from ..delivery.seek import held, under_way
 from ..engines.base import Worker
-from ..errors import DatabaseGone, EngineUnavailable, RespoolError
+from ..engines.moving import told
+from ..errors import DatabaseGone, EngineUnavailable, LogMoved, RespoolError
 from ..replay import moving
 from .services import Service
 
@@ -143,6 +144,13 @@ def idle(
             return True
         if paced or not patient or time.monotonic() < until:
             return False
+
+
+def refuse_moved(engine: Any, *, waits: bool = True) -> None:
+    """Raise LogMoved where the log was moved elsewhere; if we do not wait, also where it is being moved."""
+    mark = engine.mark()
+    if mark is not None and mark.is_source and (mark.phase == "moved" or not waits):
+        raise LogMoved(told(mark, engine.shown).removesuffix("; nothing was sent"))
 
 
 def all_done(engine: Any, groups: Sequence[Any]) -> bool:

@@ -27,7 +27,7 @@ from . import page as p
 from .aftermath import Aftermath
 from .calling import EndNow
 from .executor import Executor
-from .host import all_done, boot_id, farewell, idle, keep_house, pid_space, version
+from .host import all_done, boot_id, farewell, idle, keep_house, pid_space, refuse_moved, version
 from .options import WorkerOptions
 from .services import Service
 from .sweeping import Sweeper
@@ -43,6 +43,7 @@ class Solo:
         self.app, self.services, self.options = app, served, options
         self.engine: Engine = app.engine
         self.name = options.name or f"{platform.node()}-{os.getpid()}"
+        refuse_moved(self.engine, waits=not options.burst)
         self.deliveries = {service.group.id: service.deliveries for service in served}
         registration = Registration(
             app.name, self.name, socket.gethostname(), boot_id(), os.getpid(), wall_clock(), self._info(None)
@@ -211,6 +212,7 @@ class Solo:
     def _look_around(self) -> None:
         self._watch.look(self.worker, beaten=True)
         self.engine.tidy()
+        refuse_moved(self.engine, waits=not self.options.burst)
         if self._sweeper is not None:
             self._sweeper.start(self.engine)
         ttls = {service.group.id: service.dead_ttls for service in self.services}

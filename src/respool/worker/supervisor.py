@@ -24,7 +24,7 @@ from ..delivery.death import Cause
 from ..delivery.spans import Span
 from ..engines import open_engine
 from ..engines.base import Registration
-from ..errors import AppendUnknown, DatabaseGone, EngineUnavailable, RespoolError
+from ..errors import AppendUnknown, DatabaseGone, EngineUnavailable, LogMoved, RespoolError
 from . import page as p
 from .aftermath import Aftermath, how_it_died
 from .attending import Attendant, keep_limits
@@ -37,6 +37,7 @@ from .host import (
     farewell,
     keep_house,
     pid_space,
+    refuse_moved,
     version,
 )
 from .options import EXIT_LOST, EXIT_RECYCLED, EXIT_REFUSED, Hello, Refusal, Welcome, WorkerOptions
@@ -76,6 +77,7 @@ class Supervisor:
         self._early_deaths = 0
         self._respawn_at: dict[int, float] = {}
         self._signals = 0
+        self._status = 0  # that it ends with
         self._draining = False
         self._cold = False  # nothing is waited for any more
         self._deadline_to_kill: float | None = None
@@ -160,6 +162,7 @@ class Supervisor:
         self._patient = open_engine(location, hello.durability, timeout)
         self.engine = open_engine(location, hello.durability, min(timeout, WAIT))
         self._log_file = LogFile.at(location.path)
+        refuse_moved(self.engine, waits=not self.options.burst)
         self.groups = [group for group in self.engine.groups() if group.id in {s[0] for s in hello.services}]
         self._logs = sorted({log for service in hello.services for log in service[2]})
         registration = Registration(
@@ -310,7 +313,7 @@ class Supervisor:
     def _finish(self) -> int:
         if self._gives_up():
             log.info("stopped; what is left cannot be seen")
-            return 0
+            return self._status
         try:
             if not self._patient.leases_of(self.worker):
                 self._patient.drop_worker(self.worker)
@@ -319,7 +322,7 @@ class Supervisor:
             log.error("%s", error)
         seconds = time.monotonic() - self._began
         log.info("%s", farewell(self.engine, self.groups, self._handled, seconds))
-        return 0
+        return self._status
 
     # Beating
 
@@ -376,10 +379,21 @@ class Supervisor:
         if now >= self._housekeeping_at:
             assert self._file is not None
             self._file.keep()
+            self._obey_mark()
             if self._sweeper is not None:
                 self._sweeper.start(self.engine)
             more = keep_house(self.engine, self.groups, dict(self.hello.dead_ttls))
             self._housekeeping_at = now if more else now + wait
+
+    def _obey_mark(self) -> None:
+        """End this worker where the log was moved elsewhere; what it runs, if anything, finishes."""
+        try:
+            refuse_moved(self.engine, waits=not self.options.burst)
+        except LogMoved as moved:
+            if not self._draining:
+                log.error("Error: %s", moved)
+                self._status = 1
+                self._drain()
 
     def _info(self) -> dict[str, Any]:
         """What others see of this worker as of its last beat."""

@@ -18,12 +18,16 @@ from ...errors import (
     EngineError,
     EngineTooOld,
     EngineUnavailable,
+    LogMoved,
     RespoolError,
 )
 from .sql import statements
 
 OLDEST = 140000
 """The oldest server that is supported: PostgreSQL 14."""
+
+MOVED = "RS001"
+"""What the triggers of a store that is moved raise: see schema.sql."""
 
 SHORTEST = 2
 """Seconds that an answer may take at least: what waits for a lock for less may still wait for a disk."""
@@ -157,6 +161,8 @@ class Connection:
     def translated(self, error: psycopg.Error) -> RespoolError:
         """Return one of our errors for one of the server's."""
         where, what = self.options.shown, _first_line(error)
+        if error.sqlstate == MOVED:
+            return LogMoved(what)
         if isinstance(error, _BUSY):
             return EngineUnavailable(
                 f"{where} was busy for more than {self.options.timeout:g} s: {what}; nothing was sent"
@@ -177,6 +183,17 @@ class Connection:
 def patience(options: PostgresOptions, role: str) -> float:
     """Return for how many seconds an answer is waited for. What asks for long are commands, by the reader."""
     return max(SHORTEST, options.timeout * (LONG if role == "reader" else 1))
+
+
+@contextmanager
+def moved_told() -> Iterator[None]:
+    """Say by an error of ours that the log is moved; others of the driver's come out as they are."""
+    try:
+        yield
+    except psycopg.Error as error:
+        if error.sqlstate == MOVED:
+            raise LogMoved(_first_line(error)) from error
+        raise
 
 
 class Bounded(psycopg.Connection[Any]):

@@ -22,11 +22,12 @@ from ..base import CAPABILITIES, Conflict, Group, Registration, Stream, Worker
 from ..things import lanes_of
 from .bells import PostgresBells
 from .blobs import PostgresBlobs
-from .connection import Connection, PostgresOptions
+from .connection import Connection, PostgresOptions, moved_told
 from .enlist import Plain, checked
 from .inspect import PostgresInspect
 from .log import ROWS_A_STATEMENT, PostgresLog, insert
 from .migrate import ensure_schema
+from .moving import PostgresMoving, refuse_incoming
 from .partitions import SIZE, add, create_log, next_number, partition_of
 from .retention import PostgresRetention
 from .state import GROUP_LOCKS, PostgresState
@@ -47,6 +48,7 @@ class PostgresEngine(
     PostgresInspect,
     PostgresRetention,
     PostgresBlobs,
+    PostgresMoving,
     PostgresBells,
 ):
     """Log and state on a server. Connections open when first used, and only in the process that uses them."""
@@ -135,9 +137,10 @@ class PostgresEngine(
     def append_enlisted(self, connection: Plain, rows: Sequence[NewCall]) -> list[Conflict]:
         """Append records in the caller's transaction, whose commit wakes workers that sleep now."""
         conflicts: list[Conflict] = []
-        for start in range(0, len(rows), ROWS_A_STATEMENT):
-            some = rows[start : start + ROWS_A_STATEMENT]
-            conflicts += insert(connection, self._sql, self._sequence, some, start, None)
+        with moved_told():
+            for start in range(0, len(rows), ROWS_A_STATEMENT):
+                some = rows[start : start + ROWS_A_STATEMENT]
+                conflicts += insert(connection, self._sql, self._sequence, some, start, None)
         self.ring_log(connection, rows[0].log)
         return conflicts
 
@@ -152,7 +155,8 @@ class PostgresEngine(
         now: float,
     ) -> None:
         """Append a run in the caller's transaction."""
-        connection.execute(self._sql["append_run"], self._run_values(log, task, bodies, meta, head, now))
+        with moved_told():
+            connection.execute(self._sql["append_run"], self._run_values(log, task, bodies, meta, head, now))
         self.ring_log(connection, log)
 
     def _think_ahead(self, pos: int) -> None:
@@ -185,6 +189,7 @@ class PostgresEngine(
                 found = db.execute(sql["stream"], (kind, app, name)).fetchone()
                 if found is not None:
                     return found
+                refuse_incoming(db, sql, self.shown, kind, app, name)
                 stream = _id(db, sql["add_stream"], (kind, app, name, Jsonb(settings), wall_clock()))
                 logs = [self._add_log(db, stream, partition, None) for partition in range(partitions)]
                 if kind == "queue":

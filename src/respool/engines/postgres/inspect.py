@@ -132,7 +132,7 @@ class PostgresInspect:
 
     def first_record(self, lo: int, hi: int) -> int | None:
         """Return the first position at lo <= p < hi that holds a record."""
-        found: int | None = self._first("first_between", (lo, hi))
+        found: int | None = self._first("first_record", {"lo": lo, "hi": hi})
         return found
 
     def damage(self) -> list[str]:

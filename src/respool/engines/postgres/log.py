@@ -220,14 +220,19 @@ class PostgresLog:
         """Return the ranges of positions that a run takes; others' records may lie between."""
 
         def run(db: psycopg.Connection[Any]) -> list[tuple[int, int]] | None:
-            entry = db.execute(self._sql["by_run_id"], (head, head)).fetchone()
-            if entry is None:
+            entries = db.execute(
+                self._sql["run_parts"], (head, id_of(head, size - 1)), binary=True
+            ).fetchall()
+            if not entries or entries[0][2] != head:
                 return None
-            first, last, _ = entry
-            if last - first == size - 1:
-                return [(first, last + 1)]
-            places = db.execute(self._sql["run_positions"], (first, last, head), binary=True).fetchall()
-            return ranges(pos for (pos,) in places)
+            found: list[tuple[int, int]] = []
+            for first, last, id in entries:
+                places = [(first, last + 1)]
+                if len(entries) > 1 or last - first != size - 1:
+                    own = db.execute(self._sql["run_positions"], (first, last, id), binary=True).fetchall()
+                    places = ranges(pos for (pos,) in own)
+                found += places
+            return found
 
         return self._reader.read(run)
 

@@ -14,7 +14,7 @@ import psycopg
 from psycopg import errors as pg
 
 from ...delivery.spans import Span
-from ...errors import RespoolError
+from ...errors import LogMoved, RespoolError
 from ...record import first_pos
 from ..base import Stream
 from .connection import Connection, PostgresOptions, connect
@@ -46,9 +46,12 @@ class PostgresRetention:
         Cutting raises the floor, below which nothing is read any more; space comes back by partitions.
         """
         left = limit
-        for log in stream.logs:
-            if left > 0:
-                left -= self._state.append(self._cutter(stream, log, before, left))
+        try:
+            for log in stream.logs:
+                if left > 0:
+                    left -= self._state.append(self._cutter(stream, log, before, left))
+        except LogMoved:
+            return 0  # it stays as it is
         return limit - left
 
     def tidy(self) -> None:

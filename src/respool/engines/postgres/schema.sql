@@ -202,4 +202,24 @@ CREATE TABLE respool.blob_ref (
     PRIMARY KEY (digest, stamp, pos, grp)
 );
 
+CREATE TABLE respool.move (                         -- the transfer that this store takes part in, if any
+    one         integer PRIMARY KEY CHECK (one = 1),
+    mark        jsonb NOT NULL,                     -- the numbers that incoming streams got here included
+    at          jsonb NOT NULL                      -- how far the target is, changed with each page
+);
+
+-- What a store that is moved answers to those who write to it: triggers made by `respool transfer` run these.
+CREATE FUNCTION respool.refuse_moved() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION USING ERRCODE = 'RS001', MESSAGE = TG_ARGV[0];
+END $$;
+
+CREATE FUNCTION respool.refuse_claim() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT 1 FROM respool.lease WHERE id = NEW.id) THEN
+        RETURN NEW;  -- what is left of one that is settled
+    END IF;
+    RAISE EXCEPTION USING ERRCODE = 'RS001', MESSAGE = TG_ARGV[0];
+END $$;
+
 INSERT INTO respool.version VALUES (1, gen_random_uuid());

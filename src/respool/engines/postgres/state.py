@@ -34,7 +34,7 @@ from ...delivery.model import (
     View,
 )
 from ...delivery.spans import Span, count, find, intersect, joined
-from ...errors import AppendUnknown, EngineUnavailable
+from ...errors import AppendUnknown, EngineUnavailable, LogMoved
 from ...record import first_pos, log_of
 from ..base import Conflict, Counts, Group, ParkedFilter, Reads, Status
 from .connection import Connection, Lost, PostgresOptions
@@ -303,7 +303,12 @@ class PostgresState:
         """Drop the values of outcomes past their `result_ttl`, at most `limit`; return how many."""
         if not self._reader.read(lambda db: _one(db, self._sql["has_expired"], (now,))):
             return 0
-        return self._state.append(lambda db: db.execute(self._sql["expire_outcomes"], (now, limit)).rowcount)
+        try:
+            return self._state.append(
+                lambda db: db.execute(self._sql["expire_outcomes"], (now, limit)).rowcount
+            )
+        except LogMoved:
+            return 0  # it stays as it is
 
 
 class GapsFound:

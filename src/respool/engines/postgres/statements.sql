@@ -651,6 +651,10 @@ SELECT (SELECT count(*) FROM respool.record WHERE pos >= %(lo)s AND pos < %(hi)s
 -- name: first_between
 SELECT pos FROM respool.record WHERE pos >= %s AND pos < %s ORDER BY pos LIMIT 1;
 
+-- name: first_record
+SELECT least((SELECT pos FROM respool.record WHERE pos >= %(lo)s AND pos < %(hi)s ORDER BY pos LIMIT 1),
+             (SELECT pos FROM respool.kept WHERE pos >= %(lo)s AND pos < %(hi)s ORDER BY pos LIMIT 1));
+
 -- name: last_between
 SELECT pos FROM respool.record WHERE pos >= %s AND pos < %s ORDER BY pos DESC LIMIT 1;
 
@@ -844,3 +848,113 @@ WHERE NOT EXISTS (SELECT 1 FROM respool.blob b WHERE b.digest = w.digest AND b.s
 
 -- name: referred
 SELECT digest, stamp, pos, grp FROM respool.blob_ref WHERE digest = %s ORDER BY stamp, pos, grp;
+
+-- Moving a store to another engine, or taking one in
+
+-- name: mark
+SELECT mark::text, at::text FROM respool.move;
+
+-- name: drop_mark
+DELETE FROM respool.move;
+
+-- name: put_mark
+INSERT INTO respool.move (one, mark, at) VALUES (1, %s::text::jsonb, %s::text::jsonb)
+ON CONFLICT (one) DO UPDATE SET mark = excluded.mark, at = excluded.at;
+
+-- name: put_mark_at
+UPDATE respool.move SET at = %s::text::jsonb;
+
+-- name: own_triggers
+SELECT c.relname FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
+WHERE c.relnamespace = to_regnamespace(%s) AND t.tgname = 'respool_moved'
+AND t.tgenabled <> 'D' AND NOT c.relispartition;
+
+-- name: own_tables
+SELECT relname FROM pg_class WHERE relnamespace = to_regnamespace(%s) AND relkind IN ('r', 'p') AND NOT relispartition
+AND relname !~ '^(record|outcome|journal)_[0-9]+_[0-9]+$';
+
+-- name: is_leased
+SELECT EXISTS (SELECT 1 FROM respool.lease WHERE owner IS NOT NULL);
+
+-- name: log_places
+SELECT l.id, l.priority, l.partition, greatest(l.floor, l.id << 40),
+       greatest(l.floor, l.id << 40, coalesce((SELECT pos + 1 FROM respool.record
+           WHERE pos >= l.id << 40 AND pos < (l.id + 1) << 40 ORDER BY pos DESC LIMIT 1), 0))
+FROM respool.log l WHERE l.stream = %s ORDER BY l.id;
+
+-- name: raw_records
+-- A page ends with the record by which it has so many bytes.
+SELECT pos, task, body, meta, seq, id, time FROM (
+    SELECT *, sum(octet_length(body) + octet_length(coalesce(meta, '')) + 100)
+              OVER (ORDER BY pos ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+    FROM (SELECT pos, task, body, meta, seq, id, time FROM respool.record WHERE pos >= %(lo)s AND pos < %(hi)s
+          UNION ALL
+          SELECT pos, task, body, meta, seq, id, time FROM respool.kept WHERE pos >= %(lo)s AND pos < %(hi)s
+          ORDER BY pos LIMIT %(limit)s) AS next) AS sized
+WHERE before IS NULL OR before < %(size)s ORDER BY pos;
+
+-- name: came_late
+SELECT DISTINCT r.pos FROM respool.gap g JOIN respool.record r ON r.pos >= g.lo AND r.pos < g.hi
+WHERE g.grp = %s ORDER BY r.pos;
+
+-- name: number_given
+-- The highest number that a table has given out, rows that are gone included.
+SELECT coalesce(pg_sequence_last_value(pg_get_serial_sequence(%s, 'id')::regclass), 0);
+
+-- name: give_no_number
+SELECT setval(pg_get_serial_sequence(%(table)s, 'id'), greatest(%(number)s::bigint,
+    coalesce(pg_sequence_last_value(pg_get_serial_sequence(%(table)s, 'id')::regclass), 0)));
+
+-- name: next_number
+SELECT nextval(pg_get_serial_sequence(%s, 'id'));
+
+-- name: take_stream
+INSERT INTO respool.stream (id, kind, app, name, settings, created) OVERRIDING SYSTEM VALUE VALUES (%s, %s, %s, %s, %s, %s);
+
+-- name: take_log
+INSERT INTO respool.log (id, stream, priority, partition, floor) OVERRIDING SYSTEM VALUE VALUES (%s, %s, %s, %s, %s);
+
+-- name: take_group
+INSERT INTO respool.grp (id, stream, app, name, kind, settings, generation, created) OVERRIDING SYSTEM VALUE
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s);
+
+-- name: set_next
+SELECT setval(%s::text::regclass, %s, false);
+
+-- name: take_records
+COPY respool.record (pos, task, body, meta, seq, id, time) FROM STDIN (FORMAT BINARY);
+
+-- name: take_kept
+COPY respool.kept (pos, task, body, meta, seq, id, time) FROM STDIN (FORMAT BINARY);
+
+-- name: take_ids
+COPY respool.ids (id, pos, last) FROM STDIN (FORMAT BINARY);
+
+-- name: column_types
+SELECT attname, atttypid::bigint FROM pg_attribute WHERE attrelid = %s::text::regclass AND attnum > 0;
+
+-- name: incoming
+SELECT EXISTS (SELECT 1 FROM respool.stream WHERE kind = %s AND app = %s AND name = %s);
+
+-- name: give_names
+UPDATE respool.stream SET app = substr(app, length(%(incoming)s::text) + 1) WHERE starts_with(app, %(incoming)s::text);
+
+-- name: discard_ids
+DELETE FROM respool.ids WHERE id IN (SELECT id FROM respool.ids WHERE pos >= %s AND pos < %s LIMIT %s);
+
+-- name: discard_kept
+DELETE FROM respool.kept WHERE pos >= %s AND pos < %s;
+
+-- name: discard_rest
+WITH outcomes AS (DELETE FROM respool.outcome_rest WHERE pos >= %(lo)s AND pos < %(hi)s)
+DELETE FROM respool.journal_rest WHERE lo >= %(lo)s AND lo < %(hi)s;
+
+-- name: drop_logs
+DELETE FROM respool.log WHERE stream = %s;
+
+-- name: drop_stream
+DELETE FROM respool.stream WHERE id = %s;
+
+-- name: run_parts
+-- The entries of a run, of which a transfer may have made several: ids from the first to the last.
+SELECT pos, last, id FROM respool.ids WHERE id >= %s AND id <= %s ORDER BY id;

@@ -21,6 +21,7 @@ from ...errors import (
     EngineError,
     EngineTooOld,
     EngineUnavailable,
+    LogMoved,
     SchemaTooNew,
 )
 from .sql import schema
@@ -280,6 +281,8 @@ class Connection:
         if isinstance(error, apsw.IOError):
             self._doubt.rise()
             return AppendUnknown(f"{where}: {error}; it is not known whether it was stored")
+        if is_moved(error):
+            return LogMoved(str(error))
         if isinstance(error, _NOT_OURS):
             return EngineError(f"{where} is damaged or not a Respool database: {error}")
         return EngineError(f"{where}: {error}")
@@ -329,6 +332,23 @@ class Connection:
         """Close the connection."""
         with self.lock:
             self.db.close()
+
+
+def is_moved(error: apsw.Error) -> bool:
+    """Say whether a trigger refused a write since the log is moved: there are no other triggers."""
+    code = getattr(error, "extendedresult", 0)
+    return isinstance(error, apsw.ConstraintError) and code == apsw.SQLITE_CONSTRAINT_TRIGGER
+
+
+@contextmanager
+def moved_told() -> Iterator[None]:
+    """Say by an error of ours that the log is moved; others of the driver's come out as they are."""
+    try:
+        yield
+    except apsw.ConstraintError as error:
+        if is_moved(error):
+            raise LogMoved(str(error)) from error
+        raise
 
 
 def _roll_back(db: apsw.Connection) -> None:

@@ -23,11 +23,12 @@ from ...record import first_pos
 from ..base import CAPABILITIES, Conflict, Group, LeaseLost, Registration, Stream, Worker
 from ..things import lanes_of
 from .blobs import SQLiteBlobs
-from .connection import Connection, Doubt, gone, identity_of, prepare
+from .connection import Connection, Doubt, gone, identity_of, moved_told, prepare
 from .doorbell import ALL, Doorbell, Kind, Sleeper, mask_of
 from .enlist import checked
 from .inspect import SQLiteInspect
 from .log import SQLiteLog, append_row, append_rows, append_run
+from .moving import SQLiteMoving, refuse_incoming
 from .retention import SQLiteRetention
 from .sql import SQL
 from .state import SQLiteState
@@ -49,7 +50,9 @@ class SQLiteOptions:
     vfs: str | None = None  # for tests that inject faults
 
 
-class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteWorks, SQLiteInspect, SQLiteRetention, SQLiteBlobs):
+class SQLiteEngine(
+    SQLiteLog, SQLiteState, SQLiteWorks, SQLiteInspect, SQLiteRetention, SQLiteBlobs, SQLiteMoving
+):
     """The embedded engine. Connections open when first used, and only in the process that uses them."""
 
     def __init__(self, options: SQLiteOptions) -> None:
@@ -241,7 +244,8 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteWorks, SQLiteInspect, SQLiteRet
 
     def append_enlisted(self, connection: apsw.Connection, rows: Sequence[NewCall]) -> list[Conflict]:
         """Append records in the caller's transaction."""
-        return append_rows(connection, rows, None)
+        with moved_told():
+            return append_rows(connection, rows, None)
 
     def append_run_enlisted(
         self,
@@ -254,7 +258,8 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteWorks, SQLiteInspect, SQLiteRet
         now: float,
     ) -> None:
         """Append a run in the caller's transaction."""
-        append_run(connection, log, task, bodies, meta, head, now)
+        with moved_told():
+            append_run(connection, log, task, bodies, meta, head, now)
 
     # Registry: streams, groups, workers
 
@@ -269,6 +274,7 @@ class SQLiteEngine(SQLiteLog, SQLiteState, SQLiteWorks, SQLiteInspect, SQLiteRet
         with self._writer.lock, self._writer.writing() as db:
             db.execute("BEGIN IMMEDIATE")
             if db.execute(SQL["stream"], (kind, app, name)).get is None:
+                refuse_incoming(db, self.shown, kind, app, name)
                 created = wall_clock()
                 stream = db.execute(SQL["add_stream"], (kind, app, name, json.dumps(settings), created)).get
                 logs = [

@@ -216,9 +216,16 @@ class SQLiteLog:
             return find(db, namespace, id)
 
     def run_spans(self, head: bytes, size: int) -> list[tuple[int, int]] | None:
-        """Return the range of positions of a run: its records lie side by side."""
-        pos = self.find("", head)
-        return None if pos is None else [(pos, pos + size)]
+        """Return the ranges of positions of a run: one, unless it came from another engine in parts."""
+        with self._reader.lock, self._reader.reading() as db:
+            parts = db.execute(SQL["run_heads"], (head, id_of(head, size - 1))).fetchall()
+        if not parts or parts[0][1] != head:
+            return None
+        starts = [int.from_bytes(id[13:], "big") - int.from_bytes(head[13:], "big") for _, id in parts]
+        return [
+            (pos, pos + next_start - start)
+            for (pos, _), start, next_start in zip(parts, starts, [*starts[1:], size], strict=True)
+        ]
 
     def window(self, stream: Stream, since: float | None, until: float | None) -> list[tuple[int, int, int]]:
         """Return (log, first, one past the last) position that can have a time in since <= t < until."""

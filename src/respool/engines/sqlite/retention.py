@@ -15,6 +15,7 @@ import msgspec
 
 from ...delivery.model import MAX_LEASE
 from ...delivery.spans import Span
+from ...errors import LogMoved
 from ...record import first_pos, id_of
 from ..base import Stream
 from .connection import Connection
@@ -42,6 +43,12 @@ class SQLiteRetention:
         earlier are looked at, and those go that are parked nowhere any more. The first position that may
         be used next is kept, so that none is ever given out twice (H10, S5).
         """
+        try:
+            return self._trim(stream, before, limit)
+        except LogMoved:
+            return 0  # it stays as it is
+
+    def _trim(self, stream: Stream, before: float, limit: int) -> int:
         cut = removed = 0
         with self._state.lock, self._state.writing() as db:
             db.execute("BEGIN IMMEDIATE")

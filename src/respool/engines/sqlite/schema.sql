@@ -178,3 +178,9 @@ CREATE TRIGGER append_offloaded INSTEAD OF INSERT ON offloaded BEGIN
     WHERE NEW.digest IS NOT NULL AND id IS NOT NULL AND id = NEW.id AND body = NEW.body
     ON CONFLICT DO NOTHING;
 END;
+
+CREATE TABLE move (                                 -- the transfer that this store takes part in, if any
+    one         INTEGER PRIMARY KEY CHECK (one = 1),
+    mark        TEXT NOT NULL,                      -- JSON, the numbers that incoming streams got here included
+    at          TEXT NOT NULL                       -- JSON: how far the target is, changed with each page
+);

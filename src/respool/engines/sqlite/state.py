@@ -23,6 +23,7 @@ from ...delivery.model import (
     View,
 )
 from ...delivery.spans import Span, count, find, intersect
+from ...errors import LogMoved
 from ..base import Counts, Group, ParkedFilter, Reads, Status
 from .blobs import put_references
 from .connection import Connection
@@ -148,9 +149,12 @@ class SQLiteState:
         with self._reader.lock, self._reader.reading() as db:
             if not db.execute(SQL["has_expired"], (now,)).get:
                 return 0  # no write lock for nothing
-        with self._state.lock, self._state.writing() as db:
-            db.execute(SQL["expire_outcomes"], (now, limit))
-            return int(db.changes())
+        try:
+            with self._state.lock, self._state.writing() as db:
+                db.execute(SQL["expire_outcomes"], (now, limit))
+                return int(db.changes())
+        except LogMoved:
+            return 0  # it stays as it is
 
     def has_work(self, group: int, now: float, tasks: Sequence[str]) -> bool:
         """Say whether a claim would find something, without taking the write lock."""

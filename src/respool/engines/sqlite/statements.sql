@@ -584,3 +584,80 @@ DELETE FROM blob WHERE digest = ?1 AND stamp = ?2 AND doomed IS NOT NULL;
 
 -- name: referred
 SELECT digest, stamp, pos, grp FROM blob_ref WHERE digest = ?1 ORDER BY stamp, pos, grp;
+
+-- Moving a store to another engine, or taking one in
+
+-- name: mark
+SELECT mark, at FROM move;
+
+-- name: drop_mark
+DELETE FROM move;
+
+-- name: put_mark
+INSERT INTO move (one, mark, at) VALUES (1, ?1, ?2)
+ON CONFLICT (one) DO UPDATE SET mark = excluded.mark, at = excluded.at;
+
+-- name: put_mark_at
+UPDATE move SET at = ?1;
+
+-- name: own_triggers
+SELECT name FROM sqlite_schema WHERE type = 'trigger' AND name LIKE 'moved\_%' ESCAPE '\';
+
+-- name: own_tables
+SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\_%' ESCAPE '\';
+
+-- name: is_leased
+SELECT EXISTS (SELECT 1 FROM lease WHERE owner IS NOT NULL);
+
+-- name: log_places
+SELECT id, priority, partition, floor,
+       max(ifnull((SELECT max(pos) FROM record WHERE pos BETWEEN l.id << 40 AND (l.id << 40) + 1099511627775) + 1, 0), floor)
+FROM log l WHERE stream = ?1 ORDER BY id;
+
+-- name: number_given
+-- The highest number that a table has given out, rows that are gone included.
+SELECT max(ifnull((SELECT seq FROM sqlite_sequence WHERE name = ?1), 0), 0);
+
+-- name: give_no_number
+UPDATE sqlite_sequence SET seq = max(seq, ?2) WHERE name = ?1;
+
+-- name: first_number
+INSERT INTO sqlite_sequence (name, seq) SELECT ?1, ?2 WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = ?1);
+
+-- name: take_stream
+INSERT INTO stream (id, kind, app, name, settings, created) VALUES (?, ?, ?, ?, ?, ?) RETURNING id;
+
+-- name: take_log
+INSERT INTO log (id, stream, priority, partition, floor) VALUES (?, ?, ?, ?, ?) RETURNING id;
+
+-- name: move_floor
+UPDATE log SET floor = ?2 WHERE id = ?1;
+
+-- name: take_group
+INSERT INTO grp (id, stream, app, name, kind, settings, generation, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING id;
+
+-- name: take_position
+INSERT INTO position (grp, log, cursor, start, stop, priority)
+SELECT ?1, id, ?3, ?4, ?5, ifnull(priority, 4) FROM log WHERE id = ?2;
+
+-- name: take_record
+INSERT INTO record (pos, task, body, meta, seq, id, time) VALUES (?, ?, ?, ?, ?, ?, ?);
+
+-- name: incoming
+SELECT kind, app, name FROM stream WHERE substr(app, 1, length(?1)) = ?1;
+
+-- name: give_names
+UPDATE stream SET app = substr(app, length(?1) + 1) WHERE substr(app, 1, length(?1)) = ?1;
+
+-- name: discard_records
+DELETE FROM record WHERE pos IN (SELECT pos FROM record WHERE pos >= ?1 AND pos < ?2 ORDER BY pos LIMIT ?3);
+
+-- name: drop_logs
+DELETE FROM log WHERE stream = ?1;
+
+-- name: drop_stream
+DELETE FROM stream WHERE id = ?1;
+
+-- name: run_heads
+-- Where the parts of a run are, of which a transfer may have made several: ids from ?1 to ?2.
+SELECT pos, id FROM record WHERE id IS NOT NULL AND id >= ?1 AND id <= ?2 ORDER BY id;

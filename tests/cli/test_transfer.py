@@ -1,0 +1,152 @@
+"""`respool transfer`, as its users run it: between files, to a server and back."""
+
+import json
+import re
+import urllib.parse
+import uuid
+
+import pytest
+from tests.cli.support import in_terminal, run
+from tests.engines.conftest import session_database as session_database
+from tests.services.fixtures import postgres as postgres
+from tests.services.fixtures import services_run as services_run
+
+FROM, TO = "sqlite:///respool.db", "sqlite:///there.db"
+
+
+@pytest.fixture
+def server(session_database):
+    return f"{session_database}?schema=s{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def filled(folder, cli):
+    """A log with calls that were run, failed, and wait."""
+    ids = {
+        "sum": cli("-A", "shop", "--url", FROM, "call", "add", "2", "3").strip(),
+        "bad": cli("-A", "shop", "--url", FROM, "call", "fetch", "bad://x").strip(),
+    }
+    run("-A", "shop", "--url", FROM, "worker", "-c", "1", "--burst", cwd=folder)
+    ids["later"] = cli("-A", "shop", "--url", FROM, "call", "add", "4", "5").strip()
+    return ids
+
+
+def test_a_dry_run_changes_nothing(cli, filled, folder):
+    told = cli("transfer", "--from", FROM, "--to", TO, "--dry-run")
+    assert re.search(r"queue shop/default +2 +main", told)
+    assert re.search(r"queue shop/fast +1 +main", told)
+    assert not (folder / "there.db").exists()
+    data = cli.data("transfer", "--from", FROM, "--to", TO, "--dry-run")
+    assert (data["records"], data["running"], data["resumes"], data["done"]) == (3, 0, False, False)
+    assert cli("-A", "shop", "--url", FROM, "call", "add", "1", "1")
+
+
+def test_from_file_to_file(cli, filled, folder):
+    cli("transfer", "--from", FROM, "--to", TO, code=1)  # nobody can be asked
+    told = cli("transfer", "--from", FROM, "--to", TO, "--yes")
+    assert re.search(
+        r"Moved 3 records with \d groups to sqlite:////.*there\.db in .* s; checked on both", told
+    )
+    assert "returned 5" in cli("-A", "shop", "--url", TO, "show", filled["sum"])
+    assert filled["bad"] in cli("--url", TO, "dead", "list", "--json")
+    assert "in one place" in cli("--url", TO, "check")
+    assert "in one place" in cli("--url", FROM, "check")
+    refused = cli("-A", "shop", "--url", FROM, "call", "add", "1", "1", code=1)
+    assert re.search(r"this log was moved to sqlite:////.*there\.db: set url= or RESPOOL_URL", refused)
+    told = run("-A", "shop", "--url", FROM, "worker", cwd=folder)
+    assert told.returncode == 1
+    assert "this log was moved to" in told.stderr
+    assert "already" in cli("transfer", "--from", FROM, "--to", TO, "--yes")
+    worked = run("-A", "shop", "--url", TO, "worker", "-c", "1", "--burst", cwd=folder)
+    assert "worked through 1 record" in worked.stderr
+    assert "returned 9" in cli("-A", "shop", "--url", TO, "show", filled["later"])
+
+
+def test_undo(cli, filled):
+    cli("transfer", "--from", FROM, "--to", TO, "--yes")
+    assert "Open" in cli("transfer", "--undo", "--from", FROM, code=1)
+    assert "open again" in cli("transfer", "--undo", "--from", FROM, "--yes")
+    assert cli("-A", "shop", "--url", FROM, "call", "add", "1", "1")
+    assert "nothing to undo" in cli("transfer", "--undo", "--from", FROM, "--to", TO, "--yes", code=2)
+
+
+def test_json(cli, filled):
+    data = cli.data("transfer", "--from", FROM, "--to", TO, "--yes")
+    assert data["moved"] is True
+    assert data["records"] == 3
+    assert {(each.get("queue"), each["app"]) for each in data["streams"] if "queue" in each} == {
+        ("default", "shop"),
+        ("fast", "shop"),
+    }
+
+
+def test_on_a_terminal_it_asks_and_shows_how_far_it_is(filled, folder):
+    code, told = in_terminal("transfer", "--from", FROM, "--to", TO, "--yes", cwd=folder, columns=120)
+    assert code == 0
+    assert "Moved 3 records" in told
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (("--from", FROM), 2, "give both --from URL and --to URL"),
+        (("--from", FROM, "--to", FROM), 2, "is the source and the target"),
+        (("--from", "sqlite:///none.db", "--to", TO), 2, "--from: there is no log at sqlite:////"),
+        (("--from", "sqlite:///:memory:", "--to", TO), 2, "keeps its log in memory"),
+        (("--from", FROM, "--to", "mysql://x"), 2, "no engine for 'mysql'"),
+        (("--from", FROM, "--to", TO, "--wait", "soon"), 2, "is no duration"),
+        (
+            ("--from", FROM, "--to", "postgresql://me:secret@127.0.0.1:1/x"),
+            1,
+            "cannot connect to postgresql://me@",
+        ),
+        (("--undo",), 2, "--undo needs --from URL, --to URL, or both"),
+        (("--undo", "--from", FROM), 2, "nothing to undo"),
+    ],
+)
+def test_what_cannot_be(cli, filled, args, code, said):
+    told = cli("transfer", *args, "--yes", code=code)
+    assert said in told
+    assert "secret" not in told
+    assert cli("-A", "shop", "--url", FROM, "call", "add", "1", "1"), "the source is open"
+
+
+def test_a_target_in_use(cli, filled):
+    assert cli("-A", "shop", "--url", TO, "call", "add", "1", "1")
+    assert "is not empty: it holds queue shop/default" in cli(
+        "transfer", "--from", FROM, "--to", TO, "--yes", code=2
+    )
+    assert "two logs cannot become one" in cli(
+        "transfer", "--from", FROM, "--to", TO, "--into", "--yes", code=2
+    )
+
+
+def test_the_tutorials_move_to_postgresql(cli, folder, filled, server):
+    """The last page of the tutorial: one transfer, one variable; the app is as it was."""
+    password = urllib.parse.urlsplit(server).password
+
+    def shell(*args, code=0, url=server):
+        ran = run(*args, cwd=folder, RESPOOL_URL=url)
+        assert ran.returncode == code, ran.stderr
+        assert password not in ran.stdout + ran.stderr
+        return ran.stdout + ran.stderr
+
+    told = shell("transfer", "--from", FROM, "--to", server, "--yes", url="")
+    assert "Moved 3 records with" in told
+    assert "checked on both sides" in told
+    assert "returned 5" in shell("-A", "shop", "show", filled["sum"])
+    assert "worked through 1 record" in shell("-A", "shop", "worker", "-c", "2", "--burst")
+    assert "returned 9" in shell("-A", "shop", "show", filled["later"])
+    assert filled["bad"] in shell("-A", "shop", "dead", "list")
+    lag = [json.loads(line) for line in shell("-A", "shop", "lag", "--json").splitlines()]
+    assert {(row["name"], row["dead"]) for row in lag if row["group"] == "main"} == {
+        ("default", 0),
+        ("fast", 1),
+    }
+    assert "in one place" in shell("-A", "shop", "check")
+    told = shell("-A", "shop", "call", "add", "1", "2", code=1, url=FROM)
+    assert "this log was moved to postgresql://" in told
+    assert "moved to" in shell("-A", "shop", "worker", code=1, url=FROM)
+    back = f"sqlite:///{folder / 'back.db'}"
+    assert "Moved 3 records" in shell("transfer", "--from", server, "--to", back, "--yes")
+    assert "returned 9" in shell("-A", "shop", "show", filled["later"], url=back)

@@ -1,0 +1,3 @@
+from tests.engines.conftest import session_database as session_database
+from tests.services.fixtures import postgres as postgres
+from tests.services.fixtures import services_run as services_run
