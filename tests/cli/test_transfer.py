@@ -2,11 +2,12 @@
 
 import json
 import re
+import shutil
 import urllib.parse
 import uuid
 
 import pytest
-from tests.cli.support import in_terminal, run
+from tests.cli.support import in_terminal, python, run, write_shop
 from tests.engines.conftest import session_database as session_database
 from tests.services.fixtures import postgres as postgres
 from tests.services.fixtures import services_run as services_run
@@ -119,6 +120,48 @@ def test_a_target_in_use(cli, filled):
     assert "two logs cannot become one" in cli(
         "transfer", "--from", FROM, "--to", TO, "--into", "--yes", code=2
     )
+
+
+LARGE = """
+from respool import App
+
+app = App("films")
+
+@app.task
+def twice(text: str) -> str:
+    return text + text
+"""
+
+
+def test_large_payloads_come_along(cli, folder, server):
+    """Beside the file from file to file; to a server they stay where they are, unless one is named."""
+    write_shop(folder, LARGE, "films")
+    films = "from films import twice; r = twice.delay('x' * 200_000); print(r.id)"
+    id = python("-c", films, cwd=folder, RESPOOL_URL=FROM).stdout.strip()
+    assert run("-A", "films", "worker", "-c", "1", "--burst", cwd=folder, RESPOOL_URL=FROM).returncode == 0
+    waits = python("-c", films, cwd=folder, RESPOOL_URL=FROM).stdout.strip()
+
+    def length(url, id, **env):
+        code = f"from films import app; print(len(app.AsyncResult({id!r}).get(timeout=0)))"
+        ran = python("-c", code, cwd=folder, RESPOOL_URL=url, **env)
+        assert ran.returncode == 0, ran.stderr
+        return int(ran.stdout)
+
+    assert "Copied 2 large payloads" in cli("transfer", "--from", FROM, "--to", TO, "--yes")
+    shutil.rmtree(folder / "respool.db-blobs")
+    assert length(TO, id) == 400_000
+    told = cli("transfer", "--from", TO, "--to", server, "--yes")
+    assert re.search(r"Large payloads stay in file://.*/there\.db-blobs: set blobs= or RESPOOL_BLOBS", told)
+    blobs = {"RESPOOL_BLOBS": f"file://{folder}/there.db-blobs"}
+    assert length(server, id, **blobs) == 400_000
+    worked = run("-A", "films", "worker", "-c", "1", "--burst", cwd=folder, RESPOOL_URL=server, **blobs)
+    assert "worked through 1 call" in worked.stderr
+    assert length(server, waits, **blobs) == 400_000
+    back = f"sqlite:///{folder / 'back.db'}"
+    assert "say where they are" in cli("transfer", "--from", server, "--to", back, "--yes", code=2)
+    told = cli("transfer", "--from", server, "--to", back, "--yes", "--blobs-from", blobs["RESPOOL_BLOBS"])
+    assert "Copied" in told
+    assert length(back, waits) == 400_000
 
 
 def test_the_tutorials_move_to_postgresql(cli, folder, filled, server):

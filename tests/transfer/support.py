@@ -13,6 +13,7 @@ from respool.delivery.settle import give_back, settle
 from respool.engines.base import Engine, Group, Reads, Registration, Stream
 from respool.engines.moving import INCOMING, STATE_TABLES
 from respool.record import Meta, first_pos, log_of, new_head
+from respool.reference import Reference
 
 NOW = 1_700_000_000.0
 ALL = 1_000_000
@@ -72,6 +73,8 @@ def furnish(engine: Engine, seed: int = 0) -> None:
             for k in range(n)
         ]
         engine.append_rows(rows)
+    large = Reference(b"\x07" * 32, 99_000, engine.touch_blob(b"\x07" * 32, 99_000, NOW)).packed()
+    engine.append_row(NewCall(log, "add", large, Meta(key="large").packed(), new_head(NOW + 2), NOW + 2))
     engine.create_group(
         events, "shop", "audit", "subscription", {}, [(each, first_pos(each), None) for each in events.logs]
     )
@@ -82,7 +85,7 @@ def furnish(engine: Engine, seed: int = 0) -> None:
     _run_some(engine, main, worker)
     v2 = group_of(engine, jobs, "v2")
     lease = take(engine, v2, 5, worker)
-    end(engine, v2, lease, results=[(lease.spans[0].lo, b"again")])
+    end(engine, v2, lease, results=[(lease.spans[0].lo, b"again"), (lease.spans[0].lo + 1, large)])
     audit = group_of(engine, events, "audit")
     end(engine, audit, take(engine, audit, 2, worker))
     blog = group_of(engine, other)
@@ -173,6 +176,11 @@ def _stream(engine: Engine, stream: Stream) -> dict[str, Any]:
         "settings": stream.settings,
         "created": stream.created,
         "records": list(records.values()),
+        "large": [
+            (reference.digest, reference.stamp, edge(reference.pos), reference.group == 0)
+            for reference in engine.referred(b"\x07" * 32)
+            if reference.pos in records
+        ],
         "floors": [edge(place.floor) for place in engine.log_places(stream)],
         "groups": {
             f"{g.app}/{g.name}": _group(engine, stream, g, edge, records)

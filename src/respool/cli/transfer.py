@@ -14,9 +14,10 @@ from .common import DURATION, confirm, document_option, yes_option
 
 if TYPE_CHECKING:
     from ..config import Location
-    from ..transfer import Plan, Summary
+    from ..transfer import Plan, Stores, Summary
 
 TIMEOUT = 10.0
+BLOB_TIMEOUT = 30.0
 SAY_EVERY = 5.0  # seconds, where it is not a terminal that is told
 
 
@@ -32,6 +33,8 @@ SAY_EVERY = 5.0  # seconds, where it is not a terminal that is told
     metavar="DURATION",
     help="How long workers have to finish what they run.",
 )
+@click.option("--blobs-from", metavar="URL", help="Where large payloads are, if not beside the file.")
+@click.option("--blobs-to", metavar="URL", help="Where they are to be; by default beside the target's file.")
 @click.option("--dry-run", is_flag=True, help="Say what would be moved, and change nothing.")
 @click.option("--undo", is_flag=True, help="Give a transfer up, or open the source again.")
 @yes_option
@@ -41,6 +44,8 @@ def command(
     to_url: str | None,
     into: bool,
     wait: float,
+    blobs_from: str | None,
+    blobs_to: str | None,
     dry_run: bool,
     undo: bool,
     yes: bool,
@@ -86,10 +91,13 @@ def command(
             return
         if not as_json:
             _show(made)
+        stores, kept = _stores(source, source_at, target_at, blobs_from, blobs_to)
         _ask(made, yes)
         with _opened(target_at) as target, _telling(as_json) as tell:
-            done = transfer(source, target, into=into, wait=wait, tell=tell)
+            done = transfer(source, target, into=into, wait=wait, stores=stores, tell=tell)
         _say_moved(made, done, as_json)
+        if kept and not as_json:
+            click.echo(f"Large payloads stay in {kept}: set blobs= or RESPOOL_BLOBS to that.")
 
 
 def _undo(from_url: str | None, to_url: str | None, yes: bool, as_json: bool) -> None:
@@ -150,6 +158,28 @@ def _opened(location: Location, must_be_there: str = "") -> Iterator[Any]:
         engine.close()
 
 
+def _stores(
+    source: Any, source_at: Location, target_at: Location, blobs_from: str | None, blobs_to: str | None
+) -> tuple[Stores, str]:
+    """Return from where to where large payloads are to be copied; else where they stay, if there are any."""
+    from ..blobs import store_of
+    from ..errors import ConfigError
+
+    if not source.has_blobs():
+        return None, ""
+    here = store_of(source_at, blobs_from, BLOB_TIMEOUT, "full")
+    if here is None:
+        raise ConfigError(
+            f"{source_at.shown} has large payloads: say where they are, --blobs-from URL or RESPOOL_BLOBS"
+        )
+    there = store_of(
+        target_at, blobs_to or (blobs_from if target_at.path is None else None), BLOB_TIMEOUT, "full"
+    )
+    if there is None or there.url == here.url:
+        return None, here.shown
+    return (here, there), ""
+
+
 def _ask(made: Plan, yes: bool) -> None:
     from .output import counted
 
@@ -189,6 +219,9 @@ def _say_moved(made: Plan, done: Summary | None, as_json: bool) -> None:
     elif done is None:
         click.echo(f"All of it was moved to {made.target} already. Set url= or RESPOOL_URL to that.")
     else:
+        if done.blobs or done.lost:
+            lost = f"; {done.lost:,} were lost before" if done.lost else ""
+            click.echo(f"Copied {counted(done.blobs, 'large payload')}{lost}.")
         click.echo(
             f"Moved {counted(made.records, 'record')} with {counted(made.groups, 'group')} to {made.target} "
             f"in {done.seconds:.1f} s; checked on both sides."

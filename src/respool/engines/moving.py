@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import msgspec
 
 from ..delivery.model import Lease
+from ..errors import ConfigError
 from ..record import Id, id_of
 from .inspect import Bounds
 from .things import Group, Stream
@@ -81,6 +82,15 @@ class LogPlace(NamedTuple):
     end: int  # the next to be given out
 
 
+class BlobRow(NamedTuple):
+    """A large payload that is kept elsewhere."""
+
+    digest: bytes
+    stamp: int
+    size: int
+    touched: float
+
+
 class StateTable(NamedTuple):
     """What groups know, as one table of the same columns in each engine; all have `grp`."""
 
@@ -117,9 +127,12 @@ STATE_TABLES = {
             ("hi",),
         ),
         StateTable("counter", ("name", "value"), ("name",)),
+        StateTable("blob_ref", ("digest", "stamp", "pos", "at"), ("digest", "stamp", "pos"), ("pos",)),
     )
 }
-"""Everything a group knows, but for its positions and leases. A table that is added is to be added here."""
+"""Everything a group knows, but for its positions and leases. A table that is added is to be added here.
+
+References to large payloads that are records' are those of the group 0."""
 
 NOT_MOVED = frozenset({"worker", "beat", "version", "move", "gap", "lease_number"})
 """Tables that stay: of workers, which register anew; of the store; gaps, which a closed store has none of."""
@@ -130,7 +143,7 @@ WRITABLE = frozenset({"worker", "beat", "move"})
 NUMBERED = ("stream", "log", "grp", "worker")
 """Tables whose numbers are never used twice."""
 
-WITH_LOG = frozenset({"stream", "log", "record", "ids", "kept", "grp", "position", "cursor", "lease"})
+WITH_LOG = frozenset({"stream", "log", "record", "ids", "kept", "grp", "position", "cursor", "lease", "blob"})
 """Tables that have methods of their own below."""
 
 
@@ -173,13 +186,16 @@ class Moving(Protocol):
     def numbers_given(self) -> dict[str, int]:
         """Return the highest number that a "stream", "log", "grp" and "worker" has had here; 0: none."""
 
+    def blob_rows(self, after: tuple[bytes, int] | None, limit: int) -> list[BlobRow]:
+        """Return the payloads past (digest, stamp) that are not being removed, at most `limit`."""
+
     # Of the target
 
     def take_stream(self, mark: Mark, stream: Stream, places: Sequence[LogPlace]) -> Mark:
         """Create an incoming stream, without records or groups; return the mark with its numbers, stored.
 
-        With `mark.same_numbers` stream and logs keep their numbers: none was ever given out here. What the logs have given
-        out, up to `end`, is not given out again, and nothing is to be read below `floor`.
+        With `mark.same_numbers` stream and logs keep their numbers: none was ever given out here. What the
+        logs have given out, up to `end`, is not given out again; nothing is to be read below `floor`.
         """
 
     def take_records(self, mark: Mark, log: int, rows: Sequence[RawRecord]) -> list[int]:
@@ -202,6 +218,12 @@ class Moving(Protocol):
 
     def take_state(self, mark: Mark, table: StateTable, group: int, rows: Sequence[tuple[Any, ...]]) -> None:
         """Add what a group knows. `mark.at` is stored with it."""
+
+    def take_blobs(self, mark: Mark, rows: Sequence[BlobRow]) -> None:
+        """Enter large payloads, before they are stored; `mark.at` is stored with it.
+
+        Raises: ConfigError where the same payload is known under another stamp.
+        """
 
     def take_worker_number(self, number: int) -> None:
         """Give out no worker's number up to this one: journals name them."""
@@ -244,4 +266,12 @@ def told(mark: Mark, shown: str) -> str:
         f"this log {what} {mark.other}: set url= or RESPOOL_URL to that"
         + ("" if mark.phase == "moved" else ", once `respool transfer` has ended")
         + "; nothing was sent"
+    )
+
+
+def same_payload(shown: str) -> ConfigError:
+    """Return the error for a large payload that both sides have stored, each for itself."""
+    return ConfigError(
+        f"{shown} has stored a large payload that is also the source's, under another name: two blobs of one "
+        "content cannot become one. Take another target"
     )

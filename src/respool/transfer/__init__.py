@@ -11,7 +11,8 @@ stays closed; the target's streams get their names, and so come to be used, when
 moved.
 """
 
+from .copying import Stores
 from .move import Summary, transfer, undo
 from .plan import Plan, plan
 
-__all__ = ["Plan", "Summary", "plan", "transfer", "undo"]
+__all__ = ["Plan", "Stores", "Summary", "plan", "transfer", "undo"]

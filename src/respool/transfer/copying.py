@@ -11,25 +11,34 @@ from typing import Any
 
 import msgspec
 
+from ..blobs import Store
 from ..engines.base import Engine, Group, Stream
-from ..engines.moving import STATE_TABLES, Mark, RawRecord, StateTable
+from ..engines.moving import STATE_TABLES, BlobRow, Mark, RawRecord, StateTable
 from ..record import first_pos, id_of
+from ..reference import Reference
 from .mapping import OwnOffsets, Places, SameOffsets, moved_bounds, moved_leases, moved_rows, with_places
 
 ROWS, BYTES = 5000, 8 << 20  # of a page
-STREAMS, RECORDS, GROUPS, STATE = range(4)
+BLOBS_A_PAGE = 20
+RECORDS_OWN = 0  # in place of a group: references of records to large payloads
+STREAMS, RECORDS, GROUPS, STATE, BLOBS = range(5)
 
 Tell = Callable[[str, int, int], None]
 """Called with what is done, how much of it, and how much there is (0: nobody knows)."""
+
+Stores = tuple[Store, Store] | None
+"""Where large payloads are, and where they are to be; None: they stay where they are."""
 
 
 class Copy:
     """One transfer's copying, from where it was left."""
 
-    def __init__(self, source: Engine, target: Engine, mark: Mark, records: int, tell: Tell) -> None:
+    def __init__(
+        self, source: Engine, target: Engine, mark: Mark, records: int, stores: Stores, tell: Tell
+    ) -> None:
         self.source, self.target, self.mark = source, target, mark
-        self.taken = self.rows = 0
-        self._records, self._tell = records, tell
+        self.taken = self.rows = self.blobs = self.lost = 0
+        self._records, self._stores, self._tell = records, stores, tell
         self._streams = sorted(source.streams(), key=lambda stream: stream.id)
         self._keeps = target.capabilities.keeps_positions
 
@@ -40,6 +49,7 @@ class Copy:
         places = self._places()
         self._take_groups(places)
         self._take_state(places)
+        self._take_blobs()
         self.target.take_worker_number(self.source.numbers_given()["worker"])
 
     def _at(self, *at: Any) -> Mark:
@@ -137,22 +147,23 @@ class Copy:
 
     def _take_state(self, places: Places) -> None:
         reached = self._reached(STATE)
-        assert reached is not None
-        tables = list(STATE_TABLES.values())
-        for group in self._groups():
-            for index, table in enumerate(tables):
-                if reached and (group.id, index) < tuple(reached[:2]):
+        if reached is None:
+            return
+        for group in (RECORDS_OWN, *(group.id for group in self._groups())):
+            for index, table in enumerate(STATE_TABLES.values()):
+                if reached and (group, index) < tuple(reached[:2]):
                     continue
-                after = reached[2:] if reached and (group.id, index) == tuple(reached[:2]) else None
+                here = reached and (group, index) == tuple(reached[:2])
+                after = tuple(map(_decoded, reached[2:])) if here and reached else None
                 self._take_table(group, index, table, after, places)
 
     def _take_table(
-        self, group: Group, index: int, table: StateTable, after: tuple[Any, ...] | None, places: Places
+        self, group: int, index: int, table: StateTable, after: tuple[Any, ...] | None, places: Places
     ) -> None:
-        there = self.mark.names["groups"][group.id]
-        for rows in self._pages(table, group.id, after):
-            key = [rows[-1][table.columns.index(column)] for column in table.key]
-            mark = self._at(STATE, group.id, index, *key)
+        there = self.mark.names["groups"][group] if group != RECORDS_OWN else RECORDS_OWN
+        for rows in self._pages(table, group, after):
+            key = [_encoded(rows[-1][table.columns.index(column)]) for column in table.key]
+            mark = self._at(STATE, group, index, *key)
             self.target.take_state(mark, table, there, moved_rows(table, rows, places))
             self.rows += len(rows)
             self._tell("rows of groups", self.rows, 0)
@@ -163,6 +174,40 @@ class Copy:
         while rows := self.source.state_rows(table, group, after, ROWS, BYTES):
             yield rows
             after = tuple(rows[-1][table.columns.index(column)] for column in table.key)
+
+    # Large payloads
+
+    def _take_blobs(self) -> None:
+        """Take what is kept elsewhere: first the payload itself, if it is to be copied, then its entry."""
+        reached = self._reached(BLOBS)
+        after = (bytes.fromhex(reached[0]), int(reached[1])) if reached else None
+        while rows := self.source.blob_rows(after, BLOBS_A_PAGE):
+            for row in rows:
+                self._copy_payload(row)
+            after = rows[-1].digest, rows[-1].stamp
+            self.target.take_blobs(self._at(BLOBS, after[0].hex(), after[1]), rows)
+
+    def _copy_payload(self, row: BlobRow) -> None:
+        if self._stores is None:
+            return
+        name = Reference(row.digest, row.size, row.stamp).name
+        try:
+            content = self._stores[0].get(name, row.size)
+        except (FileNotFoundError, ValueError):
+            self.lost += 1  # as it was lost on the source: its call says so when it is run
+        else:
+            self._stores[1].put(name, bytes(content))
+            self.blobs += 1
+            self._tell("large payloads", self.blobs, 0)
+
+
+def _encoded(key: Any) -> Any:
+    """Return a part of a key as JSON keeps it."""
+    return ["hex", key.hex()] if isinstance(key, bytes) else key
+
+
+def _decoded(key: Any) -> Any:
+    return bytes.fromhex(key[1]) if isinstance(key, list) else key
 
 
 def _id(row: RawRecord) -> Any:

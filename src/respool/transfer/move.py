@@ -13,7 +13,7 @@ from ..clock import now as wall_clock
 from ..engines.base import Engine, Stream
 from ..engines.moving import INCOMING, Mark
 from ..errors import ConfigError, EngineError, EngineUnavailable
-from .copying import Copy, Tell
+from .copying import Copy, Stores, Tell
 from .draining import drain
 from .plan import Plan, plan
 from .verify import differences
@@ -29,6 +29,8 @@ class Summary:
     plan: Plan
     records: int = 0  # taken by this run of it
     rows: int = 0  # of groups' state
+    blobs: int = 0  # large payloads copied
+    lost: int = 0  # large payloads that were not there
     seconds: float = 0.0
 
 
@@ -37,13 +39,20 @@ def _say_nothing(what: str, done: int, total: int) -> None:
 
 
 def transfer(
-    source: Engine, target: Engine, *, into: bool = False, wait: float = WAIT, tell: Tell = _say_nothing
+    source: Engine,
+    target: Engine,
+    *,
+    into: bool = False,
+    wait: float = WAIT,
+    stores: Stores = None,
+    tell: Tell = _say_nothing,
 ) -> Summary:
     """Move all that is on one store to another, or go on where that was left.
 
     Parameters:
         source, target: two stores; the target is empty, or `into` is set, and no name is on both.
         wait: seconds that the source's workers have to finish what they run.
+        stores: where large payloads are, and where they are to be copied; None: they stay where they are.
         tell: told how far it is.
 
     Returns: what was moved. The source stays as it was, closed, and says where all is now.
@@ -67,9 +76,9 @@ def transfer(
     if source_mark.phase == "closed":
         if not mark.names:
             _discard(target, made.replaced)
-        copy = Copy(source, target, mark, made.records, tell)
+        copy = Copy(source, target, mark, made.records, stores, tell)
         copy.run()
-        done.records, done.rows = copy.taken, copy.rows
+        done.records, done.rows, done.blobs, done.lost = copy.taken, copy.rows, copy.blobs, copy.lost
         if found := differences(source, target, tell):
             raise EngineError(
                 f"{target.shown} is not what {source.shown} is: {'; '.join(found[:5])}. Neither is open; to "

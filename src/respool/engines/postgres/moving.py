@@ -20,11 +20,13 @@ from ..moving import (
     INCOMING,
     NUMBERED,
     WRITABLE,
+    BlobRow,
     LogPlace,
     Mark,
     RawRecord,
     StateTable,
     arranged,
+    same_payload,
     told,
 )
 from ..things import Group, Stream
@@ -48,6 +50,7 @@ PATIENCE = "300ms"  # that a table's lock is waited for, with all appends behind
 _TRIGGER = "CREATE OR REPLACE TRIGGER respool_moved BEFORE"
 _BOOL = 16  # the type's number in PostgreSQL's catalogue
 _RECORD = ("int8", "text", "bytea", "bytea", "int4", "bytea", "int8")
+_BLOB = ("bytea", "int8", "int8", "float8")
 _IDS = ("bytea", "int8", "int8")
 _pack = msgspec.msgpack.Encoder().encode
 
@@ -173,6 +176,14 @@ class PostgresMoving:
                 name: int(_one(db, self._sql["number_given"], (self._table(name),))) for name in NUMBERED
             }
         )
+
+    def blob_rows(self, after: tuple[bytes, int] | None, limit: int) -> list[BlobRow]:
+        """Return the payloads past (digest, stamp)."""
+        bound = (*(after or (b"", 0)), limit)
+        found = self._reader.read(
+            lambda db: db.execute(self._sql["blob_rows"], bound, binary=True).fetchall()
+        )
+        return [BlobRow(*row) for row in found]
 
     # Of the target
 
@@ -303,6 +314,18 @@ class PostgresMoving:
 
         self._take(mark, take)
 
+    def take_blobs(self, mark: Mark, rows: Sequence[BlobRow]) -> None:
+        """Enter large payloads."""
+
+        def take(db: Db, stored: Mark) -> None:
+            try:
+                _copy(db, self._sql["take_blobs"], _BLOB, rows)
+            except pg.UniqueViolation as error:
+                raise same_payload(self.shown) from error
+            _put_at(db, self._sql, mark)
+
+        self._take(mark, take)
+
     def take_worker_number(self, number: int) -> None:
         """Give out no worker's number up to this one."""
         if number:
@@ -368,6 +391,7 @@ class PostgresMoving:
             for log in stream.logs:
                 ends = first_pos(log), first_pos(log + 1)
                 db.execute(sql["discard_kept"], ends)
+                db.execute(sql["discard_references"], ends)
                 db.execute(sql["discard_rest"], {"lo": ends[0], "hi": ends[1]})
                 db.execute(f"DROP SEQUENCE IF EXISTS {quoted(self.options.schema)}.log_{log}".encode())
             db.execute(sql["drop_logs"], (stream.id,))

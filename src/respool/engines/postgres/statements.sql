@@ -936,11 +936,21 @@ SELECT attname, atttypid::bigint FROM pg_attribute WHERE attrelid = %s::text::re
 -- name: incoming
 SELECT EXISTS (SELECT 1 FROM respool.stream WHERE kind = %s AND app = %s AND name = %s);
 
+-- name: blob_rows
+SELECT digest, stamp, size, touched FROM respool.blob WHERE (digest, stamp) > (%s, %s) AND doomed IS NULL
+ORDER BY digest, stamp LIMIT %s;
+
+-- name: take_blobs
+COPY respool.blob (digest, stamp, size, touched) FROM STDIN (FORMAT BINARY);
+
 -- name: give_names
 UPDATE respool.stream SET app = substr(app, length(%(incoming)s::text) + 1) WHERE starts_with(app, %(incoming)s::text);
 
 -- name: discard_ids
 DELETE FROM respool.ids WHERE id IN (SELECT id FROM respool.ids WHERE pos >= %s AND pos < %s LIMIT %s);
+
+-- name: discard_references
+DELETE FROM respool.blob_ref WHERE pos >= %s AND pos < %s;
 
 -- name: discard_kept
 DELETE FROM respool.kept WHERE pos >= %s AND pos < %s;

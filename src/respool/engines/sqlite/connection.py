@@ -24,6 +24,7 @@ from ...errors import (
     LogMoved,
     SchemaTooNew,
 )
+from ..moving import IS_MOVING, WAS_MOVED
 from .sql import schema
 
 SCHEMA_VERSION = 1
@@ -335,9 +336,10 @@ class Connection:
 
 
 def is_moved(error: apsw.Error) -> bool:
-    """Say whether a trigger refused a write since the log is moved: there are no other triggers."""
-    code = getattr(error, "extendedresult", 0)
-    return isinstance(error, apsw.ConstraintError) and code == apsw.SQLITE_CONSTRAINT_TRIGGER
+    """Say whether a trigger refused a write since the log is moved."""
+    if not isinstance(error, apsw.ConstraintError):
+        return False
+    return f"this log {IS_MOVING}" in str(error) or f"this log {WAS_MOVED}" in str(error)
 
 
 @contextmanager

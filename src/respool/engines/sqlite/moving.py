@@ -18,11 +18,13 @@ from ..moving import (
     NUMBERED,
     STATE_TABLES,
     WRITABLE,
+    BlobRow,
     LogPlace,
     Mark,
     RawRecord,
     StateTable,
     arranged,
+    same_payload,
     told,
 )
 from ..things import Group, Stream
@@ -128,6 +130,11 @@ class SQLiteMoving:
         with self._reader.lock, self._reader.reading() as db:
             return {name: db.execute(SQL["number_given"], (name,)).get for name in NUMBERED}
 
+    def blob_rows(self, after: tuple[bytes, int] | None, limit: int) -> list[BlobRow]:
+        """Return the payloads past (digest, stamp)."""
+        with self._reader.lock, self._reader.reading() as db:
+            return [BlobRow(*row) for row in db.execute(SQL["blob_rows"], (*(after or (b"", 0)), limit))]
+
     # Of the target
 
     def take_stream(self, mark: Mark, stream: Stream, places: Sequence[LogPlace]) -> Mark:
@@ -194,6 +201,18 @@ class SQLiteMoving:
 
         self._change(take)
 
+    def take_blobs(self, mark: Mark, rows: Sequence[BlobRow]) -> None:
+        """Enter large payloads."""
+
+        def take(db: apsw.Connection) -> None:
+            try:
+                db.executemany(SQL["take_blob"], rows)
+            except apsw.ConstraintError as error:
+                raise same_payload(self.shown) from error
+            _put_at(db, mark)
+
+        self._change(take)
+
     def take_worker_number(self, number: int) -> None:
         """Give out no worker's number up to this one."""
         self._change(lambda db: _give_no_number(db, "worker", number))
@@ -217,6 +236,7 @@ class SQLiteMoving:
 
         def remove(db: apsw.Connection) -> bool:
             for log in stream.logs:
+                db.execute(SQL["discard_references"], (first_pos(log), first_pos(log + 1)))
                 db.execute(SQL["discard_records"], (first_pos(log), first_pos(log + 1), limit))
                 if db.changes():
                     return True

@@ -646,8 +646,18 @@ INSERT INTO record (pos, task, body, meta, seq, id, time) VALUES (?, ?, ?, ?, ?,
 -- name: incoming
 SELECT kind, app, name FROM stream WHERE substr(app, 1, length(?1)) = ?1;
 
+-- name: blob_rows
+SELECT digest, stamp, size, touched FROM blob WHERE (digest, stamp) > (?1, ?2) AND doomed IS NULL
+ORDER BY digest, stamp LIMIT ?3;
+
+-- name: take_blob
+INSERT INTO blob (digest, stamp, size, touched) VALUES (?, ?, ?, ?);
+
 -- name: give_names
 UPDATE stream SET app = substr(app, length(?1) + 1) WHERE substr(app, 1, length(?1)) = ?1;
+
+-- name: discard_references
+DELETE FROM blob_ref WHERE pos >= ?1 AND pos < ?2;
 
 -- name: discard_records
 DELETE FROM record WHERE pos IN (SELECT pos FROM record WHERE pos >= ?1 AND pos < ?2 ORDER BY pos LIMIT ?3);
