@@ -120,6 +120,7 @@ def capabilities() -> str:
         "id_index": "a record is found by any id",
         "durable": "survives the process",
         "enlists": "calls within a transaction of your own",
+        "moves": "`respool transfer` moves it elsewhere, or others to it",
         "keeps_positions": "records that are moved here keep their offsets",
         "joins_work": "a run's own database work commits with its settlement",
         "foreign": "streams that other programs write",

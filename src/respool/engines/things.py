@@ -26,13 +26,14 @@ class Capabilities(NamedTuple):
     joins_work: bool  # commits a run's own database work with its settlement
     foreign: bool = False  # reads streams that other programs write
     keeps_positions: bool = True  # records that come from another engine keep their numbers
+    moves: bool = True  # all that is on it can be moved to another engine, or from one to it
 
 
 CAPABILITIES = {
     "sqlite:///path": Capabilities("SQLite", True, False, True, True, True, True),
     "sqlite:///:memory:": Capabilities("SQLite in memory", True, False, True, False, False, False),
     "postgresql://": Capabilities("PostgreSQL", True, True, True, True, True, True),
-    "kafka://": Capabilities("Kafka", False, True, False, True, False, False, True),
+    "kafka://": Capabilities("Kafka", False, True, False, True, False, False, True, False, False),
 }
 """By how their URLs begin."""
 

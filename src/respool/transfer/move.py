@@ -15,7 +15,7 @@ from ..engines.moving import INCOMING, Mark
 from ..errors import ConfigError, EngineError, EngineUnavailable
 from .copying import Copy, Stores, Tell
 from .draining import drain
-from .plan import Plan, plan
+from .plan import Plan, plan, refuse_seeks
 from .verify import differences
 
 DISCARDED = 20_000  # records removed in one step
@@ -129,7 +129,11 @@ def _close(source: Engine, target: Engine, mark: Mark, wait: float, tell: Tell) 
     try:
         drain(source, wait, tell)
         source.set_mark(_source_mark(mark, "closed", target))
-    except EngineUnavailable:  # or what runs has not ended: nothing was moved, and nobody is to be held up
+        refuse_seeks(source)
+    except (
+        EngineUnavailable,
+        ConfigError,
+    ):  # or what runs has not ended: nothing was moved, and nobody is to be held up
         undo(source, target)
         raise
     tell("the source is closed", 1, 1)

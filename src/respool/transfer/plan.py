@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..delivery.seek import under_way
 from ..delivery.spans import count
 from ..engines.base import Engine, Group, Stream
 from ..engines.moving import INCOMING, Mark
@@ -56,6 +57,11 @@ def plan(source: Engine, target: Engine | None, shown: str, into: bool) -> Plan:
     """
     if target is not None and source.target == target.target:
         raise ConfigError(f"{source.shown} is the source and the target: there is nothing to move")
+    for engine in (source, target):
+        if engine is not None and not engine.capabilities.moves:
+            raise ConfigError(
+                f"{engine.shown}: a log on {engine.capabilities.name} cannot be moved, nor one be moved there"
+            )
     made = Plan(source.shown, shown)
     for stream in source.streams():
         records = sum(source.record_count(first_pos(log), first_pos(log + 1)) for log in stream.logs)
@@ -74,6 +80,8 @@ def plan(source: Engine, target: Engine | None, shown: str, into: bool) -> Plan:
     made.resumes = theirs is not None or (ours is not None and not made.done)
     if not made.streams:
         raise ConfigError(f"{source.shown} holds no queue and no stream: there is nothing to move")
+    if not made.done:
+        refuse_seeks(source)
     if target is not None and not made.done and (theirs is None or not theirs.names):
         made.replaced = _replaced(made, target, into)
     return made
@@ -106,6 +114,16 @@ def refuse_other_transfers(made: Plan, ours: Mark | None, theirs: Mark | None) -
         raise ConfigError(
             f"{made.target} holds what came of a transfer from {made.source} that was given up there: remove "
             f"it first (respool transfer --undo --to {made.target})"
+        )
+
+
+def refuse_seeks(source: Engine) -> None:
+    """Raise ConfigError where a group is being moved: its intent names positions of here."""
+    moving = [group.name for group in source.groups() if under_way(group.settings) is not None]
+    if moving:
+        raise ConfigError(
+            f"a seek of group {', '.join(sorted(moving))} is under way on {source.shown}: give the same "
+            "`respool seek` again, which ends it, then move the log"
         )
 
 

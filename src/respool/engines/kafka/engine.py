@@ -13,13 +13,14 @@ from ..base import CAPABILITIES, Engine, Group, Registration, Sleeper, Stream, W
 from .blobs import KafkaBlobs
 from .cluster import Cluster
 from .inspect import KafkaInspect
+from .moving import KafkaMoving
 from .options import KafkaOptions
 from .outbox import Outbox
 from .reader import Reader
 from .sender import Sender
 
 
-class KafkaEngine(KafkaInspect, KafkaBlobs):
+class KafkaEngine(KafkaInspect, KafkaBlobs, KafkaMoving):
     """Composed of a cluster and an inner engine. Clients are made when first used."""
 
     def __init__(self, options: KafkaOptions, inner: Engine) -> None:
