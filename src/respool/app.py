@@ -395,9 +395,15 @@ class App:
                     )
                 return body, meta
             with run.shield():
-                return self.blobs.offload(body), described
+                return self._stored(body, None), described
         sender = enlisted(self)
-        return self.blobs.offload(body, None if sender is None else sender.connection), described
+        return self._stored(body, None if sender is None else sender.connection), described
+
+    def _stored(self, body: bytes, connection: Any) -> bytes:
+        try:
+            return self.blobs.offload(body, connection)
+        except BlobsUnavailable as error:
+            raise BlobsUnavailable(f"{error}; nothing was sent") from error
 
     def payload(self, body: Any) -> Any:
         """Return a body or a result as it was sent, from the blob store where it is there.

@@ -125,9 +125,7 @@ class Store:
             raise ConfigError(f"blobs: {self.shown} cannot be opened: {_first_line(error)}") from error
 
     def _unavailable(self, error: BaseException) -> BlobsUnavailable:
-        return BlobsUnavailable(
-            f"the blob store {self.shown} cannot be used: {_first_line(error)}; nothing was sent"
-        )
+        return BlobsUnavailable(f"the blob store {self.shown} cannot be used: {_first_line(error)}")
 
     def _run(self, run: Callable[[Any], Any]) -> Any:
         """Run an operation; what obstore raises comes out as an error of ours, but for "not found"."""

@@ -86,7 +86,7 @@ def fetched(body: bytes, load: Load | None) -> tuple[Any, str]:
     try:
         payload = load(body)
     except RespoolError as error:
-        return None, str(error).removesuffix("; nothing was sent")
+        return None, str(error)
     return payload, f"{unpack(body).size:,} bytes in the blob store; --resolve shows them"
 
 
