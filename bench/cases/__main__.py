@@ -19,6 +19,7 @@ CASES: dict[str, Callable[[Path, Sizes], dict[str, Any]]] = {
     for each in (
         draining.drain,
         draining.results,
+        draining.batch,
         draining.publish,
         draining.subscription,
         appending.delay_many,

@@ -85,12 +85,13 @@ class Drain:
     second_half_rate: float
 
 
-def timed_drain(marks: Path, n: int, running: common.Process) -> Drain:
-    first = common.wait_for_size(marks, 1, running)
+def timed_drain(marks: Path, n: int, running: common.Process, before: int = 0) -> Drain:
+    """Time `n` runs, where the file of marks has `before` of others."""
+    first = common.wait_for_size(marks, before + 1, running)
     start = time.perf_counter()
-    half = common.wait_for_size(marks, max(n // 2, first + 1), running)
+    half = common.wait_for_size(marks, max(before + n // 2, first + 1), running)
     middle = time.perf_counter()
-    last = common.wait_for_size(marks, n, running)
+    last = common.wait_for_size(marks, before + n, running)
     end = time.perf_counter()
     return Drain((last - first) / (end - start), (last - half) / max(end - middle, 1e-9))
 

@@ -45,6 +45,23 @@ def results(folder: Path, sizes: Sizes) -> dict[str, float]:
     }
 
 
+def batch(folder: Path, sizes: Sizes) -> dict[str, float]:
+    """No-op calls in batches of 500; then the same, every result stored."""
+    marks = use(folder)
+    from bench.apps.batch import app, echo, mark
+
+    rates = {}
+    for name, task in (("rate", mark), ("results_rate", echo)):
+        before = marks.stat().st_size
+        task.delay_many(range(2 * sizes.drain))
+        with worker(folder, "bench.apps.batch") as running:
+            timed = timed_drain(marks, 2 * sizes.drain, running, before)
+        check_ran(marks, before + 2 * sizes.drain)
+        rates[name], rates[f"second_half_{name}"] = timed.rate, timed.second_half_rate
+    app.close()
+    return rates
+
+
 def publish(folder: Path, sizes: Sizes) -> dict[str, float]:
     """`publish_many` of records of 100 bytes, synced."""
     use(folder)

@@ -230,7 +230,7 @@ class App:
             raise ConfigError(
                 f"two subscriptions of app {self.name} use the group {group!r}; name another group="
             )
-        task: Task[Any, Any] = Task(self, fn, name, checked)
+        task: Task[Any, Any] = Task(self, fn, name, checked, event=True)
         self.subscriptions[group] = Subscription(stream, task, group, start)
         return task
 
@@ -737,7 +737,7 @@ class App:
         """Say whether a leased record is being run, as of its worker's last beat."""
         for worker in self.engine.workers():
             if worker.id == lease.owner:
-                return any(pos == running[0] for running in worker.info.get("running", ()))
+                return any(lo <= pos < hi for lo, _, _, hi in worker.running)
         return False
 
     def why_waiting(self, found: Found, pos: int, group: Group) -> str:

@@ -20,6 +20,7 @@ RespoolError
 │   └── DatabaseGone            the file was deleted or replaced while in use
 ├── CorruptBody                 a record that cannot be decoded
 │   └── BlobLost                its payload is gone from the blob store, or damaged there
+├── BatchMismatch               a batch function did not return one item for each call
 ├── ResultError                 what `get()` raises by itself
 │   ├── GetTimeout              not finished in time, and why
 │   ├── ResultExpired           finished, but the value is past `result_ttl`
@@ -138,6 +139,10 @@ class CorruptBody(RespoolError):
 
 class BlobLost(CorruptBody):
     """A record, or a result, whose payload is gone from the blob store, or is not what was stored."""
+
+
+class BatchMismatch(RespoolError):
+    """A batch function returned something else than a list with one item for each call; all of them fail."""
 
 
 class ResultError(RespoolError):

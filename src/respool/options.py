@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from .config import duration, size
+from .delivery.model import MAX_LEASE
 from .delivery.retry import RetryPolicy
 from .errors import ConfigError, UnknownName
 
@@ -30,6 +31,21 @@ def _at_least_one(value: object, what: str) -> int:
     if _count(value, what) < 1:
         raise ConfigError(f"{what}: must be 1 or more")
     return value  # type: ignore[return-value]
+
+
+def _batch(value: object, what: str) -> int:
+    size = _at_least_one(value, what)
+    if size > MAX_LEASE:
+        raise ConfigError(f"{what}: {size:,} is more than {MAX_LEASE:,} calls, the most that run together")
+    return size
+
+
+def _field(value: object, what: str) -> Any:
+    if callable(value):
+        return value
+    if isinstance(value, str) and value:
+        return value
+    raise ConfigError(f"{what}: {value!r} is neither the name of a field nor a function of a call's argument")
 
 
 def _positive(value: Any, what: str) -> float:
@@ -73,6 +89,9 @@ def priority(value: object, what: str) -> int:
 
 def _maybe(check: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
     return lambda value, what: None if value is None else check(value, what)
+
+
+BATCH_WAIT = 0.1
 
 
 class Option(NamedTuple):
@@ -119,6 +138,15 @@ OPTIONS: dict[str, Option] = {
     "offload_over": Option(
         _maybe(size), None, "bytes beyond which its arguments and results go to the blob store"
     ),
+    "batch": Option(
+        _maybe(_batch), None, "run so many calls at once: the function gets a list, and returns one"
+    ),
+    "batch_wait": Option(
+        _maybe(duration), None, "seconds that a call waits for others to fill its batch; default 0.1"
+    ),
+    "batch_key": Option(
+        _maybe(_field), None, "a field of the argument, or a function of it: only equal ones share a batch"
+    ),
     "serializer": Option(_maybe(_text), None, "msgpack (default for tasks), json (for streams) or pickle"),
 }
 
@@ -153,6 +181,12 @@ def task_options(
     soft, hard = values["soft_time_limit"], values["time_limit"]
     if soft is not None and hard is not None and soft >= hard:
         raise ConfigError(f"{what}: soft_time_limit {soft:g} must be less than time_limit {hard:g}")
+    if values["batch"] is None:
+        for name in ("batch_wait", "batch_key"):
+            if values[name] is not None:
+                raise ConfigError(f"{what}: {name} says how batches form; give batch= too")
+    elif values["batch_wait"] is None:
+        values["batch_wait"] = BATCH_WAIT
     retry = RetryPolicy(
         values["max_retries"],
         values["default_retry_delay"],

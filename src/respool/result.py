@@ -398,7 +398,7 @@ def state_of(app: App, status: Status, pos: int, group: Group) -> Found:
     if status.parked is not None:
         return Found(_WAITING.get(status.parked.reason, "PENDING"), status, status.parked.reason)
     if status.place == "leased":
-        if status.lease is not None and status.lease.owner is not None and app.is_running(status.lease, pos):
+        if status.lease is not None and status.lease.owner and app.is_running(status.lease, pos):
             return Found("PROGRESS" if status.progress is not None else "STARTED", status)
         return Found("PENDING", status)
     if status.outcome is not None:

@@ -35,6 +35,9 @@ class Run(Protocol):
     def request(self) -> Any:
         """Return what is known of the call that is running."""
 
+    def requests(self) -> Any:
+        """Return what is known of the calls of the batch that is running."""
+
     def update_state(self, meta: Any) -> None:
         """Publish progress."""
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, Literal, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, Final, Literal, NamedTuple, get_args, get_origin
 
 from .errors import BadArguments, ConfigError, suggest
 from .kinds import ANY, Kind, Mismatch, hints_of, kind_of, union
 
 _EMPTY: Final = inspect.Parameter.empty
 _NOTHING: Final = frozenset[type]()
+_ONE: Final = inspect.Parameter.POSITIONAL_ONLY
+_ONE_OR_NAMED: Final = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
 class Signature:
@@ -21,9 +23,13 @@ class Signature:
         fn: the function.
         bound: whether its first parameter is `self`, which no caller passes.
         name: the task's name, for messages.
+        batch: whether it takes the list of many calls' arguments, or of events. Then what is checked and
+            converted is one item of that list: `list[str]` takes one text a call, `list[tuple[int, str]]`
+            two arguments; events are never taken apart.
 
     Raises:
-        ConfigError: if `bound` and there is no parameter for `self`.
+        ConfigError: if `bound` and there is no parameter for `self`; for a batch function that takes
+            something else than one list.
 
     Example:
         `Signature(add, bound=False, name="add").check((2, 3), {})`
@@ -32,13 +38,25 @@ class Signature:
     needs_convert: bool
     """False where what the codec returns is what was declared, so that a worker may skip `convert`."""
 
-    def __init__(self, fn: Callable[..., Any], *, bound: bool, name: str) -> None:
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        *,
+        bound: bool,
+        name: str,
+        batch: Literal["no", "calls", "events"] = "no",
+    ) -> None:
         self.name = name
+        self.tuples = False
+        """Whether a batch function is given tuples even of single arguments, as it declares."""
         self._positional: list[_Parameter] = []
         self._by_keyword: dict[str, _Parameter] = {}
         self._more: _Parameter | None = None  # *args
         self._others: _Parameter | None = None  # **kwargs
-        for parameter in _parameters(fn, bound, name):
+        found = _parameters(fn, bound, name)
+        if batch != "no":
+            found, self.tuples = _of_each_call(found, name, batch)
+        for parameter in found:
             self._add(parameter)
         self._compile_fast_path()
 
@@ -196,6 +214,7 @@ class _Parameter(NamedTuple):
     place: Any
     required: bool
     kind: Kind
+    hint: Any = _EMPTY
 
     @property
     def passes(self) -> frozenset[type] | None:
@@ -229,4 +248,39 @@ def _parameter(parameter: inspect.Parameter, hint: Any) -> _Parameter:
     if parameter.default is None:
         kind = union("", [kind, kind_of(None)])  # `x: int = None` is common, and wrong only to a type checker
     variadic = parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return _Parameter(parameter.name, parameter.kind, parameter.default is _EMPTY and not variadic, kind)
+    required = parameter.default is _EMPTY and not variadic
+    return _Parameter(parameter.name, parameter.kind, required, kind, hint)
+
+
+_LISTS = (list, Sequence, Iterable, Collection)
+
+
+def _of_each_call(
+    found: Sequence[_Parameter], name: str, batch: Literal["calls", "events"]
+) -> tuple[list[_Parameter], bool]:
+    """Return what each call of a batch function takes, and whether that makes a tuple."""
+    if not found or found[0].place not in (_ONE, _ONE_OR_NAMED) or any(each.required for each in found[1:]):
+        raise ConfigError(
+            f"task {name!r} has batch=, so its function takes one list, with an item for each call: "
+            f"def {name}(items): …"
+        )
+    hint = found[0].hint
+    if hint in (_EMPTY, Any, *_LISTS):
+        each = [_Parameter("item", _ONE, True, ANY)]
+        if batch == "calls":  # several arguments of a call make a tuple
+            each.append(_Parameter("items", inspect.Parameter.VAR_POSITIONAL, False, ANY))
+        return each, False
+    if get_origin(hint) not in _LISTS:
+        shown = getattr(hint, "__name__", None) or str(hint)
+        raise ConfigError(
+            f"task {name!r} has batch=, so its function takes one list: {found[0].name} is declared {shown}; "
+            f"write list[{shown}]"
+        )
+    (item,) = get_args(hint)
+    if batch == "events" or get_origin(item) is not tuple:
+        return [_Parameter("item", _ONE, True, kind_of(item))], False
+    kinds = get_args(item)
+    if len(kinds) == 2 and kinds[1] is ...:
+        first = _Parameter("item", _ONE, True, kind_of(kinds[0]))
+        return [first, first._replace(place=inspect.Parameter.VAR_POSITIONAL, required=False)], True
+    return [_Parameter(f"item[{n}]", _ONE, True, kind_of(kind)) for n, kind in enumerate(kinds)], True

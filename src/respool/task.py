@@ -39,12 +39,15 @@ class Task(Generic[P, R]):
     task's queue and return a handle; a worker runs it.
     """
 
-    def __init__(self, app: App, fn: Callable[..., R], name: str, options: TaskOptions) -> None:
+    def __init__(
+        self, app: App, fn: Callable[..., R], name: str, options: TaskOptions, *, event: bool = False
+    ) -> None:
         self.app = app
         self.name = name
         self.options = options
         self.fn = fn
-        self.signature = Signature(fn, bound=options["bind"], name=name)
+        batch: Any = "no" if options["batch"] is None else "events" if event else "calls"
+        self.signature = Signature(fn, bound=options["bind"], name=name, batch=batch)
         self.queue: str = options["queue"]
         self.expires = options["expires"]
         self.offload_over = app.offload_over(options["offload_over"])
@@ -151,6 +154,11 @@ class Task(Generic[P, R]):
     def request(self) -> Any:
         """What is known of the call that is running: id, retries, deliveries, headers, queue, …"""
         return self._run("request").request()
+
+    @property
+    def calls(self) -> Any:
+        """In a batch function: the requests of its calls, in the order of its list."""
+        return self._run("calls").requests()
 
     def retry(
         self,

@@ -121,8 +121,8 @@ def explain_waiting(
     if nobody:
         return nobody
     for worker in workers:
-        for running_pos, _task, since in worker.info.get("running", ()):
-            if running_pos == pos:
+        for lo, _task, since, hi in worker.running:
+            if lo <= pos < hi:
                 silent = wall_clock() - worker.beaten
                 gone = f", which has been silent for {silent:.1f} s" if silent > SILENT else ""
                 return f"running for {max(wall_clock() - since, 0):.1f} s in worker {worker.name}{gone}"

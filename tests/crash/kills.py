@@ -49,6 +49,21 @@ def retried(self, n):
     return n
 
 
+@app.task(batch=8, batch_wait=0.02)
+def batched(numbers):
+    for n in numbers:
+        note("start", "batched", n)
+    time.sleep(0.003)
+    for n in numbers:
+        made_by_batches.delay(n)
+    return [[n] for n in numbers]
+
+
+@app.task
+def made_by_batches(n):
+    note("start", "made_by_batches", n)
+
+
 @app.task
 def parent(n):
     with noted("parent", n):
@@ -61,7 +76,8 @@ def made(n):
     with noted("made", n):
         return n
 """
-TASKS = ("quick", "valued", "slow", "coroutine", "retried", "parent")
+TASKS = ("quick", "valued", "slow", "coroutine", "retried", "parent", "batched")
+BATCH = 8  # calls of `batched` that run together, and are repeated together
 SETTINGS = {"max_deliveries": 1000, "beat": 0.2, "worker_ttl": 2.0, "poll_interval": 0.5}
 CONCURRENCY = 2
 VICTIMS = ("child", "child", "children", "supervisor", "group", "two workers")
@@ -157,6 +173,9 @@ class Rampage:
         assert repeats <= tally.allowed, (
             f"{repeats} repeats after {tally.kills} kills, {tally.allowed} allowed"
         )
+        batched = place.runs("batched")
+        assert set(batched) == set(place.runs("made_by_batches")) == numbers
+        assert sum(batched.values()) - len(batched) <= tally.allowed * BATCH
         self._verify_results()
         self._verify_calls()
         engine = place.app.engine
@@ -171,6 +190,7 @@ class Rampage:
                 expected = {
                     "quick": [None] * 30,
                     "valued": [[n, "x" * (n % 50 * 100)] for n in range(first, first + 30)],
+                    "batched": [[n] for n in range(first, first + 30)],
                 }.get(name, list(range(first, first + 30)))
                 assert results.get(timeout=5) == expected
 
@@ -180,6 +200,7 @@ class Rampage:
         ((log, lo, hi),) = self.place.app.engine.bounds(stream)
         counted = self.place.app.engine.task_counts(lo, hi, None, None)
         assert counted["made"] == 2 * self.tally.sent
+        assert counted["made_by_batches"] == self.tally.sent
         assert log >= 0
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from respool.delivery.death import Cause, Suspect
-from respool.delivery.model import Lease, NewCall, Outcome, Parked, Settlement, Verdict
+from respool.delivery.model import WAITING, Lease, NewCall, Outcome, Parked, Settlement, Verdict
 from respool.engines.base import Counts
 from respool.record import first_pos, log_of
 
@@ -44,6 +44,7 @@ class Item:
     deliveries: int = 0
     redrives: int = 0
     alone: bool = False
+    until: float = 0.0
     body: bytes | None = None
     parked: Parked | None = None
     outcome: Outcome | None = None
@@ -56,7 +57,7 @@ class Item:
     def park(
         self, pos: int, reason: Any, due: float | None, task: str, error: bytes | None, at: float
     ) -> None:
-        self.place = "parked"
+        self.place, self.until = "parked", 0.0
         self.parked = Parked(
             pos,
             reason,
@@ -126,6 +127,7 @@ class Offer(NamedTuple):
     returned: set[int]
     new: set[int]
     alone: set[int]  # of these, to be granted singly
+    waiting: frozenset[int] = frozenset()  # of these, for more to run with: not granted without any others
 
 
 class GroupModel:
@@ -137,6 +139,7 @@ class GroupModel:
         self.passed: Counter[tuple[Any, int]] = Counter()  # by who claims, and lane: claims in a row
         self.items: dict[int, Item] = {}
         self.owners: dict[int, tuple[int | None, int]] = {}  # lease -> owner, child
+        self.since: dict[int, float] = {}  # of those that wait: until when
         self.counted: Counter[str] = Counter()
 
     def add(self, positions: Iterable[int]) -> None:
@@ -159,9 +162,13 @@ class GroupModel:
 
     def offer(self, now: float, tasks: Sequence[str]) -> Offer:
         due = {pos for pos, item in self.at("parked").items() if _may_go(item.parked, now, tasks)}
-        returned = {pos for pos, item in self.at("leased").items() if self.owners[item.lease][0] is None}
+        returned = {pos for pos, item in self.at("leased").items() if not self.owners[item.lease][0]}
         alone = {pos for pos in due | returned if self.items[pos].alone}
-        return Offer(due, returned, set(self.at("pending")), alone)
+        waiting = frozenset(pos for pos in returned if self.waits_until(self.items[pos].lease) > now)
+        return Offer(due, returned, set(self.at("pending")), alone, waiting)
+
+    def waits_until(self, lease: int) -> float:
+        return self.since[lease] if self.owners[lease][0] == WAITING else 0.0
 
     def lane(self, pos: int) -> int:
         return self.lanes.get(log_of(pos), 4)
@@ -170,9 +177,9 @@ class GroupModel:
         """Check that what was granted could be, and that nobody was passed over; then move it."""
         every = offer.due | offer.returned | offer.new
         if lease is None:
-            assert not every, "there was work, and none was granted"
+            assert not every - offer.waiting, "there was work, and none was granted"
             return
-        lanes = {self.lane(pos) for pos in every}
+        lanes = {self.lane(pos) for pos in every - offer.waiting}
         chosen = self.lane(lease.spans[0].lo)
         self._check_lane((lease.owner, lease.child), chosen, lanes)
         if chosen != max(lanes):
@@ -183,6 +190,7 @@ class GroupModel:
         assert granted, "an empty lease"
         assert len(granted) == len(set(granted)), "granted twice in one lease"
         assert set(granted) <= every, "granted what could not be"
+        assert every - offer.waiting, "what waits for more was granted with nothing more"
         self._check_share(set(granted), offer, want, turn)
         for span in lease.spans:
             for pos in range(span.lo, span.hi):
@@ -217,7 +225,7 @@ class GroupModel:
         if item.place == "pending":
             first = min(p for p in self.at("pending") if log_of(p) == log_of(pos))
             assert pos == first, "granted out of order"
-        assert history == (item.retries, item.deliveries, item.redrives, item.alone)
+        assert history == (item.retries, item.deliveries, item.redrives, item.alone, item.until)
         assert lease.bodies.get(pos) == item.body
         item.place, item.lease, item.parked = "leased", lease.id, None
 
@@ -237,6 +245,14 @@ class GroupModel:
         for pos, value in settlement.results:
             if pos in ended:
                 self.items[pos].outcome = Outcome(pos, "success", value, settlement.ended)
+        untils = []
+        for wait in settlement.waits:
+            for pos in set(self.held(settlement.lease)) & set(range(wait.lo, wait.hi)):
+                self.items[pos].lease, self.items[pos].until = settlement.waits_as, wait.until
+                self.owners[settlement.waits_as] = (WAITING, child)
+                untils.append(wait.until)
+        if untils:
+            self.since[settlement.waits_as] = min(untils)
         if settlement.release:
             self.owners[settlement.lease] = (None, child)
         self._tidy()
@@ -286,7 +302,7 @@ class GroupModel:
         owner: int,
         cause: Cause,
         finished: Settlement | None,
-        suspect: Suspect | None,
+        suspects: list[Suspect],
         now: float,
     ) -> list[NewCall] | None:
         """Return the calls that the finished runs made; None where the lease is not that owner's."""
@@ -297,9 +313,14 @@ class GroupModel:
             return calls
         child = self.owners[lease][1]
         for pos in self.held(lease):
-            if suspect is not None and pos == suspect.pos:
+            suspect = next((each for each in suspects if each.pos == pos), None)
+            if suspect is not None and len(suspects) > 1 and suspect.max_deliveries > 1:
+                self.items[pos].note("lost", owner, child)
+                self.items[pos].progress = None
+                self.items[pos].alone |= cause is not Cause.ORDERED  # none of a batch is to blame alone
+            elif suspect is not None:
                 self._blame(pos, owner, child, cause, suspect, now)
-            elif suspect is None and cause is Cause.WORKER:
+            elif not suspects and cause is Cause.WORKER:
                 item = self.items[pos]
                 item.deliveries += item.alone  # it had been granted singly: no other can have been it (H6)
                 item.alone = True
@@ -323,11 +344,12 @@ class GroupModel:
         elif cause is Cause.WORKER:
             item.alone = True
 
-    def charge_before(self, lease: int, owner: int, pos: int) -> bool:
-        if self.owners.get(lease, (None, 0))[0] != owner or pos not in self.held(lease):
+    def charge_before(self, lease: int, owner: int, positions: Sequence[int]) -> bool:
+        if self.owners.get(lease, (None, 0))[0] != owner or not set(positions) <= set(self.held(lease)):
             return False
-        self.items[pos].deliveries += 1
-        self.items[pos].alone = True
+        for pos in positions:
+            self.items[pos].deliveries += 1
+            self.items[pos].alone = True
         return True
 
     # Administration
@@ -374,10 +396,10 @@ class GroupModel:
             owner, child = self.owners[item.lease]
             if pos < to.get(log_of(pos), pos + 1):
                 continue
-            if owner is not None and not owned:
+            if owner and not owned:
                 left += 1
                 continue
-            item.note("rewound", owner, child)
+            item.note("rewound", owner or None, child)
             item.place = "done"
         self._tidy()
         return left
@@ -390,7 +412,7 @@ class GroupModel:
             item = self.items[pos]
             item.journal = [e if e.how in LIVE else e._replace(how="rewound") for e in item.journal]
             item.retries = item.deliveries = item.redrives = 0
-            item.alone, item.body, item.parked = False, None, None
+            item.alone, item.until, item.body, item.parked = False, 0.0, None, None
             item.outcome = item.progress = None
             item.note("rewound")
             item.place = "done"
@@ -407,7 +429,7 @@ class GroupModel:
     def purge(self, reason: bytes, now: float) -> int:
         ended = 0
         for pos, item in self.items.items():
-            returned = item.place == "leased" and self.owners[item.lease][0] is None
+            returned = item.place == "leased" and not self.owners[item.lease][0]
             waiting = item.parked is not None and item.parked.reason != "dead"
             if not (item.place == "pending" or returned or waiting):
                 continue
@@ -444,7 +466,7 @@ class GroupModel:
             elif item.place == "parked":
                 found[pos] = ("parked", item.parked)
             elif item.place == "leased":
-                history = (item.retries, item.deliveries, item.redrives, item.alone)
+                history = (item.retries, item.deliveries, item.redrives, item.alone, item.until)
                 found[pos] = ("leased", item.lease, *self.owners[item.lease], history, item.body)
         return found
 
@@ -457,12 +479,15 @@ class GroupModel:
                 oldest.setdefault(log_of(pos), log.rows[pos][3])
         return Counts(
             len(self.at("pending")),
-            len([owner for owner in leased if owner is not None]),
-            len([owner for owner in leased if owner is None]),
+            len([owner for owner in leased if owner]),
+            len([owner for owner in leased if not owner]),
             dict(Counter(each.reason for each in parked)),
             min(oldest.values(), default=None),
-            min((each.due for each in parked if each.due is not None), default=None),
+            min([*(p.due for p in parked if p.due is not None), *self._waits()], default=None),
         )
+
+    def _waits(self) -> list[float]:
+        return [self.since[lease] for lease, (owner, _) in self.owners.items() if owner == WAITING]
 
     def unfinished(self, lo: int, hi: int) -> int:
         return sum(

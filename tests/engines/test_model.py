@@ -24,12 +24,15 @@ from tests.engines.kits import KITS, EngineKit
 from tests.engines.model import Entry, GroupModel, Item, LogModel, Offer, positions_of
 
 from respool.delivery.admin import drop, purge, redrive
+from respool.delivery.batching import claim_with
 from respool.delivery.claim import Request, claim
 from respool.delivery.death import Cause, Suspect, bury_lease, charge_before
 from respool.delivery.lanes import Turns
 from respool.delivery.model import Change, Lease, NewCall, Settlement, Verdict, View
 from respool.delivery.seek import SeekUnderWay, begin, end_leases, finish, generation_at, rewind
+from respool.delivery.seek import held as is_held
 from respool.delivery.settle import give_back, settle
+from respool.delivery.spans import Span
 from respool.engines.base import Engine, Group, LeaseLost, ParkedFilter, Reads, Status
 from respool.record import first_pos
 
@@ -392,6 +395,67 @@ class DeliveryMachine(RuleBasedStateMachine):
         self._granted(held.group, lease, offer, request)
         self.appended(self.log.append(calls or []))
 
+    @precondition(lambda self: self.held)
+    @rule(pick=picks, through=st.integers(0, 3), step=st.integers(1, 3), kinds=kinds, release=st.booleans())
+    def settle_and_let_the_rest_wait(
+        self, pick: int, through: int, step: int, kinds: Sequence[str], release: bool
+    ) -> None:
+        """What is to run with more than there is now is put back until others come, or for a time."""
+        held = self.pick_held(pick)
+        settlement = self.settlement(held, held.positions[:through], kinds, pick, release)
+        until = self.moment() + pick % 4
+        settlement.waits = [
+            Span(pos, pos + 1, until=until + n % 2) for n, pos in enumerate(held.positions[through::step])
+        ]
+        settlement.waits_as = self.lease_id(held.owner, held.child)
+        assert self.say(held, settlement)
+
+    @precondition(lambda self: self.held)
+    @rule(pick=picks, keep=st.integers(0, 3), kinds=kinds, want=wants, turn=turns)
+    def let_the_rest_wait_and_claim(
+        self, pick: int, keep: int, kinds: Sequence[str], want: int, turn: int
+    ) -> None:
+        self._wait_and_claim(self.pick_held(pick), keep, kinds, pick, want, turn)
+
+    @rule(pick=picks, size=st.integers(1, 4), want=wants, turn=turns)
+    def put_back_parts_of_a_batch_at_once(self, pick: int, size: int, want: int, turn: int) -> None:
+        """Each took a part of what would have been one batch, and the second sees the first's."""
+        name = sorted(self.groups)[pick % len(self.groups)]
+        parts = [self.claim(name, owner, 0, size, 1, ()) for owner in (1, 2)]
+        for part in parts:
+            if part is not None:
+                self._wait_and_claim(part, pick % 2, ("plain",), pick, want, turn)
+
+    def _wait_and_claim(
+        self, held: Held, keep: int, kinds: Sequence[str], pick: int, want: int, turn: int
+    ) -> None:
+        """Where others wait too, what is put back is claimed with them at once: it may make a batch."""
+        settlement = self.settlement(held, held.positions[:keep], kinds, pick, True)
+        until = self.moment() + 5
+        settlement.waits = [Span(pos, pos + 1, until=until) for pos in held.positions[keep:]]
+        settlement.waits_as = self.lease_id(held.owner, held.child)
+        request, offer, reads = self._request(held.group, held.owner, held.child, want, turn, ())
+        joined = False
+
+        def both(view: View, change: Change) -> Lease | None:
+            nonlocal joined
+            assert settle(view, change, settlement)
+            before = len(view.returned)
+            lease = claim_with(view, change, request, settlement.waits_as)
+            joined = len(view.returned) > before
+            return lease
+
+        lease = self.transact(held.group, {**reads, "leases": (held.id,)}, both)
+        model = self.model(held.group)
+        calls = model.settle(settlement)
+        if joined:
+            assert offer.waiting or offer.returned
+            mine = set(model.held(settlement.waits_as))
+            alone = offer.alone | {pos for pos in mine if model.items[pos].alone}
+            offer = Offer(offer.due, offer.returned | mine, offer.new, alone)
+        self._granted(held.group, lease, offer, request)
+        self.appended(self.log.append(calls or []))
+
     @precondition(lambda self: self.lost)
     @rule(pick=picks, kinds=kinds, release=st.booleans())
     def stale_settle(self, pick: int, kinds: Sequence[str], release: bool) -> None:
@@ -444,20 +508,26 @@ class DeliveryMachine(RuleBasedStateMachine):
         running: int | None,
         deliveries: int,
         kinds: Sequence[str],
+        together: int = 1,
     ) -> bool:
-        """Bury a lease whose worker had finished `through` records and ran the one `running` places on."""
+        """Bury a lease whose worker had finished `through` records and ran the one `running` places on.
+
+        Or ran so many `together`, from there on.
+        """
         done, left = held.positions[:through], held.positions[through:]
         finished = self.settlement(held, done, kinds, through, False) if done else None
-        now, suspect = self.moment(), None
-        if running is not None and left:
-            pos = left[running % len(left)]
-            suspect = Suspect(pos, "task", deliveries, "killed by SIGKILL (signal 9)", b"lost", now)
+        now = self.moment()
+        ran = left[running % len(left) :][:together] if running is not None and left else []
+        how = "killed by SIGKILL (signal 9)"
+        suspects = [Suspect(pos, "task", deliveries, how, b"lost", now) for pos in ran]
         said = self.transact(
             held.group,
             {"leases": (held.id,)},
-            lambda view, change: bury_lease(view, change, held.id, held.owner, cause, finished, suspect, now),
+            lambda view, change: bury_lease(
+                view, change, held.id, held.owner, cause, finished, suspects, now
+            ),
         )
-        calls = self.model(held.group).bury(held.id, held.owner, cause, finished, suspect, now)
+        calls = self.model(held.group).bury(held.id, held.owner, cause, finished, suspects, now)
         assert said == (calls is not None)
         self.appended(self.log.append(calls or []))
         return bool(said)
@@ -470,6 +540,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         running=st.none() | st.integers(0, 3),
         deliveries=st.integers(1, 3),
         kinds=kinds,
+        together=st.integers(1, 4),
     )
     def child_dies(
         self,
@@ -479,9 +550,10 @@ class DeliveryMachine(RuleBasedStateMachine):
         running: int | None,
         deliveries: int,
         kinds: Sequence[str],
+        together: int,
     ) -> None:
         held = self.pick_held(pick)
-        assert self.bury(held, cause, through, running, deliveries, kinds)
+        assert self.bury(held, cause, through, running, deliveries, kinds, together)
         assert not self.bury(held, cause, through, running, deliveries, kinds)
 
     @precondition(lambda self: self.held)
@@ -520,21 +592,22 @@ class DeliveryMachine(RuleBasedStateMachine):
                 assert self.bury(granted, Cause.WORKER, 0, running, 3, ())
 
     @precondition(lambda self: self.held)
-    @rule(pick=picks, at=picks, dies=st.booleans())
-    def charge_before_the_run(self, pick: int, at: int, dies: bool) -> None:
+    @rule(pick=picks, at=picks, together=st.integers(1, 4), dies=st.booleans())
+    def charge_before_the_run(self, pick: int, at: int, together: int, dies: bool) -> None:
         """A task that may run only once is charged before it does; any death then ends it (H7)."""
         held = self.pick_held(pick)
-        pos = held.positions[at % len(held.positions)]
+        first = at % len(held.positions)
+        chosen = held.positions[first : first + together]
         said = self.transact(
             held.group,
             {"leases": (held.id,)},
-            lambda view, change: charge_before(view, change, held.id, held.owner, pos),
+            lambda view, change: charge_before(view, change, held.id, held.owner, chosen),
         )
-        assert said == self.model(held.group).charge_before(held.id, held.owner, pos)
+        assert said == self.model(held.group).charge_before(held.id, held.owner, chosen)
         if dies:
-            self.bury(held, tuple(Cause)[pick % 3], 0, held.positions.index(pos), 1, ())
-            item = self.model(held.group).items[pos]
-            assert not said or (item.parked and item.parked.reason == "dead")
+            self.bury(held, tuple(Cause)[pick % 3], 0, first, 1, (), together)
+            items = [self.model(held.group).items[pos] for pos in chosen]
+            assert not said or all(item.parked and item.parked.reason == "dead" for item in items)
 
     # What people do
 
@@ -745,6 +818,11 @@ class DeliveryMachine(RuleBasedStateMachine):
             counts = model.counts(self.log)
             assert self.engine.counts(group) == counts
             assert self.engine.next_due(group.id) == counts.next_due
+            offer = model.offer(self.now, GHOSTS)
+            work = (offer.due | offer.returned | offer.new) - offer.waiting
+            now_set = next(each.settings for each in self.engine.groups() if each.id == group.id)
+            if not is_held(now_set):
+                assert self.engine.has_work(group.id, self.now, GHOSTS) == bool(work)
             assert self.engine.counters(group.id) == {k: v for k, v in model.counted.items() if v}
             for log in self.queue.logs:
                 lo, hi = first_pos(log), self.log.ends[log]

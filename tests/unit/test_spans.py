@@ -96,7 +96,7 @@ def test_a_finder_finds_what_find_does(spans: list[Span]) -> None:
 @given(st.lists(st.tuples(ends, st.integers(0, 1)), unique_by=lambda each: each[0]))
 def test_joined_are_those_that_touch_and_share_a_history(records: list[tuple[int, int]]) -> None:
     found = joined(Span(pos, pos + 1, retries) for pos, retries in records)
-    assert listed(found) == [(pos, retries, 0, 0, False) for pos, retries in sorted(records)]
+    assert listed(found) == [(pos, retries, 0, 0, False, 0.0) for pos, retries in sorted(records)]
     assert all(one.hi < two.lo or one.retries != two.retries for one, two in pairwise(found))
 
 

@@ -247,9 +247,9 @@ def test_h2_each_outcome_is_in_shared_memory_before_the_next_run_starts(app: App
 
     executor, service = _executor(app, slot)
     lease = _lease(executor, service)
-    executor._run_lease(service, lease)
+    executor.run_lease(service, lease)
     lo = lease.spans[0].lo
-    assert seen == [(n, n, lo + n) for n in range(10)]
+    assert seen == [(n, n, [lo + n]) for n in range(10)]
 
 
 # H3
@@ -275,12 +275,12 @@ def test_h3_child_says_that_it_starts_before_it_looks_at_the_bound(app: App) -> 
             if steps[0] == moment:  # noqa: B023
                 words.after_read = words.before_write = lambda word: None  # noqa: B023
                 seen = slot.snapshot()  # noqa: B023
-                if seen is not None and seen.running is not None:
+                if seen is not None and seen.running:
                     child = SimpleNamespace(slot=slot)  # noqa: B023
                     returned.extend(lower_bound(child, seen))  # type: ignore[arg-type] # noqa: B023
 
         words.after_read = words.before_write = supervisor_comes
-        executor._run_lease(service, lease)
+        executor.run_lease(service, lease)
         assert not set(returned) & set(ran), f"given back and run, at step {moment}"
         assert sorted({*returned, *ran}) == sorted({*returned, *ran})
 
@@ -358,7 +358,7 @@ def test_record_over_its_limit_fails_once_however_often_its_child_is_cleared_up_
     slot.claimed(1, 1, [100], 0.0)
     slot.words[p.STARTED] = 1
     child = SimpleNamespace(
-        slot=slot, index=0, pid=1, over_limit=(100, 1.0), limit_kept=False, noticed=False, ordered=False,
+        slot=slot, index=0, pid=1, over_limit=([100], 1.0), limit_kept=False, noticed=False, ordered=False,
         process=SimpleNamespace(poll=lambda: -9), started=0.0, ready=True, close=lambda: None,
     )  # fmt: skip
     supervisor.children = {0: child}
@@ -661,7 +661,7 @@ def _limited(app: App, fn: Callable[..., Any], meanwhile: Callable[[Caller], Non
         return unpack(body)
 
     runner.unpack = slow_unpack
-    settlement = executor._run_lease(service, lease)
+    settlement = executor.run_lease(service, lease)
     executor.close()
     return {verdict.pos: verdict.note for verdict in settlement.verdicts}
 
@@ -736,7 +736,7 @@ def test_a_coroutine_that_cancels_itself_is_not_over_any_limit(app: App) -> None
     ((_, _, end),) = app.engine.bounds(service.stream)
     lease = Lease(2, 1, 0, [Span(end - 1, end)])
     executor._read(service, lease, 0.0)
-    (verdict,) = executor._run_lease(service, lease).verdicts
+    (verdict,) = executor.run_lease(service, lease).verdicts
     assert "CancelledError" in verdict.note
     executor.close()
 

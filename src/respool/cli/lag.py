@@ -189,13 +189,13 @@ def _runs(target: Target, group: Group, leases: list[Lease]) -> list[_Run]:
     return [
         _Run(since, task)
         for worker in target.serving(group)
-        for pos, task, since in worker.info.get("running", ())
+        for pos, task, since, _ in worker.running
         if find([span for owner, span in held if owner == worker.id], pos)
     ]
 
 
 def _oldest_waiting(target: Target, pending: float | None, leases: list[Lease]) -> float | None:
     """Look at the first record of each range that was given back: they, too, wait."""
-    firsts = [min(span.lo for span in lease.spans) for lease in leases if lease.owner is None]
+    firsts = [min(span.lo for span in lease.spans) for lease in leases if not lease.owner]
     times = [r.time for pos in firsts for r in target.engine.briefs(pos, pos + 1, None, None, None, 0)]
     return min([*times, *([] if pending is None else [pending])], default=None)

@@ -145,10 +145,10 @@ class Target:
     def is_running(self, lease: Lease, pos: int) -> bool:
         """Say whether a leased record is being run, as of its worker's last beat."""
         return any(
-            pos == running[0]
+            lo <= pos < hi
             for worker in self.workers
             if worker.id == lease.owner
-            for running in worker.info.get("running", ())
+            for lo, _, _, hi in worker.running
         )
 
     def loader(self, most: float) -> Callable[[bytes], Any]:

@@ -53,9 +53,9 @@ def command(as_json: bool) -> None:
     for worker in target.workers:
         if target.only in (None, worker.app):
             data = _data(target, worker)
-            runs = "; ".join(f"{run['task']} {age(run['seconds'])}" for run in data["running"]) or "–"
+            runs = "; ".join(f"{_named(run)} {age(run['seconds'])}" for run in data["running"]) or "–"
             if data["running"] and data["silent"] is not None:
-                runs = "(" + "; ".join(run["task"] for run in data["running"]) + ")"
+                runs = "(" + "; ".join(map(_named, data["running"])) + ")"
             table.add(
                 (
                     worker.name,
@@ -103,12 +103,17 @@ def _data(target: Target, worker: Worker) -> dict[str, Any]:
             {
                 "id": _id(target, pos),
                 "task": task,
+                "calls": end - pos,
                 "since": iso(since),
                 "seconds": max(wall_clock() - since, 0.0),
             }
-            for pos, task, since in worker.info.get("running", ())
+            for pos, task, since, end in worker.running
         ],
     }
+
+
+def _named(run: dict[str, Any]) -> str:
+    return str(run["task"]) if run["calls"] == 1 else f"{run['task']} × {run['calls']}"
 
 
 def _state(target: Target, worker: Worker) -> tuple[str, float | None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .lanes import Turns, by_lane, has_lanes, unread
-from .model import MAX_LEASE, Change, Lease, Parked, Position, View
+from .model import MAX_LEASE, WAITING, Change, Lease, Parked, Position, View
 from .pace import allowed, spent
 from .seek import held
 from .spans import Span, count, joined, take
@@ -30,6 +30,7 @@ class Request(NamedTuple):
     now: float
     turn: int = 0
     lanes: Turns | None = None
+    patient: bool = True  # leave alone what waits for more, unless there is more or its time has come
 
 
 def claim(view: View, change: Change, request: Request) -> Lease | None:
@@ -60,6 +61,8 @@ def _claim_as_set(view: View, change: Change, request: Request, want: int) -> Le
 
 
 def _claim_by_lane(view: View, change: Change, request: Request, want: int) -> Lease | None:
+    if view.returned and request.patient:
+        _let_wait(view, request.now)
     if not has_lanes(view):
         return _claim(view, change, request, want)
     claims = (_claim(lane, change, request, most) for lane, most in by_lane(view, want, request.lanes))
@@ -86,6 +89,20 @@ def _claim(view: View, change: Change, request: Request, want: int) -> Lease | N
     _take_due(due[:from_due], change, lease)
     _take_returned(returned, from_returned, change, lease)
     return _granted(view, from_new, change, lease, request.turn)
+
+
+def _let_wait(view: View, now: float) -> None:
+    """Leave out what waits for more, and not long enough yet, where its lane has nothing else."""
+    waiting = [lease for lease in view.returned if lease.owner == WAITING and lease.since > now]
+    if not waiting:
+        return
+    lanes = {at.log: at.priority for at in view.positions}
+    more = {at.priority for at in view.positions if unread(at)}
+    more |= {lanes[parked.pos >> 40] for parked in view.due}
+    more |= {lanes[lease.spans[0].lo >> 40] for lease in view.returned if lease not in waiting}
+    view.returned = [
+        lease for lease in view.returned if lease not in waiting or lanes[lease.spans[0].lo >> 40] in more
+    ]
 
 
 def _granted(view: View, from_new: int, change: Change, lease: Lease, turn: int) -> Lease | None:
@@ -168,7 +185,7 @@ def _shrink(source: Lease, rest: list[Span], target: Lease, change: Change) -> N
         left_here = any(span.lo <= pos < span.hi for span in rest)
         (kept if left_here else target.bodies)[pos] = body
     if rest:
-        change.leases.append(Lease(source.id, None, source.child, rest, kept, source.since))
+        change.leases.append(Lease(source.id, source.owner, source.child, rest, kept, source.since))
     else:
         change.dropped_leases.append(source.id)
 

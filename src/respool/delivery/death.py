@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
 from .model import Change, JournalEntry, Lease, Settlement, Verdict, View
 from .settle import keep_or_return, settle
-from .spans import Span, find, subtract
+from .spans import Span, count, find, intersect, ranges_of, subtract
 
 
 class Cause(Enum):
@@ -36,13 +37,14 @@ def bury_lease(
     owner: int,
     cause: Cause,
     finished: Settlement | None,
-    suspect: Suspect | None,
+    suspects: Sequence[Suspect],
     now: float,
 ) -> bool:
     """Return a dead owner's lease: what it had finished is settled, the rest goes back.
 
-    Without a suspect (its shared memory is gone) everything left of a dead worker's lease is suspect:
-    it is granted again singly. False where the lease is not that owner's any more.
+    Of the records of a batch, which ran as a whole, none alone can be blamed: they are granted again
+    singly. Without suspects (its shared memory is gone) so is everything left of a dead worker's lease.
+    False where the lease is not that owner's any more.
     """
     lease = view.leases.get(lease_id)
     if lease is None or lease.owner != owner:
@@ -55,13 +57,16 @@ def bury_lease(
             return True
         lease = settled.leases[-1]
     left = lease.spans
-    span = find(left, suspect.pos) if suspect else None
-    if suspect is not None and span is not None:
-        left = subtract(left, [(suspect.pos, suspect.pos + 1)])
-        back = _charge(change, lease, span, suspect, cause, now)
-        if back is not None:
-            left = [back, *left]
-    elif suspect is None and cause is Cause.WORKER:
+    if len(suspects) > 1 and suspects[0].max_deliveries > 1:
+        left = _suspect_all(change, lease, suspects, cause, now)
+    elif suspects:
+        left = subtract(left, ranges_of(suspect.pos for suspect in suspects))
+        for suspect in suspects:
+            span = find(lease.spans, suspect.pos)
+            back = _charge(change, lease, span, suspect, cause, now) if span is not None else None
+            if back is not None:
+                left = [back, *left]
+    elif cause is Cause.WORKER:
         # What had been granted singly was the only one that can have been running: it is charged (H6).
         left = [s._replace(alone=True, deliveries=s.deliveries + s.alone) for s in left]
     keep_or_return(change, lease, left, release=True)
@@ -82,6 +87,25 @@ def _absorb(change: Change, other: Change) -> None:
     change.dropped_leases += other.dropped_leases
     for name, by in other.counted.items():
         change.count(name, by)
+
+
+def _suspect_all(
+    change: Change, lease: Lease, suspects: Sequence[Suspect], cause: Cause, now: float
+) -> list[Span]:
+    """Charge nobody, and grant each of a batch singly unless we ended it; return what the lease has left."""
+    ranges = ranges_of(suspect.pos for suspect in suspects)
+    how, started = suspects[0].how, suspects[0].started
+    ran = intersect(lease.spans, ranges)
+    note = f"{how}, one of a batch of {count(ran)}"
+    for span in ran:
+        entry = JournalEntry(
+            span.lo, span.hi, lease.owner, lease.child, started, now, "lost", span.retries, note
+        )
+        change.journal.append(entry)
+    change.unprogressed += [pos for span in ran for pos in range(span.lo, span.hi)]
+    if cause is not Cause.ORDERED:
+        ran = [span._replace(alone=True) for span in ran]
+    return [*ran, *subtract(lease.spans, ranges)]
 
 
 def _charge(
@@ -133,21 +157,20 @@ def _bury(change: Change, lease: Lease, one: Span, suspect: Suspect, now: float)
     _absorb(change, buried)
 
 
-def charge_before(view: View, change: Change, lease_id: int, owner: int, pos: int) -> bool:
-    """Charge a record before its run, for a task that may run only once (H7).
+def charge_before(view: View, change: Change, lease_id: int, owner: int, positions: Sequence[int]) -> bool:
+    """Charge a record, or those of a batch, before the run, for a task that may run only once (H7).
 
     Written and synced before the task starts; a lease found with it later buries it.
     """
     lease = view.leases.get(lease_id)
-    span = find(lease.spans, pos) if lease and lease.owner == owner else None
-    if lease is None or span is None:
+    ranges = ranges_of(positions)
+    if lease is None or lease.owner != owner or count(intersect(lease.spans, ranges)) < len(positions):
         return False
     spans: list[Span] = []
     for each in lease.spans:
-        if each is not span:
-            spans.append(each)
-            continue
-        charged = span.part(pos, pos + 1)._replace(deliveries=span.deliveries + 1, alone=True)
-        spans += [s for s in (span.part(span.lo, pos), charged, span.part(pos + 1, span.hi)) if s.lo < s.hi]
+        charged = [
+            span._replace(deliveries=span.deliveries + 1, alone=True) for span in intersect([each], ranges)
+        ]
+        spans += sorted([*subtract([each], ranges), *charged]) if charged else [each]
     change.leases.append(Lease(lease.id, owner, lease.child, spans, lease.bodies, lease.since))
     return True

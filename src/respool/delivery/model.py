@@ -23,6 +23,12 @@ Reason = Literal["scheduled", "retry", "blocked", "limited", "unknown", "gap", "
 Ending = Literal["success", "failure", "revoked"]
 """How a call ended; the states SUCCESS, FAILURE and REVOKED."""
 
+WAITING = 0
+"""The owner of a lease that waits to be claimed together with more: its task takes batches.
+
+Nobody's, like one without an owner; but by itself it is not work before the time that is its `since`.
+"""
+
 MAX_LEASE = 4096
 """Records in a lease, at most. The journal's look-up and a worker's shared memory rely on it."""
 
@@ -54,7 +60,7 @@ class Lease(msgspec.Struct):
     """Records handed out and not finished: `spans` in the order in which they are to run."""
 
     id: int
-    owner: int | None  # a worker's number; None: returned, for whoever comes next
+    owner: int | None  # a worker's number; None: returned, for whoever comes next; or WAITING
     child: int
     spans: list[Span]
     bodies: dict[int, bytes] = {}
@@ -130,6 +136,8 @@ class Settlement(msgspec.Struct):
     ended: float = 0.0
     release: bool = False
     records: int = 0  # how many were run
+    waits: list[Span] = []  # those of the lease that are to wait for more, and until when …
+    waits_as: int = 0  # … as a lease of this id
 
 
 class Outcome(NamedTuple):
@@ -174,7 +182,7 @@ class View:
         self.gap_room = 0  # how many more ranges may be kept as gaps (G4)
         self.positions: list[Position] = []
         self.due: list[Parked] = []  # parked records to hand out, the earliest of each lane first
-        self.returned: list[Lease] = []  # ownerless leases, the oldest first
+        self.returned: list[Lease] = []  # ownerless leases, those that wait too, the oldest first
         self.leases: dict[int, Lease] = {}  # those asked for, that exist
 
 

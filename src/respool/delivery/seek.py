@@ -80,7 +80,7 @@ def end_leases(view: View, change: Change, to: Targets, now: float, *, owned: bo
         past = [span for span in lease.spans if span.hi > to.get(span.lo >> 40, span.hi)]
         if not past:
             continue
-        if lease.owner is not None and not owned:
+        if lease.owner and not owned:
             left += sum(span.hi - max(span.lo, to[span.lo >> 40]) for span in past)
             continue
         _cut(change, lease, past, to, now)
@@ -92,9 +92,11 @@ def _cut(change: Change, lease: Lease, past: Iterable[Span], to: Targets, now: f
     for span in past:
         lo, hi = max(span.lo, to[span.lo >> 40]), span.hi
         cuts.append((lo, hi))
-        note = "rewound: taken from its worker" if lease.owner is not None else None
+        note = "rewound: taken from its worker" if lease.owner else None
         change.journal.append(
-            JournalEntry(lo, hi, lease.owner, lease.child, lease.since, now, "rewound", span.retries, note)
+            JournalEntry(
+                lo, hi, lease.owner or None, lease.child, lease.since, now, "rewound", span.retries, note
+            )
         )
     keep_or_return(change, lease, subtract(lease.spans, cuts), release=False)
 

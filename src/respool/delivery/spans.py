@@ -16,6 +16,7 @@ class Span(NamedTuple):
     deliveries: int = 0  # runs that ended with the death of their process and were charged for it
     redrives: int = 0
     alone: bool = False  # to be granted singly: a whole worker died with it (H6)
+    until: float = 0.0  # so long it waits for others to run with: its task takes batches
 
     def part(self, lo: int, hi: int) -> Span:
         """Return the same history for lo <= p < hi."""

@@ -205,11 +205,11 @@ class State(Protocol):
 
         Read, as `reads` asks: `leases` those of the group with these ids; `positions` all of the group's,
         where `end` is one past the last record, or the cursor where there is none; `returned` ownerless
-        leases by id (at least 500 where there are lanes); and `due` parked records, of each lane at most
-        `reads.due`: those due by `now`, the earliest first but for a fair share of each partition, then
-        those parked as unknown, without a due time, of these `tasks`. After them come those at the positions
-        `reads.parked`, in that order, as far as there are any. The group's settings and generation come with
-        its positions (where there are no settings, neither may), or as asked for.
+        leases by id, those that wait too (at least 500 where there are lanes); and `due` parked records, of
+        each lane at most `reads.due`: those due by `now`, the earliest first but for a fair share of each
+        partition, then those parked as unknown, without a due time, of these `tasks`. After them come those
+        at the positions `reads.parked`, in that order, as far as there are any. The group's settings
+        and generation come with its positions (where there are no settings, neither may), or as asked for.
 
         Written, in this order, where what is gone is no error: dropped leases; leases, which replace the
         one of the same id (`child` and `since` stay); `unparked`; cursors; starts, where they become lower;
@@ -231,11 +231,16 @@ class State(Protocol):
     def has_work(self, group: int, now: float, tasks: Sequence[str]) -> bool:
         """Say whether a claim would find anything: new, due, returned, or unknown so far and of these tasks.
 
+        A lease that waits for more (`WAITING`) counts once its time has come: its `since`.
+
         Idle workers ask all the time: cheap, and without a lock. One round trip.
         """
 
     def next_due(self, group: int) -> float | None:
-        """Return when the next of the group's parked records is due, maybe long ago; None: none will be."""
+        """Return when the next of the group's parked records is due, or a lease has waited; None: never.
+
+        Maybe long ago.
+        """
 
     def set_progress(self, group: int, pos: int, value: bytes, fence: tuple[int, int] | None = None) -> None:
         """Keep what a running task says of itself, in place of what it said before. One statement, unsynced.

@@ -123,6 +123,12 @@ class Worker(msgspec.Struct, frozen=True):
     draining: bool
     info: dict[str, Any]
 
+    @property
+    def running(self) -> list[tuple[int, str, float, int]]:
+        """What it ran as of its last beat: first position, task, since when, one past the last."""
+        said = self.info.get("running", ())
+        return [(lo, task, since, hi[0] if hi else lo + 1) for lo, task, since, *hi in said]
+
 
 class Registration(NamedTuple):
     """What a worker says of itself when it starts."""

@@ -236,7 +236,7 @@ def _check_leases(state: GroupState, problems: Problems, warnings: Problems) -> 
     if twice:
         problems.add("leased twice", _places(twice), size(twice))
     for lease in state.leases:
-        if lease.owner is not None and lease.owner not in state.workers:
+        if lease.owner and lease.owner not in state.workers:
             warnings.add("leases of workers that are not registered", [f"worker {lease.owner}"])
 
 

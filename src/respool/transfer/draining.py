@@ -76,7 +76,7 @@ def _held(engine: Engine) -> dict[int, int]:
     held: dict[int, int] = {}
     for group in engine.groups():
         for lease in engine.leases(group):
-            if lease.owner is not None:
+            if lease.owner:
                 held[lease.owner] = held.get(lease.owner, 0) + count(lease.spans)
     return held
 
@@ -97,4 +97,4 @@ def _who(engine: Engine, held: dict[int, int], wait: float) -> str:
 
 
 def _running(worker: Worker | None) -> list[tuple[int, str, float]]:
-    return [] if worker is None else list(worker.info.get("running", ()))
+    return [] if worker is None else [run[:3] for run in worker.running]

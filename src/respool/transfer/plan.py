@@ -68,10 +68,7 @@ def plan(source: Engine, target: Engine | None, shown: str, into: bool) -> Plan:
         groups = [group for group in source.groups() if group.stream == stream.id]
         made.streams.append(StreamPlan(stream, records, groups))
         made.running += sum(
-            count(lease.spans)
-            for group in groups
-            for lease in source.leases(group)
-            if lease.owner is not None
+            count(lease.spans) for group in groups for lease in source.leases(group) if lease.owner
         )
     made.workers = sum(bool(w.info.get("groups")) and not is_gone(w) for w in source.workers())
     ours, theirs = source.mark(), None if target is None else target.mark()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from ..clock import boottime_ns
@@ -67,21 +67,22 @@ class Aftermath:
         return len(held)
 
     def _bury(self, group: int, lease: Lease, seen: Snapshot | None, cause: Cause, how: str) -> None:
-        finished = suspect = None
+        finished = None
+        suspects: list[Suspect] = []
         now = wall_clock()
         if seen is not None:
             finished = self._finished(lease, seen, now)
-            if seen.running is not None:
-                suspect = self._suspect(group, seen, seen.running, how)
+            if seen.running:
+                suspects = self._suspects(group, seen, how)
             else:  # nothing was being run: nobody is to blame
                 cause = Cause.ORDERED
 
         def decide(view: View, change: Change) -> bool:
-            return bury_lease(view, change, lease.id, self._owner, cause, finished, suspect, now)
+            return bury_lease(view, change, lease.id, self._owner, cause, finished, suspects, now)
 
         self._engine.transact(Reads(group, (lease.id,)), decide)
         if seen is not None:  # the one that ran may have been buried
-            self._engine.ring_waiters(seen.through + ([] if seen.running is None else [seen.running]))
+            self._engine.ring_waiters(seen.through + seen.running)
         if finished is not None:
             for log in {call.log for verdict in finished.verdicts for call in verdict.calls}:
                 self._engine.ring(log)
@@ -102,37 +103,57 @@ class Aftermath:
             records=seen.finished,
         )
 
-    def _suspect(self, group: int, seen: Snapshot, pos: int, how: str) -> Suspect:
-        rows = self._engine.rows([Span(pos, pos + 1)])
-        task = rows[0][1] if rows else ""
-        allowed = self._deliveries.get(group, {})
-        most = allowed.get(task, allowed.get(ANY_TASK, DEFAULT_DELIVERIES))
+    def _suspects(self, group: int, seen: Snapshot, how: str) -> list[Suspect]:
+        task = self._task_of(seen.running[0])  # those of a batch are calls of one task
+        most = self._most(group, task)
         error = encode_error(WorkerLost(f"{how} while it ran {task or 'this call'}"), worker=self._name)
-        return Suspect(pos, task, most, how, error, wall_clock() - max(boottime_ns() / 1e9 - seen.began, 0.0))
+        began = wall_clock() - max(boottime_ns() / 1e9 - seen.began, 0.0)
+        return [Suspect(pos, task, most, how, error, began) for pos in seen.running]
 
-    def time_limit(self, seen: Snapshot, pos: int, seconds: float, child: int) -> None:
-        """Fail a record whose process we killed at its time limit; only that record fails."""
+    def _task_of(self, pos: int) -> str:
         rows = self._engine.rows([Span(pos, pos + 1)])
-        task, now = (rows[0][1] if rows else ""), wall_clock()
-        limit = TimeLimitExceeded(f"{task} was killed after {seconds:g} s, its time_limit")
-        error = encode_error(limit, worker=self._name)
-        verdict = Verdict(
-            pos, "failure", error, "dead", task=task, error=error, note=f"failed: time_limit {seconds:g} s",
-            started=now - seconds, ended=now, progressed=True,
-        )  # fmt: skip
-        done = ranges_of([*seen.through, pos])
+        return rows[0][1] if rows else ""
+
+    def _most(self, group: int, task: str) -> int:
+        allowed = self._deliveries.get(group, {})
+        return allowed.get(task, allowed.get(ANY_TASK, DEFAULT_DELIVERIES))
+
+    def time_limit(self, seen: Snapshot, positions: Sequence[int], seconds: float) -> None:
+        """Fail a record whose process we killed at its time limit; only that record fails.
+
+        Of a batch, nobody knows which was too slow: its records are granted again singly, unless they may
+        run only once.
+        """
+        task = self._task_of(positions[0])
+        if len(positions) > 1 and self._most(seen.group, task) > 1:
+            how = f"its batch was killed after {seconds:g} s, its time_limit"
+            for group, lease in self._engine.leases_of(self._owner):
+                if lease.id == seen.lease:
+                    self._bury(group, lease, seen, Cause.CHILD, how)
+            return
+        verdicts = [self._too_long(task, pos, seconds) for pos in positions]
+        done = ranges_of([*seen.through, *positions])
         settlement = Settlement(
             seen.lease,
             self._owner,
             done,
-            [*seen.verdicts, verdict],
+            [*seen.verdicts, *verdicts],
             seen.results,
             seen.lease_began,
-            now,
+            wall_clock(),
             release=True,
         )
         self._engine.transact(
             Reads(seen.group, (seen.lease,)), lambda view, change: settle(view, change, settlement)
         )
-        self._engine.ring_waiters([*seen.through, pos])
-        self._engine.ring(pos >> 40, everyone=True)
+        self._engine.ring_waiters([*seen.through, *positions])
+        self._engine.ring(positions[0] >> 40, everyone=True)
+
+    def _too_long(self, task: str, pos: int, seconds: float) -> Verdict:
+        now = wall_clock()
+        limit = TimeLimitExceeded(f"{task} was killed after {seconds:g} s, its time_limit")
+        error = encode_error(limit, worker=self._name)
+        return Verdict(
+            pos, "failure", error, "dead", task=task, error=error, note=f"failed: time_limit {seconds:g} s",
+            started=now - seconds, ended=now, progressed=True,
+        )  # fmt: skip

@@ -30,7 +30,7 @@ def keep_limits(child: ChildProcess) -> None:
     soft, hard = words[p.SOFT_AT], words[p.HARD_AT]
     if hard and now >= hard and child.over_limit is None:
         seen = child.slot.snapshot()
-        if seen is not None and seen.running is not None and words[p.HARD_AT] == hard:
+        if seen is not None and seen.running and words[p.HARD_AT] == hard:
             child.over_limit = (seen.running, (hard - words[p.BEGAN]) / 1e9)
             child.kill()
     elif soft and now >= soft and words[p.SOFT_FOR] != soft:
@@ -73,13 +73,13 @@ class Attendant:
         ran = boottime_ns() - words[p.BEGAN]
         if not started or ran < SETTLE_FOR:
             return
-        finished = max(words[p.FINISHED], started - 1)
+        finished = words[p.FINISHED] if words[p.TOGETHER] else max(words[p.FINISHED], started - 1)
         known = max(words[p.SETTLED], child.settled[1] if child.settled[0] == lease else 0)
         give = ran >= GIVE_BACK and words[p.ROWS] > started and child.given_back != lease
         if finished <= known and not give:
             return
         seen = child.slot.snapshot()
-        if seen is None or seen.running is None or seen.lease != lease:
+        if seen is None or not seen.running or seen.lease != lease:
             return  # it goes on
         self._settle_for(child, seen, lower_bound(child, seen) if give else [])
 

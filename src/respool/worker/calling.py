@@ -30,7 +30,7 @@ from . import page as p
 from . import verdicts
 from .large import LargePayloads
 from .run import CurrentRun
-from .services import Runner, Service
+from .services import Arguments, Runner, Service
 
 log = logging.getLogger("respool.worker")
 
@@ -73,7 +73,23 @@ class Caller:
         charge: Callable[[int], bool],
     ) -> Verdict | None:
         """Run, park, or leave out a record that has more to it than a body."""
-        pos, _, body, packed = row
+        meta = self.look(service, runner, row, span, skip)
+        if not isinstance(meta, Meta):
+            return meta
+        assert runner is not None
+        body = self.body_of(runner, row, span, lease)
+        if isinstance(body, Verdict):
+            return body
+        if runner.max_deliveries == 1 and not charge(row[0]):
+            self.slot.words[p.BOUND] = 0  # the lease is lost: nothing more of it is ours to run
+            return None
+        return self._call(runner, row, span, body, meta)
+
+    def look(
+        self, service: Service, runner: Runner | None, row: Row, span: Span, skip: frozenset[int]
+    ) -> Meta | Verdict:
+        """Return a record's attributes where it is to be run, else what becomes of it instead."""
+        pos, _, _, packed = row
         now = wall_clock()
         if pos in skip:
             return verdicts.skipped(pos)
@@ -91,24 +107,36 @@ class Caller:
                 return verdicts.expired(row, meta.expires, now)
         if span.deliveries and span.deliveries >= runner.max_deliveries:
             return verdicts.ran_too_often(row, span, now)
-        body = lease.bodies.get(pos, body)
-        if is_reference(body):
-            try:
-                body = self.large.load(runner, body)
-            except BlobLost as error:
-                return self.failure(runner, row, span, error)
-            except BlobsUnavailable as error:
-                return verdicts.out_of_reach(row, error, self.large.later(now), now)
-        if runner.max_deliveries == 1 and not charge(pos):
-            self.slot.words[p.BOUND] = 0  # the lease is lost: nothing more of it is ours to run
-            return None
-        return self._call(runner, row, span, body, meta)
+        return meta
+
+    def body_of(self, runner: Runner, row: Row, span: Span, lease: Lease) -> Any:
+        """Return what a record is run with, or what its body refers to; a Verdict where that is away."""
+        body: Any = lease.bodies.get(row[0], row[2])
+        if not is_reference(body):
+            return body
+        try:
+            return self.large.load(runner, body)
+        except BlobLost as error:
+            return self.failure(runner, row, span, error)
+        except BlobsUnavailable as error:
+            now = wall_clock()
+            return verdicts.out_of_reach(row, error, self.large.later(now), now)
 
     def _call(self, runner: Runner, row: Row, span: Span, body: Any, meta: Meta) -> Verdict | None:
+        try:
+            value = self.perform(runner, lambda: runner.arguments(body, meta))
+        except EndNow:
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
+            return self.failure(runner, row, span, error)
+        return self.success(runner, row, span, value)
+
+    def perform(self, runner: Runner, arguments: Callable[[], Arguments]) -> Any:
+        """Call a task's function within its limits. Raises whatever that, or `arguments`, raises."""
         words = self.slot.words
         self._set_limits(runner)
         try:
-            args, kwargs = runner.arguments(body, meta)
+            args, kwargs = arguments()
             self._coroutine = runner.coroutine
             words[p.USER] = 1
             try:
@@ -119,13 +147,9 @@ class Caller:
                     value = self._run_coroutine(value)
             finally:
                 words[p.USER] = 0
-        except EndNow:
-            raise
-        except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
-            return self.failure(runner, row, span, error)
         finally:
             words[p.SOFT_AT] = words[p.HARD_AT] = 0
-        return self.success(runner, row, span, value)
+        return value
 
     def _run_coroutine(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         if self._loop is None:

@@ -115,6 +115,7 @@ class Child:
         logs = [log for service in executor.services for log in service.stream.logs]
         kind = hash(tuple(service.group.id for service in executor.services)) & 0xFFFF_FFFF_FFFF_FFFF
         sleeper = app.engine.sleeper(logs, kind, (self.control.fileno(),))
+        executor.patient = not self.options.burst
         rung = False
         while not executor.stopping:
             worked = executor.work(rung=rung)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from ..clock import boottime_ns
 from ..clock import now as wall_clock
+from ..delivery.batching import claim_with
 from ..delivery.claim import Request, claim
 from ..delivery.death import charge_before
 from ..delivery.model import Change, Lease, Settlement, Verdict, View
@@ -21,18 +22,15 @@ from ..errors import EngineUnavailable, LogMoved, NotEncodable
 from ..record import Row
 from ..running import current_run
 from . import page as p
+from .batching import Batching
 from .calling import Caller, EndNow
-from .host import RARELY
+from .host import LONGEST, RARELY, UNSETTLED
 from .own_work import Did, Finished, Kept, OwnWork, ranges
 from .run import CurrentRun
 from .services import Service
 
 log = logging.getLogger("respool.worker")
 
-UNSETTLED = 10_000_000  # ns of finished work that may be unsettled (H1, H2)
-LONGEST = (
-    100_000_000  # ns: after that the rest of a lease goes back; what has priority may have come meanwhile
-)
 STAY = 0.1  # seconds with one service before the others get their turn
 FEW = 4  # records; after no more than that, and with nobody waiting for a result, …
 REST = 0.002  # … this many seconds of rest: producers share the machine, and send more at once meanwhile
@@ -72,13 +70,15 @@ class Executor:
         self.worker, self.child, self.slot = worker, child, slot
         self.run = CurrentRun(engine, hold)
         self.caller = Caller(slot, self.run, host.limited)
-        self._own = OwnWork(engine, worker, child, self.run, self.caller, self._transact)
+        self._own = OwnWork(engine, worker, child, self.run, self.caller, self.transact)
         self.done = 0
         self.limit: int | None = None  # records to run in all
+        self.patient = True  # batches wait for more records
         self.rows: list[Row] = []
         self._forked = False
-        self._skip: frozenset[int] = frozenset()
-        self._sizers = {service.group.id: LeaseSizer() for service in services}
+        self.skip: frozenset[int] = frozenset()
+        self.batching = Batching(self)
+        self.sizers = {service.group.id: LeaseSizer() for service in services}
         self._first_lease = p.lease_number(worker, child)
         self._reachable = True
         self._awaited = False  # somebody waited for what was settled last
@@ -91,6 +91,11 @@ class Executor:
         self._forked = True
         self.rows.clear()
         current_run.set(None)  # its calls are sent like anybody's: our outbox is not its own
+
+    def leave_if_forked(self) -> None:
+        """End a process that a task has forked and that did not end by itself."""
+        if self._forked:
+            os._exit(0)
 
     def close(self) -> None:
         """Give the process back: what it runs from now on is part of no run."""
@@ -113,13 +118,14 @@ class Executor:
         for service in self.services:
             if self.stopping:
                 break
-            if sure or self._has_work(service):
+            # What waits for more is work only for those who do not wait.
+            if sure or self.has_work(service) or (service.batch and not self.patient):
                 worked = self._serve(service) or worked
         if worked and self.done - before <= FEW and not self._awaited:
             self.host.pause(REST)
         return worked
 
-    def _has_work(self, service: Service) -> bool:
+    def has_work(self, service: Service) -> bool:
         """Look without the write lock, which others may want."""
         try:
             found = self.engine.has_work(service.group.id, wall_clock(), tuple(service.runners))
@@ -140,7 +146,10 @@ class Executor:
             return False
         self.host.busy(True)
         while lease is not None:
-            settlement = self._run_lease(service, lease)
+            if service.batch:
+                settlement = self.batching.run(service, lease)
+            else:
+                settlement = self.run_lease(service, lease)
             self.host.between_leases()
             go_on = not self.stopping and time.monotonic() < until
             lease = self._exchange(service, settlement, claim_next=go_on)
@@ -152,15 +161,16 @@ class Executor:
         self, service: Service, settlement: Settlement | None, *, claim_next: bool = True
     ) -> Lease | None:
         """Settle one lease and claim the next, in one transaction."""
-        group, sizer, now = service.group.id, self._sizers[service.group.id], wall_clock()
-        self.slot.words[p.LEASES] += 1
-        number = self._first_lease + self.slot.words[p.LEASES]
-        want = sizer.want
+        group, sizer, now = service.group.id, self.sizers[service.group.id], wall_clock()
+        number = self.next_lease()
+        want = max(sizer.want, service.batch)
         if self.limit is not None:
             want = min(want, self.limit - self.done)
             claim_next = claim_next and want > 0
         service.turn += claim_next  # only claims count: else the even turns might all be settlements
-        request = Request(want, self.worker, self.child, number, now, service.turn, service.lanes)
+        request = Request(
+            want, self.worker, self.child, number, now, service.turn, service.lanes, self.patient
+        )
         settled = True
 
         def decide(view: View, change: Change) -> Lease | None:
@@ -170,6 +180,8 @@ class Executor:
             if not claim_next:
                 return None
             service.rewinds = view.settings.get("rewinds", ())
+            if settlement is not None and settlement.waits:
+                return claim_with(view, change, request, settlement.waits_as)
             return claim(view, change, request)
 
         settles = (settlement.lease,) if settlement else ()
@@ -177,7 +189,7 @@ class Executor:
         if claim_next:
             reads = Reads(group, settles, True, want, 8, now, self._offer(service))
         try:
-            lease: Lease | None = self._transact(reads, decide)
+            lease: Lease | None = self.transact(reads, decide)
         except LogMoved as moved:
             if not claim_next:
                 raise  # closed, though we had a lease: it is not ours any more
@@ -185,6 +197,8 @@ class Executor:
             return None
         if settlement is not None:
             self._announce(settlement, settled)
+            if settlement.waits and lease is not None:  # else this process sees to it that they run in time
+                self.engine.ring(settlement.waits[0].lo >> 40)
         if lease is None:
             self.slot.settled()
             if claim_next and not reads.tasks:
@@ -204,7 +218,12 @@ class Executor:
             log.warning("%s", self._moved.removesuffix("; nothing was sent"))
         self.host.pause(PATIENCE[-1])
 
-    def _transact(self, reads: Reads, decide: Callable[[View, Change], Any], *, synced: bool = False) -> Any:
+    def next_lease(self) -> int:
+        """Return an id for a lease, never used before."""
+        self.slot.words[p.LEASES] += 1
+        return self._first_lease + self.slot.words[p.LEASES]
+
+    def transact(self, reads: Reads, decide: Callable[[View, Change], Any], *, synced: bool = False) -> Any:
         """Run a decision; where the engine cannot be reached nothing was changed, and it is tried again.
 
         Any other error ends the process: its supervisor then finds out what was left.
@@ -231,10 +250,12 @@ class Executor:
 
     def _read(self, service: Service, lease: Lease, now: float) -> None:
         self.rows = self.engine.rows(lease.spans)
-        self.slot.claimed(lease.id, service.group.id, [row[0] for row in self.rows], now)
-        self._skip = frozenset()
+        self.skip = frozenset()
         if service.choice is not None:
-            self._skip = service.choice.left_out(self.engine, lease.spans, self.rows)
+            self.skip = service.choice.left_out(self.engine, lease.spans, self.rows)
+        if service.batch:
+            self.rows = self.batching.sort(service, lease, self.rows)
+        self.slot.claimed(lease.id, service.group.id, [row[0] for row in self.rows], now)
 
     def _announce(self, settlement: Settlement, settled: bool) -> None:
         """Wake those whom a settlement concerns; say it where the lease was lost."""
@@ -251,15 +272,20 @@ class Executor:
         for parked in {verdict.pos >> 40 for verdict in settlement.verdicts if _concerns_others(verdict)}:
             engine.ring(parked)
 
-    def _settle_part(
-        self, service: Service, lease: Lease, rows: Sequence[Row], kept: Kept, began: float
+    def settle_part(
+        self,
+        service: Service,
+        lease: Lease,
+        done: list[tuple[int, int]],
+        count: int,
+        kept: Kept,
+        began: float,
     ) -> None:
-        """Settle what is finished in the middle of a lease."""
-        done = ranges(lease, rows)
-        settlement = Settlement(lease.id, self.worker, done, *kept, began, wall_clock(), records=len(rows))
+        """Settle `count` finished records in the middle of a lease."""
+        settlement = Settlement(lease.id, self.worker, done, *kept, began, wall_clock(), records=count)
         reads = Reads(service.group.id, (lease.id,))
-        settled = self._transact(reads, lambda view, change: settle(view, change, settlement))
-        self.slot.words[p.SETTLED] += len(rows)
+        settled = self.transact(reads, lambda view, change: settle(view, change, settlement))
+        self.slot.words[p.SETTLED] += count
         self.slot.forget_verdicts()
         self._announce(settlement, settled)
         if not settled:
@@ -274,15 +300,19 @@ class Executor:
 
     # One lease
 
-    def _run_lease(self, service: Service, lease: Lease) -> Settlement:
+    def run_lease(self, service: Service, lease: Lease, few: int | None = None) -> Settlement:
         """Run the records of a lease in order; return what is left to settle at its end.
 
         This is the hot path: what a record does not need is not done for it.
+
+        Parameters:
+            few: run only so many, and say nothing of the others.
         """
-        words, rows, slot, run, caller = self.slot.words, self.rows, self.slot, self.run, self.caller
+        words, slot, run, caller = self.slot.words, self.slot, self.run, self.caller
+        rows = self.rows if few is None else self.rows[:few]
         started_word, finished_word, bound = p.STARTED, p.FINISHED, p.BOUND
         deadline, began_word, encode = p.DEADLINE, p.BEGAN, caller.encode
-        only, get_runner, skip, clock = service.only, service.runners.get, self._skip, boottime_ns
+        only, get_runner, skip, clock = service.only, service.runners.get, self.skip, boottime_ns
         first = lease.spans[0]
         simple = len(lease.spans) == 1 and not any(first[2:]) and not lease.bodies
         careful = not simple or bool(skip)
@@ -297,9 +327,9 @@ class Executor:
         def charge(pos: int) -> bool:
             reads = Reads(service.group.id, (lease.id,))
             return bool(
-                self._transact(
+                self.transact(
                     reads,
-                    lambda view, change: charge_before(view, change, lease.id, self.worker, pos),
+                    lambda view, change: charge_before(view, change, lease.id, self.worker, [pos]),
                     synced=True,
                 )
             )
@@ -311,7 +341,7 @@ class Executor:
             # back, does the two in the other order, and so never gives back one that runs (H3).
             words[began_word] = last
             words[started_word] = count + 1
-            if count >= words[bound] or (last > words[deadline] and not self._prove_alive()):
+            if count >= words[bound] or (last > words[deadline] and not self.prove_alive()):
                 words[started_word] = count
                 break
             runner = only or get_runner(row[1])
@@ -324,7 +354,8 @@ class Executor:
                 if runner is not None and runner.max_deliveries == 1:  # claimed singly, settled at once (H7)
                     if count > settled:
                         words[finished_word] = count
-                        self._settle_part(service, lease, rows[settled:count], kept, wall)
+                        done = ranges(lease, rows[settled:count])
+                        self.settle_part(service, lease, done, count - settled, kept, wall)
                         settled, kept = count, ([], [])
                     settle_now = True
                 verdict = caller.call_with_care(service, lease, runner, row, span, skip, charge)
@@ -356,10 +387,10 @@ class Executor:
                                     words[finished_word] = count + 1
             count += 1
             if self._forked:
-                os._exit(0)
+                self.leave_if_forked()
             last = clock()
             if verdict is not None and run.work is not None:
-                finished = Finished(rows[settled:count], kept, wall, count == len(rows))
+                finished = Finished(rows[settled:count], kept, wall, count == len(self.rows))
                 became = self._own.commit(service, lease, row, span, verdict, finished)
                 if became is Did.NOTHING:
                     count -= 1
@@ -383,7 +414,8 @@ class Executor:
             if (full or settle_now or last - began >= UNSETTLED) and count < len(rows):
                 if not full:  # what is in no shared memory is not finished until it is settled (H2)
                     words[finished_word] = count
-                self._settle_part(service, lease, rows[settled:count], kept, wall)
+                done = ranges(lease, rows[settled:count])
+                self.settle_part(service, lease, done, count - settled, kept, wall)
                 words[finished_word] = count
                 full = False
                 settled, kept, wall = count, ([], []), wall_clock()
@@ -395,10 +427,10 @@ class Executor:
             words[finished_word] = count
         self.done += count
         words[p.DONE] = self.done
-        self._sizers[service.group.id].ran(count, (last - start) / 1e9)
-        if settled and settled == len(rows):
+        self.sizers[service.group.id].ran(count, (last - start) / 1e9)
+        if settled and settled == len(self.rows):
             done = []
-        elif count == len(rows):
+        elif count == len(self.rows):
             done = [(span.lo, span.hi) for span in lease.spans]
         else:
             done = ranges(lease, rows[settled:count])
@@ -406,7 +438,7 @@ class Executor:
             lease.id, self.worker, done, *kept, wall, wall_clock(), release=True, records=count - settled
         )
 
-    def _prove_alive(self) -> bool:
+    def prove_alive(self) -> bool:
         """The supervisor cannot prove that it lives: start nothing until it can (H5). False: stop."""
         while boottime_ns() > self.slot.words[p.DEADLINE]:
             if self.stopping or self.slot.words[p.BOUND] == 0:

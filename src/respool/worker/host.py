@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from ..clock import now as wall_clock
 from ..dead import drop_old
 from ..delivery.seek import held, under_way
+from ..delivery.spans import ranges_of
 from ..engines.base import Worker
 from ..engines.moving import told
 from ..errors import DatabaseGone, EngineUnavailable, LogMoved, RespoolError
@@ -25,6 +26,10 @@ HOUSEKEEPING_SHARE = 0.1  # … a round may take
 RARELY = 10.0  # seconds between two looks of who hears the bell: a ring is lost only with who would ring
 ABANDONED = 60.0  # seconds after which a seek that is not over is finished by a worker
 LEAST_WAIT = 0.02  # seconds between looks at a group that has a rate
+UNSETTLED = 10_000_000  # ns of finished work that may be unsettled (H1, H2)
+LONGEST = (
+    100_000_000  # ns after which the rest of a lease goes back; what has priority may have come meanwhile
+)
 STEP = 5000  # records or values in one transaction
 
 
@@ -81,6 +86,11 @@ def _identity(path: str) -> str:
     except (FileNotFoundError, NotADirectoryError):
         return ""
     return f"{found.st_dev}:{found.st_ino}"
+
+
+def running_info(positions: Sequence[int], task: str, since: float) -> list[list[Any]]:
+    """Return what a beat says of that which runs: first position, task, since when, one past the last."""
+    return [[lo, task, since, hi] for lo, hi in ranges_of(positions)]
 
 
 def is_gone(worker: Worker) -> bool:

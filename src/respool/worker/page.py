@@ -30,7 +30,9 @@ LEASE = 1
 GROUP = 2
 ROWS = 3  # records of the lease
 STARTED = 4  # how many of them have been started …
-FINISHED = 5  # … and how many are known to be finished; all but the last one started are, too
+FINISHED = (
+    5  # … and how many are known to be finished; all but the last one started are, too, unless TOGETHER
+)
 BOUND = 6  # none is started at or beyond this number (P7)
 BUFFER = 7  # bytes of verdicts
 STOP = 8  # set by the supervisor: start nothing more
@@ -46,6 +48,7 @@ SOFT_FOR = 17  # for which soft time limit (its SOFT_AT) the child was sent a si
 USER = 18  # 1 while the code of a record with limits runs
 SETTLED = 19  # how many records of the lease the child has settled itself
 LEASES = 20  # leases counted so far in this slot, those of dead children too: no id is used twice
+TOGETHER = 21  # while a batch runs: one past the last record of what is run at once, from FINISHED on; else 0
 _WORDS = 32
 NO_BOUND = (1 << 64) - 1
 
@@ -53,9 +56,11 @@ _HEADER = _WORDS * 8
 _ROWS_BYTES = MAX_LEASE * 8
 BUFFER_BYTES = 256 * 1024
 SLOT_BYTES = _HEADER + _ROWS_BYTES + BUFFER_BYTES
-_ENTRY = struct.Struct("<QI")  # position and length; position 0 stands before a packed verdict
+_ENTRY = struct.Struct("<QI")  # position and length of a result; or one of these, which are no positions:
+_VERDICT, _RESULTS = 0, 1  # before a packed verdict, before packed results
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(Verdict).decode
+_unpack_results = msgspec.msgpack.Decoder(list[tuple[int, bytes]]).decode
 _MAP_FIXED = 0x10  # on Linux, macOS and the BSDs
 _libc = ctypes.CDLL(None)
 _libc.mmap.restype = ctypes.c_void_p
@@ -81,11 +86,12 @@ class Snapshot:
     began: float = 0.0  # boottime of the running record's start
     lease_began: float = 0.0
     settled: int = 0
+    together: int = 0
 
     @property
-    def running(self) -> int | None:
-        """The position of the record that is being run."""
-        return self.rows[self.started - 1] if self.started > self.finished else None
+    def running(self) -> list[int]:
+        """The positions of what is being run: a record, or the records of a batch."""
+        return self.rows[self.finished : self.together or self.started]
 
     @property
     def unstarted(self) -> list[int]:
@@ -254,7 +260,7 @@ class Slot:
         words = self.words
         words[SEQ] += 1
         words[STARTED] = words[FINISHED] = words[SETTLED] = words[BUFFER] = 0
-        words[SOFT_AT] = words[HARD_AT] = words[SOFT_FOR] = 0
+        words[SOFT_AT] = words[HARD_AT] = words[SOFT_FOR] = words[TOGETHER] = 0
         words[BOUND] = 0 if words[STOP] else NO_BOUND
         for index, pos in enumerate(rows):
             self._rows[index] = pos
@@ -273,7 +279,11 @@ class Slot:
 
     def add(self, verdict: Verdict) -> bool:
         """Keep a verdict; False where there is no room, and the lease must be settled first."""
-        return self.add_result(0, _pack(verdict))
+        return self.add_result(_VERDICT, _pack(verdict))
+
+    def add_results(self, results: list[tuple[int, bytes]]) -> bool:
+        """Keep what the runs of a batch returned; False where there is no room."""
+        return self.add_result(_RESULTS, _pack(results))
 
     def add_result(self, pos: int, value: bytes) -> bool:
         """Keep what a run returned; False where there is no room."""
@@ -300,16 +310,18 @@ class Slot:
         seq = words[SEQ]
         if seq % 2 or not words[LEASE]:
             return None
-        started, finished = words[STARTED], words[FINISHED]
+        # In this order: the child sets TOGETHER before STARTED, and clears it after FINISHED.
+        started, together, finished = words[STARTED], words[TOGETHER], words[FINISHED]
         seen = Snapshot(
             words[LEASE],
             words[GROUP],
             list(self._rows[: min(words[ROWS], MAX_LEASE)]),
-            started,
-            max(finished, started - 1, 0),
+            max(started, together),
+            finished if together else max(finished, started - 1, 0),
             began=words[BEGAN] / 1e9,
             lease_began=words[LEASE_BEGAN] / 1e6,
             settled=words[SETTLED],
+            together=together,
         )
         self._read_buffer(seen, min(words[BUFFER], BUFFER_BYTES))
         return seen if words[SEQ] == seq else None
@@ -329,9 +341,12 @@ class Slot:
             start += _ENTRY.size
             data = bytes(self._buffer[start : start + size])
             start += size
-            if pos == 0:
+            if pos == _VERDICT:
                 verdict = _unpack(data)
                 if verdict.pos in through:
                     seen.verdicts.append(verdict)
+            elif pos == _RESULTS:
+                seen.results += [result for result in _unpack_results(data) if result[0] in through]
             elif pos in through:
                 seen.results.append((pos, data))
+        seen.results.sort()  # a batch may have been of records that do not stand side by side

@@ -29,7 +29,7 @@ class ChildProcess:
         self.started = time.monotonic()
         self.ready = False
         self.slot: p.Slot | None = None
-        self.over_limit: tuple[int, float] | None = None  # position and seconds: why we killed it
+        self.over_limit: tuple[list[int], float] | None = None  # positions and seconds: why we killed it
         self.ordered = False  # we ended it
         self.settled: tuple[int, int] = (0, 0)  # lease, records of it that we settled
         self.given_back = 0  # lease whose rest we gave back

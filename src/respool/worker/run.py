@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from ..clock import now as wall_clock
 from ..codec import codec_for
 from ..delivery.model import MIDDLE, Change, NewCall, View
-from ..delivery.spans import Span
+from ..delivery.spans import Span, ranges_of
 from ..engines import public_id, stored_id
 from ..engines.base import Engine, LeaseLost, Reads, Record, Work
 from ..errors import ConfigError, IdConflict, Refused, RespoolError
@@ -70,6 +71,8 @@ class CurrentRun:
         self.span = Span(0, 0)
         self.work: Work | None = None
         """The run's own transaction, to be committed with its settlement."""
+        self.batch: Sequence[tuple[Row, Span]] | None = None
+        self._others: tuple[str, ...] = ()  # stands for the other records of the batch
         self.used = False
         """Whether the run made calls or said how far it is: else there is nothing to look after."""
         self.dropped = 0
@@ -81,6 +84,17 @@ class CurrentRun:
         """Move on to another lease. A run begins by setting `row` and `span`."""
         self.service = service
         self._fence = (lease, owner)
+
+    def begin_batch(self, batch: Sequence[tuple[Row, Span]]) -> None:
+        """Move on to a run of many records; what it sends is sent for the first."""
+        self.batch = batch
+        self.row, self.span = batch[0]
+        positions = repr([row[0] for row, _ in batch[1:]]).encode()
+        self._others = (hashlib.blake2b(positions, digest_size=16).hexdigest(),)
+
+    def end_batch(self) -> None:
+        """Leave it: from here on a run is of one record."""
+        self.batch, self.row, self._others = None, None, ()
 
     def end(self) -> tuple[list[NewCall], int, bool]:
         """Close the outbox; return the calls to settle, how many are dropped, whether there was progress."""
@@ -102,13 +116,26 @@ class CurrentRun:
 
     def request(self) -> Request:
         """Return what is known of the call."""
-        record, group = self.record, self.service.group
-        meta = record.meta
+        if self.batch is not None:
+            raise ConfigError("a batch is many calls: take self.calls, a list of their requests")
+        return self._request(self.record, self.span)
+
+    def requests(self) -> list[Request]:
+        """Return what is known of each call of a batch, in their order."""
+        if self.batch is None:
+            raise ConfigError("self.calls exists only in a task with batch=; this one has self.request")
+        found: dict[int, Record] = {}
+        for lo, hi in ranges_of(row[0] for row, _ in self.batch):
+            found.update((record.pos, record) for record in self._engine.records(lo, hi, hi - lo))
+        return [self._request(found[row[0]], span) for row, span in self.batch]
+
+    def _request(self, record: Record, span: Span) -> Request:
+        group, meta = self.service.group, record.meta
         return Request(
             id_text(public_id(record.id)),
             record.task,
-            self.span.retries,
-            self.span.deliveries,
+            span.retries,
+            span.deliveries,
             group.name,
             group.kind == "replay",
             meta.headers or {},
@@ -131,6 +158,8 @@ class CurrentRun:
     def update_state(self, meta: Any) -> None:
         """Keep what the task says of its progress: one statement (H1)."""
         assert self.row is not None
+        if self.batch is not None:
+            raise ConfigError("a batch is many calls: there is no one state to update")
         value = codec_for("msgpack").encode(meta, "meta")
         if self.excludes:
             raise ConfigError(
@@ -150,6 +179,8 @@ class CurrentRun:
             raise ConfigError(
                 f"self.transaction(): on {can.name} a task's own work and its settlement cannot be one"
             )
+        if self.batch is not None:
+            raise ConfigError("self.transaction(): a batch is many calls, each settled by itself")
         if self.work is not None:
             raise ConfigError("self.transaction(): one for each run, and this run has one")
         with self.shield(), self._lock:  # or what is being sent meanwhile would get into it
@@ -209,7 +240,8 @@ class CurrentRun:
                 return public_id(call.id)
             self._calls.append(call)
             self._bytes += len(body)
-            hold = self._hold
+            # Those of a batch wait: a rerun may be of other records, and so make other ids of the same calls.
+            hold = self._hold if self.batch is None else None
             if hold is None and meta.offloaded is not None:
                 hold = BLOB_HOLD
             if hold is not None and self._sends_at is None:
@@ -261,7 +293,7 @@ class CurrentRun:
         """Return an id that a rerun gives to the same call, and to no other (H8)."""
         group, span = self.service.group, self.span
         generation = self.service.generation_at(parent.pos)
-        history = (group.id, generation, parent.pos, span.retries, span.redrives, log)
+        history = (group.id, generation, parent.pos, *self._others, span.retries, span.redrives, log)
         parts = (repr(history).encode(), task.encode(), same_payload(body))
         first = derived_id(parent.time, *parts, b"")
         occurrence = self._made[first] = self._made.get(first, 0) + 1

@@ -14,8 +14,8 @@ from ..codec import Codec, codec_for
 from ..delivery.lanes import Turns
 from ..delivery.seek import generation_at
 from ..engines.base import Group, Stream
-from ..errors import CorruptBody, RespoolError, UnknownName
-from ..record import Meta
+from ..errors import BadArguments, CorruptBody, RespoolError, UnknownName
+from ..record import NO_META, Meta
 from ..task import Task
 
 Arguments = tuple[Sequence[Any], dict[str, Any]]
@@ -24,9 +24,10 @@ Arguments = tuple[Sequence[Any], dict[str, Any]]
 class Runner:
     """A task, compiled for running: what it needs is looked up once, what it does not use is left out."""
 
-    __slots__ = ("content_type", "convert", "coroutine", "decode", "event", "fn", "hard", "ignores",
+    __slots__ = ("batch", "batch_key", "batch_wait", "content_type", "convert", "coroutine", "decode",
+                 "event", "fn", "hard", "ignores",
                  "max_deliveries", "name", "options", "over", "plain",
-                 "retry", "soft", "task", "ttl", "unpack")  # fmt: skip
+                 "retry", "soft", "task", "ttl", "tuples", "unpack")  # fmt: skip
 
     def __init__(self, task: Task[Any, Any], *, event: bool) -> None:
         options = task.options
@@ -44,7 +45,11 @@ class Runner:
         self.decode = codec_for(self.content_type).decode
         self.unpack: Callable[[bytes], Arguments] = self._one_event if event else self._one_call
         """Return the arguments that a body of the usual content type holds."""
-        self.plain = not (self.coroutine or self.soft or self.hard or self.max_deliveries == 1)
+        self.batch: int | None = options["batch"]
+        self.tuples = task.signature.tuples
+        self.batch_key: Any = options["batch_key"]
+        self.batch_wait: float = options["batch_wait"] or 0.0
+        self.plain = not (self.coroutine or self.soft or self.hard or self.batch or self.max_deliveries == 1)
         """Whether nothing but the function is to be called."""
 
     def _one_event(self, body: bytes) -> Arguments:
@@ -63,6 +68,27 @@ class Runner:
             value = self._codec(meta.content_type).decode(body)
             args, kwargs = ((value,), {}) if self.event else _call(value)
         return self.convert(list(args), kwargs) if self.convert else (args, kwargs)
+
+    def item(self, body: bytes, meta: Meta) -> Any:
+        """Return what a record is in its batch's list: its argument, or several as a tuple.
+
+        Raises: as `arguments`.
+        """
+        if meta is NO_META:  # as nearly always
+            args, kwargs = self.unpack(body)
+            if self.convert is not None:
+                args, kwargs = self.convert(list(args), kwargs)
+        else:
+            args, kwargs = self.arguments(body, meta)
+        if len(args) == 1 and not kwargs and not self.tuples:
+            return args[0]
+        if self.convert is None:  # nothing has looked yet at how many there are
+            args, kwargs = self.task.signature.convert(list(args), kwargs)
+        if kwargs:
+            raise BadArguments(
+                f"{self.name}() takes batches, and so no argument {next(iter(kwargs))!r} by name"
+            )
+        return tuple(args)
 
     def _codec(self, content_type: str) -> Codec:
         try:
@@ -88,9 +114,15 @@ class Service:
     sends: bool = True  # the calls its runs make are sent
     choice: Choice | None = None  # which records it runs; None: all within its bounds
     rewinds: Sequence[Any] = ()  # from where on its records are of which generation, as of the last claim
+    batch: int = 0  # the largest batch that its tasks take, 0: none does
     turn: int = 0  # claims so far
     lanes: Turns = field(default_factory=Turns)  # whose turn it is, of the priorities in use
     offered: float = 0.0  # when calls of unknown tasks were asked for last
+
+    def __post_init__(self) -> None:
+        """Find out whether there are batches to form."""
+        runners = (*self.runners.values(), *([self.only] if self.only else []))
+        self.batch = max((runner.batch or 0 for runner in runners), default=0)
 
     @property
     def rate(self) -> float | None:

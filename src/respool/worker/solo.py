@@ -27,7 +27,17 @@ from . import page as p
 from .aftermath import Aftermath
 from .calling import EndNow
 from .executor import Executor
-from .host import all_done, boot_id, farewell, idle, keep_house, pid_space, refuse_moved, version
+from .host import (
+    all_done,
+    boot_id,
+    farewell,
+    idle,
+    keep_house,
+    pid_space,
+    refuse_moved,
+    running_info,
+    version,
+)
 from .options import WorkerOptions
 from .services import Service
 from .sweeping import Sweeper
@@ -100,6 +110,7 @@ class Solo:
         logs = [log_ for service in self.services for log_ in service.stream.logs]
         kind = hash(tuple(service.group.id for service in self.services)) & 0xFFFF_FFFF_FFFF_FFFF
         sleeper = self.engine.sleeper(logs, kind, (self._wake_read,))
+        executor.patient = not self.options.burst
         groups = [service.group for service in self.services]
         limit = executor.limit = self.options.max_tasks_per_child
         rung = False
@@ -178,9 +189,9 @@ class Solo:
         self.slot.words[p.DEADLINE] = sent + int(self.app.settings["worker_ttl"] * 0.8e9)
 
     def _info(self, seen: p.Snapshot | None) -> dict[str, Any]:
-        running = []
-        if seen is not None and seen.running is not None:
-            running.append([seen.running, "", wall_clock() - (boottime_ns() / 1e9 - seen.began)])
+        running: list[list[Any]] = []
+        if seen is not None and seen.running:
+            running = running_info(seen.running, "", wall_clock() - (boottime_ns() / 1e9 - seen.began))
         return {
             "groups": [service.group.id for service in self.services],
             "pids": pid_space(),

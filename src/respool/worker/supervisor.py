@@ -38,6 +38,7 @@ from .host import (
     keep_house,
     pid_space,
     refuse_moved,
+    running_info,
     version,
 )
 from .options import EXIT_LOST, EXIT_RECYCLED, EXIT_REFUSED, Hello, Refusal, Welcome, WorkerOptions
@@ -404,10 +405,10 @@ class Supervisor:
             words = child.slot.words
             children.append({"pid": child.pid, "index": child.index, "done": words[p.DONE]})
             seen = child.slot.snapshot()
-            if seen is not None and seen.running is not None:
+            if seen is not None and seen.running:
                 since = wall_clock() - (boottime_ns() / 1e9 - seen.began)
-                rows = self.engine.rows([Span(seen.running, seen.running + 1)])
-                running.append([seen.running, rows[0][1] if rows else "", since])
+                rows = self.engine.rows([Span(seen.running[0], seen.running[0] + 1)])
+                running += running_info(seen.running, rows[0][1] if rows else "", since)
         return {
             "groups": [service[0] for service in self.hello.services],
             "pids": pid_space(),
@@ -468,17 +469,15 @@ class Supervisor:
         if limit is not None and seen is not None and seen.running == limit[0] and not child.limit_kept:
             if first_time:
                 log.warning("a task ran longer than its time_limit; its process was killed")
-            aftermath.time_limit(seen, *limit, child.index)
+            aftermath.time_limit(seen, *limit)
             child.limit_kept = True
         ours = child.ordered or self._draining or child.over_limit is not None
         # With these it ends itself, but never in the middle of a run.
-        clean = status in (0, EXIT_RECYCLED, EXIT_LOST, EXIT_REFUSED) and (
-            seen is None or seen.running is None
-        )
+        clean = status in (0, EXIT_RECYCLED, EXIT_LOST, EXIT_REFUSED) and (seen is None or not seen.running)
         cause = Cause.ORDERED if ours or clean else Cause.CHILD
         how = "its worker was told to stop" if cause is Cause.ORDERED and not clean else how_it_died(status)
         if cause is Cause.CHILD and first_time:
-            what = "" if seen is None or seen.running is None else ", running a call"
+            what = "" if seen is None or not seen.running else ", running a call"
             log.warning("child %d (pid %d): %s%s", child.index, child.pid, how, what)
         aftermath.of_child(child.index, seen, cause, how)
         if child.slot is not None:

@@ -52,6 +52,31 @@ def failed(
     return verdict
 
 
+def put_off(
+    runner: Runner,
+    row: Row,
+    span: Span,
+    error: BaseException,
+    began: float,
+    now: float,
+    random: float,
+    *,
+    counted: bool,
+) -> Verdict:
+    """Return what becomes of a call whose batch raised, and that was not run apart from others.
+
+    It is run later, whatever its task retries. `counted`: as one of its retries, for nothing of the batch
+    could be run; with none left it fails.
+    """
+    if counted and not may_retry(runner.retry, span.retries):
+        return failed(runner, row, span, error, began, now, random)
+    due = now + delay(runner.retry, span.retries, None, random)
+    return Verdict(
+        row[0], reason="retry", due=due, task=row[1], error=encode_error(error), retried=counted,
+        note=_note("retry", error), started=began, ended=now,
+    )  # fmt: skip
+
+
 def unreadable(row: Row, error: BaseException, now: float) -> Verdict:
     """Return the verdict on a record that cannot be decoded: a dead letter with the reason."""
     encoded = encode_error(error)

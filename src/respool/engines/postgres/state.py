@@ -572,7 +572,7 @@ def _counts(db: Db, sql: dict[str, bytes], group: int) -> Counts:
                 oldest = micros
     owned = returned = 0
     for lease in _leases(db, sql, group):
-        if lease.owner is None:
+        if not lease.owner:  # nobody's, or waiting
             returned += count(lease.spans)
         else:
             owned += count(lease.spans)

@@ -358,7 +358,7 @@ SELECT nextval('respool.lease_number');
 SELECT id, owner, child, spans, bodies, since FROM respool.lease WHERE grp = %s AND id = ANY (%s);
 
 -- name: returned
-SELECT id, owner, child, spans, bodies, since FROM respool.lease WHERE grp = %(grp)s AND owner IS NULL ORDER BY id
+SELECT id, owner, child, spans, bodies, since FROM respool.lease WHERE grp = %(grp)s AND coalesce(owner, 0) = 0 ORDER BY id
 LIMIT greatest(%(most)s, (SELECT CASE WHEN min(priority) < max(priority) THEN %(lanes)s END
                           FROM respool.position WHERE grp = %(grp)s));
 
@@ -404,10 +404,13 @@ ORDER BY at, pos LIMIT %(limit)s;
 SELECT count(*) FROM respool.parked WHERE grp = %s AND pos >= %s AND pos < %s AND reason <> 'dead';
 
 -- name: next_due
-SELECT min(k.due) FROM respool.position p CROSS JOIN LATERAL (
-    SELECT due FROM respool.parked WHERE grp = p.grp AND pos >> 40 = p.log AND due IS NOT NULL
-    ORDER BY due LIMIT 1) k
-WHERE p.grp = %s;
+-- Or when a lease has waited long enough for more (owner 0: see delivery.model.WAITING).
+SELECT least((SELECT min(k.due) FROM respool.position p CROSS JOIN LATERAL (
+                  SELECT due FROM respool.parked WHERE grp = p.grp AND pos >> 40 = p.log AND due IS NOT NULL
+                  ORDER BY due LIMIT 1) k
+              WHERE p.grp = asked.grp),
+             (SELECT min(since) FROM respool.lease WHERE grp = asked.grp AND owner = 0))
+FROM (SELECT %s::bigint AS grp) AS asked;
 
 -- name: put_parked
 INSERT INTO respool.parked (grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at)
@@ -525,7 +528,8 @@ AND (EXISTS (
     OR EXISTS (SELECT 1 FROM respool.position p CROSS JOIN LATERAL (
             SELECT 1 FROM respool.parked WHERE grp = p.grp AND pos >> 40 = p.log AND due <= %(now)s LIMIT 1) k
         WHERE p.grp = %(grp)s)
-    OR EXISTS (SELECT 1 FROM respool.lease WHERE grp = %(grp)s AND owner IS NULL)
+    OR EXISTS (SELECT 1 FROM respool.lease
+               WHERE grp = %(grp)s AND (owner IS NULL OR (owner = 0 AND since <= %(now)s)))
     OR EXISTS (SELECT 1 FROM respool.gap g
         CROSS JOIN LATERAL (SELECT pos FROM respool.record WHERE pos >= g.lo AND pos < g.hi ORDER BY pos LIMIT 1) r
         WHERE g.grp = %(grp)s)

@@ -355,7 +355,7 @@ def _counts(db: Any, group: int) -> Counts:
     owned = returned = 0
     for row in db.execute(SQL["leases"], (group,)):
         lease = _lease(row)
-        if lease.owner is None:
+        if not lease.owner:  # nobody's, or waiting
             returned += count(lease.spans)
         else:
             owned += count(lease.spans)

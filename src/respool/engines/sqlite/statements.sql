@@ -118,7 +118,7 @@ FROM position WHERE grp = ?1;
 SELECT log, cursor,
        ifnull((SELECT max(pos) FROM record WHERE pos BETWEEN log << 40 AND (log << 40) + 1099511627775) + 1, cursor),
        stop, priority,
-       EXISTS (SELECT 1 FROM lease WHERE grp = ?1 AND owner IS NULL),
+       EXISTS (SELECT 1 FROM lease WHERE grp = ?1 AND ifnull(owner, 0) = 0),
        EXISTS (SELECT 1 FROM parked WHERE grp = ?1 AND pos >> 40 = log AND due <= ?2),
        EXISTS (SELECT 1 FROM parked INDEXED BY parked_reason WHERE grp = ?1 AND reason = 'unknown' AND due IS NULL),
        (SELECT settings FROM grp WHERE id = ?1)
@@ -184,7 +184,7 @@ UPDATE position SET cursor = ?3 WHERE grp = ?1 AND log = ?2;
 SELECT id, owner, child, spans, bodies, since FROM lease WHERE id = ?2 AND grp = ?1;
 
 -- name: returned
-SELECT id, owner, child, spans, bodies, since FROM lease WHERE grp = ?1 AND owner IS NULL ORDER BY id LIMIT ?2;
+SELECT id, owner, child, spans, bodies, since FROM lease WHERE grp = ?1 AND ifnull(owner, 0) = 0 ORDER BY id LIMIT ?2;
 
 -- name: leases
 SELECT id, owner, child, spans, bodies, since FROM lease WHERE grp = ?1 ORDER BY id;
@@ -232,8 +232,11 @@ ORDER BY at, pos LIMIT ?5;
 SELECT count(*) FROM parked WHERE grp = ?1 AND pos >= ?2 AND pos < ?3 AND reason <> 'dead';
 
 -- name: next_due
-SELECT min((SELECT due FROM parked WHERE grp = ?1 AND pos >> 40 = log AND due IS NOT NULL ORDER BY due LIMIT 1))
-FROM position WHERE grp = ?1;
+-- Or when a lease has waited long enough for more (owner 0: see delivery.model.WAITING).
+SELECT min(due) FROM (
+    SELECT min((SELECT due FROM parked WHERE grp = ?1 AND pos >> 40 = log AND due IS NOT NULL ORDER BY due LIMIT 1)) AS due
+    FROM position WHERE grp = ?1
+    UNION ALL SELECT since FROM lease WHERE grp = ?1 AND owner = 0);
 
 -- name: put_parked
 INSERT OR REPLACE INTO parked (grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at)
@@ -349,7 +352,7 @@ SELECT settings <> '{}' AND (json_extract(settings, '$.paused') IS NOT NULL
 -- name: has_work
 SELECT EXISTS (SELECT 1 FROM position WHERE grp = ?1 AND EXISTS (
         SELECT 1 FROM parked WHERE grp = ?1 AND pos >> 40 = log AND due <= ?2))
-    OR EXISTS (SELECT 1 FROM lease WHERE grp = ?1 AND owner IS NULL)
+    OR EXISTS (SELECT 1 FROM lease WHERE grp = ?1 AND (owner IS NULL OR (owner = 0 AND since <= ?2)))
     OR EXISTS (SELECT 1 FROM parked INDEXED BY parked_reason WHERE grp = ?1 AND reason = 'unknown' AND due IS NULL
                AND task IN (SELECT value FROM json_each(?3)));
 
