@@ -314,8 +314,10 @@ def parse_url(url: str) -> Location:
 
     try:
         parts = urlsplit(url)
-    except ValueError as error:
-        raise ConfigError(f"the URL cannot be read: {error}") from None
+    except ValueError:  # whose text may repeat it, with its password
+        parts = None
+    if parts is None:
+        raise ConfigError(f"the URL {_without_password(url)!r} cannot be read")
     if parts.scheme == "sqlite":
         return _sqlite_location(url, parts)
     if parts.scheme in ("postgresql", "postgres"):
@@ -323,7 +325,12 @@ def parse_url(url: str) -> Location:
     if parts.scheme == "kafka":
         return _kafka_location(parts)
     known = "sqlite:///respool.db, postgresql://user:password@host/database, kafka://host:9092?state=…"
-    raise ConfigError(f"no engine for {parts.scheme or url!r}; a URL looks like: {known}")
+    wrong = repr(_without_password(url)) if not parts.scheme else parts.scheme
+    raise ConfigError(f"no engine for {wrong}; a URL looks like: {known}")
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r":[^@/]*@", ":…@", url)
 
 
 def _postgres_location(parts: SplitResult) -> Location:
@@ -331,12 +338,12 @@ def _postgres_location(parts: SplitResult) -> Location:
 
     given = dict(parse_qsl(parts.query, keep_blank_values=True))
     options = {name: given.pop(name) for name in POSTGRES_OPTIONS if name in given}
-    try:
-        user, host, port = parts.username, parts.hostname or "", parts.port
-    except ValueError as error:
-        raise ConfigError(f"the URL of the server cannot be read: {error}") from None
-    at = f"{user}@" if user else ""
-    shown = f"postgresql://{at}{host}{f':{port}' if port else ''}{parts.path}"
+    userinfo, _, hosts = parts.netloc.rpartition("@")
+    user = userinfo.partition(":")[0]
+    shown = f"postgresql://{user and f'{user}@'}{hosts}{parts.path}"
+    for each in hosts.split(","):
+        if not re.fullmatch(r"(\[[^\]]*\]|[^:\[\]]*)(:\d*)?", each):
+            raise ConfigError(f"the URL of the server cannot be read: {each!r} is no host:port, in {shown}")
     for name, value in options.items():
         if not re.fullmatch(POSTGRES_OPTIONS[name], value):
             raise ConfigError(f"{shown}: {name} cannot be {value!r}")

@@ -15,7 +15,7 @@ from ..record import Id
 
 if TYPE_CHECKING:
     from .base import Engine
-    from .postgres.connection import PostgresOptions
+    from .postgres.reach import PostgresOptions
 
 
 def open_engine(location: Location, durability: str, timeout: float) -> Engine:
@@ -107,7 +107,7 @@ def _open_postgres(location: Location, durability: str, timeout: float) -> Engin
 def _postgres_options(location: Location, durability: str, timeout: float) -> PostgresOptions:
     assert location.server is not None
     try:
-        from .postgres.connection import PostgresOptions
+        from .postgres.reach import PostgresOptions
     except ImportError as error:
         raise ConfigError(
             f"{location.shown} needs psycopg ({error}): pip install 'respool[postgres]'"

@@ -25,8 +25,9 @@ from typing import Any
 import psycopg
 
 from ...errors import RespoolError
-from .connection import PostgresOptions, connect
+from .connection import connect
 from .log import Executes
+from .reach import PostgresOptions
 
 FLAGS = 4
 BUSY = 3  # claims in a row

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import psycopg
@@ -21,6 +20,7 @@ from ...errors import (
     LogMoved,
     RespoolError,
 )
+from .reach import PostgresOptions, parameters, unreachable
 from .sql import statements
 
 OLDEST = 140000
@@ -29,32 +29,15 @@ OLDEST = 140000
 MOVED = "RS001"
 """What the triggers of a store that is moved raise: see schema.sql."""
 
-SHORTEST = 2
-"""Seconds that an answer may take at least: what waits for a lock for less may still wait for a disk."""
+SLOW = 3.0
+"""Seconds that an answer may take at least."""
 LONG = 3
 T = TypeVar("T")
 _PAUSES = (0.02, 0.05, 0.1, 0.2, 0.5)  # seconds between tries to connect anew
 
-_CONFIG = (
-    pg.InvalidPassword,
-    pg.InvalidAuthorizationSpecification,
-    pg.InvalidCatalogName,
-)
 _BUSY = (pg.LockNotAvailable, pg.DeadlockDetected, pg.SerializationFailure, pg.QueryCanceled)
 _FULL = (pg.DiskFull, pg.OutOfMemory, pg.ConfigurationLimitExceeded, pg.TooManyConnections)
 _READ_ONLY = (pg.ReadOnlySqlTransaction,)
-
-
-@dataclass(frozen=True, slots=True)
-class PostgresOptions:
-    """How to reach a schema. `conninfo` is libpq's, with the password, and is shown to nobody."""
-
-    conninfo: str
-    shown: str  # the URL without password
-    schema: str = "respool"
-    durability: str = "full"
-    timeout: float = 10.0  # seconds that an append or a connection may take
-    prepare: bool | None = None  # statements on the server; None: unless a pooler is between
 
 
 class Lost(Exception):
@@ -181,8 +164,11 @@ class Connection:
 
 
 def patience(options: PostgresOptions, role: str) -> float:
-    """Return for how many seconds an answer is waited for. What asks for long are commands, by the reader."""
-    return max(SHORTEST, options.timeout * (LONG if role == "reader" else 1))
+    """Return for how many seconds an answer is waited for. What asks for long are commands, by the reader.
+
+    What waits for a lock for less than a second may still wait for a disk, or for a slow network.
+    """
+    return max(options.timeout, SLOW) * (LONG if role == "reader" else 1)
 
 
 @contextmanager
@@ -231,43 +217,28 @@ class Bounded(psycopg.Connection[Any]):
 
 def connect(options: PostgresOptions, role: str, kind: type[Bounded] = Bounded) -> Bounded:
     """Open a connection. Raises ConfigError, EngineUnavailable, EngineTooOld, none with the password."""
+    told, failed = parameters(options), None
+    told["application_name"] = f"respool {role}"
     try:
         db = kind.connect(
-            options.conninfo,
-            autocommit=True,
-            prepare_threshold=None if options.prepare is False else 5,
-            connect_timeout=max(SHORTEST, int(options.timeout)),
-            application_name=f"respool {role}",
+            "", autocommit=True, prepare_threshold=None if options.prepare is False else 5, **told
         )
-    except psycopg.OperationalError as error:
-        raise _not_opened(options, error) from None  # its text could repeat the connection string
-    except psycopg.Error as error:
-        raise ConfigError(f"{options.shown}: {_first_line(error)}") from None
-    db.patience = patience(options, role)
-    try:
         db.find_pooler()
     except psycopg.Error as error:
-        db.close()
-        raise _not_opened(options, error) from None
+        failed = unreachable(error, options)
+    if failed is not None:  # outside: the driver's error may hold the password, and would be its context
+        raise failed
+    db.patience = patience(options, role)
     if db.pooled and options.prepare is None:
         db.prepare_threshold = None  # PgBouncer before 1.21 has none in transaction mode
     if db.info.server_version < OLDEST:
         version = db.info.server_version // 10000
         db.close()
-        raise EngineTooOld(f"{options.shown} is PostgreSQL {version}; at least {OLDEST // 10000} is needed")
-    return db
-
-
-def _not_opened(options: PostgresOptions, error: psycopg.Error) -> RespoolError:
-    what = _first_line(error)
-    if isinstance(error, _CONFIG) or any(
-        said in what
-        for said in ("authentication failed", "no password supplied", "does not exist", "no pg_hba.conf")
-    ):
-        return ConfigError(
-            f"cannot connect to {options.shown}: {what}; check user, password and database of the URL"
+        raise EngineTooOld(
+            f"{options.shown} is PostgreSQL {version}; at least {OLDEST // 10000} is needed: upgrade the "
+            "server, or give the app the URL of another (url=, RESPOOL_URL)"
         )
-    return EngineUnavailable(f"cannot connect to {options.shown}: {what}; nothing was sent")
+    return db
 
 
 def _is_broken(db: psycopg.Connection[Any], error: psycopg.Error) -> bool:

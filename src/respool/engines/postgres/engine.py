@@ -22,13 +22,14 @@ from ..base import CAPABILITIES, Conflict, Group, Registration, Stream, Worker
 from ..things import lanes_of
 from .bells import PostgresBells
 from .blobs import PostgresBlobs
-from .connection import Connection, PostgresOptions, moved_told
+from .connection import Connection, moved_told
 from .enlist import Plain, checked
 from .inspect import PostgresInspect
 from .log import ROWS_A_STATEMENT, PostgresLog, insert
 from .migrate import ensure_schema
 from .moving import PostgresMoving, refuse_incoming
 from .partitions import SIZE, add, create_log, next_number, partition_of
+from .reach import PostgresOptions
 from .retention import PostgresRetention
 from .state import GROUP_LOCKS, PostgresState
 from .work import PostgresWorks, RunsOwn

@@ -9,7 +9,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from ...errors import ConfigError
-from .connection import PostgresOptions
+from .reach import PostgresOptions
 from .sql import quoted
 
 

@@ -18,7 +18,8 @@ from ...errors import EngineError
 from ...record import NO_META, OFFSET_BITS, Id, Row, first_pos, id_of, unpack_meta
 from .. import stored_id
 from ..base import Conflict, LeaseLost, Record, Stream
-from .connection import Connection, PostgresOptions
+from .connection import Connection
+from .reach import PostgresOptions
 from .references import hold, offloaded, refer
 
 ROWS_A_STATEMENT = 256

@@ -8,7 +8,7 @@ import psycopg
 from psycopg import errors as pg
 
 from ...errors import ConfigError, SchemaTooNew
-from .connection import PostgresOptions
+from .reach import PostgresOptions
 from .sql import quoted, schema_text
 
 SCHEMA_VERSION = 1

@@ -17,8 +17,9 @@ from ...delivery.spans import Span
 from ...errors import LogMoved, RespoolError
 from ...record import first_pos
 from ..base import Stream
-from .connection import Connection, PostgresOptions, connect
+from .connection import Connection, connect
 from .partitions import SIZE, add, detach_record, drop, partition_of, partitions_below
+from .reach import PostgresOptions
 from .state import GROUP_LOCKS
 
 STEP = 5000

@@ -37,8 +37,9 @@ from ...delivery.spans import Span, count, find, intersect, joined
 from ...errors import AppendUnknown, EngineUnavailable, LogMoved
 from ...record import first_pos, log_of
 from ..base import Conflict, Counts, Group, ParkedFilter, Reads, Status
-from .connection import Connection, Lost, PostgresOptions
+from .connection import Connection, Lost
 from .log import insert, ranges
+from .reach import PostgresOptions
 from .references import put_references
 
 T = TypeVar("T")
