@@ -130,7 +130,7 @@ def test_extra_that_is_not_installed(tmp_path: Path) -> None:
         timeout=60,
         cwd=tmp_path,
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "pip install 'respool[postgres]'" in done.stderr
     assert "Traceback" not in done.stderr
     assert SECRET not in done.stdout + done.stderr

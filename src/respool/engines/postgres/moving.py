@@ -30,7 +30,7 @@ from ..moving import (
     told,
 )
 from ..things import Group, Stream
-from .connection import Connection, PostgresOptions, connect
+from .connection import Connection, connect
 from .log import id_bytes, id_from, ranges
 from .partitions import (
     SIZE,
@@ -42,6 +42,7 @@ from .partitions import (
     partitions_below,
     table_name,
 )
+from .reach import PostgresOptions
 from .sql import quoted
 
 T = TypeVar("T")
