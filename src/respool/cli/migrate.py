@@ -9,21 +9,26 @@ from .common import common, document_option
 
 @click.command()
 @click.option("--print", "only_print", is_flag=True, help="Print the SQL and do nothing.")
+@click.option("--producer", metavar="ROLE", help="Give a role what it needs to send and ask for results.")
 @document_option
-def command(only_print: bool, as_json: bool) -> None:
+def command(only_print: bool, producer: str | None, as_json: bool) -> None:
     """Make the schema that the log lives in, where it is not there yet.
 
     On PostgreSQL that needs the right to create a schema; the application's own role needs it only if
     nobody has run this. With --print the SQL comes out, for those who run their own migrations. A file is
     made by its first use, and needs nothing.
 
+    With --producer a role gets the rights to send calls and events and to ask for their results, and no
+    others; a worker's role is a member of the schema's owner.
+
     \b
     respool -A shop migrate
     respool migrate --url postgresql://owner@host/shop
     respool migrate --print --url postgresql://host/shop | psql …
+    respool migrate --producer web --url postgresql://owner@host/shop
     """
     from ..config import find_url, parse_url
-    from ..engines import migrate, schema_of
+    from ..engines import grant, grants_of, migrate, schema_of
     from .output import document
 
     given = common()
@@ -35,12 +40,14 @@ def command(only_print: bool, as_json: bool) -> None:
         url = find_url(given.url, None)
     location = parse_url(url)
     if only_print:
-        click.echo(schema_of(location))
+        click.echo(schema_of(location) if producer is None else grants_of(location, producer))
         return
     made = migrate(location)
+    if producer is not None:
+        grant(location, producer)
     if as_json:
-        document({"url": location.shown, "made": made})
-    else:
-        click.echo(
-            f"{location.shown}: {'the schema was made' if made else 'the schema is there, and current'}"
-        )
+        document({"url": location.shown, "made": made, "producer": producer})
+        return
+    click.echo(f"{location.shown}: {'the schema was made' if made else 'the schema is there, and current'}")
+    if producer is not None:
+        click.echo(f"{producer} may send, and ask for results")

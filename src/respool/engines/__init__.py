@@ -71,6 +71,30 @@ def migrate(location: Location) -> bool:
         connection.close()
 
 
+def grant(location: Location, role: str) -> None:
+    """Give a role what it needs to send, and no more. Raises ConfigError where the engine knows no roles."""
+    if location.server is None:
+        raise ConfigError(f"{location.shown} has no roles: who may write to the file may do everything")
+    from .postgres.connection import Connection
+    from .postgres.migrate import grant as grant_to
+
+    options = _postgres_options(location, "full", 10.0)
+    connection = Connection(options, "migrate")
+    try:
+        connection.read(lambda db: grant_to(db, options, role))
+    finally:
+        connection.close()
+
+
+def grants_of(location: Location, role: str) -> str:
+    """Return the SQL that gives a role what it needs to send; the owner is whoever runs it."""
+    if location.server is None:
+        raise ConfigError(f"{location.shown} has no roles: who may write to the file may do everything")
+    from .postgres.sql import grants_text
+
+    return grants_text(location.options.get("schema", "respool"), role, "CURRENT_USER")
+
+
 def schema_of(location: Location) -> str:
     """Return the SQL that makes the tables."""
     if location.state is not None:

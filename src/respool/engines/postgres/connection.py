@@ -155,7 +155,10 @@ class Connection:
         if isinstance(error, _READ_ONLY):
             return EngineUnavailable(f"{where} is read-only (a standby?): {what}; nothing was sent")
         if isinstance(error, pg.InsufficientPrivilege):
-            return ConfigError(f"{where}: {what}; grant it, see: respool migrate --grants ROLE")
+            return ConfigError(
+                f"{where}: {what}; the schema's owner gives a role what it needs to send: respool migrate "
+                "--producer ROLE; a worker's role is a member of the owner"
+            )
         if isinstance(error, pg.UndefinedTable | pg.InvalidSchemaName):
             return ConfigError(f"{where} has no (or another) schema of Respool: {what}; run: respool migrate")
         if isinstance(error, pg.OperationalError):

@@ -16,7 +16,7 @@ from psycopg.types.json import Jsonb
 
 from ...clock import now as wall_clock
 from ...delivery.model import NewCall
-from ...errors import EngineUnavailable
+from ...errors import ConfigError, EngineUnavailable
 from ...record import first_pos
 from ..base import CAPABILITIES, Conflict, Group, Registration, Stream, Worker
 from ..things import lanes_of
@@ -164,8 +164,11 @@ class PostgresEngine(
         """Half through a partition, see to the next: nobody who appends should have to wait for it."""
         start = partition_of(pos) + SIZE
         if pos & SIZE >> 1 and start not in self._made:
-            self._writer.read(lambda db: _add(db, self.options.schema, start))
             self._made.add(start)
+            try:
+                self._writer.read(lambda db: _add(db, self.options.schema, start))
+            except ConfigError:
+                return  # who only sends has no right to it: workers see to it too
 
     def add_partitions(self, db: Db, log: int) -> None:
         """Make the partitions for a log's next numbers: the one they are in, and the one after."""

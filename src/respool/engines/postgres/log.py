@@ -141,7 +141,7 @@ class PostgresLog:
             self.ring_log(db, rows[0].log)
             return conflicts
 
-        return run_at_once if offloaded(rows) else run
+        return run_at_once if fence is not None or offloaded(rows) else run
 
     def _appending(self, log: int, run: Any) -> Any:
         """Run an append; where the log's next partition is missing, make it first."""
@@ -301,8 +301,8 @@ def insert(
 ) -> list[Conflict]:
     """Insert rows of one log in one statement; return those whose id is taken. Raises LeaseLost.
 
-    Where some refer to blobs it is several statements, in a transaction of the caller's, and raises
-    BlobsUnavailable where one was removed; not with `settling`.
+    Where there is a fence, or some refer to blobs, it is several statements, in a transaction of the
+    caller's, and raises BlobsUnavailable where one was removed; not with `settling`.
     """
     if large := offloaded(rows):
         large = hold(db, sql, large, settling=settling)
@@ -329,10 +329,10 @@ def _insert(
     passed = {n for n, _, _ in known}
     new = [(start + n, row) for n, row in enumerate(rows) if start + n not in passed]
     if new:
+        if fence is not None and db.execute(sql["hold_fence"], fence).fetchone() is None:
+            raise LeaseLost
         bound = {
             "sequence": sequence(log),
-            "lease": fence[0] if fence else None,
-            "owner": fence[1] if fence else None,
             "ids": [id_bytes(row.id) for _, row in new],
             "tasks": [row.task for _, row in new],
             "bodies": [row.body for _, row in new],
@@ -341,8 +341,6 @@ def _insert(
         }
         added = {bytes(id): pos for pos, id in db.execute(sql["append_rows"], bound, binary=True).fetchall()}
         if len(added) < len(new):
-            if not added and fence is not None and db.execute(sql["fence"], fence).fetchone() is None:
-                raise LeaseLost
             for n, row in new:
                 pos = added.pop(id_bytes(row.id), None)  # the second with an id is a conflict with the first
                 if pos is None:

@@ -38,9 +38,21 @@ def table_name(table: str, start: int) -> str:
 
 def create_log(db: Db, schema: str, log: int) -> None:
     """Make the sequence and the first partition of a new log, in the caller's transaction."""
+    as_owner(db, schema)
     prefix, first = quoted(schema), first_pos(log)
     db.execute(f"CREATE SEQUENCE {prefix}.log_{log} MINVALUE {first} START {first} CACHE 1".encode())
     add(db, schema, first)
+
+
+def as_owner(db: Db, schema: str) -> None:
+    """Let what this transaction makes be the schema's owner's, for whom workers work as members."""
+    row = db.execute(
+        "SELECT relowner::regrole::text FROM pg_class WHERE oid = to_regclass(%s) "
+        "AND relowner <> current_user::regrole AND pg_has_role(relowner, 'MEMBER')",
+        (f"{quoted(schema)}.record",),
+    ).fetchone()
+    if row is not None:
+        db.execute(f"SET LOCAL ROLE {row[0]}".encode())
 
 
 def add(db: Db, schema: str, start: int) -> bool:
@@ -51,6 +63,7 @@ def add(db: Db, schema: str, start: int) -> bool:
         None,
     ):
         return False
+    as_owner(db, schema)
     for table in TABLES:
         name, key = f"{prefix}.{table_name(table, start)}", _KEYS[table]
         bounds = f"{key} >= {start} AND {key} < {start + SIZE}"

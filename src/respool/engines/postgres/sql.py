@@ -45,6 +45,12 @@ def schema_text(schema: str) -> str:
     )
 
 
+def grants_text(schema: str, role: str, owner: str) -> str:
+    """Return the statements that give a role what it needs to send; `owner` is quoted where need be."""
+    text = in_schema(_read("grants.sql"), schema).replace("SCHEMA respool", f"SCHEMA {quoted(schema)}")
+    return text.replace("respool_owner", owner).replace("respool_role", quoted(role))
+
+
 def _bare(statement: str) -> str:
     lines = [line for line in statement.splitlines() if not line.lstrip().startswith("--")]
     return "\n".join(lines).strip().rstrip(";")

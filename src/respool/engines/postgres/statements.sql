@@ -37,9 +37,7 @@ SELECT pos, CASE WHEN NOT (SELECT bool_and(pg_try_advisory_xact_lock_shared(%(fl
 FROM put;
 
 -- name: append_rows
--- The fence is held until the commit: nobody takes the lease away between the look and the append.
 WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS xid),
-fence AS MATERIALIZED (SELECT id FROM respool.lease WHERE id = %(lease)s AND owner = %(owner)s FOR SHARE),
 wanted AS (
     SELECT * FROM unnest(%(ids)s::bytea[], %(tasks)s::text[], %(bodies)s::bytea[], %(metas)s::bytea[],
                          %(times)s::bigint[]) WITH ORDINALITY AS w (id, task, body, meta, time, ord)),
@@ -49,9 +47,7 @@ fresh AS (
     ORDER BY id, ord),
 numbered AS MATERIALIZED (
     SELECT fresh.*, nextval(%(sequence)s::text::regclass) AS pos
-    FROM (SELECT fresh.* FROM fresh, own
-          WHERE own.xid IS NOT NULL AND (%(lease)s::bigint IS NULL OR EXISTS (SELECT 1 FROM fence))
-          ORDER BY ord) AS fresh),
+    FROM (SELECT fresh.* FROM fresh, own WHERE own.xid IS NOT NULL ORDER BY ord) AS fresh),
 entered AS (
     INSERT INTO respool.ids (id, pos, last) SELECT id, pos, pos FROM numbered
     ON CONFLICT (id) DO NOTHING RETURNING id, pos)
@@ -59,8 +55,9 @@ INSERT INTO respool.record (pos, task, body, meta, seq, id, time)
 SELECT n.pos, n.task, n.body, n.meta, 0, n.id, n.time FROM numbered n JOIN entered e ON e.id = n.id AND e.pos = n.pos
 RETURNING pos, id;
 
--- name: fence
-SELECT 1 FROM respool.lease WHERE id = %s AND owner = %s;
+-- name: hold_fence
+-- Until the commit: nobody takes the lease away between the look and the append. Who only sends has no right to it.
+SELECT 1 FROM respool.lease WHERE id = %s AND owner = %s FOR SHARE;
 
 -- Reading
 
