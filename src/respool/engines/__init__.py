@@ -47,7 +47,7 @@ def is_there(location: Location) -> bool:
 
     connection = Connection(options, "look")
     try:
-        return connection.read(lambda db: stored_version(db, options.schema)) is not None
+        return connection.read(lambda db: stored_version(db, options)) is not None
     finally:
         connection.close()
 
