@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 from tests.worker.support import SOURCES, Place, eventually, on_each_engine
 
 from respool import App, ConfigError, RecordTooLarge
 from respool.app import AsyncResult
+from respool.blobs import Store
 from respool.errors import BlobLost, BlobsUnavailable
 from respool.reference import is_reference, unpack
+from respool.testing import work
+from respool.worker import sweeping
 from respool.worker.options import WorkerOptions
 from respool.worker.services import services
 from respool.worker.solo import Solo
@@ -313,6 +319,65 @@ def test_larger_than_max_blob_size(tmp_path: Path) -> None:
         assert not (tmp_path / "q.db-blobs").exists()
 
 
+def test_coroutines_send_large_ones_without_holding_up_their_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loops: list[bool] = []
+    put = Store.put
+
+    def noted(self: Store, name: str, body: bytes) -> None:
+        loops.append(threading.current_thread() is threading.main_thread())
+        put(self, name, body)
+
+    monkeypatch.setattr(Store, "put", noted)
+    with App("shop", f"sqlite:///{tmp_path / 'q.db'}") as app:
+        task, events = app.task(name="f")(len), app.stream("events")
+
+        async def send() -> None:
+            sent = [await task.adelay(b"x" * size) for size in (10, 100_000)]
+            assert [is_reference(each.record().body) for each in sent] == [False, True]
+            await events.apublish({"text": "y" * 100_000})
+
+        asyncio.run(send())
+        assert [event.value["text"][-3:] for event in events.read()] == ["yyy"]
+    assert loops == [False, False]
+
+
+def test_no_lock_is_held_while_the_store_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """H1: whoever wants to write meanwhile can, whatever the store takes its time for."""
+    asked: list[str] = []
+    path = tmp_path / "q.db"
+    monkeypatch.setattr(sweeping, "PATIENCE", -1000.0)
+
+    def watch(name: str) -> None:
+        real = getattr(Store, name)
+
+        def watched(self: Store, *arguments: Any) -> Any:
+            asked.append(name)
+            other = apsw.Connection(str(path))
+            other.execute("BEGIN IMMEDIATE")  # raises BusyError at once
+            other.execute("ROLLBACK")
+            other.close()
+            return real(self, *arguments)
+
+        monkeypatch.setattr(Store, name, watched)
+
+    for name in ("put", "get", "remove"):
+        watch(name)
+    with App("shop", f"sqlite:///{path}") as app:
+        task = app.task(name="f")(lambda data: data + data)
+        results = [task.delay(b"%d" % n * 100_000) for n in range(2)]
+        other = app.task(name="g", bind=True)(lambda self, size: [task.delay(b"c" * size).id])
+        other.delay(100_000)
+        work(app)
+        assert [len(each.get(timeout=5)) for each in results] == [200_000] * 2
+        app.blobs.offload(b"lone" * 30_000)
+        store = app.blob_store
+        assert store is not None
+        assert sweeping.sweep(app.engine, store, sweeping.Progress(), 4e9) == 1
+    assert {name: asked.count(name) for name in asked} == {"put": 7, "get": 5, "remove": 1}
+
+
 def test_never_offloaded(tmp_path: Path) -> None:
     with App("shop", f"sqlite:///{tmp_path / 'q.db'}", offload_over=None) as app:
         task = app.task(name="f")(len)
@@ -367,6 +432,8 @@ def test_in_a_forked_process_it_is_refused_rather_than_hung(tmp_path: Path) -> N
 MEASURE = """
 import resource, sys
 from respool import App
+from respool.testing import work
+from respool.worker import sweeping
 from respool.worker.options import WorkerOptions
 from respool.worker.services import services
 from respool.worker.solo import Solo

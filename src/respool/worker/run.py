@@ -26,9 +26,7 @@ from .services import Service
 log = logging.getLogger("respool.worker")
 MANY_CALLS = 10_000
 MANY_BYTES = 16 << 20
-BLOB_HOLD = (
-    3600.0  # seconds that a large payload waits for its call at most: who sweeps waits far longer (H18)
-)
+BLOB_HOLD = 3600.0  # seconds that a large payload waits for its call; a sweep waits longer (H18)
 
 
 @dataclass(frozen=True, slots=True)
