@@ -555,3 +555,70 @@ def test_seeks_that_cannot_be(cli, app, args, told):
     app.tasks["add"].delay(1, 2)
     assert told in cli("-A", "shop", "seek", *args, code=2)
     assert cli.data("-A", "shop", "check")["ok"]
+
+
+@pytest.fixture
+def two_versions(cli, app, worker):
+    for n in range(10):
+        app.tasks["add"].delay(n, n)
+    app.tasks["mail"].delay("me")
+    worker.work()
+    cli("-A", "shop", "replay", "--queue", "default", "--group", "v2", "--task", "add")
+    group, lease = worker.take(group="v2")
+    codec = app.tasks["add"].codec
+    verdicts = []
+    for n, row in enumerate(app.engine.rows(lease.spans)):
+        if row[1] == "mail":
+            verdicts.append(Verdict(row[0], skipped=True))
+        else:
+            verdicts.append(Verdict(row[0], "success", codec.encode(n * 2 + (0.5 if n == 4 else 0))))
+    worker.settle(group, lease, verdicts=verdicts)
+
+
+def test_compare(cli, two_versions, folder):
+    compare = ("-A", "shop", "compare", "main", "v2", "--queue", "default")
+    text = cli(*compare)
+    assert re.search(r"\nsame +9 ", text)
+    assert re.search(r"\ndifferent +1 ", text)
+    assert re.search(r"\nonly in main +1 ", text)
+    assert "  -8\n  +8.5\n" in text
+    assert "10 % of 10 calls differ." in text
+    data = cli.data(*compare, "--tolerance", "1")
+    assert (data["same"], data["different"], data["only_a"], data["share"]) == (10, 0, 1, 0.0)
+    assert cli.data(*compare, "--tolerance", "10%", "--max-diff", "1%")["passed"]
+    gate = cli.data(*compare, "--max-diff", "1%", "--sample", "1", code=1)
+    assert (gate["passed"], gate["share"], len(gate["differences"])) == (False, 0.1, 1)
+    assert gate["differences"][0]["diff"][-2:] == ["-8", "+8.5"]
+    assert ": more than 1 %." in cli(*compare, "--max-diff", "1%", code=1)
+    (folder / "checks.py").write_text(
+        "def near(a, b): return abs(a - b) < 1\ndef bad(a, b): return a.x\nx = 1\n"
+    )
+    assert cli.data(*compare, "--comparator", "checks:near")["different"] == 0
+    assert "the comparator raised AttributeError" in cli(*compare, "--comparator", "checks:bad", code=2)
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("main", "v3", "--queue", "default"), "unknown group 'v3'"),
+        (("main", "v2"), "several groups are called main"),
+        (("main", "v2", "--queue", "default", "--tolerance", "near"), "'near' is no tolerance"),
+        (("main", "v2", "--queue", "default", "--max-diff", "two"), "'two' is no share"),
+        (("main", "v2", "--queue", "default", "--comparator", "nope:x"), "No module named 'nope'"),
+        (
+            ("main", "v2", "--queue", "default", "--comparator", "checks"),
+            "one looks like checks:close_enough",
+        ),
+        (("main", "v2", "--queue", "default", "--task", "ad"), "unknown task 'ad'; did you mean 'add'?"),
+    ],
+)
+def test_comparisons_that_cannot_be(cli, two_versions, folder, args, told):
+    (folder / "checks.py").write_text("x = 1\n")
+    assert told in cli("-A", "shop", "compare", *args, code=2)
+
+
+def test_a_gate_with_nothing_to_compare_is_shut(cli, app):
+    app.tasks["add"].delay(1, 2)
+    cli("-A", "shop", "groups", "create", "v2", "--queue", "default")
+    text = cli("-A", "shop", "compare", "main", "v2", "--queue", "default", "--max-diff", "1%", code=1)
+    assert "No call is finished in both groups yet." in text

@@ -21,6 +21,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "Again": {
         "replay": "Run old calls again in a group of their own.",
+        "compare": "What two groups made of the same calls, call by call.",
         "seek": "Move a group itself, back or forth: work is done again.",
         "dead": "List, show, give back and drop dead letters.",
         "groups": "List, create, pause and drop consumer groups.",

@@ -6,6 +6,7 @@ an engine where no code is needed.
 
 from ..dead import DeadFilter, DeadLetter, causes, count_dead, dead_letters, drop, redrive
 from .checking import Report, check
+from .comparing import Comparison, Difference, Tolerance, compare
 from .create import ReplaySummary, create_replay, plan_replay
 from .find import queue_of
 from .following import HowFar, follow, how_far
@@ -15,15 +16,19 @@ from .purging import purge, purgeable
 from .selection import Selection
 
 __all__ = [
+    "Comparison",
     "DeadFilter",
     "DeadLetter",
+    "Difference",
     "HowFar",
     "ReplaySummary",
     "Report",
     "SeekPlan",
     "Selection",
+    "Tolerance",
     "causes",
     "check",
+    "compare",
     "count_dead",
     "create_replay",
     "dead_letters",
