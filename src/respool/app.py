@@ -35,7 +35,7 @@ from .result import AsyncResult, Found, ResultSet
 from .running import Run, current_run
 from .stream import StreamHandle, check_name
 from .task import Task
-from .transaction import Enlisted, enlist, enlisted
+from .transaction import Collector, Enlisted, enlist, enlisted
 from .why import explain_waiting
 
 if TYPE_CHECKING:
@@ -523,7 +523,7 @@ class App:
             raise
 
     @contextmanager
-    def _sending(self) -> Iterator[Producer | Enlisted]:
+    def _sending(self) -> Iterator[Producer | Enlisted | Collector]:
         """Give the producer; where the file is gone, the next call opens what is there then."""
         try:
             yield enlisted(self) or self._of_run() or self.producer
@@ -531,11 +531,13 @@ class App:
             self.close()
             raise
 
-    def _of_run(self) -> Enlisted | None:
-        """Return what events are sent by from a run with a transaction of its own."""
+    def _of_run(self) -> Enlisted | Collector | None:
+        """Return what events are sent by from a run with a transaction of its own, or that sends nothing."""
         run = current_run.get()
         if run is None or run.enlisted is None or not run.serves(self.engine):
             return None
+        if isinstance(run.enlisted, Collector):
+            return run.enlisted
         return Enlisted(self.engine, run.enlisted, self.settings["max_record_size"])
 
     @contextmanager

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import contextvars
+from pathlib import Path
 
 from .app import App
+from .loading import load_app
+from .replay.capture import CapturedCall, read_captured
 from .worker.options import WorkerOptions
 from .worker.services import services
 from .worker.solo import Solo
+
+__all__ = ["CapturedCall", "captured", "load_app", "work"]
+
+
+def captured(path: str | Path) -> list[CapturedCall]:
+    """Return the calls that `respool capture` wrote to a file, to be run by the present code.
+
+    >>> for call in captured("captured_embed.jsonl"):  # doctest: +SKIP
+    ...     call.check(app, relative=0.001)
+    """
+    return read_captured(Path(path))
 
 
 def work(app: App, *, queues: list[str] | None = None, group: str | None = None) -> None:

@@ -1,14 +1,18 @@
 """replay, dead, groups, purge."""
 
+import os
 import re
+import subprocess
 import sys
 import time
 from datetime import timedelta
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from tests.cli.support import python, run
 
+import respool
 from respool import clock, config
 from respool.delivery.model import Verdict
 from respool.remote import encode_error
@@ -622,3 +626,48 @@ def test_a_gate_with_nothing_to_compare_is_shut(cli, app):
     cli("-A", "shop", "groups", "create", "v2", "--queue", "default")
     text = cli("-A", "shop", "compare", "main", "v2", "--queue", "default", "--max-diff", "1%", code=1)
     assert "No call is finished in both groups yet." in text
+
+
+def test_rerun(cli, app, worker, failed):
+    fine = app.tasks["add"].delay(2, 3)
+    text = cli("-A", "shop", "rerun", fine.id)
+    assert "add(2, 3)" in text
+    assert "returned 5" in text
+    assert fine.state == "PENDING", "nothing was changed"
+    done = cli.data("-A", "shop", "rerun", failed[0].id, code=1)
+    assert (done["ok"], done["error"]) == (False, "ValueError: no such place: bad://0")
+    assert "in fetch" in done["traceback"]
+    text = cli("-A", "shop", "rerun", failed[0].id, code=1)
+    assert "raised ValueError: no such place: bad://0" in text
+    assert len(cli.rows("-A", "shop", "dead", "list")) == 4
+    assert "no call nope" in cli("-A", "shop", "rerun", "nope", code=1)
+
+
+def test_rerun_in_the_debugger(folder, failed):
+    """In a process of its own: pytest has a debugger's output for itself."""
+
+    def debugged(typed, *args):
+        command = [sys.executable, "-m", "respool", "-A", "shop", "rerun", failed[0].id, *args]
+        env = {**os.environ, "PYTHONPATH": str(Path(respool.__file__).parents[1])}
+        done = subprocess.run(
+            command, cwd=folder, env=env, input=typed, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 1, done.stderr
+        return done.stdout
+
+    text = debugged("p url\nq\n", "--pdb")
+    assert "-> raise ValueError" in text
+    assert "'bad://0'" in text
+    assert "-> if url.startswith" in debugged("c\n", "--trace")
+
+
+def test_capture(cli, app, worker, folder):
+    for n in range(3):
+        app.tasks["add"].delay(n, 1)
+    worker.work()
+    made = cli.data("-A", "shop", "capture", "--task", "add", "--sample", "2", "-o", "past")
+    assert made == {"test": "past/test_captured_add.py", "data": "past/captured_add.jsonl", "calls": 2}
+    assert "Run them:  pytest" in cli("-A", "shop", "capture", "--task", "add", "-o", "past", "--force")
+    assert "load_app('shop')" in (folder / "past" / "test_captured_add.py").read_text()
+    assert "is there already" in cli("-A", "shop", "capture", "--task", "add", "-o", "past", code=2)
+    assert "did you mean 'add'" in cli("-A", "shop", "capture", "--task", "ad", code=2)

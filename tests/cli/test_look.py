@@ -1,5 +1,6 @@
 """lag, queues, streams, tasks, workers, calls, show, check: what is shown is what is."""
 
+import json
 import re
 import time
 
@@ -428,3 +429,31 @@ def test_check_of_a_damaged_file_reports_what_it_can(cli, app, folder):
     report = cli.data("--url", f"sqlite:///{file}", "check", code=1)
     assert not report["ok"]
     assert any(problem.startswith("the file: ") for problem in report["problems"])
+
+
+def test_calls_between_two_moments(cli, app, worker):
+    app.tasks["add"].delay(1, 2)
+    calls = ("-A", "shop", "calls", "--between")
+    assert len(cli.rows(*calls, "1h", "now")) == 1
+    assert cli.rows(*calls, "2h", "1h") == []
+    assert "--between, or --since and --until, not both" in cli(*calls, "2h", "1h", "--since", "3h", code=2)
+    assert "must be before the second" in cli(*calls, "1h", "2h", code=2)
+
+
+def test_export(cli, app, worker, folder):
+    app.tasks["add"].delay(1, 2)
+    app.tasks["fetch"].delay("bad://1")
+    worker.work()
+    worker.work("fast")
+    (row,) = map(json.loads, cli("-A", "shop", "export", "--queue", "default").splitlines())
+    assert (row["args"], row["result"], row["state"]) == ([1, 2], 3, "SUCCESS")
+    text = cli("-A", "shop", "export", "--queue", "fast", "--between", "1h", "now", "-o", "out.csv")
+    assert "Wrote 1 call to out.csv." in text
+    assert "ValueError" in (folder / "out.csv").read_text()
+    assert sorted(path.name for path in folder.iterdir() if "out" in path.name) == ["out.csv"]
+    assert cli("-A", "shop", "export", "--queue", "fast", "--state", "success") == ""
+    assert "unknown task 'ad'; did you mean 'add'?" in cli(
+        "-A", "shop", "export", "--queue", "default", "--task", "ad", code=2
+    )
+    assert "cannot be written" in cli("-A", "shop", "export", "--queue", "fast", "-o", "no/out.csv", code=1)
+    assert "unknown group 'v2'" in cli("-A", "shop", "export", "--queue", "fast", "--group", "v2", code=2)

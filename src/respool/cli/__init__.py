@@ -21,6 +21,8 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "Again": {
         "replay": "Run old calls again in a group of their own.",
+        "rerun": "Execute one past call here, with its exact input.",
+        "capture": "Write past calls as a test of the present code.",
         "compare": "What two groups made of the same calls, call by call.",
         "seek": "Move a group itself, back or forth: work is done again.",
         "dead": "List, show, give back and drop dead letters.",
@@ -30,6 +32,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     "Look": {
         "lag": "What waits, runs and failed, by queue and group.",
         "calls": "Calls on record, by time, task and state.",
+        "export": "Inputs and outcomes of a window as a file: the audit.",
         "show": "All about one call: input, attempts, outcomes.",
         "workers": "The workers, and what each of them runs.",
         "queues": "The queues and what they hold.",

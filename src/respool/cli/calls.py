@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import json_option, since_option, until_option
+from .common import MOMENT, json_option, since_option, until_option
 
 STATES = ("PENDING", "SCHEDULED", "STARTED", "PROGRESS", "RETRY", "SUCCESS", "FAILURE", "REVOKED", "UNKNOWN")
 
@@ -43,6 +43,7 @@ class State(_Text):
 )
 @since_option
 @until_option
+@click.option("--between", nargs=2, type=MOMENT, metavar="FROM TO", help="From, and up to: both at once.")
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="So many at most.")
 @click.option("--oldest", is_flag=True, help="The oldest first, rather than the newest.")
 @json_option
@@ -53,6 +54,7 @@ def command(
     group: str,
     since: float | None,
     until: float | None,
+    between: tuple[float, float] | None,
     limit: int,
     oldest: bool,
     as_json: bool,
@@ -61,15 +63,17 @@ def command(
 
     \b
     respool -A shop calls --since 1h --state FAILURE
-    respool -A shop calls --task embed --since 14:00 --until 16:00 --json --limit 10000
+    respool -A shop calls --task embed --between 14:00 16:00 --json --limit 10000
     """
     from itertools import islice
 
     from ..errors import UnknownName
+    from .export import window
     from .output import Column, Table, iso, line, note, when, width, zone
     from .records import SHORT, Wanted, listed
     from .target import open_target
 
+    since, until = window(since, until, between)
     target = open_target()
     streams = (
         target.named(queue, "queue") if queue else [s for s in target.streams.values() if s.kind == "queue"]

@@ -178,7 +178,7 @@ def _id_at(target: Target, pos: int) -> str:
 
 
 def _data(target: Target, letter: DeadLetter) -> dict[str, Any]:
-    from .values import one_line
+    from ..reading import one_line
 
     return {
         "id": _id_at(target, letter.parked.pos),

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..reading import Input, Load, one_line, read_input, read_result, summary
 from .output import age, iso, moment, note, when
-from .values import Input, Load, one_line, read_input, read_result, summary
 
 if TYPE_CHECKING:
     from ..engines.base import Group, Record, Status, Stream

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..engines import public_id
 from ..places import Places
+from ..reading import Input, read_input
 from ..record import id_text, offset_of
-from .values import Input, read_input
+from ..replay.windows import Window, windows
 
 if TYPE_CHECKING:
     from ..engines.base import Group, Stream
@@ -64,26 +66,29 @@ class Call(NamedTuple):
 def listed(target: Target, streams: Sequence[Stream], wanted: Wanted) -> Iterator[Call]:
     """Yield the calls wanted, in the order of time as far as the logs keep it."""
     sign = 1 if wanted.oldest else -1
-    logs = [
-        _in_log(target, stream, group, (lo, hi), wanted)
-        for stream in streams
-        if (group := target.group(wanted.group, stream)) is not None
-        for _, lo, hi in target.engine.window(stream, wanted.since, wanted.until)
+    chosen = [(s, group) for s in streams if (group := target.group(wanted.group, s)) is not None]
+    pieces = [
+        windows(target.engine, stream, wanted.since, wanted.until, oldest=wanted.oldest)
+        for stream, _ in chosen
     ]
-    yield from heapq.merge(*logs, key=lambda call: sign * call.time)
+    for together in zip_longest(*pieces, fillvalue=()):
+        logs = [
+            _in_log(target, stream, group, piece, wanted)
+            for (stream, group), found in zip(chosen, together, strict=True)
+            for piece in found
+        ]
+        yield from heapq.merge(*logs, key=lambda call: sign * call.time)
 
 
-def _in_log(
-    target: Target, stream: Stream, group: Group, bounds: tuple[int, int], wanted: Wanted
-) -> Iterator[Call]:
-    first, end = bounds
+def _in_log(target: Target, stream: Stream, group: Group, piece: Window, wanted: Wanted) -> Iterator[Call]:
+    first, end = piece.lo, piece.hi
     starts = range(first, end, PAGE) if wanted.oldest else range(end - PAGE, first - PAGE, -PAGE)
     for start in starts:
         lo, hi = max(start, first), min(start + PAGE, end)
         places = Places(target.engine.group_page(group, lo, hi))
         if not places.may_hold(wanted.state):
             continue
-        found = target.engine.briefs(lo, hi, wanted.task, wanted.since, wanted.until, SHORT)
+        found = target.engine.briefs(lo, hi, wanted.task, piece.since, piece.until, SHORT)
         for brief in found if wanted.oldest else reversed(found):
             state = target.state(places.status(brief.pos), brief.pos, group).state
             if state == "STARTED":  # whether it has said how far it is, a page does not tell

@@ -1,0 +1,113 @@
+"""`respool export`: the exact inputs and outcomes of a window, as a file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .calls import State
+from .common import MOMENT, Failure, since_option, until_option
+
+FORMATS = ("jsonl", "csv", "parquet")
+
+
+@click.command()
+@click.option(
+    "--queue", required=True, metavar="NAME", help="The queue, or stream, whose calls are exported."
+)
+@click.option("--task", "tasks", multiple=True, metavar="NAME", help="Only calls of this task; repeatable.")
+@click.option("--state", type=State(), metavar="STATE", help="Only calls in this state.")
+@click.option(
+    "--group", default="main", show_default=True, metavar="NAME", help="The group whose outcomes count."
+)
+@since_option
+@until_option
+@click.option("--between", nargs=2, type=MOMENT, metavar="FROM TO", help="From, and up to: both at once.")
+@click.option(
+    "--format", "form", type=click.Choice(FORMATS), help="Default: as the file is called, else jsonl."
+)
+@click.option(
+    "--output", "-o", default="-", show_default=True, metavar="FILE", help="Where to; -: to standard output."
+)
+def command(
+    queue: str,
+    tasks: tuple[str, ...],
+    state: str | None,
+    group: str,
+    since: float | None,
+    until: float | None,
+    between: tuple[float, float] | None,
+    form: str | None,
+    output: str,
+) -> None:
+    """Write the exact inputs and outcomes of a window to a file, the oldest first: the audit file.
+
+    \b
+    respool -A shop export --queue default --between 14:00 16:00 -o tuesday.jsonl
+    respool -A shop export --queue default --since 30d --task embed --format csv | gzip > embed.csv.gz
+    respool -A shop export --queue default --since 30d -o month.parquet
+
+    A line has the call's id, time, task, key, headers, args and kwargs, its state in the group, and its
+    result or its error. JSON lines have values as they were, with what JSON has no form for tagged:
+    {"$bytes": "…"}. CSV and Parquet have such values as JSON. A file is complete or not there: it is written
+    under another name first. Parquet needs pyarrow.
+    """
+    from ..replay.export import WRITERS, Wanted, exported, pyarrow
+    from .output import counted
+    from .target import open_target
+
+    since, until = window(since, until, between)
+    form = form or (Path(output).suffix[1:] if Path(output).suffix[1:] in FORMATS else "jsonl")
+    if form == "parquet":
+        pyarrow()  # said before anything is read
+        if output == "-" and sys.stdout.isatty():
+            raise click.UsageError("Parquet is not for a terminal: name a file with --output")
+    target = open_target()
+    (stream,) = target.named(queue, "queue", "stream")
+    found = target.one_group(group, queue)
+    for task in tasks:
+        target.refuse_unknown_task(task, [stream])
+    wanted = Wanted(since, until, tasks or None, state)
+    load = target.app.payload if target.app else None
+    rows = exported(target.engine, stream, found, wanted, target.pickle_key, load)
+    with _written(output, binary=form == "parquet") as out:
+        number = WRITERS[form](rows, out)
+    if output != "-":
+        click.echo(f"Wrote {counted(number, 'call')} to {output}.", err=True)
+
+
+def window(
+    since: float | None, until: float | None, between: tuple[float, float] | None
+) -> tuple[float | None, float | None]:
+    """Return the window that was given, either way. Raises UsageError."""
+    if between is None:
+        return since, until
+    if since is not None or until is not None:
+        raise click.UsageError("--between, or --since and --until, not both")
+    if between[0] >= between[1]:
+        raise click.UsageError("--between: the first moment must be before the second")
+    return between
+
+
+@contextlib.contextmanager
+def _written(output: str, *, binary: bool) -> Iterator[Any]:
+    """Give a file that is put in its place when all of it is written."""
+    if output == "-":
+        yield sys.stdout.buffer if binary else sys.stdout
+        return
+    path = Path(output)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") if binary else part.open("w", encoding="utf-8", newline="") as out:
+            yield out
+        part.replace(path)
+    except OSError as error:
+        raise Failure(f"{output} cannot be written: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,113 @@
+"""`respool rerun`: one past call, here and now."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .common import document_option
+
+if TYPE_CHECKING:
+    from ..replay.rerun import Rerun
+
+
+@click.command()
+@click.argument("id")
+@click.option("--group", metavar="NAME", help="Of an event: the subscription that is to run it.")
+@click.option(
+    "--pdb", "post_mortem", is_flag=True, help="Where it raises, look around there in the debugger."
+)
+@click.option("--trace", is_flag=True, help="Stop in the debugger at the task's first line.")
+@document_option
+def command(id: str, group: str | None, post_mortem: bool, trace: bool, as_json: bool) -> int:
+    """Execute one past call here, in this process, with its exact input. Nothing is changed.
+
+    States, outcomes and dead letters stay as they are. Calls and events that the task sends are shown
+    rather than sent. What it does elsewhere, to files or other services, it does.
+
+    \b
+    respool -A shop rerun 0198c1d2-…
+    respool -A shop rerun order-17 --pdb
+
+    Exit code 1 where the task raises.
+    """
+    from ..replay.rerun import rerun
+    from .output import document
+    from .target import open_target
+
+    target = open_target(code=True)
+    assert target.app is not None
+    done = rerun(target.app, id, group=group, call=_traced if trace else None)
+    if as_json:
+        document(_data(done))
+    else:
+        _print(done)
+    if post_mortem and done.error is not None and done.error.__traceback__ is not None:
+        import pdb
+
+        pdb.post_mortem(_innermost(done.error))
+    return int(not done.ok)
+
+
+def _traced(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    import pdb
+
+    return pdb.Pdb().runcall(function, *args, **kwargs)
+
+
+def _innermost(error: BaseException) -> Any:
+    """Return the traceback from the task's own code on."""
+    trace = error.__traceback__
+    while trace is not None and "/respool/" in trace.tb_frame.f_code.co_filename.replace("\\", "/"):
+        if trace.tb_next is None:
+            break
+        trace = trace.tb_next
+    return trace
+
+
+def _data(done: Rerun) -> dict[str, Any]:
+    import traceback
+
+    error = done.error
+    return {
+        "id": done.id,
+        "task": done.task,
+        "args": list(done.args),
+        "kwargs": done.kwargs,
+        "ok": done.ok,
+        "value": done.value,
+        "error": None if error is None else f"{type(error).__name__}: {error}",
+        "traceback": None if error is None else "".join(traceback.format_exception(error)),
+        "progress": done.progress,
+        "not_sent": [
+            {"kind": each.kind, "name": each.name, "task": each.task, "input": each.input}
+            for each in done.sent
+        ],
+    }
+
+
+def _print(done: Rerun) -> None:
+    import traceback
+
+    from ..reading import Input
+    from .output import counted, note
+
+    click.secho(Input(list(done.args), done.kwargs).text(done.task, 2000), bold=True)
+    for each in done.progress:
+        click.echo(f"  progress {each!r}")
+    if done.error is None:
+        click.echo(f"  returned {done.value!r}")
+    else:
+        shown = traceback.TracebackException.from_exception(done.error)
+        click.secho(f"  raised {type(done.error).__name__}: {done.error}", fg="red")
+        sys.stdout.flush()
+        click.echo("".join(f"    {line}" for line in "".join(shown.format()).splitlines(keepends=True)))
+    for sent in done.sent[:20]:
+        given: Any = sent.input
+        is_call = sent.kind == "call" and isinstance(given, list) and len(given) == 2
+        text = Input(given[0], given[1]).text(sent.task, 200) if is_call else repr(given)[:200]
+        click.echo(f"  not sent to {'queue' if sent.kind == 'call' else 'stream'} {sent.name}: {text}")
+    if len(done.sent) > 20:
+        note(f"  and {counted(len(done.sent) - 20, 'other')}, not sent either; --json has all")

@@ -1,0 +1,221 @@
+"""One past call executed here, in this process, with its exact input: nothing is changed or sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..app import App
+from ..clock import now as wall_clock
+from ..codec import codec_for
+from ..engines import public_id
+from ..engines.base import Group, Record, Stream
+from ..errors import BadArguments, ConfigError, CorruptBody, RespoolError, UnknownCall, UnknownName
+from ..record import NO_META, Id, Meta, first_pos, id_text, new_head, offset_of, parse_id, unpack_meta
+from ..reference import is_reference
+from ..running import current_run
+from ..transaction import Collector
+from ..worker.run import Request
+from ..worker.services import Runner
+
+Call = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+"""Calls a function with arguments: a debugger's, say."""
+
+
+@dataclass(slots=True)
+class Sent:
+    """A call or event that a run made, and that was not sent."""
+
+    kind: str  # call or event
+    name: str  # the queue's or the stream's
+    task: str  # or the event's type
+    input: Any  # decoded: [args, kwargs] of a call
+
+
+@dataclass(slots=True)
+class Rerun:
+    """What came of it."""
+
+    id: str
+    task: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    value: Any = None
+    error: BaseException | None = None
+    sent: list[Sent] = field(default_factory=list)
+    progress: list[Any] = field(default_factory=list)  # what it said by update_state
+
+    @property
+    def ok(self) -> bool:
+        """Whether it returned."""
+        return self.error is None
+
+
+def rerun(app: App, id: str, *, group: str | None = None, call: Call | None = None) -> Rerun:
+    """Execute one past call here and now, with its exact input; nothing is changed, and nothing is sent.
+
+    The log, states and outcomes stay as they are. Calls and events that the task sends are collected. What it
+    does elsewhere, to files or other services, it does.
+
+    Parameters:
+        id: the call's id, or an event's, then with the `group` of the subscription that runs it.
+        call: calls the function; a debugger's `runcall`, say.
+
+    Raises: UnknownCall, UnknownName for a task that the code does not have, CorruptBody, BadArguments.
+
+    >>> rerun(app, "order-7").value  # doctest: +SKIP
+    """
+    record, stream, found, runner = _found(app, id, group)
+    body: Any = app.payload(record.body) if is_reference(record.body) else record.body
+    args, kwargs = runner.arguments(body, record.meta)
+    return _run(app, runner, _Dry(app, stream, found, record), tuple(args), kwargs, call)
+
+
+def run_dry(app: App, task: str, args: list[Any], kwargs: dict[str, Any]) -> Rerun:
+    """Execute a call that is on no record, as `rerun` would. Raises UnknownName, BadArguments."""
+    if task not in app.tasks:
+        raise UnknownName("task", task, app.tasks)
+    runner = Runner(app.tasks[task], event=False)
+    given = runner.convert(list(args), kwargs) if runner.convert else (args, kwargs)
+    now, queue = wall_clock(), app.tasks[task].queue
+    record = Record(first_pos(1), new_head(now), now, task, b"", NO_META)
+    stream, main = Stream(0, "queue", app.name, queue, (1,)), Group(0, 0, app.name, "main", "main")
+    return _run(app, runner, _Dry(app, stream, main, record), tuple(given[0]), given[1], None)
+
+
+def _run(
+    app: App, runner: Runner, run: _Dry, args: tuple[Any, ...], kwargs: dict[str, Any], call: Call | None
+) -> Rerun:
+    done = Rerun(id_text(public_id(run.record.id)), runner.name, args, kwargs)
+    token = current_run.set(run)
+    try:
+        done.value = _called(runner, args, kwargs, call)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a task raises is its outcome
+        done.error = error
+    finally:
+        current_run.reset(token)
+    done.sent, done.progress = run.sent(), run.said
+    return done
+
+
+def _called(runner: Runner, args: tuple[Any, ...], kwargs: dict[str, Any], call: Call | None) -> Any:
+    value = runner.fn(*args, **kwargs) if call is None else call(runner.fn, args, kwargs)
+    if runner.coroutine:
+        import asyncio
+
+        return asyncio.run(value)
+    return value
+
+
+def _found(app: App, id: str, group: str | None) -> tuple[Record, Stream, Group, Runner]:
+    spaces = [app.name, *(f"stream:{name}" for name in app.stream_handles)]
+    parsed = parse_id(id)
+    pos = next((at for space in spaces if (at := app.engine.find(space, parsed)) is not None), None)
+    if pos is None:
+        raise UnknownCall(f"no call {id} in app {app.name}: never appended, or past retention")
+    for record in app.engine.records(pos, pos + 1, 1):
+        stream = app.stream_at(pos)
+        if stream.kind == "queue":
+            if record.task not in app.tasks:
+                raise UnknownName("task", record.task, app.tasks)
+            return (
+                record,
+                stream,
+                app.group_at(pos, group or "main"),
+                Runner(app.tasks[record.task], event=False),
+            )
+        return record, stream, *_subscribed(app, stream, pos, group)
+    raise UnknownCall(f"the record of call {id} is past retention")
+
+
+def _subscribed(app: App, stream: Stream, pos: int, group: str | None) -> tuple[Group, Runner]:
+    names = [name for name, each in app.subscriptions.items() if each.stream.name == stream.name]
+    if group is None and len(names) != 1:
+        raise ConfigError(
+            f"say which subscription of stream {stream.name} runs it, with group: {', '.join(names) or '-'}"
+        )
+    name = group or names[0]
+    if name not in names:
+        raise UnknownName("subscription", name, names)
+    return app.group_at(pos, name), Runner(app.subscriptions[name].task, event=True)
+
+
+class _Dry:
+    """The run that the code is part of: it has a request, and sends nothing."""
+
+    sends = False
+    excludes = False
+
+    def __init__(self, app: App, stream: Stream, group: Group, record: Record) -> None:
+        self._app, self._stream, self._group, self.record = app, stream, group, record
+        self._calls: list[tuple[int, str, Any, Any]] = []
+        self.enlisted = Collector()
+        self.said: list[Any] = []
+
+    def shield(self) -> AbstractContextManager[None]:
+        """Return nothing: there is no limit."""
+        return nullcontext()
+
+    def serves(self, engine: Any) -> bool:
+        """Say yes, whatever the engine: nothing is to be sent anywhere."""
+        return True
+
+    def send(self, log: int, task: str, body: bytes, meta: Meta, id: Id | None, namespace: str) -> Id:
+        """Note a call."""
+        self._calls.append((log, task, body, meta))
+        return new_head(wall_clock()) if id is None else id
+
+    def flush(self) -> None:
+        """Raise: what was not sent has no state."""
+        raise ConfigError("in a rerun calls are not sent, so that they have no state to ask for")
+
+    def request(self) -> Request:
+        """Return what is known of the call."""
+        meta, record = self.record.meta, self.record
+
+        def shown(id: Any) -> str | None:
+            return None if id is None else id_text(public_id(id))
+
+        given = {
+            "id": id_text(public_id(record.id)), "task": record.task, "retries": 0, "deliveries": 0,
+            "consumer_group": self._group.name, "replay": True, "headers": meta.headers or {},
+            "queue": self._stream.name, "partition": self._stream.place(record.pos >> 40)[0],
+            "priority": self._stream.place(record.pos >> 40)[1],
+            "offset": offset_of(record.pos), "key": meta.key, "time": record.time,
+            "root_id": shown(meta.root), "parent_id": shown(meta.parent),
+        }  # fmt: skip
+        names = Request.__dataclass_fields__
+        return Request(**{name: given.get(name) for name in names})  # type: ignore[arg-type]
+
+    def update_state(self, meta: Any) -> None:
+        """Note what it says of itself."""
+        codec_for("msgpack").encode(meta, "meta")
+        self.said.append(meta)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Any]:
+        """Raise: it would change the database."""
+        raise ConfigError("self.transaction() would change the database, and a rerun changes nothing")
+        yield
+
+    def sent(self) -> list[Sent]:
+        """Return what was not sent, decoded."""
+        rows = [*self._calls]
+        for row in self.enlisted.rows:
+            rows.append((row.log, row.task, row.body, NO_META if row.meta is None else unpack_meta(row.meta)))
+        return [self._sent(*row) for row in rows]
+
+    def _sent(self, log: int, task: str, body: Any, meta: Meta) -> Sent:
+        streams = {each: stream for stream in self._app.engine.streams() for each in stream.logs}
+        stream = streams.get(log)
+        is_call = stream is None or stream.kind == "queue"
+        try:
+            codec = codec_for(
+                meta.content_type or ("msgpack" if is_call else "json"), self._app.settings["pickle_key"]
+            )
+            value: Any = f"({meta.offloaded:,} bytes)" if is_reference(body) else codec.decode(body)
+        except (RespoolError, CorruptBody, BadArguments) as error:
+            value = f"(cannot be read: {error})"
+        return Sent("call" if is_call else "event", "?" if stream is None else stream.name, task, value)
