@@ -99,6 +99,17 @@ def test_a_coroutine_and_an_event(app):
         rerun(app, id, group="aduit")
 
 
+def test_a_call_of_a_task_that_takes_batches(app):
+    @app.task(batch=10, bind=True)
+    def embed(self, texts: list[str]) -> list[object]:
+        assert [request.task for request in self.calls] == ["embed"]
+        return [ValueError("empty") if not text else len(text) for text in texts]
+
+    assert rerun(app, embed.delay("four").id).value == 4
+    assert str(rerun(app, embed.delay("").id).error) == "empty"
+    assert run_dry(app, "embed", ["abc"], {}).value == 3
+
+
 def test_what_cannot_be_rerun(app):
     with pytest.raises(UnknownCall, match="no call nope"):
         rerun(app, "nope")

@@ -15,6 +15,7 @@ from ..engines.base import Group, Record, Stream
 from ..errors import BadArguments, ConfigError, CorruptBody, RespoolError, UnknownCall, UnknownName
 from ..record import NO_META, Id, Meta, first_pos, id_text, new_head, offset_of, parse_id, unpack_meta
 from ..reference import is_reference
+from ..refusals import brief
 from ..running import current_run
 from ..transaction import Collector
 from ..worker.run import Request
@@ -69,8 +70,7 @@ def rerun(app: App, id: str, *, group: str | None = None, call: Call | None = No
     """
     record, stream, found, runner = _found(app, id, group)
     body: Any = app.payload(record.body) if is_reference(record.body) else record.body
-    args, kwargs = runner.arguments(body, record.meta)
-    return _run(app, runner, _Dry(app, stream, found, record), tuple(args), kwargs, call)
+    return _run(app, runner, _Dry(app, stream, found, record), body, call)
 
 
 def run_dry(app: App, task: str, args: list[Any], kwargs: dict[str, Any]) -> Rerun:
@@ -78,20 +78,24 @@ def run_dry(app: App, task: str, args: list[Any], kwargs: dict[str, Any]) -> Rer
     if task not in app.tasks:
         raise UnknownName("task", task, app.tasks)
     runner = Runner(app.tasks[task], event=False)
-    given = runner.convert(list(args), kwargs) if runner.convert else (args, kwargs)
+    body = codec_for("msgpack").encode((tuple(args), kwargs), "args")
     now, queue = wall_clock(), app.tasks[task].queue
     record = Record(first_pos(1), new_head(now), now, task, b"", NO_META)
     stream, main = Stream(0, "queue", app.name, queue, (1,)), Group(0, 0, app.name, "main", "main")
-    return _run(app, runner, _Dry(app, stream, main, record), tuple(given[0]), given[1], None)
+    return _run(app, runner, _Dry(app, stream, main, record), body, None)
 
 
-def _run(
-    app: App, runner: Runner, run: _Dry, args: tuple[Any, ...], kwargs: dict[str, Any], call: Call | None
-) -> Rerun:
-    done = Rerun(id_text(public_id(run.record.id)), runner.name, args, kwargs)
+def _run(app: App, runner: Runner, run: _Dry, body: bytes, call: Call | None) -> Rerun:
+    meta = run.record.meta
+    args, kwargs = runner.arguments(body, meta)
+    done = Rerun(id_text(public_id(run.record.id)), runner.name, tuple(args), kwargs)
+    batch = [runner.item(body, meta)] if runner.batch else None
     token = current_run.set(run)
     try:
-        done.value = _called(runner, args, kwargs, call)
+        if batch is None:
+            done.value = _called(runner, done.args, kwargs, call)
+        else:
+            done.value = _one_of(runner, _called(runner, (batch,), {}, call))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a task raises is its outcome
         done.error = error
     finally:
@@ -107,6 +111,17 @@ def _called(runner: Runner, args: tuple[Any, ...], kwargs: dict[str, Any], call:
 
         return asyncio.run(value)
     return value
+
+
+def _one_of(runner: Runner, values: Any) -> Any:
+    """Return what a batch of one gave. Raises what stands in its place, BadArguments for another number."""
+    if values is None:
+        return None
+    if not isinstance(values, list | tuple) or len(values) != 1:
+        raise BadArguments(f"{runner.name}() got a batch of one, and returned {brief(values)}")
+    if isinstance(values[0], BaseException):
+        raise values[0]
+    return values[0]
 
 
 def _found(app: App, id: str, group: str | None) -> tuple[Record, Stream, Group, Runner]:
@@ -188,6 +203,10 @@ class _Dry:
         }  # fmt: skip
         names = Request.__dataclass_fields__
         return Request(**{name: given.get(name) for name in names})  # type: ignore[arg-type]
+
+    def requests(self) -> list[Request]:
+        """Return the same for a batch of one."""
+        return [self.request()]
 
     def update_state(self, meta: Any) -> None:
         """Note what it says of itself."""
