@@ -15,6 +15,7 @@ from ..record import Id
 
 if TYPE_CHECKING:
     from .base import Engine
+    from .lent import LendsState
     from .postgres.reach import PostgresOptions
 
 
@@ -28,13 +29,7 @@ def open_engine(location: Location, durability: str, timeout: float) -> Engine:
         return _open_kafka(location, location.state, durability, timeout)
     if location.server is not None:
         return _open_postgres(location, durability, timeout)
-    from pathlib import Path
-
-    from .sqlite.engine import SQLiteEngine, SQLiteOptions
-
-    pragmas = {name: value for name, value in location.options.items() if name != "durability"}
-    path = None if location.path is None else Path(location.path)
-    return SQLiteEngine(SQLiteOptions(path, durability, timeout, pragmas))  # type: ignore[arg-type]
+    return _open_sqlite(location, durability, timeout)
 
 
 def is_there(location: Location) -> bool:
@@ -108,6 +103,16 @@ def schema_of(location: Location) -> str:
     return schema_text(location.options.get("schema", "respool"))
 
 
+def _open_sqlite(location: Location, durability: str, timeout: float) -> LendsState:
+    from pathlib import Path
+
+    from .sqlite.engine import SQLiteEngine, SQLiteOptions
+
+    pragmas = {name: value for name, value in location.options.items() if name != "durability"}
+    path = None if location.path is None else Path(location.path)
+    return SQLiteEngine(SQLiteOptions(path, durability, timeout, pragmas))  # type: ignore[arg-type]
+
+
 def _open_kafka(location: Location, state: Location, durability: str, timeout: float) -> Engine:
     try:
         from .kafka.engine import KafkaEngine
@@ -117,11 +122,17 @@ def _open_kafka(location: Location, state: Location, durability: str, timeout: f
             f"{location.shown} needs confluent-kafka ({error}): pip install 'respool[kafka]'"
         ) from error
     options = kafka_options(location, timeout)
-    inner = open_engine(state, state.options.get("durability", durability), timeout)
+    inner = _open_lender(state, state.options.get("durability", durability), timeout)
     return KafkaEngine(options, inner)
 
 
-def _open_postgres(location: Location, durability: str, timeout: float) -> Engine:
+def _open_lender(location: Location, durability: str, timeout: float) -> LendsState:
+    if location.server is not None:
+        return _open_postgres(location, durability, timeout)
+    return _open_sqlite(location, durability, timeout)
+
+
+def _open_postgres(location: Location, durability: str, timeout: float) -> LendsState:
     options = _postgres_options(location, durability, timeout)
     from .postgres.engine import PostgresEngine
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..base import Engine
 from ..blobs import BlobKey, ReferenceKey
+from ..lent import LendsState
 
 
 class KafkaBlobs:
     """The inner engine's answers. References are entered on the way through the outbox."""
 
-    inner: Engine
+    inner: LendsState
 
     def touch_blob(self, digest: bytes, size: int, now: float, connection: Any = None) -> int:
         """Enter a blob that is to be stored or referred to; return its stamp."""

@@ -9,22 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError
-from ..base import CAPABILITIES, Engine, Group, Registration, Sleeper, Stream, Work, Worker
+from ..base import CAPABILITIES, Group, Registration, Sleeper, Work, Worker
+from ..lent import LendsState
 from .blobs import KafkaBlobs
 from .cluster import Cluster
-from .inspect import KafkaInspect
 from .moving import KafkaMoving
 from .options import KafkaOptions
 from .outbox import Outbox
 from .reader import Reader
+from .retention import KafkaRetention
 from .sender import Sender
 
 
-class KafkaEngine(KafkaInspect, KafkaBlobs, KafkaMoving):
+class KafkaEngine(KafkaRetention, KafkaBlobs, KafkaMoving):
     """Composed of a cluster and an inner engine. Clients are made when first used."""
 
-    def __init__(self, options: KafkaOptions, inner: Engine) -> None:
-        KafkaInspect.__init__(self)
+    def __init__(self, options: KafkaOptions, inner: LendsState) -> None:
+        KafkaRetention.__init__(self)
         self.options, self.inner = options, inner
         known = inner.capabilities
         self.capabilities = CAPABILITIES["kafka://"]._replace(
@@ -88,16 +89,6 @@ class KafkaEngine(KafkaInspect, KafkaBlobs, KafkaMoving):
     def workers(self) -> list[Worker]:
         """Return the workers registered."""
         return self.inner.workers()
-
-    # Retention
-
-    def trim(self, stream: Stream, before: float, limit: int) -> int:
-        """Cut off old records at the beginning of the stream's logs."""
-        return 0
-
-    def tidy(self) -> None:
-        """Relay what others left behind, forget old ids, and tidy the state."""
-        self.inner.tidy()
 
     # Bells: the inner engine's, which numbers logs and positions alike
 

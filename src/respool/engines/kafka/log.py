@@ -13,7 +13,8 @@ from ...delivery.model import NewCall
 from ...delivery.spans import Span
 from ...errors import AppendUnknown, ConfigError
 from ...record import OFFSET_BITS, Id, Row, first_pos, log_of, offset_of
-from ..base import Conflict, Engine, Reads, Record, Stream
+from ..base import Conflict, Reads, Record, Stream
+from ..lent import LendsState
 from . import header as h
 from .cluster import Cluster
 from .message import header_of, item, items_of_run, place_from, record, record_of, row_of
@@ -34,7 +35,7 @@ class KafkaLog(KafkaPlaces):
     """Appends through one producer; reads through two consumers, so that a look around holds up no worker."""
 
     options: KafkaOptions
-    inner: Engine
+    inner: LendsState
     cluster: Cluster
     sender: Sender
     outbox: Outbox
@@ -250,7 +251,7 @@ class KafkaLog(KafkaPlaces):
                 if start > lo:
                     kept = self._rows_kept([Span(lo, start)])
                     found |= kept
-                    self._lose(lo, start, len(kept))
+                    self._lose(lo, start, kept)
                 if start < hi:
                     left.append((start, hi))
             if left:
@@ -262,7 +263,7 @@ class KafkaLog(KafkaPlaces):
                 row = row_of(log, message)
                 found[row[0]] = row, message
 
-    def _lose(self, lo: int, hi: int, kept: int) -> None:
+    def _lose(self, lo: int, hi: int, kept: Iterable[int]) -> None:
         """Take note that records were trimmed before they were done (K1)."""
 
     def _rows_kept(self, spans: Sequence[Span]) -> dict[int, tuple[Row, Any]]:

@@ -11,7 +11,8 @@ import msgspec
 from ...delivery.model import MIDDLE
 from ...errors import ConfigError, EngineError
 from ...record import first_pos
-from ..base import Engine, Group, Stream
+from ..base import Group, Stream
+from ..lent import LendsState
 from .cluster import EARLIEST, LATEST, Cluster, Place, TopicGone
 from .names import topic_name
 
@@ -33,7 +34,7 @@ FOR_GOOD = {
 class KafkaPlaces:
     """The registry: it is the inner engine's, with a topic to each stream."""
 
-    inner: Engine
+    inner: LendsState
     cluster: Cluster
 
     def __init__(self) -> None:

@@ -8,19 +8,22 @@ made (K4).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from ...delivery.model import Change, JournalEntry, Lease, NewCall, Outcome, Parked, Position, View
-from ...delivery.spans import Span
+from ...delivery.spans import Span, count, intersect, merge, ranges_of, subtract
 from ...errors import AppendUnknown, EngineError, EngineUnavailable
-from ...record import Row, log_of
+from ...record import Row, first_pos, log_of, offset_of
 from ..base import Counts, Group, ParkedFilter, Reads, Status
 from .log import KafkaLog
 from .message import header_of
 
 T = TypeVar("T")
 log = logging.getLogger("respool.engine")
+LOOK = 1.0  # seconds between two looks at the ids of topics
+TRIMMED = "trimmed by the log before it was run"
 LOST = "lost: trimmed before they were done"
 
 
@@ -38,21 +41,23 @@ class KafkaState(KafkaLog):
     def __init__(self) -> None:
         KafkaLog.__init__(self)
         self._cursors: dict[int, dict[int, int]] = {}  # of groups, as seen last: they only grow
-        self._trimmed: dict[
-            int, int
-        ] = {}  # records found trimmed, by log, to be counted with what comes next
+        self._lost: list[tuple[int, int]] = []  # found trimmed, until their lease is settled (K1)
+        self._looked_at = 0.0  # when topics were looked at last (K3)
 
     def transact(self, reads: Reads, decide: Callable[[View, Change], T], *, synced: bool = False) -> T:
         """Lock, read, let `decide` fill the change, write, commit; return what `decide` returned."""
         logs = self.logs_of(reads.group) if reads.positions else ()
         ends = self.ends(logs)
+        if reads.due:
+            self._look_at_topics(logs)
+            self.inner.reserve(end - 1 for log, end in ends.items() if end > first_pos(log))
         absent: set[int] = set()
         fetched: dict[int, Row] = {}
         calls: list[NewCall] = []
 
         def run(view: View, change: Change) -> T:
             if reads.positions:
-                self._tell_ends(view, change, ends, claims=reads.due > 0)
+                self._tell_ends(view, ends)
             answer = decide(view, change)
             change.kept = self._to_keep(change.parked, fetched, absent)
             calls[:] = change.calls
@@ -64,8 +69,8 @@ class KafkaState(KafkaLog):
                 )
             if reads.due:
                 self._once_parked = {parked.pos for parked in view.due}
-            if self._trimmed:
-                self._count_trimmed(reads.group, change)
+            if self._lost and change.journal:
+                self._tell_lost(change)
             return answer
 
         while True:
@@ -83,7 +88,8 @@ class KafkaState(KafkaLog):
             self._relay_now()
         return answer
 
-    def _tell_ends(self, view: View, change: Change, ends: dict[int, int], *, claims: bool) -> None:
+    @staticmethod
+    def _tell_ends(view: View, ends: dict[int, int]) -> None:
         positions = []
         for at in view.positions:
             end = max(ends.get(at.log, at.cursor), at.cursor)
@@ -130,20 +136,43 @@ class KafkaState(KafkaLog):
 
     # K1
 
-    def _lose(self, lo: int, hi: int, kept: int) -> None:
-        lost = hi - lo - kept
-        if lost > 0:
+    def _lose(self, lo: int, hi: int, kept: Iterable[int]) -> None:
+        lost = subtract([Span(lo, hi)], ranges_of(kept))
+        if lost:
+            place = self.place(log_of(lo))
             log.error(
-                "%d record(s) of topic %s are lost: trimmed before they were done, from offset %d on",
-                lost, self.place(log_of(lo)).topic, lo & (1 << 40) - 1,
-            )  # fmt: skip
+                "%d record(s) of %s/%d from offset %d on are lost: trimmed before they were done",
+                *(count(lost), place.topic, place.partition, offset_of(lo)),
+            )
             with self._remembering:
-                self._trimmed[log_of(lo)] = self._trimmed.get(log_of(lo), 0) + lost
+                self._lost += [(span.lo, span.hi) for span in lost]
 
-    def _count_trimmed(self, group: int, change: Change) -> None:
+    def _tell_lost(self, change: Change) -> None:
+        """Say of what was trimmed before it was run that it is lost: it must not read as done (H9, K1)."""
         with self._remembering:
-            for each in self.logs_of(group):
-                change.count(LOST, self._trimmed.pop(each, 0))
+            lost = merge(self._lost)
+            told = [(e.lo, e.hi) for e in change.journal if e.how == "done"]
+            here = intersect([Span(lo, hi) for lo, hi in lost], told)
+            if not here:
+                return
+            self._lost = [(s.lo, s.hi) for s in subtract([Span(*each) for each in lost], told)]
+        entries: list[JournalEntry] = []
+        for entry in change.journal:
+            gone = intersect(here, [(entry.lo, entry.hi)]) if entry.how == "done" else []
+            left = subtract([Span(entry.lo, entry.hi)], [(s.lo, s.hi) for s in gone])
+            entries += [entry._replace(lo=s.lo, hi=s.hi) for s in left]
+            entries += [entry._replace(lo=s.lo, hi=s.hi, how="trimmed", note=TRIMMED) for s in gone]
+        change.journal[:] = entries
+        change.count(LOST, count(here))
+
+    def _look_at_topics(self, logs: Sequence[int]) -> None:
+        """Now and then see whether topics are those that they were: a claim is no look at a name (K3)."""
+        now = time.monotonic()
+        if now - self._looked_at < LOOK:
+            return
+        self._looked_at = now
+        for stream in {self.stream_of_log(each).id: self.stream_of_log(each) for each in logs}.values():
+            self.check_topic(stream)
 
     # Questions about the ends
 

@@ -25,6 +25,7 @@ from .blobs import PostgresBlobs
 from .connection import Connection, moved_told
 from .enlist import Plain, checked
 from .inspect import PostgresInspect
+from .lent import PostgresLent
 from .log import ROWS_A_STATEMENT, PostgresLog, insert
 from .migrate import ensure_schema
 from .moving import PostgresMoving, refuse_incoming
@@ -50,6 +51,7 @@ class PostgresEngine(
     PostgresRetention,
     PostgresBlobs,
     PostgresMoving,
+    PostgresLent,
     PostgresBells,
 ):
     """Log and state on a server. Connections open when first used, and only in the process that uses them."""

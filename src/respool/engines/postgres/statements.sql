@@ -755,6 +755,10 @@ SELECT k.pos FROM respool.kept k WHERE k.pos >= %s AND k.pos < %s AND NOT EXISTS
     SELECT 1 FROM respool.parked p JOIN respool.grp g ON g.id = p.grp WHERE p.pos = k.pos AND g.stream = %s)
 LIMIT 1000;
 
+-- name: forget_kept
+-- Of a log that is kept elsewhere: what else is known of these records stays.
+DELETE FROM respool.kept WHERE pos = ANY (%s);
+
 -- name: drop_kept
 -- The id of a run goes with the last of its members that is there.
 WITH gone AS (DELETE FROM respool.kept WHERE pos = ANY (%(gone)s) RETURNING pos, id),

@@ -27,6 +27,7 @@ from .connection import Connection, Doubt, gone, identity_of, moved_told, prepar
 from .doorbell import ALL, Doorbell, Kind, Sleeper, mask_of
 from .enlist import checked
 from .inspect import SQLiteInspect
+from .lent import SQLiteLent
 from .log import SQLiteLog, append_row, append_rows, append_run
 from .moving import SQLiteMoving, refuse_incoming
 from .retention import SQLiteRetention
@@ -51,7 +52,14 @@ class SQLiteOptions:
 
 
 class SQLiteEngine(
-    SQLiteLog, SQLiteState, SQLiteWorks, SQLiteInspect, SQLiteRetention, SQLiteBlobs, SQLiteMoving
+    SQLiteLog,
+    SQLiteState,
+    SQLiteWorks,
+    SQLiteInspect,
+    SQLiteRetention,
+    SQLiteBlobs,
+    SQLiteMoving,
+    SQLiteLent,
 ):
     """The embedded engine. Connections open when first used, and only in the process that uses them."""
 

@@ -674,3 +674,12 @@ DELETE FROM stream WHERE id = ?1;
 -- name: run_heads
 -- Where the parts of a run are, of which a transfer may have made several: ids from ?1 to ?2.
 SELECT pos, id FROM record WHERE id IS NOT NULL AND id >= ?1 AND id <= ?2 ORDER BY id;
+
+-- name: kept_for_nobody
+-- Of a log that is kept elsewhere, records that no group of the stream has parked.
+SELECT pos FROM record r WHERE pos >= ?1 AND pos < ?2 AND NOT EXISTS (
+    SELECT 1 FROM grp g CROSS JOIN parked k ON k.grp = g.id AND k.pos = r.pos WHERE g.stream = ?3)
+LIMIT ?4;
+
+-- name: drop_records
+DELETE FROM record WHERE pos IN (SELECT value FROM json_each(?1));

@@ -1,0 +1,149 @@
+"""What workers do beside their tasks: trim topics, show how far groups are, look after outbox and topics."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+
+from ...errors import EngineError, RespoolError
+from ...record import first_pos, log_of, offset_of
+from ..base import Group, Stream
+from .inspect import KafkaInspect
+from .log import LATE, PAGE
+from .names import group_name
+from .outbox import EARLY
+from .places import HIDDEN, KEPT
+
+log = logging.getLogger("respool.engine")
+MIRROR = 1.0  # seconds between two commits of the groups' cursors (K6)
+RARELY = 30.0  # seconds between looks at what hardly ever changes
+KEPT_A_STEP = 1000
+
+
+class KafkaRetention(KafkaInspect):
+    """Removes what is old and done; nothing that any group has yet to finish goes (K4)."""
+
+    def __init__(self) -> None:
+        KafkaInspect.__init__(self)
+        self._mirrored: dict[tuple[str, str, int], int] = {}
+        self._mirror_at = self._rarely_at = 0.0
+        self._mirrors = True
+
+    def trim(self, stream: Stream, before: float, limit: int) -> int:
+        """Cut off old records at the beginning of the stream's logs; return how many.
+
+        What another program writes is not ours to cut: only what is known of what it has lost goes.
+        """
+        stored = self._as_stored(stream)
+        foreign = bool(stored.settings.get("foreign"))
+        starts = self.starts(self.known_logs(stored.logs))
+        cut = 0
+        for each, start in starts.items():
+            end = start
+            if not foreign:
+                end = min(self._older(each, start, before, limit), *self._needed(stored, each, start))
+                if end > start:
+                    self._delete(each, end)
+                    cut += end - start
+            water = min(max(start, end), *self._needed(stored, each, first_pos(each)))
+            cut += self.inner.forget_below(stored, each, water)
+        return cut or self.inner.drop_kept(stored, limit)
+
+    def _as_stored(self, stream: Stream) -> Stream:
+        return self._stored.get(stream.id) or next(s for s in self.refresh() if s.id == stream.id)
+
+    def _older(self, log: int, start: int, before: float, limit: int) -> int:
+        """Return up to where all records have a time before a moment; no further than that is easily told.
+
+        What was stored before it is older. What was stored later is looked at where that may be old, too.
+        """
+        end = min(max(self._first_stored(log, before - EARLY), start), self.ends([log])[log])
+        if self._lateness(log) > LATE:
+            stop = min(end + max(limit, PAGE), self.ends([log])[log])
+            micros = int(before * 1_000_000)
+            young = next((pos for pos, at in self._times(log, end, stop) if at >= micros), None)
+            end = stop if young is None else young
+        return end
+
+    def _needed(self, stream: Stream, log: int, start: int) -> list[int]:
+        """Return the first positions that groups have yet to finish, pending or leased."""
+        needed = [first_pos(log + 1)]
+        for group in self.inner.groups():
+            if group.stream != stream.id:
+                continue
+            for at in self.inner.positions(group):
+                if at.log == log and not (at.stop is not None and at.cursor >= at.stop):
+                    needed.append(at.cursor)
+            for lease in self.inner.leases(group):
+                needed += [
+                    s.lo for s in lease.spans if log_of(s.lo) == log and s.hi > start and s.lo >= start
+                ]
+        return needed
+
+    def _delete(self, log: int, end: int) -> None:
+        place = self.place(log)
+        until = TopicPartition(place.topic, place.partition, offset_of(end))
+        for future in self.cluster.admin.delete_records(
+            [until], request_timeout=self.cluster.timeout
+        ).values():
+            self.cluster.answer(future, f"topic {place.topic}")
+
+    def tidy(self) -> None:
+        """Relay what others left behind, forget old ids, show how far groups are, tidy the state."""
+        self.inner.tidy()
+        self.reader.rest()
+        self.seeker.rest()
+        try:
+            self.outbox.tidy(self.options.id_window)
+            now = time.monotonic()
+            if now >= self._mirror_at:
+                self._mirror_at = now + MIRROR
+                self._mirror()
+            if now >= self._rarely_at:
+                self._rarely_at = now + RARELY
+                self._look_after()
+        except RespoolError as error:
+            log.warning("the log in Kafka could not be tidied, which is tried again: %s", error)
+
+    def _look_after(self) -> None:
+        for stream in self.refresh():
+            if stream.app == HIDDEN or KEPT not in stream.settings:
+                continue
+            try:
+                self.check_topic(stream)
+            except EngineError as error:
+                log.error("%s", error)
+                continue
+            self.inner.drop_kept(stream, KEPT_A_STEP)
+
+    # K6: what Kafka's own tools see
+
+    def _mirror(self) -> None:
+        """Commit the cursors that have moved, as the offsets of consumer groups that nobody has joined."""
+        if not self._mirrors:
+            return
+        for group in self.groups():
+            stream = self._stored.get(group.stream)
+            if stream is not None and KEPT in stream.settings:
+                self._mirror_group(group, stream)
+
+    def _mirror_group(self, group: Group, stream: Stream) -> None:
+        name = group_name(self.options.prefix, group.app or stream.app, group.name)
+        moved = []
+        for at in self.inner.positions(group):
+            place = self.place(at.log)
+            offset = offset_of(at.cursor)
+            if self._mirrored.get((name, *place)) != offset:
+                moved.append(TopicPartition(place.topic, place.partition, offset))
+        if not moved:
+            return
+        asked = self.cluster.admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(name, moved)])
+        try:
+            asked[name].result(self.cluster.timeout)
+        except (KafkaException, TimeoutError) as error:
+            log.warning("Kafka's consumer group %s cannot show how far %s is: %s", name, group.name, error)
+            self._mirrors = isinstance(error, TimeoutError) or error.args[0].retriable()
+            return
+        self._mirrored.update({(name, each.topic, each.partition): each.offset for each in moved})

@@ -1,0 +1,81 @@
+"""PostgreSQL as the state of a log that is kept elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import psycopg
+from psycopg import errors as pg
+
+from ...record import first_pos
+from ..base import Stream
+from .connection import Connection, PostgresOptions
+from .partitions import SIZE, add, partition_of
+from .state import GROUP_LOCKS
+
+Db = psycopg.Connection[Any]
+
+
+class PostgresLent:
+    """What is asked of it beside what is asked of any engine."""
+
+    options: PostgresOptions
+    _writer: Connection
+    _state: Connection
+    _made: set[int]
+    _leased: Callable[..., Any]
+    _drop_partition: Callable[..., int]
+
+    def reserve(self, positions: Iterable[int]) -> None:
+        """Make the partitions that these positions lie in, and the next ones."""
+        for pos in positions:
+            for start in (partition_of(pos), partition_of(pos) + SIZE):
+                if start not in self._made:
+                    self._state.append(self._maker(start))
+                    self._made.add(start)
+
+    def _maker(self, start: int) -> Callable[[Db], None]:
+        def make(db: Db) -> None:
+            try:
+                with db.transaction():
+                    db.execute("SET LOCAL lock_timeout = '200ms'")
+                    add(db, self.options.schema, start)
+            except (pg.CheckViolation, pg.LockNotAvailable):
+                return  # the partition for the rest takes what has none of its own
+
+        return make
+
+    def forget_below(self, stream: Stream, log: int, end: int) -> int:
+        """Raise a log's floor, and drop a partition that lies below it."""
+
+        def forget(db: Db) -> int:
+            with db.transaction():
+                row = db.execute(self._writer.sql["lock_floor"], (log,)).fetchone()
+                if row is not None and max(row[0], first_pos(log)) < end:
+                    db.execute(self._writer.sql["raise_floor"], (end, log))
+            return int(self._drop_partition(db, stream, log)) if row is not None else 0
+
+        return self._state.append(forget)
+
+    def drop_kept(self, stream: Stream, limit: int) -> int:
+        """Drop kept records that are parked and leased nowhere any more; return how many.
+
+        Under the locks of all groups, or what is leased at one look and parked at the next would be missed.
+        """
+        sql = self._writer.sql
+
+        def drop(db: Db, log: int) -> int:
+            bound = (first_pos(log), first_pos(log + 1), stream.id)
+            if db.execute(sql["kept_for_nobody"], bound).fetchone() is None:
+                return 0
+            with db.transaction():
+                db.execute(sql["lock_groups"], (GROUP_LOCKS, stream.id))
+                places = [pos for (pos,) in db.execute(sql["kept_for_nobody"], bound).fetchall()][:limit]
+                held = self._leased(db, stream)
+                gone = [p for p in places if not any(s.lo <= p < s.hi for s in held)]
+                db.execute(sql["forget_kept"], (gone,))
+            return len(gone)
+
+        return sum(self._state.append(partial(drop, log=log)) for log in stream.logs)
