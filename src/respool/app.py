@@ -188,6 +188,9 @@ class App:
         serializer: str = "json",
         retention: Any = None,
         offload_over: int | str | None = None,
+        foreign: bool = False,
+        codec: Any = None,
+        cloudevents: bool = False,
     ) -> StreamHandle:
         """Declare a stream of events, shared by all apps on the log.
 
@@ -198,16 +201,36 @@ class App:
             retention: how long events stay (seconds, timedelta, "30d"); None: for good. What a group has
                 yet to finish stays longer.
             offload_over: bytes ("1MiB") beyond which an event goes to the blob store; default: the app's.
+            foreign: on Kafka, a topic of this very name that another program writes; it is only read here.
+            codec: with `foreign`, what reads it instead of the serializer: an object with `decode(bytes)`.
+            cloudevents: on Kafka, events carry CloudEvents' headers too (binary mode).
 
         Raises: DeclarationConflict where it is declared otherwise here; on first use, where it was
-            created otherwise.
+            created otherwise. ConfigError, on first use, where the engine has no such streams.
         """
+        if codec is not None and not (foreign and callable(getattr(codec, "decode", None))):
+            raise ConfigError(f"stream {name}: codec= is for foreign=True, an object with decode(bytes)")
+        if foreign and (key is not None or cloudevents):
+            raise ConfigError(
+                f"stream {name}: foreign=True is only read here; key= and cloudevents= say nothing"
+            )
         count = partitions if partitions is not None else (1 if key is None else KEYED_PARTITIONS)
         if not isinstance(count, int) or not 1 <= count <= 4096:
             raise ConfigError(f"stream {name}: partitions={partitions!r} is not a number from 1 to 4096")
         kept = None if retention is None else duration(retention, "retention")
         over = self.offload_over(None if offload_over is None else size(offload_over, "offload_over"))
-        handle = StreamHandle(self, check_name("stream", name), key, count, serializer, kept, over)
+        handle = StreamHandle(
+            self,
+            check_name("stream", name),
+            key,
+            count,
+            serializer,
+            kept,
+            over,
+            foreign,
+            codec,
+            cloudevents,
+        )
         known = self.stream_handles.setdefault(name, handle)
         _compare("stream", name, known.settings, handle.settings)
         return known
@@ -269,8 +292,16 @@ class App:
     def _create(
         self, engine: Any, kind: Any, app: str, name: str, partitions: int, declared: dict[str, Any]
     ) -> Stream:
+        if not engine.capabilities.foreign and (declared.get("foreign") or declared.get("cloudevents")):
+            option = "foreign" if declared.get("foreign") else "cloudevents"
+            raise ConfigError(
+                f"{kind} {name}: {option}=True is for Kafka; {engine.capabilities.name} "
+                "shares its log with nobody"
+            )
         stream: Stream = engine.create_stream(kind, app, name, partitions, declared)
         _compare(kind, name, stream.settings, declared)
+        if declared.get("foreign"):
+            self.stream_handles[name].partitions = stream.partitions
         self._streams[kind, name] = stream
         return stream
 

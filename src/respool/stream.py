@@ -47,12 +47,16 @@ class StreamHandle:
         content_type: str,
         retention: float | None,
         offload_over: int,
+        foreign: bool = False,
+        codec: Any = None,
+        cloudevents: bool = False,
     ) -> None:
         self.app, self.name, self.key, self.retention = app, name, key, retention
         self.offload_over = offload_over
         self.partitions = partitions
         self.content_type = content_type
-        self.codec = codec_for(content_type, app.settings["pickle_key"])
+        self.codec = codec if codec is not None else codec_for(content_type, app.settings["pickle_key"])
+        self.foreign, self.cloudevents = foreign, cloudevents
         self._stored_type = None if content_type == "json" else content_type
 
     def __repr__(self) -> str:
@@ -61,12 +65,15 @@ class StreamHandle:
     @property
     def settings(self) -> dict[str, Any]:
         """What is stored at creation, and compared with later declarations."""
-        return {
+        said: dict[str, Any] = {
             "key": self.key,
-            "partitions": self.partitions,
             "serializer": self.content_type,
             "retention": self.retention,
         }
+        if self.foreign:  # how many partitions it has is for others to say
+            return {**said, "foreign": True}
+        said["partitions"] = self.partitions
+        return {**said, "cloudevents": True} if self.cloudevents else said
 
     def publish(
         self,
@@ -104,7 +111,7 @@ class StreamHandle:
 
     def publish_many(self, values: Iterable[Any], *, type: str = "") -> int:
         """Append many events in large synced chunks; return how many."""
-        if self.key is None:
+        if self.key is None and not self.foreign:
             encode = self.codec.encode
             bodies = (encode(value) for value in values)
             return self.app.publish_run(self, type, bodies, Meta(content_type=self._stored_type))
@@ -163,8 +170,8 @@ class StreamHandle:
             meta.key,
             record.task,
             meta.headers or {},
-            codec_for(meta.content_type or "json", self.app.settings["pickle_key"]).decode(
-                record.body if meta.offloaded is None else self.app.payload(record.body)
+            self.decode(
+                record.body if meta.offloaded is None else self.app.payload(record.body), meta.content_type
             ),
         )
 
@@ -195,7 +202,17 @@ class StreamHandle:
 
         return register if fn is None else register(fn)
 
+    def decode(self, body: bytes, content_type: str | None) -> Any:
+        """Return an event from its body. Raises CorruptBody."""
+        if content_type is None and self.foreign:
+            return self.codec.decode(body)
+        return codec_for(content_type or "json", self.app.settings["pickle_key"]).decode(body)
+
     def _encoded(self, value: Any, headers: Mapping[str, str] | None) -> tuple[bytes, Meta, int]:
+        if self.foreign:
+            raise ConfigError(
+                f"stream {self.name} is foreign: another program writes it, and nobody here does"
+            )
         key = None
         if self.key is not None:
             key = self._key_of(value)

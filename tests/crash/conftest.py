@@ -1,6 +1,7 @@
 """The fixtures of tests with real workers."""
 
 from tests.engines.conftest import session_database as session_database
+from tests.services.fixtures import kafka as kafka
 from tests.services.fixtures import postgres as postgres
 from tests.services.fixtures import services_run as services_run
 from tests.worker.support import place as place

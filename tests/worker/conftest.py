@@ -3,6 +3,7 @@
 from tests.engines.conftest import session_database as session_database
 from tests.engines.conftest import session_newest as session_newest
 from tests.engines.conftest import session_pooled as session_pooled
+from tests.services.fixtures import kafka as kafka
 from tests.services.fixtures import newest_postgres as newest_postgres
 from tests.services.fixtures import pgbouncer as pgbouncer
 from tests.services.fixtures import postgres as postgres

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import pytest
 
@@ -332,6 +333,10 @@ on_each_engine = pytest.mark.parametrize("place", ENGINES, indirect=True)
 
 def _place(request: pytest.FixtureRequest, folder: Path) -> Iterator[Place]:
     url, engine = None, getattr(request, "param", "sqlite")
+    if engine == "kafka":
+        state = f"{request.getfixturevalue('session_database')}?schema=s{uuid.uuid4().hex[:12]}"
+        broker = request.getfixturevalue("kafka").url()
+        url = f"{broker}?prefix=t{uuid.uuid4().hex[:12]}-&state={quote(state, safe='')}"
     if engine in _DATABASES:
         url = f"{request.getfixturevalue(_DATABASES[engine])}?schema=s{uuid.uuid4().hex[:12]}"
     made = Place(folder, url)

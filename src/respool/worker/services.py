@@ -182,6 +182,8 @@ def services(app: App, queues: Sequence[str] | None, group: str | None) -> list[
                 continue
             stream = app.stream_of("stream", subscription.stream.name)
             only = Runner(subscription.task, event=True)
+            if subscription.stream.foreign:
+                only.decode = subscription.stream.codec.decode
             for g in known:
                 if (g.stream, g.app, g.name) == (stream.id, app.name, subscription.group):
                     found.append(Service(g, stream, {}, only))

@@ -57,6 +57,7 @@ class KafkaEngine(KafkaRetention, KafkaBlobs, KafkaMoving):
 
     def close(self) -> None:
         """Close clients and the inner engine."""
+        self.end_tidying()
         self.cluster.close()
         self.sender.close()
         self.reader.close()

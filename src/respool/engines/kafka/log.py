@@ -13,6 +13,7 @@ from ...delivery.model import NewCall
 from ...delivery.spans import Span
 from ...errors import AppendUnknown, ConfigError
 from ...record import OFFSET_BITS, Id, Row, first_pos, log_of, offset_of
+from ...reference import is_reference
 from ..base import Conflict, Reads, Record, Stream
 from ..lent import LendsState
 from . import header as h
@@ -60,7 +61,8 @@ class KafkaLog(KafkaPlaces):
         place = self.place(log)
         if head in self._recent:
             return
-        if not is_fresh(head, now) or head in self._doubtful:
+        refers = meta is not None and any(map(is_reference, bodies))
+        if not is_fresh(head, now) or head in self._doubtful or refers:
             first = int.from_bytes(head[13:], "big")
             ids = [head[:13] + (first + seq).to_bytes(3, "big") for seq in range(len(bodies))]
             self.outbox.append(
@@ -77,7 +79,7 @@ class KafkaLog(KafkaPlaces):
 
     def append_row(self, row: NewCall) -> int | Conflict:
         """Append one record; return its position, or the conflict where its id is another record's."""
-        if is_fresh(row.id, row.time) and row.id not in self._recent and row.id not in self._doubtful:
+        if self._goes_straight(row):
             return self._append_fresh([row])[0]
         done = self._sent_before(row)
         if done is None:
@@ -89,9 +91,8 @@ class KafkaLog(KafkaPlaces):
         """Append records of one log, each with an id of its own."""
         if not rows:
             return []
-        known = self._recent.keys() | self._doubtful
-        fresh = fence is None and all(is_fresh(row.id, row.time) and row.id not in known for row in rows)
-        if fresh and len({row.id for row in rows}) == len(rows):
+        straight = fence is None and all(map(self._goes_straight, rows))
+        if straight and len({row.id for row in rows}) == len(rows):
             self._append_fresh(rows)
             return []
         places, new, conflicts = [], [], []
@@ -119,6 +120,13 @@ class KafkaLog(KafkaPlaces):
             self._remember(row.id, log, [offset])
         self.inner.ring(log, everyone=len(rows) > 1)
         return [log << OFFSET_BITS | offset for offset in offsets]
+
+    def _goes_straight(self, row: NewCall) -> bool:
+        """Say whether a record need not go by way of the outbox: nobody else can have its id, nor a claim on
+        what it refers to (H18)."""
+        if row.meta is not None and is_reference(row.body):
+            return False
+        return is_fresh(row.id, row.time) and row.id not in self._recent and row.id not in self._doubtful
 
     @contextmanager
     def _doubting(self, ids: Sequence[Id]) -> Iterator[None]:

@@ -149,7 +149,7 @@ def _text(value: bytes | None) -> str:
 
 def place_id(topic: str, partition: int, offset: int) -> Id:
     """Return the id of a record that another program wrote."""
-    return f"{PLACE}{topic}/{partition}/{offset}"
+    return f"\0{PLACE}{topic}/{partition}/{offset}"  # of no namespace
 
 
 def place_from(id: Id) -> tuple[str, int, int] | None:

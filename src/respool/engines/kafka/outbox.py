@@ -14,18 +14,19 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from ...clock import now as wall_clock
 from ...delivery.claim import Request, claim
-from ...delivery.model import MAX_LEASE, Change, Lease, NewCall, Settlement, View
+from ...delivery.model import MAX_LEASE, Change, Lease, NewCall, Outcome, Settlement, View
 from ...delivery.settle import settle
 from ...delivery.spans import Finder
 from ...errors import AppendUnknown, EngineError
-from ...record import Id
+from ...record import Id, first_pos
+from ...reference import is_reference
 from .. import stored_id
 from ..base import Conflict, Engine, Group, Reads, Stream
 from . import header as h
@@ -44,6 +45,8 @@ _unpack_row = msgspec.msgpack.Decoder(tuple[int, bytes]).decode
 _unpack = msgspec.msgpack.Decoder(int).decode
 LookFor = Callable[[int, set[Id], float], dict[Id, int]]
 """Where records with these ids are in a log, of those stored since a time."""
+NOWHERE = -1  # the place of what is lost
+NOTHING: Mapping[int, bytes] = {}
 LOST = "calls lost: their topic is gone"
 
 
@@ -162,8 +165,8 @@ class Outbox:
 
     def _position(self, place: int) -> int | None:
         for outcome in self._inner.outcomes(self.group.id, place, place + 1):
-            if outcome.value:
-                return _unpack(outcome.value)
+            if outcome.value is not None and (pos := _unpack(outcome.value)) != NOWHERE:
+                return pos
         return None
 
     # Relaying
@@ -205,11 +208,12 @@ class Outbox:
                 except TopicGone as error:
                     lost += len(some)
                     log_.error("%d call(s) are lost: %s", len(some), error)
-                    found += [(each.pos, b"") for each in some]
+                    found += [(each.pos, _pack(NOWHERE)) for each in some]
         except BaseException:
             self._settle(lease, found, lost, tried=True)
             raise
-        self._settle(lease, found, lost, tried=False)
+        bodies = {each.pos: each.body for each in waiting if is_reference(each.body)}
+        self._settle(lease, found, lost, tried=False, bodies=bodies)
         self._inner.ring_waiters([pos for pos, _ in found])
         return {h.id_of(each.header) for each in waiting}
 
@@ -238,8 +242,19 @@ class Outbox:
         wanted = {h.id_of(each.header) for each in waiting}
         return self._look_for(target, wanted, min(each.time for each in waiting) - EARLY)
 
-    def _settle(self, lease: Lease, found: list[tuple[int, bytes]], lost: int, *, tried: bool) -> None:
-        """Write down where records are; what is left goes back, marked where it may have been sent."""
+    def _settle(
+        self,
+        lease: Lease,
+        found: list[tuple[int, bytes]],
+        lost: int,
+        *,
+        tried: bool,
+        bodies: Mapping[int, bytes] = NOTHING,
+    ) -> None:
+        """Write down where records are; what is left goes back, marked where it may have been sent.
+
+        What refers to a blob is told again as of its place in Kafka: its row here is forgotten one day (H18).
+        """
         ended = wall_clock()
         results = sorted(found)
         done = [(pos, pos + 1) for pos, _ in results]
@@ -253,9 +268,20 @@ class Outbox:
                 mine.spans = [span._replace(deliveries=span.deliveries + 1) for span in mine.spans]
             settle(view, change, settlement)
             change.count(LOST, lost)
+            for pos, place in found:
+                if pos in bodies and _unpack(place) != NOWHERE:
+                    change.outcomes.append(Outcome(_unpack(place), "success", bodies[pos], ended))
+                    change.references.append((_unpack(place), bodies[pos]))
             change.journal.clear()  # the outcomes say it all
 
         self._inner.transact(Reads(self.group.id, (lease.id,)), decide)
+
+    def forget_references(self, log: int, end: int) -> None:
+        """Take down who referred to blobs, of what a log has lost below a position."""
+        gone = [each.pos for each in self._inner.outcomes(self.group.id, first_pos(log), end)]
+        if gone:
+            reads = Reads(self.group.id)
+            self._inner.transact(reads, lambda view, change: change.forgotten.extend(gone))
 
     def recover(self) -> None:
         """Give back what somebody took to relay it, and died."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -42,6 +43,7 @@ class KafkaPlaces:
         self._stored: dict[int, Stream] = {}  # as they are stored, by number
         self._of_log: dict[int, Stream] = {}
         self._logs_of_group: dict[int, tuple[int, ...]] = {}
+        self._groups_at = 0.0  # when that was read
         self._checked: set[int] = set()  # streams whose topics were looked at
         self._ends_seen: dict[int, int] = {}
         self._known = threading.Lock()
@@ -92,10 +94,11 @@ class KafkaPlaces:
             self.refresh()
         return [log for log in logs if log in self._places]
 
-    def logs_of(self, group: int) -> tuple[int, ...]:
-        """Return the logs that a group reads; none where there is no such group."""
+    def logs_of(self, group: int, fresh: float | None = None) -> tuple[int, ...]:
+        """Return the logs that a group reads, as of `fresh` seconds ago; none where there is no group."""
         found = self._logs_of_group.get(group)
-        if found is None:
+        if found is None or (fresh is not None and time.monotonic() - self._groups_at > fresh):
+            self._groups_at = time.monotonic()
             streams = {stream.id: stream for stream in self.refresh()}
             groups = {g.id: streams[g.stream].logs for g in self.inner.groups() if g.stream in streams}
             with self._known:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
@@ -30,6 +31,9 @@ class KafkaRetention(KafkaInspect):
         self._mirrored: dict[tuple[str, str, int], int] = {}
         self._mirror_at = self._rarely_at = 0.0
         self._mirrors = True
+        self._tidying: threading.Thread | None = None
+        self._wanted = threading.Event()
+        self._ended = False
 
     def trim(self, stream: Stream, before: float, limit: int) -> int:
         """Cut off old records at the beginning of the stream's logs; return how many.
@@ -48,6 +52,7 @@ class KafkaRetention(KafkaInspect):
                     self._delete(each, end)
                     cut += end - start
             water = min(max(start, end), *self._needed(stored, each, first_pos(each)))
+            self.outbox.forget_references(each, water)
             cut += self.inner.forget_below(stored, each, water)
         return cut or self.inner.drop_kept(stored, limit)
 
@@ -91,21 +96,44 @@ class KafkaRetention(KafkaInspect):
             self.cluster.answer(future, f"topic {place.topic}")
 
     def tidy(self) -> None:
-        """Relay what others left behind, forget old ids, show how far groups are, tidy the state."""
+        """Relay what others left behind, forget old ids, show how far groups are, tidy the state.
+
+        In a thread of its own: whoever beats and keeps time limits must not wait for a broker.
+        """
         self.inner.tidy()
+        if self._tidying is None:
+            self._tidying = threading.Thread(target=self._tidy, name="respool-kafka", daemon=True)
+            self._tidying.start()
+        self._wanted.set()
+
+    def _tidy(self) -> None:
+        while self._wanted.wait() and not self._ended:
+            self._wanted.clear()
+            try:
+                self.tidy_now()
+            except RespoolError as error:
+                if not self._ended:
+                    log.warning("the log in Kafka could not be tidied, which is tried again: %s", error)
+
+    def end_tidying(self) -> None:
+        """End the thread, if there is one."""
+        self._ended = True
+        self._wanted.set()
+        if self._tidying is not None and self._tidying is not threading.current_thread():
+            self._tidying.join(self.cluster.timeout)
+
+    def tidy_now(self) -> None:
+        """Do it here and now. Raises what it finds."""
         self.reader.rest()
         self.seeker.rest()
-        try:
-            self.outbox.tidy(self.options.id_window)
-            now = time.monotonic()
-            if now >= self._mirror_at:
-                self._mirror_at = now + MIRROR
-                self._mirror()
-            if now >= self._rarely_at:
-                self._rarely_at = now + RARELY
-                self._look_after()
-        except RespoolError as error:
-            log.warning("the log in Kafka could not be tidied, which is tried again: %s", error)
+        self.outbox.tidy(self.options.id_window)
+        now = time.monotonic()
+        if now >= self._mirror_at:
+            self._mirror_at = now + MIRROR
+            self._mirror()
+        if now >= self._rarely_at:
+            self._rarely_at = now + RARELY
+            self._look_after()
 
     def _look_after(self) -> None:
         for stream in self.refresh():

@@ -35,6 +35,10 @@ class _Missing(Exception):
         self.positions = positions
 
 
+class _NewLog(Exception):
+    """A group has got a log that nothing was known of: the lane of a priority that was not used before."""
+
+
 class KafkaState(KafkaLog):
     """What groups know."""
 
@@ -57,6 +61,8 @@ class KafkaState(KafkaLog):
 
         def run(view: View, change: Change) -> T:
             if reads.positions:
+                if any(at.log not in ends for at in view.positions):
+                    raise _NewLog
                 self._tell_ends(view, ends)
             answer = decide(view, change)
             change.kept = self._to_keep(change.parked, fetched, absent)
@@ -77,6 +83,9 @@ class KafkaState(KafkaLog):
             try:
                 answer = self.inner.transact(reads, run, synced=synced)
                 break
+            except _NewLog:
+                self.forget()
+                ends.update(self.ends(self.logs_of(reads.group)))
             except _Missing as missing:
                 for pos in missing.positions:
                     row = self._fetch(pos)
@@ -180,7 +189,7 @@ class KafkaState(KafkaLog):
         """Say whether a claim would find anything."""
         if self.inner.has_work(group, now, tasks):
             return True
-        logs = self.logs_of(group)
+        logs = self.logs_of(group, fresh=LOOK)
         known = self._cursors.get(group)
         ends = self.ends(logs)
         if known is not None and all(ends[each] <= known.get(each, -1) for each in logs):
@@ -192,7 +201,7 @@ class KafkaState(KafkaLog):
 
     def positions(self, group: Group) -> list[Position]:
         """Return how far a group is in each log."""
-        ends = self.ends(self.logs_of(group.id))
+        ends = self.ends(self.logs_of(group.id, fresh=LOOK))
         return [
             at._replace(end=max(ends.get(at.log, at.cursor), at.cursor), missing=())
             for at in self.inner.positions(group)
@@ -200,7 +209,7 @@ class KafkaState(KafkaLog):
 
     def counts(self, group: Group) -> Counts:
         """Return how many of a group's records are where."""
-        ends = self.ends(self.logs_of(group.id))
+        ends = self.ends(self.logs_of(group.id, fresh=LOOK))
         before = self.inner.positions(group)
         counts = self.inner.counts(group)
         pending, oldest = 0, None

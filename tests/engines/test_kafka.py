@@ -1,0 +1,597 @@
+"""What is Kafka's own: names, trimmed and remade topics, calls on their way, other programs' records."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.engines.kits import KafkaKit, SQLiteKit, eventually
+from tests.engines.test_conformance import fill, finish, grant, granted, head, row
+from tests.services.fixtures import KafkaAddress
+from tests.services.install import java
+from tests.services.kafka import libraries
+
+from respool import App, ConfigError
+from respool.config import parse_url
+from respool.delivery.model import NewCall, Verdict
+from respool.engines import open_engine
+from respool.engines.base import Group, Stream
+from respool.engines.kafka import names
+from respool.engines.kafka.cluster import TopicGone
+from respool.engines.kafka.engine import KafkaEngine
+from respool.engines.kafka.outbox import Outbox
+from respool.record import first_pos, new_head
+from respool.testing import work
+
+NOW = 1_700_000_000.0
+
+
+@pytest.fixture
+def kit(kafka: KafkaAddress, tmp_path: Path) -> Iterator[KafkaKit]:
+    """The state in SQLite: nothing here depends on where it is."""
+    made = KafkaKit(kafka.url(), SQLiteKit(tmp_path, "full"), "full")
+    yield made
+    made.remove()
+
+
+@pytest.fixture
+def engine(kit: KafkaKit) -> Any:
+    return kit.open()
+
+
+@pytest.fixture
+def queue(engine: KafkaEngine) -> Stream:
+    return engine.create_stream("queue", "shop", "default", 1, {})
+
+
+@pytest.fixture
+def main(engine: KafkaEngine, queue: Stream) -> Group:
+    return next(group for group in engine.groups() if group.stream == queue.id)
+
+
+@pytest.fixture
+def app(kit: KafkaKit) -> Iterator[App]:
+    made = App("shop", url=kit.url)
+    yield made
+    made.close()
+
+
+def fresh(engine: Any, log: int, amount: int) -> list[bytes]:
+    """Append as `delay_many` does; return the ids."""
+    now = time.time()
+    first = new_head(now)
+    engine.append_run(log, "add", [b"%d" % n for n in range(amount)], None, first, now)
+    number = int.from_bytes(first[13:], "big")
+    return [first[:13] + (number + n).to_bytes(3, "big") for n in range(amount)]
+
+
+def console(kafka: KafkaAddress, tool: str, *arguments: str) -> str:
+    """Run one of Kafka's own commands."""
+    program = java()
+    assert program is not None
+    command = [program, "-Xmx128m", "-cp", f"{libraries()}/*", f"org.apache.kafka.tools.{tool}"]
+    done = subprocess.run(
+        [*command, "--bootstrap-server", kafka.bootstrap, *arguments],
+        capture_output=True, text=True, timeout=90,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# Names
+
+
+@given(st.lists(st.text(min_size=1, max_size=300), min_size=2, max_size=8, unique=True))
+def test_names_of_topics_are_legal_and_apart(texts: list[str]) -> None:
+    made = [names.topic_name("p-", "stream", "", text) for text in texts]
+    made += [names.topic_name("p-", "queue", app, name) for app in texts for name in texts]
+    for name in made:
+        assert len(name) <= 249
+        assert set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
+    assert len(set(made)) == len(made)
+
+
+def test_usual_names_stay_as_they_are() -> None:
+    assert names.topic_name("", "stream", "", "user-events_v2") == "user-events_v2"
+    assert names.topic_name("", "queue", "shop", "default") == "shop--queue--default"
+    assert names.topic_name("", "stream", "", "__consumer_offsets") != "__consumer_offsets"
+
+
+# Appending straight, as `delay()` does
+
+
+def test_fresh_ids_are_found_without_an_index(kit: KafkaKit, engine: Any, queue: Stream) -> None:
+    """By another process too, about the time that the id says."""
+    log = queue.logs[0]
+    ids = fresh(engine, log, 3)
+    now = time.time()
+    single = NewCall(log, "add", b"one", None, new_head(now), now)
+    pos = engine.append_row(single)
+    other = kit.open()
+    assert [other.find("shop", id) for id in ids] == [first_pos(log) + n for n in range(3)]
+    assert other.find("shop", single.id) == pos
+    assert other.find("", ids[0]) == first_pos(log)
+    assert other.run_spans(ids[0], 3) == [(first_pos(log), first_pos(log) + 3)]
+    assert other.find("shop", new_head(now)) is None
+    assert other.find("blog", ids[0]) is None, "of another app"
+
+
+def test_a_fresh_id_sent_again_after_it_was_unknown(kit: KafkaKit, engine: Any, queue: Stream) -> None:
+    """P1: the same id, given now, adds nothing where it had arrived; another body is a conflict."""
+    log = queue.logs[0]
+    now = time.time()
+    sent = NewCall(log, "add", b"one", None, new_head(now), now)
+    pos = engine.append_row(sent)
+    other = kit.open()
+    later = now + 1.5
+    assert other.append_row(NewCall(log, "add", b"one", None, sent.id, later)) == pos
+    conflict = other.append_row(NewCall(log, "add", b"two", None, sent.id, later))
+    assert (conflict.pos, conflict.same) == (pos, False)
+    never = NewCall(log, "add", b"lost", None, new_head(now), later)
+    assert [other.append_row(never) for _ in range(2)] == [pos + 1] * 2
+    assert engine.bounds(queue)[0][2] == pos + 2
+
+
+# K4: the outbox
+
+
+def dies(*args: Any, **kwargs: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("stage", ["before it was sent", "after it was sent"])
+def test_calls_survive_who_relays_them(
+    kit: KafkaKit, engine: Any, queue: Stream, main: Group, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Committed with the settlement; relayed once by whoever comes next, whether or not they had arrived."""
+    log = queue.logs[0]
+    fill(engine, log, 1)
+    lease = grant(engine, main, 1)
+    assert lease is not None
+    calls = [row(log, b"%d" % n, id=b"\7" * 15 + bytes([n + 1]), time=time.time()) for n in range(3)]
+    with monkeypatch.context() as patch:
+        if stage == "before it was sent":
+            patch.setattr(Outbox, "_send_to", dies)
+        else:
+            patch.setattr(Outbox, "_settle", dies)
+        with pytest.raises(KeyboardInterrupt):
+            finish(engine, main, lease, Verdict(first_pos(log), "success", calls=calls))
+    assert engine.status(main, first_pos(log)).place == "done", "the settlement stands"
+    other = kit.open()
+    monkeypatch.setattr(other.outbox, "_patience", -1.0)  # whoever had taken them is dead
+    other.tidy_now()
+    first = first_pos(log) + 1
+    assert [r.body for r in other.records(first, first + 99, 99)] == [b"0", b"1", b"2"]
+    assert [other.find("shop", call.id) for call in calls] == [first, first + 1, first + 2]
+    other.tidy_now()
+    assert other.bounds(queue)[0][2] == first + 3
+
+
+def test_given_ids_are_known_for_a_window_and_no_longer(kafka: KafkaAddress, tmp_path: Path) -> None:
+    kit = KafkaKit(kafka.url(), SQLiteKit(tmp_path, "full"), "full", "&id_window=60s")
+    engine: Any = kit.open()
+    queue = engine.create_stream("queue", "shop", "default", 1, {})
+    log = queue.logs[0]
+    old, new = (row(log, b"b", f"shop\0{age}", time.time() - age) for age in (100, 0))
+    assert [engine.append_row(each) for each in (old, new, old, new)] == [
+        first_pos(log), first_pos(log) + 1, first_pos(log), first_pos(log) + 1,
+    ]  # fmt: skip
+    while engine.inner.trim(engine.outbox.stream, time.time() - engine.options.id_window, 5000):
+        continue
+    assert engine.find("shop", "0") == first_pos(log) + 1
+    assert engine.find("shop", "100") is None
+    assert engine.append_row(new) == first_pos(log) + 1
+    assert engine.append_row(old) == first_pos(log) + 2, "beyond the window it is another one"
+    kit.remove()
+
+
+def test_calls_to_a_topic_that_is_gone_are_counted(engine: Any, kit: KafkaKit, queue: Stream) -> None:
+    """P10: not dropped in silence, and nothing behind them waits for ever."""
+    gone = engine.create_stream("queue", "shop", "gone", 1, {})
+    now = time.time()
+    calls = [row(gone.logs[0], b"1", "shop\0a", now), row(queue.logs[0], b"2", "shop\0b", now)]
+    engine.inner.append_rows(engine.outbox.rewritten(calls))
+    kit.drop_stream(gone)
+    engine.tidy_now()
+    assert engine.find("shop", "b") == first_pos(queue.logs[0])
+    assert engine.counters(engine.outbox.group.id) == {"calls lost: their topic is gone": 1} | {
+        name: by for name, by in engine.counters(engine.outbox.group.id).items() if name.startswith("late")
+    }
+
+
+# H15
+
+
+def test_what_is_parked_outlives_its_topics_records(
+    kit: KafkaKit, engine: Any, queue: Stream, main: Group
+) -> None:
+    log = queue.logs[0]
+    first = fill(engine, log, 5)
+    lease = grant(engine, main, 5)
+    assert lease is not None
+    engine.rows(lease.spans)
+    parked = [
+        Verdict(first + 1, "failure", b"e", reason="dead", task="add", error=b"e"),
+        Verdict(first + 3, reason="retry", due=NOW + 1, task="add", retried=True),
+    ]
+    finish(engine, main, lease, *parked)
+    before = engine.records(first, first + 5, 99)
+    kit.cut(log, first, first + 5)
+    other = kit.open()
+    assert other.records(first, first + 5, 99) == [before[1], before[3]]
+    again = grant(other, main, 9, now=NOW + 2)
+    assert granted(again) == [first + 3]
+    assert again is not None
+    assert [r[:3] for r in other.rows(again.spans)] == [(first + 3, "add", b"3")]
+    assert other.inner.drop_kept(other._as_stored(queue), 99) == 0, "one is dead, one is leased"
+    finish(other, main, again)
+    assert other.inner.drop_kept(other._as_stored(queue), 99) == 1
+    assert [r.pos for r in other.records(first, first + 5, 99)] == [first + 1]
+
+
+def test_a_supervisor_parks_what_it_has_not_read(
+    engine: Any, queue: Stream, main: Group, kit: KafkaKit
+) -> None:
+    """Who buries a dead child's record has not seen it: it is read then."""
+    first = fill(engine, queue.logs[0], 3)
+    lease = grant(engine, main, 3)
+    assert lease is not None
+    other = kit.open()
+    finish(other, main, lease, Verdict(first + 1, "failure", b"e", reason="dead", task="add"))
+    kit.cut(queue.logs[0], first, first + 3)
+    assert [r.body for r in other.records(first, first + 3, 9)] == [b"1"]
+
+
+# K1
+
+
+def test_what_is_trimmed_before_it_was_done_is_lost_and_counted(
+    kit: KafkaKit, engine: Any, queue: Stream, main: Group, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Never jumped over in silence, as consumers do by default; never taken for done (H9)."""
+    log = queue.logs[0]
+    first = fill(engine, log, 10)
+    kit.cut(log, first, first + 4)
+    lease = grant(engine, main, 8)
+    assert lease is not None
+    assert [r[2] for r in engine.rows(lease.spans)] == [b"4", b"5", b"6", b"7"]
+    assert "4 record(s)" in caplog.text
+    finish(engine, main, lease)
+    assert engine.counters(main.id) == {"lost: trimmed before they were done": 4}
+    assert [engine.status(main, first + n).how for n in (0, 3, 4, 7)] == [None, None, "done", "done"]
+    assert [e.how for e in engine.journal(main.id, first + 2)] == ["trimmed"]
+    rest = grant(engine, main, 8)
+    assert granted(rest) == [first + 8, first + 9]
+    assert [r[2] for r in engine.rows(rest.spans)] == [b"8", b"9"]  # type: ignore[union-attr]
+
+
+def test_a_range_trimmed_while_it_is_leased(kit: KafkaKit, engine: Any, queue: Stream, main: Group) -> None:
+    log = queue.logs[0]
+    first = fill(engine, log, 6)
+    lease = grant(engine, main, 6)
+    kit.cut(log, first, first + 6)
+    assert lease is not None
+    assert engine.rows(lease.spans) == []
+    finish(engine, main, lease)
+    assert engine.counters(main.id) == {"lost: trimmed before they were done": 6}
+
+
+# K2
+
+
+def test_nobody_reads_past_the_last_stable_offset(
+    kafka: KafkaAddress, engine: Any, queue: Stream, main: Group
+) -> None:
+    """A range waits neither for a transaction that is open, nor takes its marks for records."""
+    log = queue.logs[0]
+    fill(engine, log, 2)
+    place = engine.place(log)
+    other = Producer({"bootstrap.servers": kafka.bootstrap, "transactional.id": kit_id()})
+    other.init_transactions(30)
+    other.begin_transaction()
+    other.produce(place.topic, b"open", partition=0)
+    other.flush(30)
+    after = Producer({"bootstrap.servers": kafka.bootstrap})
+    after.produce(place.topic, b"after", partition=0)
+    after.flush(30)
+    assert granted(grant(engine, main, 99)) == [first_pos(log), first_pos(log) + 1]
+    other.abort_transaction(30)
+    eventually(lambda: engine.ends([log])[log] > first_pos(log) + 2)
+    lease = grant(engine, main, 99)
+    assert lease is not None
+    assert [r[2] for r in engine.rows(lease.spans)] == [b"after"]
+    assert len(granted(lease)) == 3, "a range is not a count"
+
+
+def kit_id() -> str:
+    return f"t{time.time_ns()}"
+
+
+# K3
+
+
+def test_a_topic_made_again_is_an_error_not_a_resumption(
+    kit: KafkaKit, engine: Any, queue: Stream, main: Group
+) -> None:
+    log = queue.logs[0]
+    fill(engine, log, 3)
+    assert grant(engine, main, 1) is not None
+    topic = engine.place(log).topic
+    for future in engine.cluster.admin.delete_topics([topic]).values():
+        future.result(20)
+    eventually(lambda: engine.cluster.describe(topic) is None)
+    with pytest.raises(TopicGone, match="was deleted"):
+        kit.open().create_stream("queue", "shop", "default", 1, {})
+    engine.cluster.create(topic, 1, {})
+    again = Producer({"bootstrap.servers": engine.options.client["bootstrap.servers"]})
+    for _ in range(9):
+        again.produce(topic, b"another one's", partition=0)
+    again.flush(30)
+    for each in (engine, kit.open()):
+        each._looked_at = 0.0
+        with pytest.raises(TopicGone, match="made again"):
+            grant(each, main, 5)
+    assert engine.inner.positions(main)[0].cursor == first_pos(log) + 1, "nothing was taken"
+
+
+def test_records_that_no_state_knows_are_not_taken_over(
+    kafka: KafkaAddress, kit: KafkaKit, tmp_path: Path
+) -> None:
+    """Two environments on one cluster, with the same app and two states, must not eat one another's calls."""
+    engine: Any = kit.open()
+    log = engine.create_stream("queue", "shop", "default", 1, {}).logs[0]
+    fill(engine, log, 1)
+    url = f"{kafka.url()}?prefix={kit.prefix}&state={quote(f'sqlite:///{tmp_path}/other.db', safe='')}"
+    other: Any = open_engine(parse_url(url), "full", 10.0)
+    with pytest.raises(ConfigError, match="belongs to another state; set prefix="):
+        other.create_stream("queue", "shop", "default", 1, {})
+    other.close()
+
+
+# K4, K5: retention
+
+
+def test_workers_trim_and_kafka_does_not(engine: Any, queue: Stream, main: Group) -> None:
+    """Old times are no reason for a broker to delete, as they are by its own settings (K5)."""
+    log = queue.logs[0]
+    first = fill(engine, log, 10)
+    config = engine.cluster.admin.describe_configs([_topic_resource(engine.place(log).topic)])
+    (said,) = [future.result(20) for future in config.values()]
+    assert said["retention.ms"].value == "-1"
+    assert said["message.timestamp.type"].value == "LogAppendTime"
+    assert engine.trim(queue, NOW + 1, 5000) == 0, "nobody has done them"
+    lease = grant(engine, main, 6)
+    assert lease is not None
+    finish(engine, main, lease)
+    assert engine.trim(queue, NOW - 1, 5000) == 0, "they are young"
+    assert engine.trim(queue, NOW + 1, 5000) == 6
+    assert engine.bounds(queue) == [(log, first + 6, first + 10)]
+    assert engine.status(main, first).how == "done" or engine.trim(queue, NOW + 1, 5000) == 0
+
+
+def _topic_resource(name: str) -> Any:
+    from confluent_kafka.admin import ConfigResource, ResourceType  # type: ignore[attr-defined]
+
+    return ConfigResource(ResourceType.TOPIC, name)
+
+
+# Other programs
+
+
+def test_kafkas_own_tools_see_groups_and_records(kafka: KafkaAddress, kit: KafkaKit, engine: Any) -> None:
+    """K6: the true lag; a record's value is the body as it is."""
+    stream = engine.create_stream("stream", "", "events", 1, {})
+    log = stream.logs[0]
+    engine.append_run(log, "", [b'{"n": %d}' % n for n in range(5)], None, head(), NOW)
+    group = engine.create_group(stream, "shop", "audit", "subscription", {}, [(log, first_pos(log), None)])
+    lease = grant(engine, group, 3)
+    assert lease is not None
+    finish(engine, group, lease)
+    engine.tidy_now()
+    described = console(
+        kafka, "consumer.group.ConsumerGroupCommand", "--describe", "--group", f"{kit.prefix}shop.audit"
+    )
+    (line,) = [line.split() for line in described.splitlines() if f"{kit.prefix}events" in line]
+    assert line[2:6] == ["0", "3", "5", "2"], described
+    read = console(
+        kafka, "consumer.ConsoleConsumer", "--topic", f"{kit.prefix}events", "--from-beginning",
+        "--max-messages", "5",
+    )  # fmt: skip
+    assert [json.loads(each)["n"] for each in read.splitlines()] == [0, 1, 2, 3, 4]
+
+
+class Upper:
+    """A codec as users write them."""
+
+    @staticmethod
+    def decode(body: bytes) -> str:
+        return body.decode().upper()
+
+
+def test_a_topic_of_another_program_is_a_stream(kafka: KafkaAddress, kit: KafkaKit, app: App) -> None:
+    topic = f"{kit.prefix}payments"
+    seen: list[Any] = []
+    other = Producer({"bootstrap.servers": kafka.bootstrap})
+    admin = kit.open().cluster.admin  # type: ignore[attr-defined]
+    admin.create_topics([NewTopic(topic, 3, 1)])[topic].result(20)
+    payments = app.stream(topic, foreign=True, codec=Upper)
+
+    @payments.subscribe(group="audit", start="earliest", bind=True)
+    def audit(self: Any, event: Any) -> None:
+        seen.append((event, self.request.key, self.request.headers.get("from"), self.request.partition))
+
+    app.engine  # noqa: B018 - made before the first record
+    for n in range(6):
+        other.produce(topic, b"paid %d" % n, key=b"k%d" % n, partition=n % 3, headers={"from": b"bank"})
+    other.flush(30)
+    work(app, group="audit")
+    assert sorted(seen) == [(f"PAID {n}", f"k{n}", "bank", n % 3) for n in range(6)]
+    events = list(payments.read())
+    assert len(events) == 6
+    assert events[0].id == f"kafka:{topic}/0/0"
+    assert app.engine.find(f"stream:{topic}", events[0].id) is not None
+    with pytest.raises(ConfigError, match="is foreign"):
+        payments.publish({"n": 1})
+    app.stream(f"{kit.prefix}none", foreign=True)
+    with pytest.raises(ConfigError, match="there is no topic"):
+        app.stream_of("stream", f"{kit.prefix}none")
+
+
+def test_cloudevents_both_ways(kafka: KafkaAddress, kit: KafkaKit, app: App) -> None:
+    events = app.stream("orders", cloudevents=True)
+    id = events.publish({"n": 1}, type="order.placed")
+    place = app.engine.place(app.stream_of("stream", "orders").logs[0])  # type: ignore[attr-defined]
+    consumer = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": kit.prefix})
+    consumer.assign([TopicPartition(place.topic, 0, 0)])
+    message = consumer.poll(20)
+    consumer.close()
+    assert message is not None
+    assert json.loads(message.value() or b"") == {"n": 1}
+    said = {
+        name: value.decode() for name, value in message.headers() or () if name.startswith(("ce_", "con"))
+    }
+    assert said.pop("ce_time").endswith("Z")
+    assert said == {
+        "ce_specversion": "1.0", "ce_id": id, "ce_source": "respool", "ce_type": "order.placed",
+        "content-type": "application/json",
+    }  # fmt: skip
+    other = Producer({"bootstrap.servers": kafka.bootstrap})
+    headers = {"ce_id": b"7", "ce_type": b"order.paid", "ce_time": b"2026-01-31T14:00:00Z"}
+    other.produce(place.topic, b'{"n": 2}', partition=0, headers=headers)
+    other.flush(30)
+    read = list(events.read())
+    assert [(event.type, event.value) for event in read] == [
+        ("order.placed", {"n": 1}), ("order.paid", {"n": 2}),
+    ]  # fmt: skip
+    assert read[1].time.isoformat() == "2026-01-31T14:00:00+00:00"
+
+
+def test_where_others_have_no_such_streams(tmp_path: Path) -> None:
+    app = App("shop", url=f"sqlite:///{tmp_path / 'log.db'}")
+    app.stream("payments", foreign=True)
+    with pytest.raises(ConfigError, match="foreign=True is for Kafka"):
+        app.stream_of("stream", "payments")
+    app.close()
+
+
+# The state in SQLite: a smoke test of all of it
+
+
+def test_calls_retries_delays_and_results_with_sqlite(app: App) -> None:
+    tries: list[int] = []
+
+    @app.task
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    @app.task(bind=True, max_retries=2)
+    def moody(self: Any, n: int) -> int:
+        tries.append(n)
+        if self.request.retries == 0:
+            raise self.retry(countdown=0.01)
+        return int(add.delay(n, 1).id is not None)
+
+    @app.task
+    def bad() -> None:
+        raise ValueError("bad")
+
+    one = add.delay(2, 3)
+    later, given = add.apply_async((1, 1), countdown=0.2), add.apply_async((5, 5), task_id="order-1")
+    retried, failed = moody.delay(7), bad.delay()
+    eventually(lambda: work(app) or later.ready())
+    assert (one.get(1), later.get(1), given.get(1), retried.get(1)) == (5, 2, 10, 1)
+    assert tries == [7, 7]
+    with pytest.raises(ValueError, match="bad"):
+        failed.get(1)
+    assert app.AsyncResult("order-1").get(1) == 10
+    assert app.AsyncResult(one.id).get(1) == 5
+    assert add.apply_async((5, 5), task_id="order-1").get(1) == 10
+
+
+# Bad input
+
+LOGIN = "sasl.mechanism=PLAIN&sasl.username=x&sasl.password=s3cret"
+
+
+def make_queue(url: str) -> None:
+    engine = open_engine(parse_url(url), "full", 3.0)
+    try:
+        engine.create_stream("queue", f"x{time.time_ns()}", "default", 1, {})
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("kafka://localhost", "names no state"),
+        ("kafka://localhost?state=", "names no state"),
+        ("kafka://localhost?state=mysql://x", "no engine for"),
+        ("kafka://localhost?state=sqlite:///:memory:", "state cannot be"),
+        ("kafka://localhost/topic?state=sqlite:///x.db", "looks like"),
+        ("kafka://?state=sqlite:///x.db", "looks like"),
+        ("kafka://localhost?state=sqlite:///x.db&prefx=a", "did you mean 'prefix'"),
+        ("kafka://localhost?state=sqlite:///x.db&replication=many", "replication cannot be 'many'"),
+        ("kafka://localhost?state=sqlite:///x.db&id_window=soon", "id_window"),
+    ],
+)
+def test_urls_that_cannot_be(url: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        parse_url(url)
+
+
+def test_a_password_is_never_shown() -> None:
+    location = parse_url(
+        "kafka://shop:s3cret@one,two:9093?state=postgresql://me:s3cret@db/x&sasl.password=s3cret"
+    )
+    assert "s3cret" not in f"{location!r} {location.shown}"
+    assert location.shown == "kafka://shop@one:9092,two:9093?state=postgresql://me@db/x"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("acks=1", "unknown option"),
+        ("request.required.acks=1", "is not to be set"),
+        ("no.such.thing=1", "No such configuration property"),
+        (
+            "security.protocol=SASL_PLAINTEXT&sasl.mechanism=PLAIN&sasl.username=x&sasl.password=s3cret",
+            "cannot be reached|check user",
+        ),
+        ("ssl.ca.location=/nowhere&security.protocol=SSL", "ca.location"),
+        ("oauth_cb=nowhere:call", "cannot be imported"),
+        ("topic.no.such=1", "Unknown topic config name"),
+        ("replication=9", "set replication="),
+    ],
+)
+def test_options_that_cannot_be(kafka: KafkaAddress, tmp_path: Path, options: str, says: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(Exception, match=says) as caught:
+        make_queue(f"{kafka.url()}?{options}&state=sqlite:///{tmp_path}/s.db")
+    assert "s3cret" not in str(caught.value)
+    assert time.monotonic() - began < 8
+
+
+def test_a_cluster_out_of_reach(tmp_path: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(Exception, match="cannot be reached") as caught:
+        open_engine(parse_url(f"kafka://u:s3cret@127.0.0.1:9?state=sqlite:///{tmp_path}/s.db"), "full", 2.0)
+    assert time.monotonic() - began < 6
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_topic_with_another_number_of_partitions(kit: KafkaKit, engine: Any) -> None:
+    topic = names.topic_name(kit.prefix, "stream", "", "events")
+    engine.cluster.create(topic, 3, {})
+    with pytest.raises(ConfigError, match="declare it with partitions=3"):
+        engine.create_stream("stream", "", "events", 1, {})
