@@ -7,8 +7,9 @@ from typing import Any, NoReturn
 
 from ...delivery.model import Lease
 from ...errors import ConfigError
-from ..base import Engine, Group, Stream
+from ..base import Group, Stream
 from ..inspect import Bounds
+from ..lent import LendsState
 from ..moving import BlobRow, LogPlace, Mark, RawRecord, StateTable
 from .options import KafkaOptions
 
@@ -17,7 +18,7 @@ class KafkaMoving:
     """A log on Kafka takes part in no transfer."""
 
     options: KafkaOptions
-    inner: Engine
+    inner: LendsState
 
     @property
     def shown(self) -> str:

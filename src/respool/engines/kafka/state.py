@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from ...delivery.model import Change, JournalEntry, Lease, NewCall, Outcome, Parked, Position, View
+from ...delivery.seek import held
 from ...delivery.spans import Span, count, intersect, merge, ranges_of, subtract
 from ...errors import AppendUnknown, EngineError, EngineUnavailable
 from ...record import Row, first_pos, log_of, offset_of
@@ -44,7 +45,8 @@ class KafkaState(KafkaLog):
 
     def __init__(self) -> None:
         KafkaLog.__init__(self)
-        self._cursors: dict[int, dict[int, int]] = {}  # of groups, as seen last: they only grow
+        self._cursors: dict[int, dict[int, int]] = {}  # of groups, as seen last
+        self._cursors_at: dict[int, float] = {}
         self._lost: list[tuple[int, int]] = []  # found trimmed, until their lease is settled (K1)
         self._looked_at = 0.0  # when topics were looked at last (K3)
 
@@ -70,9 +72,8 @@ class KafkaState(KafkaLog):
             if calls:
                 change.calls = self.outbox.rewritten(calls)
             if reads.positions:
-                self._cursors[reads.group] = {at.log: at.cursor for at in view.positions} | dict(
-                    change.cursors
-                )
+                cursors = {at.log: at.cursor for at in view.positions} | dict(change.cursors)
+                self._note_cursors(reads.group, cursors)
             if reads.due:
                 self._once_parked = {parked.pos for parked in view.due}
             if self._lost and change.journal:
@@ -192,12 +193,20 @@ class KafkaState(KafkaLog):
         logs = self.logs_of(group, fresh=LOOK)
         known = self._cursors.get(group)
         ends = self.ends(logs)
-        if known is not None and all(ends[each] <= known.get(each, -1) for each in logs):
+        fresh = time.monotonic() - self._cursors_at.get(group, 0.0) < LOOK  # a seek moves them back
+        if known is not None and fresh and all(ends[each] <= known.get(each, -1) for each in logs):
             return False
-        return any(
-            at.cursor < (ends[at.log] if at.stop is None else min(ends[at.log], at.stop))
-            for at in self.inner.positions(Group(group, 0, "", "", "group"))
-        )
+        positions = self.inner.positions(Group(group, 0, "", "", "group"))
+        self._note_cursors(group, {at.log: at.cursor for at in positions})
+        if all(
+            at.cursor >= (ends.get(at.log, 0) if at.stop is None else min(ends.get(at.log, 0), at.stop))
+            for at in positions
+        ):
+            return False
+        return not any(held(each.settings) for each in self.inner.groups() if each.id == group)
+
+    def _note_cursors(self, group: int, cursors: dict[int, int]) -> None:
+        self._cursors[group], self._cursors_at[group] = cursors, time.monotonic()
 
     def positions(self, group: Group) -> list[Position]:
         """Return how far a group is in each log."""
