@@ -39,6 +39,10 @@ class _Missing(Exception):
 class _NewLog(Exception):
     """A group has got a log that nothing was known of: the lane of a priority that was not used before."""
 
+    def __init__(self, logs: list[int]) -> None:
+        super().__init__(logs)
+        self.logs = logs
+
 
 class KafkaState(KafkaLog):
     """What groups know."""
@@ -63,8 +67,9 @@ class KafkaState(KafkaLog):
 
         def run(view: View, change: Change) -> T:
             if reads.positions:
-                if any(at.log not in ends for at in view.positions):
-                    raise _NewLog
+                new = [at.log for at in view.positions if at.log not in ends]
+                if new:
+                    raise _NewLog(new)
                 self._tell_ends(view, ends)
             answer = decide(view, change)
             change.kept = self._to_keep(change.parked, fetched, absent)
@@ -84,9 +89,10 @@ class KafkaState(KafkaLog):
             try:
                 answer = self.inner.transact(reads, run, synced=synced)
                 break
-            except _NewLog:
+            except _NewLog as found:
                 self.forget()
                 ends.update(self.ends(self.logs_of(reads.group)))
+                ends.update({log: 0 for log in found.logs if log not in ends})  # its stream is gone
             except _Missing as missing:
                 for pos in missing.positions:
                     row = self._fetch(pos)
