@@ -11,8 +11,9 @@ from psycopg import errors as pg
 
 from ...record import first_pos
 from ..base import Stream
-from .connection import Connection, PostgresOptions
+from .connection import Connection
 from .partitions import SIZE, add, partition_of
+from .reach import PostgresOptions
 from .state import GROUP_LOCKS
 
 Db = psycopg.Connection[Any]
