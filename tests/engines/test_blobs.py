@@ -189,7 +189,7 @@ def test_what_a_dead_process_had_finished_refers_as_well(
     suspect = Suspect(second, "add", 3, "killed", b"e", 1.0)
     assert engine.transact(
         Reads(main.id, (lease.id,)),
-        lambda view, change: bury_lease(view, change, lease.id, 1, Cause.CHILD, done, suspect, 2.0),
+        lambda view, change: bury_lease(view, change, lease.id, 1, Cause.CHILD, done, [suspect], 2.0),
     )
     assert holders(engine, reference) == [(first, main.id)]
     assert swept(engine, blobs._store) == 0

@@ -6,6 +6,7 @@ import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -216,3 +217,17 @@ def test_another_version_is_refused(
             shop(migrated.of(kind)).tasks["add"].delay(1, 2)
     with pytest.raises(error, match=said):
         migrate(parse_url(migrated.of("owner")))
+
+
+def test_producer_sends_large_payloads(migrated: Roles, tmp_path: Path) -> None:
+    apps = [
+        App("shop", url=migrated.of(kind), blobs=(tmp_path / "blobs").as_uri())
+        for kind in ("producer", "worker")
+    ]
+    tasks = [app.task(name="large")(len) for app in apps]
+    sent = [tasks[0].delay("x" * 100_000) for _ in range(2)]
+    again = [tasks[0].apply_async(("y" * 100_000,), task_id="one") for _ in range(2)]
+    work(apps[1])
+    assert [r.get(timeout=5) for r in (*sent, *again)] == [100_000] * 4
+    for app in apps:
+        app.close()

@@ -782,13 +782,14 @@ JOIN unnest(%(digests)s::bytea[], %(stamps)s::bigint[]) AS w (digest, stamp) USI
 WHERE b.doomed IS NULL ORDER BY b.digest, b.stamp FOR KEY SHARE OF b;
 
 -- name: refer_to_blobs
--- From records, by their ids: of one that was there before as well, if it is the same.
+-- From records, by their ids: of one that was there before as well, if it is the same. While a record is there
+-- nobody drops its reference, so one that is known need not be touched: producers may not.
 INSERT INTO respool.blob_ref (digest, stamp, pos, grp, at)
 SELECT w.digest, w.stamp, r.pos, 0, %(now)s
 FROM unnest(%(ids)s::bytea[], %(bodies)s::bytea[], %(digests)s::bytea[], %(stamps)s::bigint[])
     AS w (id, body, digest, stamp)
 JOIN respool.ids i ON i.id = w.id JOIN respool.record r ON r.pos = i.pos AND r.body = w.body
-ON CONFLICT (digest, stamp, pos, grp) DO UPDATE SET at = excluded.at;
+ON CONFLICT (digest, stamp, pos, grp) DO NOTHING;
 
 -- name: put_references
 -- From outcomes of a group; 0: from edited bodies.
