@@ -10,6 +10,7 @@ import msgspec
 from .config import duration, size
 from .delivery.model import MAX_LEASE
 from .delivery.retry import RetryPolicy
+from .delivery.storms import BreakerPolicy, BudgetPolicy
 from .errors import ConfigError, UnknownName
 
 
@@ -46,6 +47,61 @@ def _field(value: object, what: str) -> Any:
     if isinstance(value, str) and value:
         return value
     raise ConfigError(f"{what}: {value!r} is neither the name of a field nor a function of a call's argument")
+
+
+class Breaker(NamedTuple):
+    """A checked `breaker=`: so many errors of these kinds stop the task for a while."""
+
+    policy: BreakerPolicy
+    errors: tuple[type[BaseException], ...] = (Exception,)
+
+    def __str__(self) -> str:
+        return f"{self.policy.failures}/{self.policy.window:g}s"
+
+
+def _breaker(value: Any, what: str) -> Breaker:
+    """From "20/1m", or a dict with failures, window, pause and errors."""
+    if isinstance(value, str):
+        count, slash, window = value.partition("/")
+        if not slash or not count.strip().isdigit():
+            raise ConfigError(
+                f'{what}: {value!r} is not like "20/1m": so many failures, within how long; or give a dict: '
+                '{"failures": 20, "window": "1m", "pause": "30s", "errors": (OSError,)}'
+            )
+        value = {"failures": int(count), "window": window}
+    given = _named(value, what, ("failures", "window", "pause", "errors"))
+    if "failures" not in given:
+        raise ConfigError(f"{what}: failures= is missing: how many stop the task")
+    usual = BreakerPolicy(1)
+    policy = BreakerPolicy(
+        _at_least_one(given["failures"], f"{what}: failures"),
+        _positive(given.get("window", usual.window), f"{what}: window"),
+        _positive(given.get("pause", usual.pause), f"{what}: pause"),
+    )
+    return Breaker(policy, _errors(given.get("errors", Exception), f"{what}: errors"))
+
+
+def _budget(value: Any, what: str) -> BudgetPolicy:
+    """From 0.1, or a dict with share, floor and window."""
+    given = value if isinstance(value, Mapping) else {"share": value}
+    given = _named(given, what, ("share", "floor", "window"))
+    share, usual = given.get("share"), BudgetPolicy(1.0)
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+        raise ConfigError(f"{what}: {share!r} is no share of the runs: more than 0, at most 1")
+    return BudgetPolicy(
+        float(share),
+        _count(given.get("floor", usual.floor), f"{what}: floor"),
+        _positive(given.get("window", usual.window), f"{what}: window"),
+    )
+
+
+def _named(value: Any, what: str, known: tuple[str, ...]) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{what}: {value!r} is no dict of {', '.join(known)}")
+    for name in value:
+        if name not in known:
+            raise UnknownName("part", name, known, what)
+    return value
 
 
 def _positive(value: Any, what: str) -> float:
@@ -137,6 +193,14 @@ OPTIONS: dict[str, Option] = {
     ),
     "offload_over": Option(
         _maybe(size), None, "bytes beyond which its arguments and results go to the blob store"
+    ),
+    "retry_budget": Option(
+        _maybe(_budget),
+        None,
+        "share of the task's runs that may be retries: 0.1, and a few more; the rest wait",
+    ),
+    "breaker": Option(
+        _maybe(_breaker), None, 'failures that stop the task for a while: "20/1m", or a dict that says more'
     ),
     "batch": Option(
         _maybe(_batch), None, "run so many calls at once: the function gets a list, and returns one"

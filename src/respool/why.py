@@ -9,8 +9,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from .clock import now as wall_clock
-from .delivery.model import Parked
+from .delivery.model import LIMITED, WAITING, Lease, Parked
 from .delivery.seek import held
+from .delivery.storms import gauges
 from .engines.base import Engine, Group, Stream, Worker
 from .engines.moving import told
 
@@ -120,6 +121,8 @@ def explain_waiting(
         return _parked(status.parked, served, nobody)
     if nobody:
         return nobody
+    if status.lease is not None and status.lease.owner == WAITING:
+        return _waits(status.lease, group)
     for worker in workers:
         for lo, _task, since, hi in worker.running:
             if lo <= pos < hi:
@@ -140,6 +143,17 @@ def _last(silent: list[Worker]) -> str:
         return ""
     last = max(silent, key=lambda worker: worker.beaten)
     return f" (worker {last.name} has been silent for {wall_clock() - last.beaten:.0f} s)"
+
+
+def _waits(lease: Lease, group: Group) -> str:
+    """Say why a record waits that nobody holds."""
+    left = max(lease.since - wall_clock(), 0.0)
+    if lease.child != LIMITED:
+        return f"it waits for more calls to run with, {left:.1f} s more at most"
+    stopped = [
+        f"{task} ({gauge.why})" for task, gauge in gauges(group.settings).items() if gauge.state != "closed"
+    ]
+    return f"its task is stopped by its breaker for {left:.1f} s more: {', '.join(stopped)}"
 
 
 def _parked(parked: Parked, served: str, nobody: str) -> str:

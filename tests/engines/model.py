@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from respool.delivery.death import Cause, Suspect
-from respool.delivery.model import WAITING, Lease, NewCall, Outcome, Parked, Settlement, Verdict
+from respool.delivery.model import LIMITED, WAITING, Lease, NewCall, Outcome, Parked, Settlement, Verdict
+from respool.delivery.spans import Span
 from respool.engines.base import Counts
 from respool.record import first_pos, log_of
 
@@ -162,10 +163,23 @@ class GroupModel:
 
     def offer(self, now: float, tasks: Sequence[str]) -> Offer:
         due = {pos for pos, item in self.at("parked").items() if _may_go(item.parked, now, tasks)}
-        returned = {pos for pos, item in self.at("leased").items() if not self.owners[item.lease][0]}
+        returned = {
+            pos
+            for pos, item in self.at("leased").items()
+            if not self.owners[item.lease][0]
+            and not (self.is_limited(item.lease) and self.since[item.lease] > now)
+        }
         alone = {pos for pos in due | returned if self.items[pos].alone}
         waiting = frozenset(pos for pos in returned if self.waits_until(self.items[pos].lease) > now)
         return Offer(due, returned, set(self.at("pending")), alone, waiting)
+
+    def is_limited(self, lease: int) -> bool:
+        return self.owners[lease] == (WAITING, LIMITED)
+
+    def release(self) -> None:
+        for lease in self.owners:
+            if self.is_limited(lease):
+                self.since[lease] = 0.0
 
     def waits_until(self, lease: int) -> float:
         return self.since[lease] if self.owners[lease][0] == WAITING else 0.0
@@ -245,18 +259,22 @@ class GroupModel:
         for pos, value in settlement.results:
             if pos in ended:
                 self.items[pos].outcome = Outcome(pos, "success", value, settlement.ended)
-        untils = []
-        for wait in settlement.waits:
-            for pos in set(self.held(settlement.lease)) & set(range(wait.lo, wait.hi)):
-                self.items[pos].lease, self.items[pos].until = settlement.waits_as, wait.until
-                self.owners[settlement.waits_as] = (WAITING, child)
-                untils.append(wait.until)
-        if untils:
-            self.since[settlement.waits_as] = min(untils)
+        self._let_wait(settlement.lease, settlement.waits, settlement.waits_as, child)
+        self._let_wait(settlement.lease, settlement.limited, settlement.limited_as, LIMITED)
         if settlement.release:
             self.owners[settlement.lease] = (None, child)
         self._tidy()
         return [call for v in settlement.verdicts if v.pos in ended for call in v.calls]
+
+    def _let_wait(self, lease: int, waits: Iterable[Span], number: int, child: int) -> None:
+        untils = []
+        for wait in waits:
+            for pos in set(self.held(lease)) & set(range(wait.lo, wait.hi)):
+                self.items[pos].lease, self.items[pos].until = number, wait.until
+                self.owners[number] = (WAITING, child)
+                untils.append(wait.until)
+        if untils:
+            self.since[number] = min(untils)
 
     def _end(self, pos: int, verdict: Verdict | None, settlement: Settlement, child: int) -> None:
         item = self.items[pos]
@@ -471,7 +489,9 @@ class GroupModel:
         return found
 
     def counts(self, log: LogModel) -> Counts:
-        leased = [self.owners[item.lease][0] for item in self.at("leased").values()]
+        held = [item.lease for item in self.at("leased").values()]
+        leased = [self.owners[lease][0] for lease in held if not self.is_limited(lease)]
+        limited = Counter("limited" for lease in held if self.is_limited(lease))
         parked = [item.parked for item in self.items.values() if item.parked is not None]
         oldest: dict[int, float] = {}
         for pos in self.at("pending"):
@@ -481,7 +501,7 @@ class GroupModel:
             len(self.at("pending")),
             len([owner for owner in leased if owner]),
             len([owner for owner in leased if not owner]),
-            dict(Counter(each.reason for each in parked)),
+            dict(Counter(each.reason for each in parked) + limited),
             min(oldest.values(), default=None),
             min([*(p.due for p in parked if p.due is not None), *self._waits()], default=None),
         )

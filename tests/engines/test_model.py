@@ -456,6 +456,27 @@ class DeliveryMachine(RuleBasedStateMachine):
         self._granted(held.group, lease, offer, request)
         self.appended(self.log.append(calls or []))
 
+    @precondition(lambda self: self.held)
+    @rule(pick=picks, through=st.integers(0, 3), kinds=kinds, release=st.booleans())
+    def settle_and_limit_the_rest(self, pick: int, through: int, kinds: Sequence[str], release: bool) -> None:
+        """What belongs to a task that is stopped waits as ranges, and nothing takes it along."""
+        held = self.pick_held(pick)
+        settlement = self.settlement(held, held.positions[:through], kinds, pick, release)
+        until = self.moment() + pick % 40
+        settlement.limited = [Span(pos, pos + 1, until=until) for pos in held.positions[through:]]
+        settlement.limited_as = self.lease_id(held.owner, held.child)
+        assert self.say(held, settlement)
+
+    @rule(pick=picks)
+    def release_what_is_limited(self, pick: int) -> None:
+        name = sorted(self.groups)[pick % len(self.groups)]
+
+        def decide(view: View, change: Change) -> None:
+            change.released = True
+
+        self.transact(name, {}, decide)
+        self.model(name).release()
+
     @precondition(lambda self: self.lost)
     @rule(pick=picks, kinds=kinds, release=st.booleans())
     def stale_settle(self, pick: int, kinds: Sequence[str], release: bool) -> None:

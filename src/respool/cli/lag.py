@@ -44,6 +44,7 @@ def command(queue: str | None, group: str | None, as_json: bool) -> None:
     respool -A shop lag
     respool --url sqlite:///shop.db lag --json
     """
+    from ..delivery.storms import gauges
     from ..errors import UnknownName
     from ..why import how_to_serve, served_as
     from .output import counted, note
@@ -65,12 +66,16 @@ def command(queue: str | None, group: str | None, as_json: bool) -> None:
         if data["unknown"]:
             tasks = ", ".join(data["unknown_tasks"])
             note(f"{served}: {counted(data['unknown'], 'call')} of tasks nobody knows: {tasks}")
-        waits = sum(data[name] for name in ("pending", "returned", "due", "scheduled", "retry"))
+        waits = sum(data[name] for name in ("pending", "returned", "due", "scheduled", "retry", "limited"))
         if waits and not data["workers"]:
             note(f"{served}: no worker serves it; {how_to_serve(stream, each, target.app)}")
         if len(data["lanes"]) > 1:
             lanes = ", ".join(f"{priority}: {number:,}" for priority, number in data["lanes"].items())
             note(f"{served}: pending by priority: {lanes}")
+        for name, gauge in gauges(each.settings).items():
+            if gauge.state != "closed":
+                limited = counted(data["limited"], "call")
+                note(f"{served}: {name} is stopped for {gauge.why}; {limited} limited; see: respool tasks")
         if data["due_capped"]:
             note(f"{served}: due was counted among the first {LOOK:,} that are parked")
 
@@ -142,6 +147,7 @@ def _data(target: Target, group: Group) -> dict[str, Any]:
         "due": sum(due.number.values()),
         "due_capped": due.capped,
         **{reason: counts.parked.get(reason, 0) - due.number.get(reason, 0) for reason in _SHOWN},
+        "limited": counts.parked.get("limited", 0),
         "unknown": unknown,
         "unknown_tasks": sorted(target.engine.unknown_tasks(group.id)) if unknown else [],
         "oldest_waiting": None if waiting is None else max(now - waiting, 0.0),

@@ -2,46 +2,99 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..clock import now as wall_clock
 from .common import common, json_option
 
 if TYPE_CHECKING:
     from ..app import App
+    from ..replay.storms import Stopped
     from ..task import Task
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @json_option
-def command(as_json: bool) -> None:
+@click.pass_context
+def command(context: click.Context, as_json: bool) -> None:
     """List the tasks and subscriptions of the app's code, with the options that are not the defaults.
+
+    Also which of them a breaker has stopped, since when and for what.
 
     \b
     respool -A shop tasks
+    respool -A shop tasks release fetch
     """
+    if context.invoked_subcommand is None:
+        _list(as_json)
+
+
+@command.command()
+@click.argument("name")
+def release(name: str) -> None:
+    """Let the calls of a task run again that a breaker has stopped."""
+    from ..replay.storms import release as let_run
+    from .loading import load_app
+
+    with load_app(common().app, common().url) as app:
+        groups = let_run(app, name)
+    click.echo(f"{name} runs again" + (f", in {groups} groups" if groups > 1 else ""))
+
+
+def _list(as_json: bool) -> None:
     from .loading import load_app
     from .output import Column, Table
 
     app = load_app(common().app, common().url)
-    table = Table(Column("task", least=12), Column("calls from", least=10), Column("options", least=16))
+    stopped = _stopped(app)
+    columns = [Column("task", least=12), Column("calls from", least=10), Column("options", least=16)]
+    table = Table(*columns, *([Column("stopped", least=16)] if stopped else []))
     for name, task in sorted(app.tasks.items()):
         if name == task.name:
-            _add(table, app, task, f"queue {task.options['queue']}", {"queue": task.options["queue"]})
+            reads = {"queue": task.options["queue"]}
+            _add(table, app, task, f"queue {task.options['queue']}", reads, stopped)
     for group, each in sorted(app.subscriptions.items()):
         reads = {"stream": each.stream.name, "group": group}
-        _add(table, app, each.task, f"stream {each.stream.name}, group {group}", reads)
+        _add(table, app, each.task, f"stream {each.stream.name}, group {group}", reads, stopped)
     table.show(as_json, f"App {app.name} registers no tasks. A task is a function under @app.task")
 
 
-def _add(table: Any, app: App, task: Task[Any, Any], reads: str, data: dict[str, Any]) -> None:
+def _stopped(app: App) -> dict[str, Stopped]:
+    """Return the tasks that are stopped, where there is a log to look into."""
+    from ..replay.storms import stopped_tasks
+
+    if app.location.path is not None and not os.path.exists(app.location.path):
+        return {}  # looking would make an empty one
+    return {each.task: each for each in stopped_tasks(app)}
+
+
+def _add(
+    table: Any,
+    app: App,
+    task: Task[Any, Any],
+    reads: str,
+    data: dict[str, Any],
+    stopped: dict[str, Stopped],
+) -> None:
     options = {name: _shown(value) for name, value in _unusual(app, task).items()}
     text = " ".join(f"{name}={value}" for name, value in options.items())
-    table.add(
-        (task.name, reads, text or "–"),
-        {"task": task.name, **data, "options": options, "module": task.fn.__module__},
-    )
+    from .output import iso
+
+    data |= {"task": task.name, "options": options, "module": task.fn.__module__, "stopped": None}
+    why = []
+    if stopped:
+        why = ["–"]
+    if (found := stopped.get(task.name)) is not None:
+        gauge = found.gauge
+        data["stopped"] = {"why": gauge.why, "since": iso(gauge.since), "until": iso(gauge.until)}
+        left = max(gauge.until - wall_clock(), 0.0)
+        why = [
+            f"{'a call is tried' if gauge.state == 'half-open' else f'for {left:.0f} s more'}: {gauge.why}"
+        ]
+    table.add((task.name, reads, text or "–", *why), data)
 
 
 def _unusual(app: App, task: Task[Any, Any]) -> dict[str, Any]:

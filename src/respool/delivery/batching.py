@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .claim import Request, claim
-from .model import WAITING, Change, Lease, View
+from .model import LIMITED, WAITING, Change, Lease, View
 from .spans import count
 
 MOST_RUNS = 64
@@ -74,6 +74,6 @@ def claim_with(view: View, change: Change, request: Request, waits_as: int) -> L
 def _belong_together(view: View, mine: Lease, want: int) -> bool:
     lanes = {at.log: at.priority for at in view.positions}
     lane = lanes.get(mine.spans[0].lo >> 40)
-    waiting = [lease for lease in view.returned if lease.owner == WAITING]
+    waiting = [each for each in view.returned if each.owner == WAITING and each.child != LIMITED]
     others = [lease for lease in waiting if lanes.get(lease.spans[0].lo >> 40) == lane]
     return bool(others) and count(mine.spans) + sum(count(lease.spans) for lease in others) <= want

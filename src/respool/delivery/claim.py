@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .lanes import Turns, by_lane, has_lanes, unread
-from .model import MAX_LEASE, WAITING, Change, Lease, Parked, Position, View
+from .model import LIMITED, MAX_LEASE, WAITING, Change, Lease, Parked, Position, View
 from .pace import allowed, spent
 from .seek import held
 from .spans import Span, count, joined, take
@@ -61,8 +61,8 @@ def _claim_as_set(view: View, change: Change, request: Request, want: int) -> Le
 
 
 def _claim_by_lane(view: View, change: Change, request: Request, want: int) -> Lease | None:
-    if view.returned and request.patient:
-        _let_wait(view, request.now)
+    if view.returned:
+        _let_wait(view, request.now, patient=request.patient)
     if not has_lanes(view):
         return _claim(view, change, request, want)
     claims = (_claim(lane, change, request, most) for lane, most in by_lane(view, want, request.lanes))
@@ -91,10 +91,15 @@ def _claim(view: View, change: Change, request: Request, want: int) -> Lease | N
     return _granted(view, from_new, change, lease, request.turn)
 
 
-def _let_wait(view: View, now: float) -> None:
-    """Leave out what waits for more, and not long enough yet, where its lane has nothing else."""
+def _let_wait(view: View, now: float, *, patient: bool) -> None:
+    """Leave out what is limited, and what waits for more where its lane has nothing else, before its time."""
     waiting = [lease for lease in view.returned if lease.owner == WAITING and lease.since > now]
     if not waiting:
+        return
+    if any(lease.child == LIMITED for lease in waiting):
+        view.returned = [each for each in view.returned if each.child != LIMITED or each not in waiting]
+        waiting = [lease for lease in waiting if lease.child != LIMITED]
+    if not patient:
         return
     lanes = {at.log: at.priority for at in view.positions}
     more = {at.priority for at in view.positions if unread(at)}

@@ -29,6 +29,9 @@ WAITING = 0
 Nobody's, like one without an owner; but by itself it is not work before the time that is its `since`.
 """
 
+LIMITED = -1
+"""In place of the child of a lease that waits: its task is stopped, and no claim takes it along too soon."""
+
 MAX_LEASE = 4096
 """Records in a lease, at most. The journal's look-up and a worker's shared memory rely on it."""
 
@@ -138,6 +141,8 @@ class Settlement(msgspec.Struct):
     records: int = 0  # how many were run
     waits: list[Span] = []  # those of the lease that are to wait for more, and until when …
     waits_as: int = 0  # … as a lease of this id
+    limited: list[Span] = []  # those whose task is stopped, and until when …
+    limited_as: int = 0  # … as a lease of this id
 
 
 class Outcome(NamedTuple):
@@ -204,6 +209,7 @@ class Change:
         "outcomes",
         "parked",
         "references",
+        "released",
         "results",
         "results_at",
         "results_ordered",
@@ -237,6 +243,7 @@ class Change:
         self.journal: list[JournalEntry] = []
         self.calls: list[NewCall] = []
         self.counted: dict[str, int] = {}
+        self.released = False  # what is limited may be claimed again
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to one of the group's counters: skipped, refused, dropped calls, …"""

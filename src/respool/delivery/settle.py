@@ -8,7 +8,7 @@ already is passed over when the child says it again (H2).
 from __future__ import annotations
 
 from . import pace
-from .model import WAITING, Change, JournalEntry, Lease, Outcome, Parked, Settlement, Verdict, View
+from .model import LIMITED, WAITING, Change, JournalEntry, Lease, Outcome, Parked, Settlement, Verdict, View
 from .spans import Finder, Span, count, intersect, merge, subtract
 
 
@@ -37,23 +37,25 @@ def settle(view: View, change: Change, settlement: Settlement) -> bool:
     if count(left) != before:
         _write_journal(lease, change, settlement)
     if settlement.waits:
-        left = _let_wait(change, lease, left, settlement)
+        left = _let_wait(change, lease, left, settlement.waits, settlement.waits_as, lease.child)
+    if settlement.limited:
+        left = _let_wait(change, lease, left, settlement.limited, settlement.limited_as, LIMITED)
     keep_or_return(change, lease, left, release=settlement.release)
     return True
 
 
-def _let_wait(change: Change, lease: Lease, left: list[Span], settlement: Settlement) -> list[Span]:
+def _let_wait(
+    change: Change, lease: Lease, left: list[Span], waits: list[Span], number: int, child: int
+) -> list[Span]:
     """Put what waits to be run with more in a lease of its own; return what is left of this one."""
     waiting = [
-        span._replace(until=wait.until)
-        for wait in settlement.waits
-        for span in intersect(left, [(wait.lo, wait.hi)])
+        span._replace(until=wait.until) for wait in waits for span in intersect(left, [(wait.lo, wait.hi)])
     ]
     if waiting:
         since = min(span.until for span in waiting)
         bodies = _bodies(lease, waiting)
-        change.leases.append(Lease(settlement.waits_as, WAITING, lease.child, waiting, bodies, since))
-    return subtract(left, [(wait.lo, wait.hi) for wait in settlement.waits])
+        change.leases.append(Lease(number, WAITING, child, waiting, bodies, since))
+    return subtract(left, [(wait.lo, wait.hi) for wait in waits])
 
 
 def give_back(

@@ -210,6 +210,7 @@ class State(Protocol):
         partition, then those parked as unknown, without a due time, of these `tasks`. After them come those
         at the positions `reads.parked`, in that order, as far as there are any. The group's settings
         and generation come with its positions (where there are no settings, neither may), or as asked for.
+        Limited leases (`delivery.model.LIMITED`) are read after all others, those first that wait no longer.
 
         Written, in this order, where what is gone is no error: dropped leases; leases, which replace the
         one of the same id (`child` and `since` stay); `unparked`; cursors; starts, where they become lower;
@@ -218,7 +219,7 @@ class State(Protocol):
         each position; `forgotten` outcomes; `results` (success, at `results_at`, for good) and outcomes,
         which replace; progress that is removed; journal entries, kept in their order; calls, as `append_rows`
         would, where each conflict that is not `same` adds 1 to the counter "calls refused: id taken";
-        counters.
+        counters. Where `released`, all limited leases of the group have waited long enough.
         """
 
     def begin_work(self, fence: tuple[int, int]) -> Work:

@@ -304,6 +304,8 @@ class Batching:
         ex.leave_if_forked()
         calls, dropped, _ = run.end()
         run.end_batch()
+        if runner.stormy:
+            ex.storms.note_batch(run.service.group.id, runner, raised, items or (), len(members))
         said: list[Verdict] = []
         results: list[tuple[int, bytes]] = []
         if raised is None:

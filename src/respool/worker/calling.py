@@ -55,6 +55,7 @@ class Caller:
         self._thread = threading.get_ident()
         self._coroutine = False  # the running record's code is one: its limit cancels it, and raises nothing
         self._told = 0  # the soft limit that the running code was told of
+        self.storms: Any = None  # the executor's
         run.shield = self.shielded
 
     def close(self) -> None:
@@ -107,7 +108,8 @@ class Caller:
                 return verdicts.expired(row, meta.expires, now)
         if span.deliveries and span.deliveries >= runner.max_deliveries:
             return verdicts.ran_too_often(row, span, now)
-        return meta
+        stopped: Verdict | None = self.storms.stopped(service, runner, row) if runner.stormy else None
+        return meta if stopped is None else stopped
 
     def body_of(self, runner: Runner, row: Row, span: Span, lease: Lease) -> Any:
         """Return what a record is run with, or what its body refers to; a Verdict where that is away."""
@@ -223,6 +225,8 @@ class Caller:
     def failure(self, runner: Runner, row: Row, span: Span, error: BaseException) -> Verdict:
         """Return the verdict on a run that raised."""
         now = wall_clock()
+        if runner.stormy:
+            self.storms.note(self.run.service.group.id, runner, error)
         if isinstance(error, CorruptBody):
             self.run.end()
             return verdicts.unreadable(row, error, now)
@@ -244,6 +248,8 @@ class Caller:
 
     def success(self, runner: Runner, row: Row, span: Span, value: Any) -> Verdict | None:
         """Return the verdict on a run that returned, None where there is nothing to keep of it."""
+        if runner.stormy:
+            self.storms.note(self.run.service.group.id, runner, None)
         options = runner.options
         encoded, offloaded = None, False
         if value is not None and not options["ignore_result"]:

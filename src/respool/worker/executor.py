@@ -16,7 +16,7 @@ from ..delivery.death import charge_before
 from ..delivery.model import Change, Lease, Settlement, Verdict, View
 from ..delivery.settle import settle
 from ..delivery.sizing import LeaseSizer
-from ..delivery.spans import Finder
+from ..delivery.spans import Finder, Span
 from ..engines.base import Engine, Reads
 from ..errors import EngineUnavailable, LogMoved, NotEncodable
 from ..record import Row
@@ -28,6 +28,7 @@ from .host import LONGEST, RARELY, UNSETTLED
 from .own_work import Did, Finished, Kept, OwnWork, ranges
 from .run import CurrentRun
 from .services import Service
+from .storms import Storms
 
 log = logging.getLogger("respool.worker")
 
@@ -78,6 +79,8 @@ class Executor:
         self._forked = False
         self.skip: frozenset[int] = frozenset()
         self.batching = Batching(self)
+        self.storms = self.caller.storms = Storms(self)
+        self.limited: list[Span] = []  # of the lease: records whose task is stopped
         self.sizers = {service.group.id: LeaseSizer() for service in services}
         self._first_lease = p.lease_number(worker, child)
         self._reachable = True
@@ -150,6 +153,8 @@ class Executor:
                 settlement = self.batching.run(service, lease)
             else:
                 settlement = self.run_lease(service, lease)
+            if self.limited:
+                settlement.limited, settlement.limited_as = self.limited, self.next_lease()
             self.host.between_leases()
             go_on = not self.stopping and time.monotonic() < until
             lease = self._exchange(service, settlement, claim_next=go_on)
@@ -175,6 +180,8 @@ class Executor:
 
         def decide(view: View, change: Change) -> Lease | None:
             nonlocal settled
+            if service.stormy:
+                self.storms.within(service, view, change, now)
             if settlement is not None:
                 settled = settle(view, change, settlement)
             if not claim_next:
@@ -188,6 +195,8 @@ class Executor:
         reads = Reads(group, settles, settings=service.rate is not None)
         if claim_next:
             reads = Reads(group, settles, True, want, 8, now, self._offer(service))
+        elif service.stormy:
+            reads = reads._replace(settings=True)
         try:
             lease: Lease | None = self.transact(reads, decide)
         except LogMoved as moved:
@@ -195,6 +204,8 @@ class Executor:
                 raise  # closed, though we had a lease: it is not ours any more
             self._claim_nothing(service, settlement, moved)
             return None
+        if service.stormy:
+            self.storms.told(service)
         if settlement is not None:
             self._announce(settlement, settled)
             if settlement.waits and lease is not None:  # else this process sees to it that they run in time
@@ -253,6 +264,9 @@ class Executor:
         self.skip = frozenset()
         if service.choice is not None:
             self.skip = service.choice.left_out(self.engine, lease.spans, self.rows)
+        self.limited = []
+        if service.stormy:
+            self.rows, self.limited = self.storms.part(service, self.rows)
         if service.batch:
             self.rows = self.batching.sort(service, lease, self.rows)
         self.slot.claimed(lease.id, service.group.id, [row[0] for row in self.rows], now)
@@ -283,8 +297,16 @@ class Executor:
     ) -> None:
         """Settle `count` finished records in the middle of a lease."""
         settlement = Settlement(lease.id, self.worker, done, *kept, began, wall_clock(), records=count)
-        reads = Reads(service.group.id, (lease.id,))
-        settled = self.transact(reads, lambda view, change: settle(view, change, settlement))
+        reads = Reads(service.group.id, (lease.id,), settings=bool(service.stormy))
+
+        def decide(view: View, change: Change) -> bool:
+            if service.stormy:
+                self.storms.within(service, view, change, settlement.ended)
+            return settle(view, change, settlement)
+
+        settled = self.transact(reads, decide)
+        if service.stormy:
+            self.storms.told(service)
         self.slot.words[p.SETTLED] += count
         self.slot.forget_verdicts()
         self._announce(settlement, settled)
@@ -390,7 +412,9 @@ class Executor:
                 self.leave_if_forked()
             last = clock()
             if verdict is not None and run.work is not None:
-                finished = Finished(rows[settled:count], kept, wall, count == len(self.rows))
+                finished = Finished(
+                    rows[settled:count], kept, wall, count == len(self.rows) and not self.limited
+                )
                 became = self._own.commit(service, lease, row, span, verdict, finished)
                 if became is Did.NOTHING:
                     count -= 1
@@ -430,7 +454,7 @@ class Executor:
         self.sizers[service.group.id].ran(count, (last - start) / 1e9)
         if settled and settled == len(self.rows):
             done = []
-        elif count == len(self.rows):
+        elif count == len(self.rows) and not self.limited:
             done = [(span.lo, span.hi) for span in lease.spans]
         else:
             done = ranges(lease, rows[settled:count])

@@ -27,7 +27,7 @@ class Runner:
     __slots__ = ("batch", "batch_key", "batch_wait", "content_type", "convert", "coroutine", "decode",
                  "event", "fn", "hard", "ignores",
                  "max_deliveries", "name", "options", "over", "plain",
-                 "retry", "soft", "task", "ttl", "tuples", "unpack")  # fmt: skip
+                 "retry", "soft", "stormy", "task", "ttl", "tuples", "unpack")  # fmt: skip
 
     def __init__(self, task: Task[Any, Any], *, event: bool) -> None:
         options = task.options
@@ -46,10 +46,12 @@ class Runner:
         self.unpack: Callable[[bytes], Arguments] = self._one_event if event else self._one_call
         """Return the arguments that a body of the usual content type holds."""
         self.batch: int | None = options["batch"]
+        self.stormy = options["breaker"] is not None or options["retry_budget"] is not None
         self.tuples = task.signature.tuples
         self.batch_key: Any = options["batch_key"]
         self.batch_wait: float = options["batch_wait"] or 0.0
-        self.plain = not (self.coroutine or self.soft or self.hard or self.batch or self.max_deliveries == 1)
+        special = self.coroutine or self.soft or self.hard or self.batch or self.stormy
+        self.plain = not (special or self.max_deliveries == 1)
         """Whether nothing but the function is to be called."""
 
     def _one_event(self, body: bytes) -> Arguments:
@@ -115,6 +117,7 @@ class Service:
     choice: Choice | None = None  # which records it runs; None: all within its bounds
     rewinds: Sequence[Any] = ()  # from where on its records are of which generation, as of the last claim
     batch: int = 0  # the largest batch that its tasks take, 0: none does
+    stormy: dict[str, Runner] = field(default_factory=dict)  # tasks with a breaker or a retry budget
     turn: int = 0  # claims so far
     lanes: Turns = field(default_factory=Turns)  # whose turn it is, of the priorities in use
     offered: float = 0.0  # when calls of unknown tasks were asked for last
@@ -123,6 +126,7 @@ class Service:
         """Find out whether there are batches to form."""
         runners = (*self.runners.values(), *([self.only] if self.only else []))
         self.batch = max((runner.batch or 0 for runner in runners), default=0)
+        self.stormy = {runner.name: runner for runner in runners if runner.stormy}
 
     @property
     def rate(self) -> float | None:

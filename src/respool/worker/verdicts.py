@@ -103,6 +103,12 @@ def out_of_reach(row: Row, error: BaseException, due: float, now: float) -> Verd
     return Verdict(row[0], reason="retry", due=due, task=row[1], note=note, started=now, ended=now)
 
 
+def limited(row: Row, until: float, now: float) -> Verdict:
+    """Return the verdict on a call whose task is stopped."""
+    note = "limited: its task is stopped"
+    return Verdict(row[0], reason="limited", due=until, task=row[1], note=note, started=now, ended=now)
+
+
 def expired(row: Row, expires: float, now: float) -> Verdict:
     """Return the verdict on a call that nobody started in time."""
     error = encode_error(Revoked(f"expired {now - expires:.1f} s before a worker got to it"))

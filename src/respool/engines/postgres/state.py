@@ -23,7 +23,9 @@ from psycopg.types.json import Jsonb
 
 from ...delivery.lanes import RETURNED_OF_LANES, due_of_lanes
 from ...delivery.model import (
+    LIMITED,
     MAX_LEASE,
+    WAITING,
     Change,
     JournalEntry,
     Lease,
@@ -484,6 +486,8 @@ def write_change(db: Db, sql: dict[str, bytes], group: int, change: Change, gaps
         _many(db, sql, ("put_journal", "put_many_entries"), group, entries)
     for name, by in change.counted.items():
         execute(sql["add_count"], (group, name, by))
+    if change.released:
+        execute(sql["release"], (group,))
 
 
 def _many(
@@ -571,13 +575,17 @@ def _counts(db: Db, sql: dict[str, bytes], group: int) -> Counts:
             micros = _one(db, sql["time_at_or_after"], (at.cursor, end))
             if micros is not None and (oldest is None or micros < oldest):
                 oldest = micros
-    owned = returned = 0
+    owned = returned = limited = 0
     for lease in _leases(db, sql, group):
-        if not lease.owner:  # nobody's, or waiting
+        if lease.owner == WAITING and lease.child == LIMITED:
+            limited += count(lease.spans)
+        elif not lease.owner:  # nobody's, or waiting for more
             returned += count(lease.spans)
         else:
             owned += count(lease.spans)
     parked = dict(db.execute(sql["parked_counts"], (group,)).fetchall())
+    if limited:
+        parked["limited"] = parked.get("limited", 0) + limited
     if gap := int(_one(db, sql["gap_total"], (group,))):
         parked["gap"] = gap
     due = _one(db, sql["next_due"], (group,))

@@ -355,7 +355,7 @@ SELECT nextval('respool.lease_number');
 SELECT id, owner, child, spans, bodies, since FROM respool.lease WHERE grp = %s AND id = ANY (%s);
 
 -- name: returned
-SELECT id, owner, child, spans, bodies, since FROM respool.lease WHERE grp = %(grp)s AND coalesce(owner, 0) = 0 ORDER BY id
+SELECT id, owner, child, spans, bodies, since FROM respool.lease WHERE grp = %(grp)s AND coalesce(owner, 0) = 0 ORDER BY child < 0, CASE WHEN child < 0 THEN since ELSE id END
 LIMIT greatest(%(most)s, (SELECT CASE WHEN min(priority) < max(priority) THEN %(lanes)s END
                           FROM respool.position WHERE grp = %(grp)s));
 
@@ -573,6 +573,10 @@ DELETE FROM respool.progress WHERE grp = %s;
 
 -- name: drop_group_journal
 DELETE FROM respool.journal WHERE grp = %s;
+
+-- name: release
+-- What is limited (child -1: see delivery.model.LIMITED) may be claimed.
+UPDATE respool.lease SET since = 0 WHERE grp = %s AND owner = 0 AND child = -1;
 
 -- name: drop_group_counter
 DELETE FROM respool.counter WHERE grp = %s;

@@ -12,7 +12,9 @@ import msgspec
 
 from ...delivery.lanes import RETURNED_OF_LANES, due_of_lanes, has_lanes
 from ...delivery.model import (
+    LIMITED,
     MAX_LEASE,
+    WAITING,
     Change,
     JournalEntry,
     Lease,
@@ -272,6 +274,8 @@ def write_change(db: Any, group: int, change: Change) -> None:
         _append_calls(db, change)
     for name, by in change.counted.items():
         execute(SQL["add_count"], (group, name, by))
+    if change.released:
+        execute(SQL["release"], (group,))
 
 
 def _rewind(db: Any, group: int, lo: int, hi: int) -> None:
@@ -352,13 +356,17 @@ def _counts(db: Any, group: int) -> Counts:
             row = db.execute(SQL["records"], (at.cursor, end, 1)).fetchone()
             if row and (oldest is None or row[6] < oldest):
                 oldest = row[6]
-    owned = returned = 0
+    owned = returned = limited = 0
     for row in db.execute(SQL["leases"], (group,)):
         lease = _lease(row)
-        if not lease.owner:  # nobody's, or waiting
+        if lease.owner == WAITING and lease.child == LIMITED:
+            limited += count(lease.spans)
+        elif not lease.owner:  # nobody's, or waiting for more
             returned += count(lease.spans)
         else:
             owned += count(lease.spans)
     parked = dict(db.execute(SQL["parked_counts"], (group,)).fetchall())
+    if limited:
+        parked["limited"] = parked.get("limited", 0) + limited
     due = db.execute(SQL["next_due"], (group,)).get
     return Counts(pending, owned, returned, parked, oldest / 1e6 if oldest else None, due)

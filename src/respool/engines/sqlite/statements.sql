@@ -184,7 +184,8 @@ UPDATE position SET cursor = ?3 WHERE grp = ?1 AND log = ?2;
 SELECT id, owner, child, spans, bodies, since FROM lease WHERE id = ?2 AND grp = ?1;
 
 -- name: returned
-SELECT id, owner, child, spans, bodies, since FROM lease WHERE grp = ?1 AND ifnull(owner, 0) = 0 ORDER BY id LIMIT ?2;
+SELECT id, owner, child, spans, bodies, since FROM lease WHERE grp = ?1 AND ifnull(owner, 0) = 0
+ORDER BY child < 0, iif(child < 0, since, id) LIMIT ?2;
 
 -- name: leases
 SELECT id, owner, child, spans, bodies, since FROM lease WHERE grp = ?1 ORDER BY id;
@@ -339,6 +340,10 @@ DELETE FROM outcome WHERE grp = ?1;
 DELETE FROM progress WHERE grp = ?1;
 -- name: drop_group_journal
 DELETE FROM journal WHERE grp = ?1;
+-- name: release
+-- What is limited (child -1: see delivery.model.LIMITED) may be claimed.
+UPDATE lease SET since = 0 WHERE grp = ?1 AND owner = 0 AND child = -1;
+
 -- name: drop_group_counters
 DELETE FROM counter WHERE grp = ?1;
 -- name: drop_group

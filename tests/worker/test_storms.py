@@ -1,0 +1,222 @@
+"""An outage downstream: it is neither flooded, nor does it bury what waits (breakers and retry budgets)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.worker.support import Place, eventually, on_each_engine
+
+from respool import App
+from respool.engines.base import Group
+from respool.errors import ConfigError, UnknownName
+from respool.replay import check, dead_letters
+from respool.replay.storms import release, stopped_tasks
+from respool.testing import work
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[App]:
+    with App("shop", url=f"sqlite:///{tmp_path / 'shop.db'}") as made:
+        yield made
+        report = check(made)
+        assert report.ok, report
+
+
+def main_of(app: App) -> Group:
+    return next(group for group in app.groups() if group.name == "main")
+
+
+def after(app: App, wanted: Any) -> None:
+    """Work again and again until something is so."""
+
+    def worked() -> Any:
+        work(app)
+        return wanted()
+
+    eventually(worked, "worked off")
+
+
+def test_an_outage_buries_few_calls_and_the_rest_runs_when_it_is_over(app: App) -> None:
+    ran: list[int] = []
+    down = [True]
+
+    @app.task(breaker={"failures": 5, "pause": 0.3, "errors": OSError})
+    def fetch(n: int) -> int:
+        ran.append(n)
+        if down[0]:
+            raise OSError("nobody there")
+        return n
+
+    @app.task
+    def other(n: int) -> int:
+        return n
+
+    fetch.delay_many(range(5000))
+    beside = other.delay(1)
+    work(app)
+    assert 5 <= len(ran) < 100, "those that had begun by then"
+    assert beside.get(timeout=0) == 1, "other tasks run on"
+    assert len(dead_letters(app, limit=5000)) == len(ran)
+    counts = app.engine.counts(main_of(app))
+    assert counts.parked["limited"] == 5000 - len(ran)
+    assert (counts.pending, counts.leased, counts.returned) == (0, 0, 0)
+    assert len(app.engine.leases(main_of(app))) < 100, "they wait as ranges: what that costs is by the claim"
+    (found,) = stopped_tasks(app)
+    assert (found.task, found.gauge.state, found.gauge.why) == ("fetch", "open", "OSError: nobody there")
+
+    down[0], buried = False, len(ran)
+    after(app, lambda: len(ran) == 5000)
+    assert len(set(ran)) == 5000, "each once"
+    assert not stopped_tasks(app)
+    work(app)
+    assert app.engine.counts(main_of(app)).parked == {"dead": buried}
+
+
+def test_one_call_at_a_time_is_tried_while_it_lasts(app: App) -> None:
+    ran: list[float] = []
+
+    @app.task(breaker={"failures": 1, "pause": 0.2}, throws=KeyError)
+    def fetch(n: int) -> None:
+        ran.append(time.monotonic())
+        raise OSError("nobody there")
+
+    fetch.delay_many(range(200))
+    after(app, lambda: len(ran) >= 12)
+    tried = ran[-4:]
+    assert all(b - a >= 0.19 for a, b in pairwise(tried))
+
+
+def test_expected_errors_and_other_kinds_do_not_stop_it(app: App) -> None:
+    ran: list[int] = []
+
+    @app.task(breaker={"failures": 2, "pause": 60, "errors": OSError}, throws=FileNotFoundError)
+    def fetch(n: int) -> None:
+        ran.append(n)
+        raise FileNotFoundError if n % 2 else ValueError
+
+    fetch.delay_many(range(100))
+    work(app)
+    assert len(ran) == 100
+    assert not stopped_tasks(app)
+
+
+def test_released_by_hand(app: App) -> None:
+    down = [True]
+
+    @app.task(breaker="2/1m", autoretry_for=(OSError,), default_retry_delay=0.0)
+    def fetch(n: int) -> int:
+        if down[0]:
+            raise OSError("nobody there")
+        return n
+
+    results = fetch.delay_many(range(500))
+    work(app)
+    assert [each.task for each in stopped_tasks(app)] == ["fetch"]
+    down[0] = False
+    with pytest.raises(UnknownName, match="fetch"):
+        release(app, "fetsh")
+    assert release(app, "fetch") == 1
+    after(app, lambda: app.engine.counts(main_of(app)).parked.get("limited", 0) < 200)
+    values = list(results.iterate(0.1, propagate=False)) if results.ready() else []
+    assert all(value == n for n, value in enumerate(values))
+
+
+def test_a_batch_that_raises_is_one_failure(app: App) -> None:
+    runs: list[int] = []
+
+    @app.task(batch=10, breaker={"failures": 3, "pause": 60})
+    def store(items: list[int]) -> list[int]:
+        runs.append(len(items))
+        raise OSError("nobody there")
+
+    store.delay_many(range(1000))
+    work(app)
+    assert len(runs) < 60
+    assert app.engine.counts(main_of(app)).parked["limited"] > 900
+
+
+def test_retries_keep_to_their_share(app: App) -> None:
+    ran: list[int] = []
+
+    @app.task(
+        autoretry_for=(OSError,), max_retries=50, default_retry_delay=0.0,
+        retry_budget={"share": 0.1, "floor": 5, "window": "1m"},
+    )  # fmt: skip
+    def fetch(n: int) -> None:
+        ran.append(n)
+        raise OSError("nobody there")
+
+    fetch.delay_many(range(200))
+    work(app)
+    assert 200 < len(ran) <= 200 + 5 + 0.12 * len(ran)
+    counts = app.engine.counts(main_of(app))
+    assert counts.parked == {"limited": 200}, "none is buried, and none comes back at once"
+    assert app.engine.counters(main_of(app).id)["retries over budget"] >= 190
+    assert counts.next_due is not None
+
+
+def test_nothing_is_read_or_written_where_it_is_not_used(app: App) -> None:
+    @app.task(autoretry_for=(OSError,), default_retry_delay=0.0, max_retries=1)
+    def fetch(n: int) -> None:
+        raise OSError("nobody there")
+
+    fetch.delay_many(range(50))
+    work(app)
+    assert main_of(app).settings == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"breaker": 5}, "no dict"),
+        ({"breaker": "often"}, "20/1m"),
+        ({"breaker": "0/1m"}, "1 or more"),
+        ({"breaker": "5/soon"}, "no duration"),
+        ({"breaker": {"window": "1m"}}, "failures"),
+        ({"breaker": {"failures": 5, "pauze": 1}}, "pause"),
+        ({"breaker": {"failures": 5, "errors": "OSError"}}, "no exception class"),
+        ({"retry_budget": 0}, "more than 0"),
+        ({"retry_budget": "fast"}, "share"),
+        ({"retry_budget": 1.5}, "at most 1"),
+        ({"retry_budget": {"share": 0.1, "flor": 1}}, "floor"),
+    ],
+)
+def test_options_that_cannot_be(app: App, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+
+        @app.task(**options)
+        def task(n: int) -> None: ...
+
+
+CODE = """
+@app.task(breaker={"failures": 5, "pause": 1.0})
+def fetch(n):
+    note("start", "fetch", n)
+    if not (HERE / "up").exists():
+        raise OSError("nobody there")
+    return n
+"""
+
+
+@on_each_engine
+def test_it_holds_over_all_workers(place: Place) -> None:
+    module = place.module(CODE)
+    for _ in range(2):
+        place.worker(2).said("serves")
+    module.fetch.delay_many(range(3000))
+    eventually(lambda: stopped_tasks(place.app), "it is stopped")
+    eventually(lambda: place.counts().pending == 0 and place.counts().leased == 0, "all wait")
+    first = len(place.runs("fetch"))
+    assert first < 1000
+    eventually(lambda: len(place.runs("fetch")) >= first + 2, "one is tried after each pause")
+    tried = sorted(mark.at for mark in place.marks("start", "fetch"))[first:]
+    assert all(b - a > 0.8 for a, b in pairwise(tried)), "by one of all workers"
+    place.touch("up")
+    eventually(lambda: len(place.runs("fetch")) == 3000, "all have run", 40)
+    eventually(lambda: place.counts().parked.get("limited", 0) == 0, "nothing waits")
+    place.check()
