@@ -28,6 +28,10 @@ def ms(value: float) -> str:
     return f"{value:,.3g} ms" if value < 100 else f"{value:,.0f} ms"
 
 
+def seconds(value: float) -> str:
+    return f"{value:.2f} s"
+
+
 def mb(value: float) -> str:
     return f"{value:.1f} MB"
 
@@ -93,6 +97,16 @@ def postgres_rows(sizes: Sizes) -> list[Row]:
         Row("  p99", "get.p99_ms", ms),
         Row(f"priority 9 behind {sizes.backlog:,} calls: starts after, p50", "priority.p50_ms", ms),
         Row("  worst", "priority.worst_ms", ms, 100, at_most=True),
+        Row(f"redrive of {sizes.dead:,} dead letters: seconds", "redrive.seconds", seconds, 5, at_most=True),
+        Row("  counted by cause", "redrive.by_error_seconds", seconds),
+        Row(f"replay of {sizes.drain:,} calls", "replay.rate", rate),
+        Row("  … of the drain’s", "replay.rate", share, 0.95, against=("replay.drain_rate",)),
+        Row(
+            "  with an expression over each, of the drain’s",
+            "replay.where_rate",
+            share,
+            against=("replay.drain_rate",),
+        ),
         Row(
             "drain beside a transaction that stays open, of without",
             "old_transaction.rate",
@@ -147,6 +161,24 @@ def sqlite_rows(sizes: Sizes) -> list[Row]:
         Row("  p99", "get.p99_ms", ms),
         Row(f"priority 9 behind {sizes.backlog:,} calls: starts after, p50", "priority.p50_ms", ms),
         Row("  worst", "priority.worst_ms", ms, 100, at_most=True),
+        Row(f"redrive of {sizes.dead:,} dead letters: seconds", "redrive.seconds", seconds, 5, at_most=True),
+        Row("  counted by cause", "redrive.by_error_seconds", seconds),
+        Row(f"replay of {sizes.drain:,} calls", "replay.rate", rate),
+        Row("  … of the drain’s", "replay.rate", share, 0.95, against=("replay.drain_rate",)),
+        Row(
+            "  with an expression over each, of the drain’s",
+            "replay.where_rate",
+            share,
+            against=("replay.drain_rate",),
+        ),
+        Row(
+            f"calls --between over {sizes.records:,} records: newest page",
+            "between.newest_ms",
+            ms,
+            1000,
+            at_most=True,
+        ),
+        Row("  oldest page", "between.oldest_ms", ms, 1000, at_most=True),
         Row("idle worker with 2 processes: of a core", "idle.cpu_percent", percent, 0.3, at_most=True),
         Row("memory of a child: resident", "idle.child_rss_mb", mb, 35, at_most=True),
         Row("  of which not shared", "idle.child_uss_mb", mb),

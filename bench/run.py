@@ -55,6 +55,9 @@ STEPS = (
     "crowd",
     "get",
     "priority",
+    "redrive",
+    "replay",
+    "between",
     "idle",
     "startup",
 )
@@ -68,6 +71,8 @@ POSTGRES_STEPS = (
     "enqueue_16",
     "get",
     "priority",
+    "redrive",
+    "replay",
     "old_transaction",
     "idle_queries",
 )

@@ -38,6 +38,11 @@ def result() -> int:
 
 
 @app.task
+def fails(item: int) -> None:
+    raise ValueError(f"no {item}")
+
+
+@app.task
 def begun() -> float:
     return time.monotonic()
 

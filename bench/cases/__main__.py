@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.cases import appending, draining, server, starting, waiting
+from bench.cases import again, appending, draining, server, starting, waiting
 from bench.cases.common import FULL, QUICK, Sizes
 from bench.peers import common
 
@@ -30,6 +30,9 @@ CASES: dict[str, Callable[[Path, Sizes], dict[str, Any]]] = {
         waiting.priority,
         waiting.idle,
         starting.startup,
+        again.redrive,
+        again.replay,
+        again.between,
         server.enqueue_16,
         server.old_transaction,
         server.idle_queries,

@@ -27,6 +27,8 @@ class Sizes:
     starts: int = 7
     backlog: int = 1_000_000
     urgent: int = 60
+    dead: int = 100_000
+    records: int = 10_000_000
     peer_n: int = 5_000
 
 
@@ -42,6 +44,8 @@ QUICK = Sizes(
     starts=3,
     backlog=300_000,
     urgent=20,
+    dead=20_000,
+    records=500_000,
     peer_n=2_000,
 )
 

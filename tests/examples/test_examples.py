@@ -11,6 +11,26 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SAYS = {
+    "two_model_versions_on_live_traffic": (
+        "main ran 40 calls, v2 some of them: True",
+        "all that differ have another label: True",
+        "alerts sent by main: 40; by v2: none",
+        "v2 dropped as many calls as it ran: True",
+        "a gate of 50 %: version 2 may be deployed",
+    ),
+    "thirty_day_backfill": (
+        "800 calls on record, 40 of them dead letters",
+        "the backfill looks at 580 calls of the last 29 and a half days",
+        "over: True; left out, since they failed then: 29; dead letters: 0",
+        "results beside each other: [20] and [20, 2]",
+        "the dead letters of main are as they were: 40",
+    ),
+    "audit_export": (
+        "2 calls in audit.jsonl",
+        "prompt-1 of ada: ['may I'] 2026-01-31 -> SUCCESS may I? On 31 January, yes.",
+        "prompt-2 of eve: ['the secret'] 2026-01-31 -> FAILURE PermissionError: not for you",
+        "run again here: PermissionError('not for you'); it is still FAILURE on record",
+    ),
     "embeddings_with_a_malformed_item": (
         "499 of 500 texts are embedded; item 387: ValueError('an empty text cannot be embedded')",
         "the first time with 500 texts",

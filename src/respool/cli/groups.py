@@ -10,8 +10,7 @@ from .common import RATE, RespoolGroup, confirm, document_option, json_option, y
 from .replay import selecting
 
 if TYPE_CHECKING:
-    from ..app import App
-    from ..engines.base import Group, Stream
+    from ..engines.base import Group
     from .target import Target
 
 
@@ -175,8 +174,8 @@ def create(
     """
     if (queue is None) == (stream is None):
         raise click.UsageError("say what it reads: --queue NAME or --stream NAME")
-    from ..errors import ConfigError
-    from ..stream import check_name
+    from ..replay import Selection, beside
+    from ..replay.selection import rate_of
     from ..why import variable, worker_command
     from .output import counted, document
     from .target import open_target
@@ -186,22 +185,16 @@ def create(
     (read,) = target.named(queue or stream or "", "queue" if queue else "stream")
     start = "latest" if start == "now" else start
     moment = None if start in ("earliest", "latest") else _moment(start)
-    check_name("group", name)
-    if queue and name in target.app.subscriptions:
-        raise ConfigError(
-            f"{name} is the group of a subscription of app {target.app.name}, to stream "
-            f"{target.app.subscriptions[name].stream.name}; take another name"
-        )
-    settings = _settings(target.app, read, list(tasks), moment, chosen)
+    chosen |= {"headers": dict(chosen["headers"]), "state": chosen["state"] and chosen["state"].upper()}
     if queue:
-        settings |= {"outbox": outbox}
+        beside.refuse_unknown(target.app, tasks)
+    settings = beside.kept(target.app, read, Selection(tasks=tasks or None, since=moment, **chosen))
+    if queue:
+        settings["outbox"] = outbox
     if rate is not None:
-        settings["rate"] = rate
-    made = target.engine.create_group(
-        read, target.app.name, name, "group", settings, _bounds_from(target, read, start, moment)
-    )
-    if made is None:
-        raise ConfigError(f"{read.kind} {read.name} has a group {name} already; see: respool groups list")
+        settings["rate"] = rate_of(rate)
+    place: Any = start if moment is None else moment
+    made = beside.create(target.app, read, name, place, settings)
     left = target.engine.counts(made).pending
     if as_json:
         document({"group": name, "reads": read.kind, "name": read.name, "start": start, "left": left})
@@ -218,25 +211,6 @@ def create(
         )
 
 
-def _settings(
-    app: App, read: Stream, tasks: list[str], moment: float | None, chosen: dict[str, Any]
-) -> dict[str, Any]:
-    """Return what the group chooses by; {} where it runs all that it reads."""
-    from ..errors import UnknownName
-    from ..replay import Selection
-
-    for task in tasks:
-        if task not in app.tasks and read.kind == "queue":
-            raise UnknownName("task", task, app.tasks)
-    chosen = {
-        **chosen,
-        "headers": dict(chosen["headers"]),
-        "state": chosen["state"] and chosen["state"].upper(),
-    }
-    selection = Selection(tasks=tasks or None, since=moment, **chosen)
-    return {name: each for name, each in selection.settings(app, read).items() if each is not None}
-
-
 def _moment(start: str) -> float:
     from .common import MOMENT
 
@@ -246,16 +220,6 @@ def _moment(start: str) -> float:
         raise click.BadParameter(
             f"earliest, latest or a moment: {error.message}", param_hint="--start"
         ) from None
-
-
-def _bounds_from(
-    target: Target, stream: Stream, start: str, moment: float | None
-) -> list[tuple[int, int, int | None]]:
-    if moment is not None:
-        return [(log, lo, None) for log, lo, _ in target.engine.window(stream, moment, None)]
-    return [
-        (log, end if start == "latest" else first, None) for log, first, end in target.engine.bounds(stream)
-    ]
 
 
 @command.command()

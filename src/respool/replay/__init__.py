@@ -5,6 +5,7 @@ an engine where no code is needed.
 """
 
 from ..dead import DeadFilter, DeadLetter, causes, count_dead, dead_letters, drop, redrive
+from .beside import create_group, group_of
 from .checking import Report, check
 from .comparing import Comparison, Difference, Tolerance, compare
 from .create import ReplaySummary, create_replay, plan_replay
@@ -30,10 +31,12 @@ __all__ = [
     "check",
     "compare",
     "count_dead",
+    "create_group",
     "create_replay",
     "dead_letters",
     "drop",
     "follow",
+    "group_of",
     "how_far",
     "pause",
     "plan_replay",
