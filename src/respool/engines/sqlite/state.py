@@ -221,10 +221,10 @@ def read_view(db: Any, reads: Reads) -> View:
     if tasks and len(view.due) < reads.due:
         bound = (group, json.dumps(list(reads.tasks)), reads.due - len(view.due))
         view.due += [_parked(row) for row in db.execute(SQL["unknown"], bound)]
-    for pos in reads.parked:
-        row = db.execute(SQL["parked_one"], (group, pos)).fetchone()
-        if row is not None:
-            view.due.append(_parked(row))
+    if reads.parked:
+        rows = db.execute(SQL["parked_at"], (group, json.dumps(list(reads.parked)))).fetchall()
+        at = {row[0]: _parked(row) for row in rows}
+        view.due += [at[pos] for pos in reads.parked if pos in at]
     return view
 
 

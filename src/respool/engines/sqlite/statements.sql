@@ -220,6 +220,10 @@ SELECT DISTINCT task FROM parked WHERE grp = ?1 AND reason = 'unknown' AND due I
 SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at
 FROM parked WHERE grp = ?1 AND pos = ?2;
 
+-- name: parked_at
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at
+FROM json_each(?2) AS wanted CROSS JOIN parked ON parked.grp = ?1 AND parked.pos = wanted.value;
+
 -- name: parked_list
 SELECT grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at
 FROM parked WHERE grp IN (SELECT value FROM json_each(?1))
