@@ -15,6 +15,7 @@ from .blobs import INSTALL, Blobs, Store, installed, only_named, store_of
 from .clock import now as wall_clock
 from .codec import codec_for
 from .config import SETTINGS, Location, duration, find_url, moment, parse_url, settings, size
+from .delivery.limits import Limit
 from .delivery.model import Lease, NewCall
 from .engines import open_engine, public_id, stored_id
 from .engines.base import Engine, Group, Stream
@@ -27,7 +28,7 @@ from .errors import (
     RecordTooLarge,
     UnknownName,
 )
-from .options import TaskOptions, task_options
+from .options import TaskOptions, check_limit, limit_of, task_options
 from .producer import MAX_TOGETHER, Producer, chunks
 from .record import NO_META, Id, Meta, log_of, new_head, parse_id
 from .reference import is_reference
@@ -53,6 +54,7 @@ class Queue:
 
     def __init__(self, app: App, name: str, retention: float | None = None) -> None:
         self.app, self.name, self.retention = app, name, retention
+        self.limit: Limit | None = None  # of all its calls together; not stored: its workers keep it
 
     def __repr__(self) -> str:
         return f"<Queue {self.name} of {self.app.name}>"
@@ -150,22 +152,37 @@ class App:
         defaults = {"result_ttl": self.settings["result_ttl"], **self.settings["task_defaults"]}
         return task_options(options, defaults, self.settings["max_deliveries"], what)
 
-    def queue(self, name: str, *, retention: Any = None) -> Queue:
+    def queue(
+        self,
+        name: str,
+        *,
+        retention: Any = None,
+        rate_limit: Any = None,
+        rate_burst: Any = None,
+        max_concurrency: Any = None,
+    ) -> Queue:
         """Declare a queue. A task's `queue=` does so too.
 
         Parameters:
             retention: how long calls stay on record after they are done (seconds, timedelta, "30d");
                 None: for good. What a group has yet to finish, and dead letters, stay longer.
+            rate_limit, rate_burst, max_concurrency: limits of all its calls together, over all workers; as
+                of a task.
 
         Raises: DeclarationConflict where it is declared otherwise here; on first use, where it was
             created otherwise.
         """
+        given = {"rate_limit": rate_limit, "rate_burst": rate_burst, "max_concurrency": max_concurrency}
+        limit = limit_of(check_limit(given, f"queue {name}"), f"queue {name}")
         known = self.queues.get(name)
         kept = None if retention is None else duration(retention, "retention")
         if known is None or (retention is not None and known.retention is None):
             known = self.queues[check_name("queue", name)] = Queue(self, name, kept)
         elif retention is not None:
             _compare("queue", name, known.settings, {"retention": kept})
+        if limit is not None and known.limit not in (None, limit):
+            raise DeclarationConflict(f"queue {name} is declared with two limits: {known.limit} and {limit}")
+        known.limit = limit or known.limit
         return known
 
     def queue_name(self, queue: Any) -> Any:

@@ -231,6 +231,11 @@ SETTINGS: dict[str, Setting] = {
         duration, 10.0, "seconds without a beat after which a worker elsewhere is taken for dead"
     ),
     "poll_interval": Setting(duration, 1.0, "seconds between looks at the log when no doorbell rings"),
+    "max_limited": Setting(
+        _count,
+        1_000_000,
+        "calls of a group that may wait for limits; beyond that, those behind them wait, too",
+    ),
     "task_defaults": Setting(_options, {}, "options that hold for every task that does not set them"),
     "pickle_key": Setting(_maybe(_key), None, "signing key that allows serializer='pickle'"),
 }

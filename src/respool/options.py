@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from .config import duration, size
+from .config import duration, rate, size
+from .delivery.limits import DEFAULT_BURST, Limit
 from .delivery.model import MAX_LEASE
 from .delivery.retry import RetryPolicy
 from .delivery.storms import BreakerPolicy, BudgetPolicy
@@ -130,6 +131,12 @@ def _text(value: object, what: str) -> str:
     raise ConfigError(f"{what}: {value!r} is not printable text of 1 to 200 characters")
 
 
+def _key(value: object, what: str) -> Any:
+    if callable(value) or (isinstance(value, str) and value):
+        return value
+    raise ConfigError(f"{what}: {value!r} is neither the name of a parameter nor a function of the arguments")
+
+
 def _texts(value: object, what: str) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, tuple | list):
         raise ConfigError(f"{what}: {value!r} is not a list of names")
@@ -211,8 +218,34 @@ OPTIONS: dict[str, Option] = {
     "batch_key": Option(
         _maybe(_field), None, "a field of the argument, or a function of it: only equal ones share a batch"
     ),
+    "rate_limit": Option(
+        _maybe(rate), None, 'starts at most, over all workers: "100/s", "10/m", "5/h", or a number a second'
+    ),
+    "rate_burst": Option(
+        _maybe(_at_least_one), None, "starts at once after a quiet time; default: a fifth of a second's worth"
+    ),
+    "max_concurrency": Option(_maybe(_at_least_one), None, "runs at a time at most, over all workers"),
+    "limit_key": Option(
+        _maybe(_key), None, "a parameter, or a function of the arguments: each key has limits of its own"
+    ),
     "serializer": Option(_maybe(_text), None, "msgpack (default for tasks), json (for streams) or pickle"),
 }
+
+
+def limit_of(values: Mapping[str, Any], what: str) -> Limit | None:
+    """Return the limit that options declare, None where they declare none. Raises ConfigError."""
+    a_second, burst, slots = values["rate_limit"], values["rate_burst"], values["max_concurrency"]
+    if a_second is None and burst is not None:
+        raise ConfigError(f"{what}: rate_burst says how far rate_limit may be overrun; give rate_limit= too")
+    if a_second is None and slots is None:
+        return None
+    return Limit(a_second, float(burst or max(1.0, (a_second or 0.0) * DEFAULT_BURST)), slots)
+
+
+def check_limit(values: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Return the options of a limit, checked. Raises ConfigError."""
+    names = ("rate_limit", "rate_burst", "max_concurrency")
+    return {name: OPTIONS[name].check(values[name], f"{what}: {name}") for name in names}
 
 
 class TaskOptions(msgspec.Struct, frozen=True):
@@ -220,6 +253,7 @@ class TaskOptions(msgspec.Struct, frozen=True):
 
     values: Mapping[str, Any]
     retry: RetryPolicy
+    limit: Limit | None = None
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
@@ -251,6 +285,9 @@ def task_options(
                 raise ConfigError(f"{what}: {name} says how batches form; give batch= too")
     elif values["batch_wait"] is None:
         values["batch_wait"] = BATCH_WAIT
+    limit = limit_of(values, what)
+    if limit is None and values["limit_key"] is not None:
+        raise ConfigError(f"{what}: limit_key says whose the limit is; give rate_limit= or max_concurrency=")
     retry = RetryPolicy(
         values["max_retries"],
         values["default_retry_delay"],
@@ -258,4 +295,4 @@ def task_options(
         values["retry_backoff_max"],
         values["retry_jitter"],
     )
-    return TaskOptions(values, retry)
+    return TaskOptions(values, retry, limit)

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
 
 from . import result as handles
+from .callkeys import CallKey
 from .clock import now as wall_clock
 from .codec import Codec, codec_for
 from .config import duration, moment
@@ -53,6 +54,10 @@ class Task(Generic[P, R]):
         self.offload_over = app.offload_over(options["offload_over"])
         self.content_type: str = options["serializer"] or "msgpack"
         self.codec: Codec = codec_for(self.content_type, app.settings["pickle_key"])
+        key = options["limit_key"]
+        self.limit_key = (
+            None if key is None else CallKey(f"task {name}: limit_key", key, fn, bool(options["bind"]))
+        )
         functools.update_wrapper(self, fn, updated=())
         self.priority: int | None = options["priority"]
         plain = self._meta(None, None, None, self.priority)
@@ -132,6 +137,8 @@ class Task(Generic[P, R]):
         """
         encode, check = self.codec.encode, self.signature.check
         each = self._iterable("delay_many", items, "the one argument of each call")
+        if self.limit_key is not None:
+            return self._send_many((self._encode((item,), {}) for item in each), None)
         return self._send_many((encode(check((item,), {}), "args") for item in each), None)
 
     def apply_many(
@@ -270,6 +277,8 @@ class Task(Generic[P, R]):
         return check_name("queue", queue if isinstance(queue, str) else self.app.queue_name(queue))
 
     def _encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+        if self.limit_key is not None:
+            self.limit_key.of(args, kwargs)  # here, where it can be mended, and not in a worker
         return self.codec.encode(self.signature.check(args, kwargs), "args")
 
     def _send(
@@ -280,6 +289,8 @@ class Task(Generic[P, R]):
         queue: str | Queue | None = None,
         task_id: str | None = None,
     ) -> handles.AsyncResult[R]:
+        if self.limit_key is not None:
+            self.limit_key.of(args, kwargs)  # as in `_encode`, less the call of it
         body = self.codec.encode(self.signature.check(args, kwargs), "args")
         id = None if task_id is None else parse_id(task_id)
         to = self.queue if queue is None else self._queue_name(queue)

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from .clock import now as wall_clock
-from .delivery.model import LIMITED, WAITING, Lease, Parked
+from .delivery.model import LIMITED, WAITING, Bucket, Lease, Parked
 from .delivery.seek import held
 from .delivery.storms import gauges
 from .engines.base import Engine, Group, Stream, Worker
@@ -118,6 +118,8 @@ def explain_waiting(
         return _HELD[stopped].format(served=served, group=shlex.quote(group.name))
     nobody = "" if workers else f"no worker serves {served}{_last(known)}; {how_to_serve(stream, group, app)}"
     if status.parked is not None:
+        if status.parked.waits is not None:
+            return _limited(engine, status.parked, nobody)
         return _parked(status.parked, served, nobody)
     if nobody:
         return nobody
@@ -154,6 +156,29 @@ def _waits(lease: Lease, group: Group) -> str:
         f"{task} ({gauge.why})" for task, gauge in gauges(group.settings).items() if gauge.state != "closed"
     ]
     return f"its task is stopped by its breaker for {left:.1f} s more: {', '.join(stopped)}"
+
+
+def limit_shown(one: Bucket) -> str:
+    """Say what a bucket lets in: "10/s", "2 at a time", both."""
+    said = [] if one.rate is None else [rate_shown(one.rate)]
+    said += [] if one.slots is None else [f"{one.slots} at a time"]
+    return ", ".join(said)
+
+
+def rate_shown(a_second: float) -> str:
+    """Write a rate as it may be declared."""
+    for unit, seconds in (("s", 1), ("m", 60), ("h", 3600)):
+        if a_second * seconds >= 1:
+            return f"{a_second * seconds:g}/{unit}"
+    return f"{a_second * 86400:g}/d"
+
+
+def _limited(engine: Engine, parked: Parked, nobody: str) -> str:
+    beside = f"; {nobody}" if nobody else ""
+    for one in engine.buckets([parked.waits or 0]):
+        key = f", key {one.key!r}" if one.key else ""
+        return f"it waits for its limit: {one.rule}{key}, {limit_shown(one)}{beside}"
+    return f"it waits for its limit{beside}"
 
 
 def _parked(parked: Parked, served: str, nobody: str) -> str:

@@ -37,6 +37,11 @@ SAYS = {
         "1 dead letter",
         "now embedded: [15.0, 0.0]; this time the model ran with [1] text",
     ),
+    "webhook_sender": (
+        "big got 60 requests, small 5",
+        "small waited for none of big's: True",
+        "big's rate was kept: True",
+    ),
 }
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..engines.base import Counts, Group
     from .target import Target
 
-_SHOWN = {"scheduled": "sched", "retry": "retry", "dead": "dead"}
+_SHOWN = {"scheduled": "sched", "retry": "retry", "dead": "dead", "limited": "limited"}
 LOOK = 100_000  # parked records that are looked at to tell which are due
 
 
@@ -31,6 +31,8 @@ def command(queue: str | None, group: str | None, as_json: bool) -> None:
              (a column only where there are some)
     sched    waits until it is due: sent with a countdown or eta
     retry    raised, and waits until it is due to run again
+    limited  waits for a rate_limit or max_concurrency of its task, queue or key (a column only where
+             there are some)
     leased   taken by a worker: being run, or about to be
     dead     dead letters: failed for good, see respool dead list
     waiting  how long the oldest of pending and due has waited, since it was sent or was due
@@ -38,7 +40,7 @@ def command(queue: str | None, group: str | None, as_json: bool) -> None:
     workers  how many serve it
 
     A · stands for none, a – for nothing to tell. `respool check` counts by the same words, and has all
-    that is parked, which is sched, retry, dead and those due again, in one column.
+    that is parked, which is sched, retry, limited, dead and those due again, in one column.
 
     \b
     respool -A shop lag
@@ -86,12 +88,14 @@ def lag_table(target: Target, groups: list[Group]) -> Any:
 
     found = [(group, _data(target, group)) for group in groups]
     again = any(data["returned"] + data["due"] for _, data in found)
+    limited = any(data["limited"] for _, data in found)
     table = Table(
         Column("queue", least=16),
         Column("group", least=10),
         Column("pending", right=True),
         *([Column("due", right=True)] if again else []),
         *(Column(title, right=True, drop=drop) for title, drop in (("sched", 4), ("retry", 3))),
+        *([Column("limited", right=True)] if limited else []),
         Column("leased", right=True, drop=2),
         Column("dead", right=True),
         Column("waiting", right=True),
@@ -110,7 +114,9 @@ def lag_table(target: Target, groups: list[Group]) -> Any:
             number(data["pending"]),
             *([number(data["returned"] + data["due"])] if again else []),
         ]
-        cells += [number(data[name]) for name in ("scheduled", "retry", "leased", "dead")]
+        cells += [number(data[name]) for name in ("scheduled", "retry")]
+        cells += [number(data["limited"])] if limited else []
+        cells += [number(data[name]) for name in ("leased", "dead")]
         table.add((*cells, age(data["oldest_waiting"]), running, number(data["workers"])), data)
     return table
 

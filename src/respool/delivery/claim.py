@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .lanes import Turns, by_lane, has_lanes, unread
+from .limits import offer
+from .limits import take as take_admitted
 from .model import LIMITED, MAX_LEASE, WAITING, Change, Lease, Parked, Position, View
 from .pace import allowed, spent
 from .seek import held
@@ -31,6 +33,8 @@ class Request(NamedTuple):
     turn: int = 0
     lanes: Turns | None = None
     patient: bool = True  # leave alone what waits for more, unless there is more or its time has come
+    most_new: int = MAX_LEASE  # of them, records that nobody has seen yet, at most
+    most_limited: int = MAX_LEASE  # of them, records that waited for limits, at most
 
 
 def claim(view: View, change: Change, request: Request) -> Lease | None:
@@ -41,6 +45,15 @@ def claim(view: View, change: Change, request: Request) -> Lease | None:
     cannot stop new work, nor the other way round (H11).
     """
     want = min(request.want, MAX_LEASE)
+    if view.limits is None:
+        return _claim(view, change, request, want)
+    offer(view, change, request.lease, min(want, request.most_limited), request.now)
+    lease = _claim(view, change, request, want)
+    take_admitted(view, change, lease, request.now)
+    return lease
+
+
+def _claim(view: View, change: Change, request: Request, want: int) -> Lease | None:
     if view.settings:
         return _claim_as_set(view, change, request, want)
     return _claim_by_lane(view, change, request, want)
@@ -64,16 +77,17 @@ def _claim_by_lane(view: View, change: Change, request: Request, want: int) -> L
     if view.returned:
         _let_wait(view, request.now, patient=request.patient)
     if not has_lanes(view):
-        return _claim(view, change, request, want)
-    claims = (_claim(lane, change, request, most) for lane, most in by_lane(view, want, request.lanes))
+        return _claim_of_lane(view, change, request, want)
+    claims = (
+        _claim_of_lane(lane, change, request, most) for lane, most in by_lane(view, want, request.lanes)
+    )
     return next((lease for lease in claims if lease is not None), None)
 
 
-def _claim(view: View, change: Change, request: Request, want: int) -> Lease | None:
-    """Grant from one lane."""
+def _claim_of_lane(view: View, change: Change, request: Request, want: int) -> Lease | None:
     if not view.due and not view.returned:  # the usual case: no shares to be made
         lease = Lease(request.lease, request.owner, request.child, [], {}, request.now)
-        return _granted(view, want, change, lease, request.turn)
+        return _granted(view, min(want, request.most_new), change, lease, request.turn)
     alone = _claim_alone(view, change, request)
     if alone is not None:
         return alone
@@ -82,7 +96,7 @@ def _claim(view: View, change: Change, request: Request, want: int) -> Lease | N
     available = (
         len(due),
         sum(count(spans) for _, spans in returned),
-        sum(unread(p) for p in view.positions),
+        min(sum(unread(p) for p in view.positions), request.most_new),
     )
     from_due, from_returned, from_new = shares(want, available, request.turn)
     lease = Lease(request.lease, request.owner, request.child, [], {}, request.now)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
+import msgspec
+
 from .model import Change, JournalEntry, Lease, Settlement, Verdict, View
 from .settle import keep_or_return, settle
 from .spans import Span, count, find, intersect, ranges_of, subtract
@@ -85,6 +87,7 @@ def _absorb(change: Change, other: Change) -> None:
     change.calls += other.calls
     change.unprogressed += other.unprogressed
     change.dropped_leases += other.dropped_leases
+    change.absorb_limits(other)
     for name, by in other.counted.items():
         change.count(name, by)
 
@@ -172,5 +175,5 @@ def charge_before(view: View, change: Change, lease_id: int, owner: int, positio
             span._replace(deliveries=span.deliveries + 1, alone=True) for span in intersect([each], ranges)
         ]
         spans += sorted([*subtract([each], ranges), *charged]) if charged else [each]
-    change.leases.append(Lease(lease.id, owner, lease.child, spans, lease.bodies, lease.since))
+    change.leases.append(msgspec.structs.replace(lease, spans=spans))
     return True

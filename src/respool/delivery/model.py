@@ -53,6 +53,7 @@ class Parked(NamedTuple):
     body: bytes | None = None  # what is run instead of the record's own body (H15, edits)
     error: bytes | None = None  # why it was parked, as `remote.encode_error` gives it
     at: float = 0.0  # since when
+    waits: int | None = None  # `limited`: for which bucket
 
     def span(self) -> Span:
         """Return the record as a lease's span."""
@@ -68,6 +69,8 @@ class Lease(msgspec.Struct):
     spans: list[Span]
     bodies: dict[int, bytes] = {}
     since: float = 0.0
+    admitted: dict[int, list[tuple[int, int]]] = {}
+    """By bucket, the positions that it has let in: while there are any, the lease has one of its slots."""
 
 
 class Position(NamedTuple):
@@ -81,6 +84,50 @@ class Position(NamedTuple):
     """Ranges from the cursor on where no record is to be seen, and one may yet appear: its transaction took
     its number early and commits late (G4). Only before the last record that is seen."""
     priority: int = MIDDLE  # of the log's lane
+
+
+class Bucket(NamedTuple):
+    """What may start under one limit: one of a task, of a queue, or of one key of theirs.
+
+    `tokens` is how many starts were left at `at`; they come back at `rate` a second, up to `burst`.
+    """
+
+    id: int
+    rule: str  # whose limit it is, for people: "shop/task send"
+    key: str
+    rate: float | None  # starts a second; None: as many as there are
+    burst: float
+    slots: int | None  # leases that may hold some of its records at a time; None: any number
+    tokens: float
+    at: float
+
+
+class Limits:
+    """What a decision knows of limits; read only where it asks."""
+
+    __slots__ = ("asked", "buckets", "holders", "queued", "waiting")
+
+    def __init__(self) -> None:
+        self.buckets: dict[int, Bucket] = {}
+        self.holders: dict[int, set[int]] = {}  # by bucket, the leases that have one of its slots
+        self.queued: set[int] = set()  # buckets, of those asked for, for which records of the group wait
+        self.waiting: dict[
+            int, list[Parked]
+        ] = {}  # by bucket that is open by now, the first that wait for it
+        self.asked = 0  # how many of each were looked for, at most
+
+
+class LimitChange:
+    """What a decision wants written of limits."""
+
+    __slots__ = ("buckets", "freed", "next", "passed", "refunds")
+
+    def __init__(self) -> None:
+        self.buckets: dict[int, Bucket] = {}
+        self.next: dict[int, float | None] = {}  # when a bucket the group waits for opens; None: with a slot
+        self.passed: list[int] = []  # buckets for which nothing of the group waits any more
+        self.freed: list[tuple[int, int]] = []  # (lease, bucket): a slot that is free again
+        self.refunds: dict[int, int] = {}  # starts that did not come to be
 
 
 class NewCall(msgspec.Struct, array_like=True):
@@ -179,7 +226,7 @@ NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
 class View:
     """What a decision needs to know, read by the engine inside the transaction."""
 
-    __slots__ = ("due", "gap_room", "generation", "leases", "positions", "returned", "settings")
+    __slots__ = ("due", "gap_room", "generation", "leases", "limits", "positions", "returned", "settings")
 
     def __init__(self) -> None:
         self.settings: Mapping[str, Any] = NO_SETTINGS  # the group's, as of now
@@ -189,6 +236,7 @@ class View:
         self.due: list[Parked] = []  # parked records to hand out, the earliest of each lane first
         self.returned: list[Lease] = []  # ownerless leases, those that wait too, the oldest first
         self.leases: dict[int, Lease] = {}  # those asked for, that exist
+        self.limits: Limits | None = None
 
 
 class Change:
@@ -206,6 +254,7 @@ class Change:
         "journal",
         "kept",
         "leases",
+        "limits",
         "outcomes",
         "parked",
         "references",
@@ -244,6 +293,18 @@ class Change:
         self.calls: list[NewCall] = []
         self.counted: dict[str, int] = {}
         self.released = False  # what is limited may be claimed again
+        self.limits: LimitChange | None = None
+
+    def absorb_limits(self, other: Change) -> None:
+        """Take over what a partial decision frees and refunds."""
+        if other.limits is None:
+            return
+        if self.limits is None:
+            self.limits = other.limits
+            return
+        self.limits.freed += other.limits.freed
+        for one, starts in other.limits.refunds.items():
+            self.limits.refunds[one] = self.limits.refunds.get(one, 0) + starts
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to one of the group's counters: skipped, refused, dropped calls, …"""

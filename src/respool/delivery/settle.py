@@ -8,6 +8,7 @@ already is passed over when the child says it again (H2).
 from __future__ import annotations
 
 from . import pace
+from .limits import give_up, let_go
 from .model import LIMITED, WAITING, Change, JournalEntry, Lease, Outcome, Parked, Settlement, Verdict, View
 from .spans import Finder, Span, count, intersect, merge, subtract
 
@@ -30,6 +31,8 @@ def settle(view: View, change: Change, settlement: Settlement) -> bool:
     if not settlement.verdicts and len(spans) == 1 and settlement.done == [spans[0][:2]]:
         span = spans[0]  # the usual case: all of it is done
         change.journal.append(_entry(lease, settlement, span.lo, span.hi, "done", span.retries))
+        if lease.admitted:
+            let_go(change, lease, ())
         change.dropped_leases.append(lease.id)
         return True
     before = count(lease.spans)
@@ -54,6 +57,8 @@ def _let_wait(
     if waiting:
         since = min(span.until for span in waiting)
         bodies = _bodies(lease, waiting)
+        if lease.admitted:
+            give_up(change, lease, waiting)
         change.leases.append(Lease(number, WAITING, child, waiting, bodies, since))
     return subtract(left, [(wait.lo, wait.hi) for wait in waits])
 
@@ -69,6 +74,8 @@ def give_back(
     if not given:
         return 0
     bodies = _bodies(lease, given)
+    if lease.admitted:
+        give_up(change, lease, given)
     change.leases.append(Lease(new_id, None, lease.child, given, bodies, lease.since))
     keep_or_return(change, lease, subtract(lease.spans, ranges), release=False)
     return count(given)
@@ -76,12 +83,17 @@ def give_back(
 
 def keep_or_return(change: Change, lease: Lease, left: list[Span], *, release: bool) -> None:
     """Store what is left of a lease, with its owner or without; drop it where nothing is."""
+    admitted = {}
+    if lease.admitted:
+        admitted = let_go(change, lease, () if release else left)
+        if release:
+            give_up(change, lease, left)
     if not left:
         change.dropped_leases.append(lease.id)
         return
     bodies = _bodies(lease, left)
     owner = None if release else lease.owner
-    change.leases.append(Lease(lease.id, owner, lease.child, left, bodies, lease.since))
+    change.leases.append(Lease(lease.id, owner, lease.child, left, bodies, lease.since, admitted))
 
 
 def _bodies(lease: Lease, spans: list[Span]) -> dict[int, bytes]:

@@ -30,7 +30,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from ..delivery.model import Change, JournalEntry, Lease, NewCall, Outcome, Parked, Position, View
+from ..delivery.limits import Limit
+from ..delivery.model import Bucket, Change, JournalEntry, Lease, NewCall, Outcome, Parked, Position, View
 from ..delivery.spans import Span
 from ..record import Id, Row
 from .bells import Bells, Sleeper
@@ -51,6 +52,7 @@ from .things import (
     Status,
     Stream,
     Worker,
+    looked_for,
 )
 from .work import Work
 
@@ -81,6 +83,7 @@ __all__ = [
     "Stream",
     "Work",
     "Worker",
+    "looked_for",
 ]
 
 T = TypeVar("T")
@@ -212,6 +215,12 @@ class State(Protocol):
         and generation come with its positions (where there are no settings, neither may), or as asked for.
         Limited leases (`delivery.model.LIMITED`) are read after all others, those first that wait no longer.
 
+        `View.limits` is there where `buckets` or `open` ask for it, and something is found for `open`: the
+        buckets, as far as they are stored; the owned leases that have one of their slots, of any group;
+        which of them records of the group wait for; of those open by `now`, the first open first, the first
+        records that wait, by position, at most `looked_for` of each. Nobody else changes a bucket, nor adds
+        to who has its slots, until the transaction ends.
+
         Written, in this order, where what is gone is no error: dropped leases; leases, which replace the
         one of the same id (`child` and `since` stay); `unparked`; cursors; starts, where they become lower;
         `rewound` ranges, of which parked records, outcomes and progress go, and entries of the journal that
@@ -220,6 +229,9 @@ class State(Protocol):
         which replace; progress that is removed; journal entries, kept in their order; calls, as `append_rows`
         would, where each conflict that is not `same` adds 1 to the counter "calls refused: id taken";
         counters. Where `released`, all limited leases of the group have waited long enough.
+        Of `limits`: buckets, whose limit as stored stays (`declare_limit`); `next` and `passed`, of
+        the group; refunds, up to the burst, after which who waits for these buckets is looked at again; what
+        waits for a slot (`next` None) of a bucket that is `freed` is looked at at once, in all groups.
         """
 
     def begin_work(self, fence: tuple[int, int]) -> Work:
@@ -230,7 +242,8 @@ class State(Protocol):
         """
 
     def has_work(self, group: int, now: float, tasks: Sequence[str]) -> bool:
-        """Say whether a claim would find anything: new, due, returned, or unknown so far and of these tasks.
+        """Say whether a claim would find anything: new, due, returned, let in by limits, or unknown so
+        far and of these tasks.
 
         A lease that waits for more (`WAITING`) counts once its time has come: its `since`.
 
@@ -238,9 +251,28 @@ class State(Protocol):
         """
 
     def next_due(self, group: int) -> float | None:
-        """Return when the next of the group's parked records is due, or a lease has waited; None: never.
+        """Return when the next of the group's parked records is due, a lease has waited, or a bucket
+        opens; None: never by itself.
 
         Maybe long ago.
+        """
+
+    def limited(self, group: int, most: int) -> int:
+        """Return how many of the group's records wait for limits; counted up to `most`."""
+
+    def buckets(self, ids: Sequence[int]) -> list[Bucket]:
+        """Return those of these buckets that are stored, as they were used last."""
+
+    def declare_limit(self, rule: str, limit: Limit) -> None:
+        """Have the rule's buckets keep this limit from now on; who waits for them is looked at again. Synced.
+
+        No lock where they keep it already.
+        """
+
+    def sweep_limits(self, before: float, limit: int) -> int:
+        """Forget buckets that were full by `before` and not used since, at most `limit`; return how many.
+
+        Also has every bucket looked at that waits for a slot, lest one be overlooked for good.
         """
 
     def set_progress(self, group: int, pos: int, value: bytes, fence: tuple[int, int] | None = None) -> None:

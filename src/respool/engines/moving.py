@@ -109,7 +109,7 @@ STATE_TABLES = {
             "parked",
             (
                 *("pos", "reason", "due", "task", "retries", "deliveries", "redrives"),
-                *("alone", "body", "error", "at"),
+                *("alone", "body", "error", "at", "waits"),
             ),
             ("pos",),
             ("pos",),
@@ -126,6 +126,7 @@ STATE_TABLES = {
             ("lo",),
             ("hi",),
         ),
+        StateTable("waiting", ("bucket", "next"), ("bucket",)),
         StateTable("counter", ("name", "value"), ("name",)),
         StateTable("blob_ref", ("digest", "stamp", "pos", "at"), ("digest", "stamp", "pos"), ("pos",)),
     )
@@ -134,8 +135,9 @@ STATE_TABLES = {
 
 References to large payloads that are records' are those of the group 0."""
 
-NOT_MOVED = frozenset({"worker", "beat", "version", "move", "gap", "lease_number"})
-"""Tables that stay: of workers, which register anew; of the store; gaps, which a closed store has none of."""
+NOT_MOVED = frozenset({"worker", "beat", "version", "move", "gap", "lease_number", "bucket"})
+"""Tables that stay: of workers, which register anew; of the store; gaps, which a closed store has none of;
+buckets, which begin anew."""
 
 WRITABLE = frozenset({"worker", "beat", "move"})
 """Tables that a closed store still lets be written."""

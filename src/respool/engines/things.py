@@ -154,6 +154,8 @@ class Reads(NamedTuple):
     tasks: Sequence[str] = ()  # parked as unknown, to be handed to one who knows these tasks
     parked: Sequence[int] = ()  # parked records at these positions, due or not, as View.due
     settings: bool = False  # the group's settings and generation, which come with its positions anyway
+    buckets: Sequence[int] = ()  # as View.limits, with who has their slots
+    open: int = 0  # as View.limits: buckets that are open and waited for, at most so many, with who waits
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -187,6 +189,11 @@ class Counts(NamedTuple):
     parked: dict[str, int]
     oldest_pending: float | None  # wall-clock seconds when it was appended
     next_due: float | None
+
+
+def looked_for(due: int, buckets: int) -> int:
+    """Return how many waiting records of each open bucket to read: for its share of a claim, and one."""
+    return -(-2 * due // max(buckets, 1)) + 1
 
 
 class Conflict(NamedTuple):

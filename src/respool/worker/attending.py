@@ -106,6 +106,7 @@ class Attendant:
                 given = give_back(view, rest, seen.lease, self._worker, ranges_of(back), new_id)
                 change.leases += rest.leases or [view.leases[seen.lease]]
                 change.dropped_leases += rest.dropped_leases
+                change.absorb_limits(rest)
                 return given
             return 0
 

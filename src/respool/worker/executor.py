@@ -13,6 +13,7 @@ from ..clock import now as wall_clock
 from ..delivery.batching import claim_with
 from ..delivery.claim import Request, claim
 from ..delivery.death import charge_before
+from ..delivery.limits import admit
 from ..delivery.model import Change, Lease, Settlement, Verdict, View
 from ..delivery.settle import settle
 from ..delivery.sizing import LeaseSizer
@@ -22,9 +23,11 @@ from ..errors import EngineUnavailable, LogMoved, NotEncodable
 from ..record import Row
 from ..running import current_run
 from . import page as p
+from . import verdicts
 from .batching import Batching
 from .calling import Caller, EndNow
 from .host import LONGEST, RARELY, UNSETTLED
+from .limiting import OPEN_BUCKETS
 from .own_work import Did, Finished, Kept, OwnWork, ranges
 from .run import CurrentRun
 from .services import Service
@@ -78,6 +81,7 @@ class Executor:
         self.rows: list[Row] = []
         self._forked = False
         self.skip: frozenset[int] = frozenset()
+        self._keyless: dict[int, Exception] = {}  # of which nobody can tell whose limit they are under
         self.batching = Batching(self)
         self.storms = self.caller.storms = Storms(self)
         self.limited: list[Span] = []  # of the lease: records whose task is stopped
@@ -165,9 +169,21 @@ class Executor:
     def _exchange(
         self, service: Service, settlement: Settlement | None, *, claim_next: bool = True
     ) -> Lease | None:
-        """Settle one lease and claim the next, in one transaction."""
+        """Settle one lease and claim the next that has something to run."""
+        lease = self._settle_and_claim(service, settlement, claim_next)
+        while lease is not None and not lease.spans:  # all of it has to wait for limits
+            if self.stopping:
+                self.slot.settled()
+                return None
+            lease = self._settle_and_claim(service, None, True)
+        return lease
+
+    def _settle_and_claim(
+        self, service: Service, settlement: Settlement | None, claim_next: bool
+    ) -> Lease | None:
+        """Do both in one transaction; what is over its limit is parked in another."""
         group, sizer, now = service.group.id, self.sizers[service.group.id], wall_clock()
-        number = self.next_lease()
+        number, limiter = self.next_lease(), service.limiter
         want = max(sizer.want, service.batch)
         if self.limit is not None:
             want = min(want, self.limit - self.done)
@@ -176,14 +192,22 @@ class Executor:
         request = Request(
             want, self.worker, self.child, number, now, service.turn, service.lanes, self.patient
         )
+        if limiter is not None and claim_next:
+            request = request._replace(
+                want=max(want, limiter.scan if self.limit is None else 0),
+                most_limited=want,
+                most_new=limiter.most_new(group),
+            )
         settled = True
+        freed = False
 
         def decide(view: View, change: Change) -> Lease | None:
-            nonlocal settled
+            nonlocal settled, freed
             if service.stormy:
                 self.storms.within(service, view, change, now)
             if settlement is not None:
                 settled = settle(view, change, settlement)
+                freed = change.limits is not None
             if not claim_next:
                 return None
             service.rewinds = view.settings.get("rewinds", ())
@@ -194,7 +218,10 @@ class Executor:
         settles = (settlement.lease,) if settlement else ()
         reads = Reads(group, settles, settings=service.rate is not None)
         if claim_next:
-            reads = Reads(group, settles, True, want, 8, now, self._offer(service))
+            tasks = self._offer(service)
+            reads = Reads(group, settles, True, request.want, 8, now, tasks)
+            if limiter is not None or tasks:  # now and then of others, too, whose code has no limits any more
+                reads = reads._replace(open=OPEN_BUCKETS)
         elif service.stormy:
             reads = reads._replace(settings=True)
         try:
@@ -210,13 +237,14 @@ class Executor:
             self._announce(settlement, settled)
             if settlement.waits and lease is not None:  # else this process sees to it that they run in time
                 self.engine.ring(settlement.waits[0].lo >> 40)
+            if freed:
+                self.engine.ring(service.stream.logs[0])
         if lease is None:
             self.slot.settled()
             if claim_next and not reads.tasks:
                 service.offered = 0.0  # nothing else to do: there may be some of these
             return None
-        self._read(service, lease, now)
-        return lease
+        return self._read(service, lease, now)
 
     def _claim_nothing(self, service: Service, settlement: Settlement | None, moved: LogMoved) -> None:
         """The log is moved elsewhere: settle what we have, claim no more, and look again after a while."""
@@ -259,7 +287,8 @@ class Executor:
         service.offered = now
         return tuple(service.runners)
 
-    def _read(self, service: Service, lease: Lease, now: float) -> None:
+    def _read(self, service: Service, lease: Lease, now: float) -> Lease:
+        """Read the records of a lease, and return what may start of it now."""
         self.rows = self.engine.rows(lease.spans)
         self.skip = frozenset()
         if service.choice is not None:
@@ -267,9 +296,37 @@ class Executor:
         self.limited = []
         if service.stormy:
             self.rows, self.limited = self.storms.part(service, self.rows)
-        if service.batch:
+        if service.limiter is not None:
+            lease = self._admit(service, lease, now)
+        if service.batch and lease.spans:
             self.rows = self.batching.sort(service, lease, self.rows)
         self.slot.claimed(lease.id, service.group.id, [row[0] for row in self.rows], now)
+        return lease
+
+    def _admit(self, service: Service, lease: Lease, now: float) -> Lease:
+        """Have the limits let in what they can of a lease; the rest is parked. All in one transaction."""
+        limiter = service.limiter
+        assert limiter is not None
+        asks, self._keyless = limiter.asks(service, lease, self.rows, self.skip, now)
+        if not asks:
+            limiter.looked(0, 0)
+            return lease
+        most = max(self.sizers[service.group.id].want, service.batch)
+        ids = tuple({one.id for ask in asks for one in ask.buckets})
+        after: Lease | None = self.transact(
+            Reads(service.group.id, (lease.id,), now=now, buckets=ids),
+            lambda view, change: admit(view, change, lease.id, self.worker, asks, most, now),
+        )
+        if after is None:
+            log.warning("a lease was lost before anything of it was begun")
+            self.rows = []
+            return Lease(lease.id, None, lease.child, [])
+        kept, before = Finder(after.spans), len(self.rows)
+        self.rows = [row for row in self.rows if kept.find(row[0])]
+        limiter.looked(before, len(self.rows))
+        if len(self.rows) < before:
+            self.engine.ring(service.stream.logs[0])  # who sleeps is to know when the next may start
+        return after
 
     def _announce(self, settlement: Settlement, settled: bool) -> None:
         """Wake those whom a settlement concerns; say it where the lease was lost."""
@@ -337,7 +394,8 @@ class Executor:
         only, get_runner, skip, clock = service.only, service.runners.get, self.skip, boottime_ns
         first = lease.spans[0]
         simple = len(lease.spans) == 1 and not any(first[2:]) and not lease.bodies
-        careful = not simple or bool(skip)
+        keyless = self._keyless
+        careful = not simple or bool(skip) or bool(keyless)
         kept: Kept = ([], [])  # verdicts and results since the last settlement
         settled = 0  # rows settled
         count = 0  # rows run
@@ -380,7 +438,10 @@ class Executor:
                         self.settle_part(service, lease, done, count - settled, kept, wall)
                         settled, kept = count, ([], [])
                     settle_now = True
-                verdict = caller.call_with_care(service, lease, runner, row, span, skip, charge)
+                if keyless and row[0] in keyless:
+                    verdict = verdicts.unreadable(row, keyless[row[0]], wall_clock())
+                else:
+                    verdict = caller.call_with_care(service, lease, runner, row, span, skip, charge)
             else:
                 try:
                     args, kwargs = runner.unpack(row[2])

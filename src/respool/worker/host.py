@@ -30,6 +30,8 @@ UNSETTLED = 10_000_000  # ns of finished work that may be unsettled (H1, H2)
 LONGEST = (
     100_000_000  # ns after which the rest of a lease goes back; what has priority may have come meanwhile
 )
+SWEPT_AFTER = 60.0  # seconds that a bucket was not used, and is full
+HELD = 0.2  # seconds between two looks while so much waits for limits that the cursor does, too
 STEP = 5000  # records or values in one transaction
 
 
@@ -139,7 +141,10 @@ def idle(
         now, paced = wall_clock(), False
         try:
             for service in services:
-                if engine.has_work(service.group.id, now, tuple(service.runners)):
+                if service.limiter is not None and service.limiter.full:
+                    paced = True  # what is new is not to be claimed; what is given back is looked for
+                    wait = min(wait, HELD)
+                elif engine.has_work(service.group.id, now, tuple(service.runners)):
                     if service.rate is None:
                         sleeper.cancel()
                         return False
@@ -168,7 +173,8 @@ def all_done(engine: Any, groups: Sequence[Any]) -> bool:
     now = wall_clock()
     for group in groups:
         counts = engine.counts(group)
-        if counts.pending or counts.leased or counts.returned or counts.parked.get("retry"):
+        waits = counts.parked.get("retry", 0) + counts.parked.get("limited", 0)
+        if counts.pending or counts.leased or counts.returned or waits:
             if any(each.id == group.id and held(each.settings) for each in engine.groups()):
                 continue  # it is granted nothing
             return False
@@ -189,6 +195,7 @@ def keep_house(engine: Any, groups: Sequence[Any], dead_ttls: Mapping[int, Mappi
     while engine.expire_outcomes(now, STEP) == STEP:
         if time.monotonic() >= until:
             return True
+    engine.sweep_limits(now - SWEPT_AFTER, STEP)
     for group in groups:
         for task, ttl in dead_ttls.get(group.id, {}).items():
             drop_old(engine, group, task, ttl, lambda: time.monotonic() < until)

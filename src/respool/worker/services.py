@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..engines.base import Group, Stream
 from ..errors import BadArguments, CorruptBody, RespoolError, UnknownName
 from ..record import NO_META, Meta
 from ..task import Task
+from .limiting import Limiter, Rule
 
 Arguments = tuple[Sequence[Any], dict[str, Any]]
 
@@ -121,6 +122,7 @@ class Service:
     turn: int = 0  # claims so far
     lanes: Turns = field(default_factory=Turns)  # whose turn it is, of the priorities in use
     offered: float = 0.0  # when calls of unknown tasks were asked for last
+    limiter: Limiter | None = None
 
     def __post_init__(self) -> None:
         """Find out whether there are batches to form."""
@@ -179,7 +181,12 @@ def services(app: App, queues: Sequence[str] | None, group: str | None) -> list[
     for name in names:
         stream = app.stream_of("queue", name)
         here = [g for g in known if g.stream == stream.id and g.name == wanted]
-        found += [_service(g, stream, runners, known, app) for g in here]
+        limit = app.queues[name].limit
+        rule = None if limit is None else Rule(f"{app.name}/queue {name}", limit)
+        for each in here:
+            service = _service(each, stream, runners, known, app)
+            service.limiter = _limiter(app, runners.values(), "task", rule)
+            found.append(service)
     if queues is None:
         for subscription in app.subscriptions.values():
             if group not in (None, subscription.group):
@@ -190,12 +197,23 @@ def services(app: App, queues: Sequence[str] | None, group: str | None) -> list[
                 only.decode = subscription.stream.codec.decode
             for g in known:
                 if (g.stream, g.app, g.name) == (stream.id, app.name, subscription.group):
-                    found.append(Service(g, stream, {}, only))
+                    limiter = _limiter(app, [only], "subscription", None)
+                    found.append(Service(g, stream, {}, only, limiter=limiter))
     if not found:
         raise UnknownName(
             "group", wanted, sorted({g.name for g in known if g.app == app.name}), "see: respool groups list"
         )
     return found
+
+
+def _limiter(app: App, runners: Iterable[Runner], kind: str, queue: Rule | None) -> Limiter | None:
+    """Return what keeps the limits of a service; None where it has none, and so costs nothing."""
+    rules = {
+        runner.name: Rule(f"{app.name}/{kind} {runner.name}", runner.options.limit, runner.task.limit_key)
+        for runner in runners
+        if runner.options.limit is not None
+    }
+    return Limiter(app.engine, rules, queue, app.settings["max_limited"]) if rules or queue else None
 
 
 def _service(

@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-from ...delivery.model import Change, JournalEntry, Lease, NewCall, Outcome, Parked, Position, View
+from ...delivery.limits import Limit
+from ...delivery.model import Bucket, Change, JournalEntry, Lease, NewCall, Outcome, Parked, Position, View
 from ...delivery.seek import held
 from ...delivery.spans import Span, count, intersect, merge, ranges_of, subtract
 from ...errors import AppendUnknown, EngineError, EngineUnavailable
@@ -243,6 +244,22 @@ class KafkaState(KafkaLog):
     def next_due(self, group: int) -> float | None:
         """Return when the next of the group's parked records is due."""
         return self.inner.next_due(group)
+
+    def limited(self, group: int, most: int) -> int:
+        """Return how many records wait for limits, counted up to `most`."""
+        return self.inner.limited(group, most)
+
+    def buckets(self, ids: Sequence[int]) -> list[Bucket]:
+        """Return those of these buckets that are stored."""
+        return self.inner.buckets(ids)
+
+    def declare_limit(self, rule: str, limit: Limit) -> None:
+        """Have the rule's buckets keep this limit from now on."""
+        self.inner.declare_limit(rule, limit)
+
+    def sweep_limits(self, before: float, limit: int) -> int:
+        """Forget buckets that are full and were not used since."""
+        return self.inner.sweep_limits(before, limit)
 
     def set_progress(self, group: int, pos: int, value: bytes, fence: tuple[int, int] | None = None) -> None:
         """Keep what a running task says of itself, unless it lost its lease."""

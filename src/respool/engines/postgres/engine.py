@@ -37,7 +37,7 @@ from .work import PostgresWorks, RunsOwn
 
 Db = psycopg.Connection[Any]
 GROUP_TABLES = (
-    *("position", "cursor", "gap", "lease", "parked"),
+    *("position", "cursor", "gap", "lease", "parked", "waiting"),
     *("outcome", "progress", "journal", "counter"),
 )
 _LOCKS = 0x5264  # of changes to streams and groups
@@ -286,6 +286,7 @@ class PostgresEngine(
                 for table in GROUP_TABLES:
                     db.execute(self._sql[f"drop_group_{table}"], (group.id,))
                 db.execute(self._sql["drop_group"], (group.id,))
+                db.execute(self._sql["open_all"])  # its leases may have had slots
 
         self._writer.append(drop)
 

@@ -94,7 +94,8 @@ CREATE TABLE respool.lease (
     child       integer NOT NULL,
     spans       bytea NOT NULL,                     -- msgpack, in the order they are run
     bodies      bytea,
-    since       double precision NOT NULL
+    since       double precision NOT NULL,
+    admitted    bytea                               -- what buckets let in, msgpack; NULL where no limit applies
 );
 CREATE INDEX lease_grp ON respool.lease (grp, owner);
 CREATE SEQUENCE respool.lease_number;               -- of leases made of records that came late; negative ids
@@ -112,10 +113,32 @@ CREATE TABLE respool.parked (
     body        bytea,
     error       bytea,
     at          double precision NOT NULL,
+    waits       bigint,                             -- limited: for which bucket
     PRIMARY KEY (grp, pos)
 );
+CREATE INDEX parked_waits ON respool.parked (grp, waits, pos) WHERE waits IS NOT NULL;
 CREATE INDEX parked_due ON respool.parked (grp, (pos >> 40), due) WHERE due IS NOT NULL;  -- by log: lanes have their turns
 CREATE INDEX parked_reason ON respool.parked (grp, reason, task) WHERE due IS NULL;
+
+CREATE TABLE respool.bucket (                       -- a limit of a task, a queue, or a key of theirs
+    id          bigint PRIMARY KEY,                 -- made of rule and key
+    rule        text NOT NULL,
+    key         text NOT NULL,
+    rate        double precision,
+    burst       double precision NOT NULL,
+    slots       integer,
+    tokens      double precision NOT NULL,          -- at the time `at`
+    at          double precision NOT NULL
+) WITH (fillfactor = 50);
+
+CREATE TABLE respool.waiting (                      -- for which buckets records of a group wait
+    grp         bigint NOT NULL,
+    bucket      bigint NOT NULL,
+    next        double precision,                   -- when it opens; NULL: when a slot is freed
+    PRIMARY KEY (grp, bucket)
+) WITH (fillfactor = 50);
+CREATE INDEX waiting_next ON respool.waiting (grp, next) WHERE next IS NOT NULL;
+CREATE INDEX waiting_bucket ON respool.waiting (bucket);
 
 -- What was parked when its partition was dropped (H15).
 CREATE TABLE respool.kept (LIKE respool.record, PRIMARY KEY (pos));

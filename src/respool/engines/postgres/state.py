@@ -22,13 +22,17 @@ from psycopg import errors as pg
 from psycopg.types.json import Jsonb
 
 from ...delivery.lanes import RETURNED_OF_LANES, due_of_lanes
+from ...delivery.limits import Limit
 from ...delivery.model import (
     LIMITED,
     MAX_LEASE,
     WAITING,
+    Bucket,
     Change,
     JournalEntry,
     Lease,
+    LimitChange,
+    Limits,
     NewCall,
     Outcome,
     Parked,
@@ -38,7 +42,7 @@ from ...delivery.model import (
 from ...delivery.spans import Span, count, find, intersect, joined
 from ...errors import AppendUnknown, EngineUnavailable, LogMoved
 from ...record import first_pos, log_of
-from ..base import Conflict, Counts, Group, ParkedFilter, Reads, Status
+from ..base import Conflict, Counts, Group, ParkedFilter, Reads, Status, looked_for
 from .connection import Connection, Lost
 from .log import insert, ranges
 from .reach import PostgresOptions
@@ -57,10 +61,12 @@ _GAPS_A_CLAIM = 200  # looked at in one claim
 _FOUND_A_GAP = 1000
 FEW = 4  # rows that are cheaper one by one
 _LONG = 1.0  # seconds that a gap is there before it is asked who could still fill it
+LIMITS_LOCK = 0x5269
 GROUP_LOCKS = 0x5265  # the first half of a group's lock; the second is its number
 _pack = msgspec.msgpack.Encoder().encode
 _unpack_spans = msgspec.msgpack.Decoder(list[Span]).decode
 _unpack_bodies = msgspec.msgpack.Decoder(dict[int, bytes]).decode
+_unpack_admitted = msgspec.msgpack.Decoder(dict[int, list[tuple[int, int]]]).decode
 
 
 class NoPartition(Exception):
@@ -147,6 +153,8 @@ class PostgresState:
     def lock_and_read(self, db: Db, pipeline: psycopg.Pipeline, reads: Reads) -> tuple[View, GapsFound]:
         """Lock the group, then read what a decision wants to see, in the transaction that is open."""
         db.execute(self._sql["lock_group"], (GROUP_LOCKS, reads.group))
+        if reads.buckets or reads.open:
+            db.execute(self._sql["lock_limits"], (LIMITS_LOCK,))
         asked = _ask(db, self._sql, reads)
         pipeline.sync()
         return _understood(asked, reads)
@@ -195,8 +203,52 @@ class PostgresState:
 
     def next_due(self, group: int) -> float | None:
         """Return when the next of the group's parked records is due."""
-        due: float | None = self._reader.read(lambda db: _one(db, self._sql["next_due"], (group,)))
+        due: float | None = self._reader.read(lambda db: _one(db, self._sql["next_open"], {"grp": group}))
         return due
+
+    def limited(self, group: int, most: int) -> int:
+        """Return how many records wait for limits, counted up to `most`."""
+        return int(self._reader.read(lambda db: _one(db, self._sql["limited_count"], (group, most))))
+
+    def buckets(self, ids: Sequence[int]) -> list[Bucket]:
+        """Return those of these buckets that are stored."""
+        return self._reader.read(
+            lambda db: [Bucket(*row) for row in db.execute(self._sql["buckets"], (list(ids),))]
+        )
+
+    def declare_limit(self, rule: str, limit: Limit) -> None:
+        """Have the rule's buckets keep this limit from now on."""
+        sql, bound = self._sql, {"rule": rule, **limit._asdict()}
+        if self._reader.read(lambda db: _one(db, sql["declared"], bound)) is None:
+            return
+
+        def declare(db: Db) -> None:
+            with db.transaction():
+                db.execute(sql["lock_limits"], (LIMITS_LOCK,))
+                ids = [one for (one,) in db.execute(sql["declared"], bound).fetchall()]
+                db.execute(sql["declare"], {**bound, "ids": ids})
+                db.execute(sql["open_buckets"], (ids,))
+
+        self._writer.append(declare)
+
+    def sweep_limits(self, before: float, limit: int) -> int:
+        """Forget buckets that are full and were not used since, at most `limit`."""
+        sql, bound = self._sql, {"before": before, "limit": limit}
+
+        def some(db: Db) -> bool:
+            return _one(db, sql["unused_buckets"], bound) is not None or bool(_one(db, sql["is_stuck"], ()))
+
+        def sweep(db: Db) -> int:
+            with db.transaction():
+                db.execute(sql["lock_limits"], (LIMITS_LOCK,))
+                db.execute(sql["open_all"])
+                held = {one for _, packed in db.execute(sql["holders"]) for one in _unpack_admitted(packed)}
+                unused = [one for (one,) in db.execute(sql["unused_buckets"], bound).fetchall()]
+                gone = [one for one in unused if one not in held]
+                db.execute(sql["drop_buckets"], (gone,))
+                return len(gone)
+
+        return self._state.append(sweep) if self._reader.read(some) else 0
 
     def set_progress(self, group: int, pos: int, value: bytes, fence: tuple[int, int] | None = None) -> None:
         """Keep what a running task says of itself, unless it lost its lease: one statement."""
@@ -350,6 +402,18 @@ def _ask(db: Db, sql: dict[str, bytes], reads: Reads) -> dict[str, Any]:
         asked["unknown"] = db.execute(sql["unknown"], (group, list(reads.tasks), reads.due), binary=True)
     if reads.parked:
         asked["parked"] = db.execute(sql["parked_at"], (group, list(reads.parked)), binary=True)
+    if reads.buckets or reads.open:
+        about: dict[str, Any] = {
+            "grp": group,
+            "now": reads.now,
+            "open": reads.open,
+            "due": reads.due,
+            "ids": list(reads.buckets),
+        }
+        asked["limits"] = db.execute(sql["limits"], about)
+        asked["holders"] = db.execute(sql["holders"])
+        if reads.open:
+            asked["open"] = db.execute(sql["open_waiting"], about, binary=True)
     return asked
 
 
@@ -380,6 +444,8 @@ def _understood(asked: dict[str, Any], reads: Reads) -> tuple[View, GapsFound]:
     if reads.parked:
         at = {row[0]: _parked(row) for row in asked["parked"].fetchall()}
         view.due += [at[pos] for pos in reads.parked if pos in at]
+    if reads.buckets or reads.open:
+        view.limits = _limits(asked, reads)
     return view, found
 
 
@@ -391,6 +457,26 @@ def _due(view: View, found: list[Parked], want: int) -> list[Parked]:
     if len(by_log) < 2:
         return found
     return due_of_lanes(view, list(by_log), want, lambda log, most: by_log[log][:most])
+
+
+def _limits(asked: dict[str, Any], reads: Reads) -> Limits | None:
+    """Return what was read of limits; None where there is nothing to be said of them."""
+    limits = Limits()
+    for one, *row in asked["open"].fetchall() if reads.open else ():
+        waiting = limits.waiting.setdefault(one, [])
+        if row[0] is not None:
+            waiting.append(_parked(row))
+    if not limits.waiting and not reads.buckets:
+        return None
+    limits.asked = looked_for(reads.due, len(limits.waiting))
+    for *row, queued in asked["limits"].fetchall():
+        limits.buckets[row[0]] = Bucket(*row)
+        if queued:
+            limits.queued.add(row[0])
+    for lease, packed in asked["holders"].fetchall():
+        for one in _unpack_admitted(packed):
+            limits.holders.setdefault(one, set()).add(lease)
+    return limits
 
 
 def _gaps_found(rows: Sequence[Any]) -> GapsFound:
@@ -438,7 +524,9 @@ def write_change(db: Db, sql: dict[str, bytes], group: int, change: Change, gaps
     for lease in change.leases:
         bodies = _pack(lease.bodies) if lease.bodies else None
         spans = _pack(lease.spans)
-        execute(sql["put_lease"], (lease.id, group, lease.owner, lease.child, spans, bodies, lease.since))
+        admitted = _pack(lease.admitted) if lease.admitted else None
+        row = (lease.id, group, lease.owner, lease.child, spans, bodies, lease.since, admitted)
+        execute(sql["put_lease"], row)
     if change.unparked:
         execute(sql["drop_parked"], (group, change.unparked))
     for log, cursor in change.cursors:
@@ -488,6 +576,27 @@ def write_change(db: Db, sql: dict[str, bytes], group: int, change: Change, gaps
         execute(sql["add_count"], (group, name, by))
     if change.released:
         execute(sql["release"], (group,))
+    if change.limits is not None:
+        _write_limits(db, sql, group, change.limits)
+
+
+def _write_limits(db: Db, sql: dict[str, bytes], group: int, limits: LimitChange) -> None:
+    """Send what was decided of limits; a settlement that frees a slot takes the lock only now."""
+    if limits.freed or limits.refunds:
+        db.execute(sql["lock_limits"], (LIMITS_LOCK,))
+    if limits.buckets:
+        columns = zip(*limits.buckets.values(), strict=True)
+        db.execute(sql["put_buckets"], [list(column) for column in columns])
+    if limits.refunds:
+        db.execute(sql["refund"], (list(limits.refunds), list(limits.refunds.values())))
+    if limits.next:
+        db.execute(sql["put_waiting"], (group, list(limits.next), list(limits.next.values())))
+    if limits.passed:
+        db.execute(sql["drop_waiting"], (group, limits.passed))
+    if limits.refunds:
+        db.execute(sql["open_buckets"], (list(limits.refunds),))
+    if limits.freed:
+        db.execute(sql["slots_freed"], (sorted({one for _, one in limits.freed}),))
 
 
 def _many(
@@ -536,8 +645,16 @@ def _leases(db: Db, sql: dict[str, bytes], group: int) -> list[Lease]:
 
 
 def _lease(row: Any) -> Lease:
-    id, owner, child, spans, bodies, since = row
-    return Lease(id, owner, child, _unpack_spans(spans), _unpack_bodies(bodies) if bodies else {}, since)
+    id, owner, child, spans, bodies, since, admitted = row
+    return Lease(
+        id,
+        owner,
+        child,
+        _unpack_spans(spans),
+        _unpack_bodies(bodies) if bodies else {},
+        since,
+        _unpack_admitted(admitted) if admitted else {},
+    )
 
 
 def _parked(row: Any) -> Parked:

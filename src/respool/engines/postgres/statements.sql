@@ -352,44 +352,45 @@ ON CONFLICT (grp, lo) DO UPDATE SET hi = excluded.hi;
 SELECT nextval('respool.lease_number');
 
 -- name: lease
-SELECT id, owner, child, spans, bodies, since FROM respool.lease WHERE grp = %s AND id = ANY (%s);
+SELECT id, owner, child, spans, bodies, since, admitted FROM respool.lease WHERE grp = %s AND id = ANY (%s);
 
 -- name: returned
-SELECT id, owner, child, spans, bodies, since FROM respool.lease WHERE grp = %(grp)s AND coalesce(owner, 0) = 0 ORDER BY child < 0, CASE WHEN child < 0 THEN since ELSE id END
+SELECT id, owner, child, spans, bodies, since, admitted FROM respool.lease WHERE grp = %(grp)s AND coalesce(owner, 0) = 0 ORDER BY child < 0, CASE WHEN child < 0 THEN since ELSE id END
 LIMIT greatest(%(most)s, (SELECT CASE WHEN min(priority) < max(priority) THEN %(lanes)s END
                           FROM respool.position WHERE grp = %(grp)s));
 
 -- name: leases
-SELECT id, owner, child, spans, bodies, since FROM respool.lease WHERE grp = %s ORDER BY id;
+SELECT id, owner, child, spans, bodies, since, admitted FROM respool.lease WHERE grp = %s ORDER BY id;
 
 -- name: leases_of_owner
-SELECT grp, id, owner, child, spans, bodies, since FROM respool.lease WHERE owner = %s ORDER BY id;
+SELECT grp, id, owner, child, spans, bodies, since, admitted FROM respool.lease WHERE owner = %s ORDER BY id;
 
 -- name: put_lease
-INSERT INTO respool.lease (id, grp, owner, child, spans, bodies, since) VALUES (%s, %s, %s, %s, %s, %s, %s)
-ON CONFLICT (id) DO UPDATE SET owner = excluded.owner, spans = excluded.spans, bodies = excluded.bodies;
+INSERT INTO respool.lease (id, grp, owner, child, spans, bodies, since, admitted) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
+ON CONFLICT (id) DO UPDATE SET owner = excluded.owner, spans = excluded.spans, bodies = excluded.bodies,
+    admitted = excluded.admitted;
 
 -- name: drop_leases
 DELETE FROM respool.lease WHERE id = ANY (%s);
 
 -- name: due
 -- Of each log so many: what is due in one hides nothing of another.
-SELECT k.pos, k.reason, k.due, k.task, k.retries, k.deliveries, k.redrives, k.alone, k.body, k.error, k.at
+SELECT k.pos, k.reason, k.due, k.task, k.retries, k.deliveries, k.redrives, k.alone, k.body, k.error, k.at, k.waits
 FROM respool.position p CROSS JOIN LATERAL (
     SELECT * FROM respool.parked WHERE grp = p.grp AND pos >> 40 = p.log AND due <= %(now)s
     ORDER BY due LIMIT %(want)s) k
 WHERE p.grp = %(grp)s ORDER BY k.due;
 
 -- name: unknown
-SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits
 FROM respool.parked WHERE grp = %s AND reason = 'unknown' AND due IS NULL AND task = ANY (%s) LIMIT %s;
 
 -- name: parked_at
-SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits
 FROM respool.parked WHERE grp = %s AND pos = ANY (%s);
 
 -- name: parked_list
-SELECT grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at
+SELECT grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits
 FROM respool.parked WHERE grp = ANY (%(groups)s)
 AND (%(reasons)s::text[] IS NULL OR reason = ANY (%(reasons)s::text[]))
 AND (%(task)s::text IS NULL OR task = %(task)s)
@@ -410,19 +411,103 @@ SELECT least((SELECT min(k.due) FROM respool.position p CROSS JOIN LATERAL (
 FROM (SELECT %s::bigint AS grp) AS asked;
 
 -- name: put_parked
-INSERT INTO respool.parked (grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
-ON CONFLICT (grp, pos) DO UPDATE SET (reason, due, task, retries, deliveries, redrives, alone, body, error, at) =
+INSERT INTO respool.parked (grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+ON CONFLICT (grp, pos) DO UPDATE SET (reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits) =
     (excluded.reason, excluded.due, excluded.task, excluded.retries, excluded.deliveries, excluded.redrives,
-     excluded.alone, excluded.body, excluded.error, excluded.at);
+     excluded.alone, excluded.body, excluded.error, excluded.at, excluded.waits);
 
 -- name: put_many_parked
-INSERT INTO respool.parked (grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at)
+INSERT INTO respool.parked (grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits)
 SELECT %s, new.* FROM unnest(%s::bigint[], %s::text[], %s::float8[], %s::text[], %s::integer[], %s::integer[],
-    %s::integer[], %s::boolean[], %s::bytea[], %s::bytea[], %s::float8[]) AS new
-ON CONFLICT (grp, pos) DO UPDATE SET (reason, due, task, retries, deliveries, redrives, alone, body, error, at) =
+    %s::integer[], %s::boolean[], %s::bytea[], %s::bytea[], %s::float8[], %s::bigint[]) AS new
+ON CONFLICT (grp, pos) DO UPDATE SET (reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits) =
     (excluded.reason, excluded.due, excluded.task, excluded.retries, excluded.deliveries, excluded.redrives,
-     excluded.alone, excluded.body, excluded.error, excluded.at);
+     excluded.alone, excluded.body, excluded.error, excluded.at, excluded.waits);
+
+-- name: next_open
+SELECT least((SELECT min(k.due) FROM respool.position p CROSS JOIN LATERAL (
+                 SELECT due FROM respool.parked WHERE grp = p.grp AND pos >> 40 = p.log AND due IS NOT NULL
+                 ORDER BY due LIMIT 1) k
+              WHERE p.grp = %(grp)s),
+             (SELECT min(since) FROM respool.lease WHERE grp = %(grp)s AND owner = 0),
+             (SELECT min(next) FROM respool.waiting WHERE grp = %(grp)s AND next IS NOT NULL));
+
+-- name: lock_limits
+-- One for all: a bucket may be of several groups, and a decision changes many.
+SELECT pg_advisory_xact_lock(%s, 0);
+
+-- name: open_waiting
+WITH open AS MATERIALIZED (
+    SELECT bucket, next FROM respool.waiting WHERE grp = %(grp)s AND next <= %(now)s ORDER BY next, bucket LIMIT %(open)s)
+SELECT o.bucket, p.* FROM open o LEFT JOIN LATERAL (
+    SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits
+    FROM respool.parked WHERE grp = %(grp)s AND waits = o.bucket
+    ORDER BY pos LIMIT (SELECT (2 * %(due)s::bigint + count(*) - 1) / count(*) + 1 FROM open)) AS p ON true
+ORDER BY o.next, o.bucket, p.pos;
+
+-- name: limits
+SELECT b.id, b.rule, b.key, b.rate, b.burst, b.slots, b.tokens, b.at,
+       EXISTS (SELECT 1 FROM respool.waiting w WHERE w.grp = %(grp)s AND w.bucket = b.id)
+FROM respool.bucket b WHERE b.id IN (
+    SELECT unnest(%(ids)s::bigint[]) UNION (
+        SELECT bucket FROM respool.waiting WHERE grp = %(grp)s AND next <= %(now)s ORDER BY next, bucket LIMIT %(open)s));
+
+-- name: holders
+SELECT id, admitted FROM respool.lease WHERE admitted IS NOT NULL AND owner IS NOT NULL;
+
+-- name: buckets
+SELECT id, rule, key, rate, burst, slots, tokens, at FROM respool.bucket WHERE id = ANY (%s);
+
+-- name: put_buckets
+-- The limit itself stays as the newest worker has declared it.
+INSERT INTO respool.bucket (id, rule, key, rate, burst, slots, tokens, at)
+SELECT * FROM unnest(%s::bigint[], %s::text[], %s::text[], %s::float8[], %s::float8[], %s::integer[], %s::float8[],
+                     %s::float8[])
+ON CONFLICT (id) DO UPDATE SET tokens = excluded.tokens, at = excluded.at;
+
+-- name: refund
+UPDATE respool.bucket SET tokens = least(burst, tokens + given.starts)
+FROM unnest(%s::bigint[], %s::bigint[]) AS given (id, starts) WHERE bucket.id = given.id;
+
+-- name: put_waiting
+INSERT INTO respool.waiting (grp, bucket, next) SELECT %s, * FROM unnest(%s::bigint[], %s::float8[])
+ON CONFLICT (grp, bucket) DO UPDATE SET next = excluded.next;
+
+-- name: drop_waiting
+DELETE FROM respool.waiting WHERE grp = %s AND bucket = ANY (%s);
+
+-- name: slots_freed
+UPDATE respool.waiting SET next = 0 WHERE bucket = ANY (%s) AND next IS NULL;
+
+-- name: open_buckets
+UPDATE respool.waiting SET next = 0 WHERE bucket = ANY (%s);
+
+-- name: open_all
+UPDATE respool.waiting SET next = 0 WHERE next IS NULL;
+
+-- name: is_stuck
+SELECT EXISTS (SELECT 1 FROM respool.waiting WHERE next IS NULL);
+
+-- name: declared
+SELECT id FROM respool.bucket
+WHERE rule = %(rule)s AND (rate, burst, slots) IS DISTINCT FROM (%(rate)s::float8, %(burst)s::float8, %(slots)s::integer);
+
+-- name: declare
+UPDATE respool.bucket SET rate = %(rate)s, burst = %(burst)s, slots = %(slots)s, tokens = least(tokens, %(burst)s)
+WHERE id = ANY (%(ids)s);
+
+-- name: unused_buckets
+-- Full again, as if it had never been used; leases may still name some of them.
+SELECT id FROM respool.bucket b
+WHERE at < %(before)s AND (rate IS NULL OR tokens + (%(before)s - at) * rate >= burst)
+AND NOT EXISTS (SELECT 1 FROM respool.waiting w WHERE w.bucket = b.id) LIMIT %(limit)s;
+
+-- name: drop_buckets
+DELETE FROM respool.bucket WHERE id = ANY (%s);
+
+-- name: limited_count
+SELECT count(*) FROM (SELECT 1 FROM respool.parked WHERE grp = %s AND waits IS NOT NULL LIMIT %s) AS these;
 
 -- name: keep
 -- Records of a log that is kept elsewhere, which park them.
@@ -525,6 +610,7 @@ AND (EXISTS (
     OR EXISTS (SELECT 1 FROM respool.position p CROSS JOIN LATERAL (
             SELECT 1 FROM respool.parked WHERE grp = p.grp AND pos >> 40 = p.log AND due <= %(now)s LIMIT 1) k
         WHERE p.grp = %(grp)s)
+    OR EXISTS (SELECT 1 FROM respool.waiting WHERE grp = %(grp)s AND next <= %(now)s)
     OR EXISTS (SELECT 1 FROM respool.lease
                WHERE grp = %(grp)s AND (owner IS NULL OR (owner = 0 AND since <= %(now)s)))
     OR EXISTS (SELECT 1 FROM respool.gap g
@@ -561,6 +647,9 @@ DELETE FROM respool.gap WHERE grp = %s;
 
 -- name: drop_group_lease
 DELETE FROM respool.lease WHERE grp = %s;
+
+-- name: drop_group_waiting
+DELETE FROM respool.waiting WHERE grp = %s;
 
 -- name: drop_group_parked
 DELETE FROM respool.parked WHERE grp = %s;
@@ -615,7 +704,7 @@ AND (%(since)s::float8 IS NULL OR at >= %(since)s) AND (%(until)s::float8 IS NUL
 ORDER BY pos LIMIT %(limit)s;
 
 -- name: parked_page
-SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits
 FROM respool.parked WHERE grp = %(grp)s AND pos > %(after)s
 AND (%(reasons)s::text[] IS NULL OR reason = ANY (%(reasons)s::text[]))
 AND (%(task)s::text IS NULL OR task = %(task)s)
@@ -626,7 +715,7 @@ ORDER BY pos LIMIT %(limit)s;
 -- name: parked_within
 -- Bodies and errors are left out: a page may hold ten thousand.
 SELECT pos, reason, due, task, retries, deliveries, redrives, alone,
-       CASE WHEN body IS NOT NULL THEN ''::bytea END, NULL::bytea, at
+       CASE WHEN body IS NOT NULL THEN ''::bytea END, NULL::bytea, at, waits
 FROM respool.parked WHERE grp = %s AND pos >= %s AND pos < %s
 ORDER BY pos;
 

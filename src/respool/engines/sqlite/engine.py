@@ -357,9 +357,13 @@ class SQLiteEngine(
         """Forget a group and all that it knows; the records stay."""
         with self._writer.lock, self._writer.writing() as db:
             db.execute("BEGIN IMMEDIATE")
-            for table in ("positions", "leases", "parked", "outcomes", "progress", "journal", "counters"):
+            for table in (
+                *("positions", "leases", "parked", "waiting"),
+                *("outcomes", "progress", "journal", "counters"),
+            ):
                 db.execute(SQL[f"drop_group_{table}"], (group.id,))
             db.execute(SQL["drop_group"], (group.id,))
+            db.execute(SQL["open_all"])  # its leases may have had slots
             db.execute("COMMIT")
 
     def register(self, worker: Registration) -> int:

@@ -64,7 +64,8 @@ CREATE TABLE lease (  -- a few at a time: an index would cost each claim and set
     child       INTEGER NOT NULL,
     spans       BLOB NOT NULL,                      -- msgpack, in the order they are run
     bodies      BLOB,
-    since       REAL NOT NULL
+    since       REAL NOT NULL,
+    admitted    BLOB                                -- what buckets let in, msgpack; NULL where no limit applies
 );
 
 CREATE TABLE parked (
@@ -80,10 +81,32 @@ CREATE TABLE parked (
     body        BLOB,
     error       BLOB,
     at          REAL NOT NULL,
+    waits       INTEGER,                            -- limited: for which bucket
     PRIMARY KEY (grp, pos)
 ) WITHOUT ROWID;
+CREATE INDEX parked_waits ON parked (grp, waits, pos) WHERE waits IS NOT NULL;
 CREATE INDEX parked_due ON parked (grp, pos >> 40, due) WHERE due IS NOT NULL;  -- by log: lanes have their turns
 CREATE INDEX parked_reason ON parked (grp, reason, task) WHERE due IS NULL;
+
+CREATE TABLE bucket (                               -- a limit of a task, a queue, or a key of theirs
+    id          INTEGER PRIMARY KEY,                -- made of rule and key
+    rule        TEXT NOT NULL,
+    key         TEXT NOT NULL,
+    rate        REAL,
+    burst       REAL NOT NULL,
+    slots       INTEGER,
+    tokens      REAL NOT NULL,                      -- at the time `at`
+    at          REAL NOT NULL
+);
+
+CREATE TABLE waiting (                              -- for which buckets records of a group wait
+    grp         INTEGER NOT NULL,
+    bucket      INTEGER NOT NULL,
+    next        REAL,                               -- when it opens; NULL: when a slot is freed
+    PRIMARY KEY (grp, bucket)
+) WITHOUT ROWID;
+CREATE INDEX waiting_next ON waiting (grp, next) WHERE next IS NOT NULL;
+CREATE INDEX waiting_bucket ON waiting (bucket);
 
 CREATE TABLE outcome (
     grp         INTEGER NOT NULL,

@@ -11,13 +11,17 @@ import apsw
 import msgspec
 
 from ...delivery.lanes import RETURNED_OF_LANES, due_of_lanes, has_lanes
+from ...delivery.limits import Limit
 from ...delivery.model import (
     LIMITED,
     MAX_LEASE,
     WAITING,
+    Bucket,
     Change,
     JournalEntry,
     Lease,
+    LimitChange,
+    Limits,
     NewCall,
     Outcome,
     Parked,
@@ -26,7 +30,7 @@ from ...delivery.model import (
 )
 from ...delivery.spans import Span, count, find, intersect
 from ...errors import LogMoved
-from ..base import Counts, Group, ParkedFilter, Reads, Status
+from ..base import Counts, Group, ParkedFilter, Reads, Status, looked_for
 from .blobs import put_references
 from .connection import Connection
 from .log import append_rows
@@ -39,6 +43,7 @@ _ENDS = ("done", "skipped", "purged", "rewound")
 _pack = msgspec.msgpack.Encoder().encode
 _unpack_spans = msgspec.msgpack.Decoder(list[Span]).decode
 _unpack_bodies = msgspec.msgpack.Decoder(dict[int, bytes]).decode
+_unpack_admitted = msgspec.msgpack.Decoder(dict[int, list[tuple[int, int]]]).decode
 
 
 class SQLiteState:
@@ -173,7 +178,45 @@ class SQLiteState:
     def next_due(self, group: int) -> float | None:
         """Return when the next of the group's parked records is due."""
         with self._reader.lock, self._reader.reading() as db:
-            return db.execute(SQL["next_due"], (group,)).get  # type: ignore[no-any-return]
+            both = (db.execute(SQL[name], (group,)).get for name in ("next_due", "next_open"))
+            return min((due for due in both if due is not None), default=None)
+
+    def limited(self, group: int, most: int) -> int:
+        """Return how many records wait for limits, counted up to `most`."""
+        with self._reader.lock, self._reader.reading() as db:
+            return int(db.execute(SQL["limited_count"], (group, most)).get)
+
+    def buckets(self, ids: Sequence[int]) -> list[Bucket]:
+        """Return those of these buckets that are stored."""
+        with self._reader.lock, self._reader.reading() as db:
+            return [Bucket(*row) for row in db.execute(SQL["buckets_of"], (json.dumps(list(ids)),))]
+
+    def declare_limit(self, rule: str, limit: Limit) -> None:
+        """Have the rule's buckets keep this limit from now on."""
+        with self._reader.lock, self._reader.reading() as db:
+            if not db.execute(SQL["declared"], (rule, *limit)).get:
+                return
+        with self._writer.lock, self._writer.writing() as db:
+            db.execute("BEGIN IMMEDIATE")
+            for (one,) in db.execute(SQL["declared"], (rule, *limit)).fetchall():
+                db.execute(SQL["declare"], (one, *limit))
+                db.execute(SQL["open_bucket"], (one,))
+            db.execute("COMMIT")
+
+    def sweep_limits(self, before: float, limit: int) -> int:
+        """Forget buckets that are full and were not used since, at most `limit`."""
+        with self._reader.lock, self._reader.reading() as db:
+            if not db.execute(SQL["unused_buckets"], (before, 1)).get and not db.execute(SQL["is_stuck"]).get:
+                return 0  # no write lock for nothing
+        with self._state.lock, self._state.writing() as db:
+            db.execute("BEGIN IMMEDIATE")
+            db.execute(SQL["open_all"])
+            held = {one for _, packed in db.execute(SQL["holders"]) for one in _unpack_admitted(packed)}
+            unused = [one for (one,) in db.execute(SQL["unused_buckets"], (before, limit)).fetchall()]
+            gone = [(one,) for one in unused if one not in held]
+            db.executemany(SQL["drop_bucket"], gone)
+            db.execute("COMMIT")
+        return len(gone)
 
     def unknown_tasks(self, group: int) -> set[str]:
         """Return the names of tasks that no worker knew so far (P11)."""
@@ -225,7 +268,33 @@ def read_view(db: Any, reads: Reads) -> View:
         rows = db.execute(SQL["parked_at"], (group, json.dumps(list(reads.parked)))).fetchall()
         at = {row[0]: _parked(row) for row in rows}
         view.due += [at[pos] for pos in reads.parked if pos in at]
+    if reads.buckets or reads.open:
+        view.limits = _read_limits(db, reads)
     return view
+
+
+def _read_limits(db: Any, reads: Reads) -> Limits | None:
+    """Read the buckets that were asked for, or are open; None where there is nothing to be said of limits."""
+    limits, group, ids = Limits(), reads.group, list(reads.buckets)
+    if reads.open:
+        opened = db.execute(SQL["open_waiting"], (group, reads.now, reads.open)).fetchall()
+        if not opened and not ids:
+            return None
+        limits.asked = looked_for(reads.due, len(opened))
+        for (one,) in opened:
+            rows = db.execute(SQL["waiting_for"], (group, one, limits.asked)).fetchall()
+            limits.waiting[one] = [_parked(row) for row in rows]
+        ids += limits.waiting
+    for one in ids:
+        row = db.execute(SQL["bucket"], (one,)).fetchone()
+        if row is not None:
+            limits.buckets[one] = Bucket(*row)
+            if db.execute(SQL["is_waited_for"], (group, one)).get:
+                limits.queued.add(one)
+    for lease, packed in db.execute(SQL["holders"]):
+        for one in _unpack_admitted(packed):
+            limits.holders.setdefault(one, set()).add(lease)
+    return limits
 
 
 def write_change(db: Any, group: int, change: Change) -> None:
@@ -235,9 +304,10 @@ def write_change(db: Any, group: int, change: Change) -> None:
         execute(SQL["drop_lease"], (lease_id,))
     for lease in change.leases:
         bodies = _pack(lease.bodies) if lease.bodies else None
+        admitted = _pack(lease.admitted) if lease.admitted else None
         execute(
             SQL["put_lease"],
-            (lease.id, group, lease.owner, lease.child, _pack(lease.spans), bodies, lease.since),
+            (lease.id, group, lease.owner, lease.child, _pack(lease.spans), bodies, lease.since, admitted),
         )
     if change.unparked:
         many(SQL["drop_parked"], [(group, pos) for pos in change.unparked])
@@ -276,6 +346,18 @@ def write_change(db: Any, group: int, change: Change) -> None:
         execute(SQL["add_count"], (group, name, by))
     if change.released:
         execute(SQL["release"], (group,))
+    if change.limits is not None:
+        _write_limits(db, group, change.limits)
+
+
+def _write_limits(db: Any, group: int, limits: LimitChange) -> None:
+    many = db.executemany
+    many(SQL["put_bucket"], limits.buckets.values())
+    many(SQL["refund"], limits.refunds.items())
+    many(SQL["put_waiting"], [(group, one, at) for one, at in limits.next.items()])
+    many(SQL["drop_waiting"], [(group, one) for one in limits.passed])
+    many(SQL["open_bucket"], [(one,) for one in limits.refunds])
+    many(SQL["slot_freed"], [(one,) for one in dict.fromkeys(one for _, one in limits.freed)])
 
 
 def _rewind(db: Any, group: int, lo: int, hi: int) -> None:
@@ -315,8 +397,16 @@ def _positions(db: Any, group: int) -> list[Position]:
 
 
 def _lease(row: Any) -> Lease:
-    id, owner, child, spans, bodies, since = row
-    return Lease(id, owner, child, _unpack_spans(spans), _unpack_bodies(bodies) if bodies else {}, since)
+    id, owner, child, spans, bodies, since, admitted = row
+    return Lease(
+        id,
+        owner,
+        child,
+        _unpack_spans(spans),
+        _unpack_bodies(bodies) if bodies else {},
+        since,
+        _unpack_admitted(admitted) if admitted else {},
+    )
 
 
 def _parked(row: Any) -> Parked:

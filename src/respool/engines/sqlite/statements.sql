@@ -181,21 +181,22 @@ UPDATE position SET cursor = ?3 WHERE grp = ?1 AND log = ?2;
 
 
 -- name: lease
-SELECT id, owner, child, spans, bodies, since FROM lease WHERE id = ?2 AND grp = ?1;
+SELECT id, owner, child, spans, bodies, since, admitted FROM lease WHERE id = ?2 AND grp = ?1;
 
 -- name: returned
-SELECT id, owner, child, spans, bodies, since FROM lease WHERE grp = ?1 AND ifnull(owner, 0) = 0
+SELECT id, owner, child, spans, bodies, since, admitted FROM lease WHERE grp = ?1 AND ifnull(owner, 0) = 0
 ORDER BY child < 0, iif(child < 0, since, id) LIMIT ?2;
 
 -- name: leases
-SELECT id, owner, child, spans, bodies, since FROM lease WHERE grp = ?1 ORDER BY id;
+SELECT id, owner, child, spans, bodies, since, admitted FROM lease WHERE grp = ?1 ORDER BY id;
 
 -- name: leases_of_owner
-SELECT grp, id, owner, child, spans, bodies, since FROM lease WHERE owner = ?1 ORDER BY id;
+SELECT grp, id, owner, child, spans, bodies, since, admitted FROM lease WHERE owner = ?1 ORDER BY id;
 
 -- name: put_lease
-INSERT INTO lease (id, grp, owner, child, spans, bodies, since) VALUES (?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (id) DO UPDATE SET owner = excluded.owner, spans = excluded.spans, bodies = excluded.bodies;
+INSERT INTO lease (id, grp, owner, child, spans, bodies, since, admitted) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (id) DO UPDATE SET owner = excluded.owner, spans = excluded.spans, bodies = excluded.bodies,
+    admitted = excluded.admitted;
 
 -- name: drop_lease
 DELETE FROM lease WHERE id = ?;
@@ -204,11 +205,11 @@ DELETE FROM lease WHERE id = ?;
 SELECT 1 FROM lease WHERE id = ?1 AND owner = ?2;
 
 -- name: due
-SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits
 FROM parked WHERE grp = ?1 AND pos >> 40 = ?2 AND due <= ?3 ORDER BY due LIMIT ?4;
 
 -- name: unknown
-SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits
 FROM parked INDEXED BY parked_reason WHERE grp = ?1 AND reason = 'unknown' AND due IS NULL
 AND task IN (SELECT value FROM json_each(?2)) LIMIT ?3;
 
@@ -217,15 +218,15 @@ AND task IN (SELECT value FROM json_each(?2)) LIMIT ?3;
 SELECT DISTINCT task FROM parked WHERE grp = ?1 AND reason = 'unknown' AND due IS NULL;
 
 -- name: parked_one
-SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits
 FROM parked WHERE grp = ?1 AND pos = ?2;
 
 -- name: parked_at
-SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits
 FROM json_each(?2) AS wanted CROSS JOIN parked ON parked.grp = ?1 AND parked.pos = wanted.value;
 
 -- name: parked_list
-SELECT grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at
+SELECT grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits
 FROM parked WHERE grp IN (SELECT value FROM json_each(?1))
 AND (?2 IS NULL OR reason IN (SELECT value FROM json_each(?2)))
 AND (?3 IS NULL OR task = ?3)
@@ -244,8 +245,8 @@ SELECT min(due) FROM (
     UNION ALL SELECT since FROM lease WHERE grp = ?1 AND owner = 0);
 
 -- name: put_parked
-INSERT OR REPLACE INTO parked (grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+INSERT OR REPLACE INTO parked (grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: keep
 -- A record of a log that is kept elsewhere, which parks it: like one that stayed behind when its log was cut.
@@ -320,6 +321,72 @@ ON CONFLICT (grp, name) DO UPDATE SET value = value + excluded.value;
 -- name: counters
 SELECT name, value FROM counter WHERE grp = ?1 ORDER BY name;
 
+-- name: open_waiting
+SELECT bucket FROM waiting WHERE grp = ?1 AND next <= ?2 ORDER BY next LIMIT ?3;
+
+-- name: next_open
+SELECT min(next) FROM waiting WHERE grp = ?1 AND next IS NOT NULL;
+
+-- name: is_waited_for
+SELECT 1 FROM waiting WHERE grp = ?1 AND bucket = ?2;
+
+-- name: bucket
+SELECT id, rule, key, rate, burst, slots, tokens, at FROM bucket WHERE id = ?1;
+
+-- name: holders
+SELECT id, admitted FROM lease WHERE admitted IS NOT NULL AND owner IS NOT NULL;
+
+-- name: waiting_for
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits
+FROM parked WHERE grp = ?1 AND waits = ?2 ORDER BY pos LIMIT ?3;
+
+-- name: put_bucket
+-- The limit itself stays as the newest worker has declared it.
+INSERT INTO bucket (id, rule, key, rate, burst, slots, tokens, at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (id) DO UPDATE SET tokens = excluded.tokens, at = excluded.at;
+
+-- name: refund
+UPDATE bucket SET tokens = min(burst, tokens + ?2) WHERE id = ?1;
+
+-- name: put_waiting
+INSERT INTO waiting (grp, bucket, next) VALUES (?1, ?2, ?3)
+ON CONFLICT (grp, bucket) DO UPDATE SET next = excluded.next;
+
+-- name: drop_waiting
+DELETE FROM waiting WHERE grp = ?1 AND bucket = ?2;
+
+-- name: slot_freed
+UPDATE waiting SET next = 0 WHERE bucket = ?1 AND next IS NULL;
+
+-- name: open_bucket
+UPDATE waiting SET next = 0 WHERE bucket = ?1;
+
+-- name: open_all
+UPDATE waiting SET next = 0 WHERE next IS NULL;
+
+-- name: declared
+SELECT id FROM bucket WHERE rule = ?1 AND (rate IS NOT ?2 OR burst IS NOT ?3 OR slots IS NOT ?4);
+
+-- name: declare
+UPDATE bucket SET rate = ?2, burst = ?3, slots = ?4, tokens = min(tokens, ?3) WHERE id = ?1;
+
+-- name: unused_buckets
+-- Full again, as if it had never been used; leases may still name some of them.
+SELECT id FROM bucket WHERE at < ?1 AND (rate IS NULL OR tokens + (?1 - at) * rate >= burst)
+AND NOT EXISTS (SELECT 1 FROM waiting WHERE waiting.bucket = bucket.id) LIMIT ?2;
+
+-- name: drop_bucket
+DELETE FROM bucket WHERE id = ?1;
+
+-- name: is_stuck
+SELECT EXISTS (SELECT 1 FROM waiting WHERE next IS NULL);
+
+-- name: limited_count
+SELECT count(*) FROM (SELECT 1 FROM parked WHERE grp = ?1 AND waits IS NOT NULL LIMIT ?2);
+
+-- name: buckets_of
+SELECT id, rule, key, rate, burst, slots, tokens, at FROM bucket WHERE id IN (SELECT value FROM json_each(?1));
+
 -- name: add_worker
 INSERT INTO worker (app, name, host, boot, pid, started, beaten, info) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, ?7) RETURNING id;
 
@@ -348,6 +415,8 @@ DELETE FROM journal WHERE grp = ?1;
 -- What is limited (child -1: see delivery.model.LIMITED) may be claimed.
 UPDATE lease SET since = 0 WHERE grp = ?1 AND owner = 0 AND child = -1;
 
+-- name: drop_group_waiting
+DELETE FROM waiting WHERE grp = ?1;
 -- name: drop_group_counters
 DELETE FROM counter WHERE grp = ?1;
 -- name: drop_group
@@ -361,6 +430,7 @@ SELECT settings <> '{}' AND (json_extract(settings, '$.paused') IS NOT NULL
 -- name: has_work
 SELECT EXISTS (SELECT 1 FROM position WHERE grp = ?1 AND EXISTS (
         SELECT 1 FROM parked WHERE grp = ?1 AND pos >> 40 = log AND due <= ?2))
+    OR EXISTS (SELECT 1 FROM waiting WHERE grp = ?1 AND next <= ?2)
     OR EXISTS (SELECT 1 FROM lease WHERE grp = ?1 AND (owner IS NULL OR (owner = 0 AND since <= ?2)))
     OR EXISTS (SELECT 1 FROM parked INDEXED BY parked_reason WHERE grp = ?1 AND reason = 'unknown' AND due IS NULL
                AND task IN (SELECT value FROM json_each(?3)));
@@ -400,7 +470,7 @@ AND (?7 IS NULL OR at >= ?7) AND (?8 IS NULL OR at < ?8)
 ORDER BY pos LIMIT ?6;
 
 -- name: parked_page
-SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits
 FROM parked WHERE grp = ?1 AND pos > ?2
 AND (?3 IS NULL OR reason IN (SELECT value FROM json_each(?3)))
 AND (?4 IS NULL OR task = ?4)
@@ -413,7 +483,7 @@ SELECT reason, task, count(*) FROM parked WHERE grp = ?1 GROUP BY reason, task;
 
 -- name: parked_within
 -- Bodies and errors are left out: a page may hold ten thousand.
-SELECT pos, reason, due, task, retries, deliveries, redrives, alone, iif(body IS NULL, NULL, x''), NULL, at
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, iif(body IS NULL, NULL, x''), NULL, at, waits
 FROM parked WHERE grp = ?1 AND pos >= ?2 AND pos < ?3 ORDER BY pos;
 
 -- name: outcomes_within
