@@ -29,6 +29,7 @@ from .errors import (
     UnknownName,
 )
 from .options import TaskOptions, check_limit, limit_of, task_options
+from .pressure import Gate, Terms, lag
 from .producer import MAX_TOGETHER, Producer, chunks
 from .record import NO_META, Id, Meta, log_of, new_head, parse_id
 from .reference import is_reference
@@ -105,6 +106,7 @@ class App:
         self.queues: dict[str, Queue] = {DEFAULT_QUEUE: Queue(self, DEFAULT_QUEUE)}
         self.stream_handles: dict[str, StreamHandle] = {}
         self.subscriptions: dict[str, Subscription] = {}
+        self._gates: dict[str, Gate] = {}  # of queues with a max_pending
         self._opening = threading.RLock()
         self._engine: Engine | None = None
         self._producer: Producer | None = None
@@ -160,6 +162,9 @@ class App:
         rate_limit: Any = None,
         rate_burst: Any = None,
         max_concurrency: Any = None,
+        max_pending: int | None = None,
+        when_full: str | None = None,
+        max_pending_wait: Any = None,
     ) -> Queue:
         """Declare a queue. A task's `queue=` does so too.
 
@@ -168,10 +173,15 @@ class App:
                 None: for good. What a group has yet to finish, and dead letters, stay longer.
             rate_limit, rate_burst, max_concurrency: limits of all its calls together, over all workers; as
                 of a task.
+            max_pending: calls to do, at about which this app sends no more: `delay()` waits for room, then
+                raises QueueFull. What a task sends is not held up, and what is parked does not count.
+            when_full: "wait" (default), or "raise": QueueFull at once.
+            max_pending_wait: seconds to wait at most; default: the app's `append_timeout`.
 
         Raises: DeclarationConflict where it is declared otherwise here; on first use, where it was
             created otherwise.
         """
+        gate = self._gate(name, max_pending, when_full, max_pending_wait)
         given = {"rate_limit": rate_limit, "rate_burst": rate_burst, "max_concurrency": max_concurrency}
         limit = limit_of(check_limit(given, f"queue {name}"), f"queue {name}")
         known = self.queues.get(name)
@@ -183,7 +193,50 @@ class App:
         if limit is not None and known.limit not in (None, limit):
             raise DeclarationConflict(f"queue {name} is declared with two limits: {known.limit} and {limit}")
         known.limit = limit or known.limit
+        if gate is not None:
+            if name in self._gates and self._gates[name].terms != gate.terms:
+                raise DeclarationConflict(
+                    f"queue {name} is declared with two different max_pending; keep one"
+                )
+            self._gates.setdefault(name, gate)
         return known
+
+    def _gate(self, name: str, most: Any, when_full: Any, wait: Any) -> Gate | None:
+        if most is None:
+            if when_full is not None or wait is not None:
+                raise ConfigError(f"queue {name}: say how much is full: max_pending=")
+            return None
+        if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+            raise ConfigError(f"queue {name}: max_pending={most!r} is not a whole number above 0")
+        if when_full not in (None, "wait", "raise"):
+            raise UnknownName("when_full", str(when_full), ("wait", "raise"), f"of queue {name}")
+        seconds = self.settings["append_timeout"] if wait is None else duration(wait, "max_pending_wait")
+        return Gate(name, Terms(most, when_full == "raise", seconds))
+
+    def lag(self, queue: str | Queue | None = None) -> int:
+        """Return how many calls there are to do, in a queue or in all of the app's: the number to watch.
+
+        Those that run count, and those that are over a limit or stopped; what is scheduled, to be retried or
+        dead does not.
+        """
+        names = self.queues if queue is None else (self.queue_name(queue),)
+        return sum(lag(self.engine, self._main_of(name)) for name in names)
+
+    def pressure(self, queue: str | Queue | None = None) -> float:
+        """Return how full a queue is, of its `max_pending`: 1.0 is full. Of all queues, the fullest.
+
+        0.0 where none has a `max_pending`. A producer that can wait slows down by it.
+        """
+        names = self._gates if queue is None else (self.queue_name(queue),)
+        full = [
+            lag(self.engine, self._main_of(name)) / self._gates[name].terms.most
+            for name in names
+            if name in self._gates
+        ]
+        return max(full, default=0.0)
+
+    def _main_of(self, queue: str) -> Group:
+        return self.group_at(self.stream_of("queue", queue).logs[0] << 40, "main")
 
     def queue_name(self, queue: Any) -> Any:
         """Return the name of a queue that is given as `queue` returned it; else what is given.
@@ -497,6 +550,8 @@ class App:
         run = current_run.get()
         if run is not None and run.serves(engine) and enlisted(self) is None:
             return self._to_outbox(run, log, task, body, meta, id)
+        if self._gates and (gate := self._gates.get(queue)) is not None:  # not for a task's own calls (H16)
+            gate.enter(engine, self._main_of(queue))
         row = self._row(log, task, body, meta, id)
         pos = self._append(row)
         return AsyncResult(self, row.id if id is None else public_id(row.id), pos=pos)
@@ -511,6 +566,8 @@ class App:
         run = self._run()
         if run is not None:
             return self._to_outbox(run, log, task, body, meta, id)
+        if self._gates and (gate := self._gates.get(queue)) is not None:
+            await gate.aenter(self.engine, self._main_of(queue))
         row = self._row(log, task, body, meta, id)
         with self._sending() as producer:
             await producer.aappend(row)
@@ -618,7 +675,7 @@ class App:
                 sent, described = self.offload(body, meta) if len(body) > over else (body, meta)
                 results.add_run(self._to_outbox(run, log, task, sent, described, None)._id, 1)  # type: ignore[arg-type]
             return results
-        self._append_run(log, task, bodies, meta, results, over)
+        self._append_run(log, task, bodies, meta, results, over, queue)
         return results
 
     def _append_run(
@@ -629,10 +686,14 @@ class App:
         meta: Meta,
         results: ResultSet[Any] | None,
         over: int,
+        queue: str = "",
     ) -> int:
         packed, sent = meta.packed(), 0
+        gate = self._gates.get(queue)
         with self._sending() as producer:
             for chunk in chunks(bodies, over):
+                if gate is not None:
+                    gate.enter(self.engine, self._main_of(queue), len(chunk))
                 if len(chunk) == 1 and len(chunk[0]) > over:  # it stands alone, in a run of one
                     row = self._row(log, task, *self.offload(chunk[0], meta), None)
                     producer.append(row)

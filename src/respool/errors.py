@@ -10,6 +10,7 @@ RespoolError
 │   │   ├── NotEncodable        the value would not arrive as it was sent
 │   │   ├── RecordTooLarge      over `max_record_size`, or `max_blob_size`
 │   │   ├── IdConflict          the id is taken by a record with another body
+│   │   ├── QueueFull           the queue has `max_pending` calls to do
 │   │   ├── LogMoved            the log is being moved to another URL, or was
 │   │   └── EngineUnavailable   locked, full, read-only or out of reach for longer than allowed
 │   │       └── BlobsUnavailable  the same of the store of large payloads
@@ -96,6 +97,10 @@ class LogMoved(Refused):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.final = " was moved to " in message
+
+
+class QueueFull(Refused):
+    """The queue has as many calls to do as its `max_pending` allows."""
 
 
 class EngineUnavailable(Refused):

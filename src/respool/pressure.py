@@ -1,0 +1,102 @@
+"""Backpressure: a queue that has `max_pending` calls takes no more, until workers have come on."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .delivery.spans import count
+from .engines.base import Engine, Group
+from .errors import QueueFull
+
+FRESH = 0.25  # seconds that a look at a queue is good for …
+SHARE = 16  # … and of the room that it found, this part: others send meanwhile too
+MOST = 1_000_000  # records over their limits that are counted
+LOOK = 0.1  # seconds between looks of who waits for room and is not woken
+
+
+class Terms(NamedTuple):
+    """How a queue is kept from growing without bounds."""
+
+    most: int
+    raises: bool
+    wait: float  # seconds to wait for room at most
+
+
+def lag(engine: Engine, group: Group) -> int:
+    """Return how many records of a group are to be done as soon as may be.
+
+    What runs counts, what is given back, and what is over a limit or stopped; not what is scheduled, to be
+    retried, or dead.
+    """
+    pending = 0
+    for at in engine.positions(group):
+        end = at.end if at.stop is None else min(at.end, at.stop)
+        pending += max(end - at.cursor, 0)
+    return (
+        pending + sum(count(lease.spans) for lease in engine.leases(group)) + engine.limited(group.id, MOST)
+    )
+
+
+class Gate:
+    """Lets calls into one queue while there is room; asks how much there is only now and then."""
+
+    def __init__(self, queue: str, terms: Terms) -> None:
+        self.queue, self.terms = queue, terms
+        self._lock = threading.Lock()
+        self._left = 0  # calls that may be sent without another look
+        self._until = 0.0
+
+    def enter(self, engine: Engine, group: Group, calls: int = 1) -> None:
+        """Wait until there is room for so many calls. Raises QueueFull; nothing was sent."""
+        if self._has_room(calls):
+            return
+        deadline = time.monotonic() + (0.0 if self.terms.raises else self.terms.wait)
+        while not self._look(engine, group, calls):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise self._full(engine, group)
+            with engine.waiter(None) as waiter:
+                waiter.prepare()
+                if self._look(engine, group, calls):
+                    return
+                waiter.sleep(min(left, LOOK))
+
+    async def aenter(self, engine: Engine, group: Group, calls: int = 1) -> None:
+        """Do the same without holding up the event loop."""
+        if self._has_room(calls):
+            return
+        loop = asyncio.get_running_loop()
+        deadline = time.monotonic() + (0.0 if self.terms.raises else self.terms.wait)
+        look: Callable[[], bool] = lambda: self._look(engine, group, calls)  # noqa: E731
+        while not await loop.run_in_executor(None, look):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise self._full(engine, group)
+            await asyncio.sleep(min(left, LOOK))
+
+    def _has_room(self, calls: int) -> bool:
+        with self._lock:
+            if self._left < calls or time.monotonic() >= self._until:
+                return False
+            self._left -= calls
+            return True
+
+    def _look(self, engine: Engine, group: Group, calls: int) -> bool:
+        """Look how full the queue is. More calls than fit in at all go in when it is empty."""
+        room = self.terms.most - lag(engine, group)
+        if room < min(calls, self.terms.most):
+            return False
+        with self._lock:
+            self._left, self._until = max(room - calls, 0) // SHARE, time.monotonic() + FRESH
+        return True
+
+    def _full(self, engine: Engine, group: Group) -> QueueFull:
+        waited = "" if self.terms.raises else f" and there was no room within {self.terms.wait:g} s"
+        return QueueFull(
+            f"queue {self.queue} has {lag(engine, group):,} calls to do, its max_pending is "
+            f"{self.terms.most:,}{waited}; nothing was sent. Send it later, or start more workers"
+        )
