@@ -590,6 +590,50 @@ def test_a_claim_is_of_the_first_lane_that_has_something(engine: Engine, queue: 
     ]
 
 
+def test_what_waits_is_no_work_before_its_time_but_comes_along(engine: Engine, log: int, main: Group) -> None:
+    """A batch forms: nobody's lease, that a claim of anything else takes along."""
+    first = fill(engine, log, 3)
+    held = grant(engine, main, 3)
+    assert held is not None
+    waits = Settlement(
+        held.id, 1, [(first, first + 1)], waits=[Span(first + 1, first + 3, until=NOW + 5)], waits_as=77,
+        release=True, ended=NOW,
+    )  # fmt: skip
+    assert engine.transact(Reads(main.id, (held.id,)), lambda view, change: settle(view, change, waits))
+    assert (engine.counts(main).returned, engine.counts(main).leased) == (2, 0)
+    assert engine.next_due(main.id) == NOW + 5
+    assert not engine.has_work(main.id, NOW, ())
+    assert engine.has_work(main.id, NOW + 5, ())
+    assert grant(engine, main, 9) is None
+    fill(engine, log, 1)
+    assert granted(grant(engine, main, 9)) == [first + 1, first + 2, first + 3]
+
+
+def test_what_is_limited_waits_for_its_time_or_for_its_release(engine: Engine, log: int, main: Group) -> None:
+    first = fill(engine, log, 60)
+    held = grant(engine, main, 60)
+    assert held is not None
+    for n in range(20):  # more leases than a claim looks at
+        limits = Settlement(
+            held.id, 1, [], limited=[Span(first + n, first + n + 1, until=NOW + 50 - n)], limited_as=100 + n
+        )
+        engine.transact(Reads(main.id, (held.id,)), lambda view, change: settle(view, change, limits))  # noqa: B023
+    write(engine, main, leases=[Lease(900, None, 0, [Span(first + 50, first + 51)])])
+    counts = engine.counts(main)
+    assert (counts.parked["limited"], counts.returned) == (20, 1)
+    assert engine.next_due(main.id) == NOW + 31
+    request = Request(9, 2, 0, 1 << 40, NOW)
+    reads = Reads(main.id, positions=True, due=9, returned=8, now=NOW)
+    lease = engine.transact(reads, lambda view, change: claim(view, change, request))
+    assert granted(lease) == [first + 50], "nothing else hides what was given back"
+    assert grant(engine, main, 9) is None
+    assert granted(grant(engine, main, 9, now=NOW + 32)) == [first + 19, first + 18]
+    write(engine, main, released=True)
+    assert engine.has_work(main.id, NOW, ())
+    assert len(granted(grant(engine, main, 60))) == 18
+    assert engine.counts(main).parked == {}
+
+
 def test_a_storm_of_one_lane_hides_no_other(engine: Engine, queue: Stream, main: Group) -> None:
     """More that is due, and more given back, than a claim looks at (H11)."""
     (high,) = engine.add_lane(queue, 9).lanes[9]

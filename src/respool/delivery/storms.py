@@ -142,7 +142,7 @@ def spend(gauge: Gauge, policy: BudgetPolicy, now: float) -> float | None:
     gauge.runs = _added(gauge.runs, (0, 0), policy.window, now)
     allowed = policy.floor + policy.share * sum(runs for _, runs, _ in gauge.runs)
     spent = sum(retries for _, _, retries in gauge.runs)
-    if gauge.next <= now and spent + 1 <= allowed:
+    if gauge.next <= now and spent + 1 <= allowed + 1e-9:  # a share of 0.1 of 10 runs is one
         gauge.runs = _added(gauge.runs, (0, 1), policy.window, now)
         return None
     gauge.next = max(gauge.next, now) + policy.window / max(allowed, 1.0)
