@@ -8,11 +8,12 @@ from tests.cli.support import Worker
 
 from respool import App, ConfigError
 from respool.delivery.seek import generation_at, rewound
-from respool.engines.base import Reads
+from respool.engines.base import Group, Reads
 from respool.record import first_pos, new_head, offset_of
 from respool.replay import check, pause, plan_seek, purge, resume, resume_seek, seek
 from respool.replay import moving as steps
 from respool.testing import work
+from respool.transfer.mapping import OwnOffsets, moved_group
 
 
 @pytest.fixture
@@ -297,3 +298,20 @@ def test_a_paused_group_runs_nothing_until_it_goes_on(app, ran):
     resume(app.engine, group)
     work(app)
     assert ran == [1]
+
+
+def test_a_transfer_takes_along_where_a_group_was_moved_back_to():
+    first = 5 << 40
+    places = OwnOffsets({5: 9}, {5: [(first + 10, (9 << 40) + 1, 5), (first + 20, (9 << 40) + 6, 5)]})
+    settings = {
+        "rewinds": [[first + 12, 1], [first + 17, 2]],
+        "positions": [first + 3, first + 21],
+        "rate": 1,
+    }
+    moved = moved_group(Group(1, 1, "shop", "v2", "replay", settings), places)
+    there = 9 << 40
+    assert moved.settings == {
+        "rewinds": [[there + 3, 1], [there + 6, 2]],
+        "positions": [there + 7],
+        "rate": 1,
+    }

@@ -16,7 +16,16 @@ from ..engines.base import Engine, Group, Stream
 from ..engines.moving import STATE_TABLES, BlobRow, Mark, RawRecord, StateTable
 from ..record import first_pos, id_of
 from ..reference import Reference
-from .mapping import OwnOffsets, Places, SameOffsets, moved_bounds, moved_leases, moved_rows, with_places
+from .mapping import (
+    OwnOffsets,
+    Places,
+    SameOffsets,
+    moved_bounds,
+    moved_group,
+    moved_leases,
+    moved_rows,
+    with_places,
+)
 
 ROWS, BYTES = 5000, 8 << 20  # of a page
 BLOBS_A_PAGE = 20
@@ -143,7 +152,7 @@ class Copy:
                 leases = moved_leases(self.source.leases_to_move(group), places)
                 stream = names["streams"][group.stream]
                 mark = self._at(GROUPS, group.id)
-                self.mark = self.target.take_group(mark, stream, group, bounds, leases)
+                self.mark = self.target.take_group(mark, stream, moved_group(group, places), bounds, leases)
 
     def _take_state(self, places: Places) -> None:
         reached = self._reached(STATE)

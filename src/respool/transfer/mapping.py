@@ -10,6 +10,7 @@ import msgspec
 
 from ..delivery.model import Lease
 from ..delivery.spans import Span
+from ..engines.base import Group
 from ..engines.inspect import Bounds
 from ..engines.moving import StateTable
 from ..errors import EngineError
@@ -98,6 +99,23 @@ def moved_bounds(bounds: Iterable[Bounds], logs: Mapping[int, int], places: Plac
         )
         for at in bounds
     ]
+
+
+def moved_group(group: Group, places: Places) -> Group:
+    """Return a group whose settings name the target's positions: its rewinds, and what it chooses by place."""
+    settings = dict(group.settings)
+    if settings.get("rewinds"):
+        settings["rewinds"] = [[places.edge(log_of(pos), pos), number] for pos, number in settings["rewinds"]]
+    if settings.get("positions"):
+        settings["positions"] = [found for pos in settings["positions"] for found in _if_there(pos, places)]
+    return msgspec.structs.replace(group, settings=settings)
+
+
+def _if_there(pos: int, places: Places) -> list[int]:
+    try:
+        return [places.record(pos)]
+    except EngineError:  # past retention
+        return []
 
 
 def moved_leases(leases: Iterable[Lease], places: Places) -> list[Lease]:
