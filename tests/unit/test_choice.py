@@ -255,3 +255,15 @@ def test_following_a_group(app):
     app.engine.drop_group(group)
     with pytest.raises(UnknownName, match="unknown group 'v2'"):
         how_far(app.engine, group)
+
+
+def test_a_window_in_time_is_kept_whatever_the_order_in_the_log(app):
+    """H19: what lies between the first and the last of a window can be of another time."""
+    log, now = app.stream_of("queue", "default").logs[0], time.time()
+    for n, ago in enumerate((500, 90, 400, 80, 300, 70)):
+        body = app.tasks["pay"].codec.encode(((1000 + n,), {}), "args")
+        app.engine.append_run(log, "pay", [body], None, new_head(now - ago), now - ago)
+    made = create_replay(app, "default", "v2", ["pay"], since=now - 100, until=now - 60)
+    assert (made.run, made.outside) == ({"pay": 3}, 2)
+    work(app, group="v2")
+    assert app.seen == [1001, 1003, 1005]

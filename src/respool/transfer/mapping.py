@@ -102,7 +102,7 @@ def moved_bounds(bounds: Iterable[Bounds], logs: Mapping[int, int], places: Plac
 
 
 def moved_group(group: Group, places: Places) -> Group:
-    """Return a group whose settings name the target's positions: its rewinds, and what it chooses by place."""
+    """Return a group whose settings name the target's positions: its rewinds and its choice."""
     settings = dict(group.settings)
     if settings.get("rewinds"):
         settings["rewinds"] = [[places.edge(log_of(pos), pos), number] for pos, number in settings["rewinds"]]
