@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from tests.worker.support import Place, on_each_engine
+from tests.worker.support import ENGINES, Place, eventually
 
 from respool.replay import (
     Selection,
@@ -35,6 +37,13 @@ def score(n, factor=1):
 def made(n): ...
 """
 CALLS = 30
+everywhere = pytest.mark.parametrize("place", [*ENGINES, "kafka"], indirect=True)
+
+
+def calls_in(app: Any, queue: str) -> int:
+    """Return how many calls a queue has on record; a relayed one that is there twice has one id (K4)."""
+    bounds = app.engine.bounds(app.stream_of("queue", queue))
+    return len({record.id for _, lo, hi in bounds for record in app.engine.records(lo, hi, hi - lo)})
 
 
 @pytest.fixture
@@ -48,7 +57,7 @@ def ran(place: Place) -> Place:
     return place
 
 
-@on_each_engine
+@everywhere
 def test_dead_letters(ran: Place) -> None:
     app = ran.app
     (letter,) = app.dead_letters(error="ValueError", message="unlucky")
@@ -65,7 +74,7 @@ def test_dead_letters(ran: Place) -> None:
     ran.check()
 
 
-@on_each_engine
+@everywhere
 def test_replays_choose(ran: Place) -> None:
     app = ran.app
     chosen = {
@@ -86,7 +95,7 @@ def test_replays_choose(ran: Place) -> None:
     ran.check()
 
 
-@on_each_engine
+@everywhere
 def test_a_group_that_is_moved_does_its_work_again(ran: Place) -> None:
     app = ran.app
     stream, group = group_of(app, "default", "main")
@@ -99,12 +108,11 @@ def test_a_group_that_is_moved_does_its_work_again(ran: Place) -> None:
     ran.burst(queues=["default"])
     assert app.AsyncResult("call-29").get(timeout=10) == {"score": 29}
     assert app.dead_letters().count() == 1
-    sink = group_of(app, "sink", "main")[1]
-    assert app.engine.counts(sink).pending == CALLS + 20, "their calls are sent again (H8)"
+    eventually(lambda: calls_in(app, "sink") == CALLS + 20, "their calls are sent again (H8)")
     ran.check()
 
 
-@on_each_engine
+@everywhere
 def test_two_versions_beside_each_other(ran: Place) -> None:
     app = ran.app
     create_group(app, "default", "v2", start="earliest", selection=Selection(tasks=["score"]))
@@ -120,7 +128,7 @@ def test_two_versions_beside_each_other(ran: Place) -> None:
     ran.check()
 
 
-@on_each_engine
+@everywhere
 def test_the_past_in_hand(ran: Place) -> None:
     app = ran.app
     stream, main = group_of(app, "default", "main")
@@ -129,7 +137,7 @@ def test_the_past_in_hand(ran: Place) -> None:
     assert [row["id"] for row in rows if row["state"] == "FAILURE"] == ["call-13"]
     assert rows[3]["headers"] == {"tenant": "acme"}
     assert rows[5]["result"] == {"score": 5}
-    before = app.engine.counts(group_of(app, "sink", "main")[1])
+    before = calls_in(app, "sink")
     assert rerun(app, "call-5").value == {"score": 5}
     assert str(rerun(app, "call-13").error) == "unlucky"
-    assert app.engine.counts(group_of(app, "sink", "main")[1]) == before
+    assert calls_in(app, "sink") == before
