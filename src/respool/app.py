@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from .blobs import INSTALL, Blobs, Store, installed, only_named, store_of
 from .clock import now as wall_clock
 from .codec import codec_for
-from .config import SETTINGS, Location, duration, find_url, moment, parse_url, settings, size
+from .config import SETTINGS, Location, find_url, moment, parse_url, settings, size
 from .delivery.limits import Limit
 from .delivery.model import Lease, NewCall
 from .engines import open_engine, public_id, stored_id
@@ -34,6 +34,7 @@ from .producer import MAX_TOGETHER, Producer, chunks
 from .record import NO_META, Id, Meta, log_of, new_head, parse_id
 from .reference import is_reference
 from .result import AsyncResult, Found, ResultSet
+from .retention import DEFAULT_AGE, UNSET, shown_age, stored_retention
 from .running import Run, current_run
 from .stream import StreamHandle, check_name
 from .task import Task
@@ -53,7 +54,7 @@ _abandoned: list[Any] = []
 class Queue:
     """A queue as an app declares it."""
 
-    def __init__(self, app: App, name: str, retention: float | None = None) -> None:
+    def __init__(self, app: App, name: str, retention: Any = UNSET) -> None:
         self.app, self.name, self.retention = app, name, retention
         self.limit: Limit | None = None  # of all its calls together; not stored: its workers keep it
 
@@ -62,8 +63,8 @@ class Queue:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What is stored at creation, and compared with later declarations."""
-        return {"retention": self.retention}
+        """What is declared: stored at creation, and compared with later declarations."""
+        return {} if self.retention is UNSET else {"retention": self.retention}
 
 
 class Subscription:
@@ -158,7 +159,7 @@ class App:
         self,
         name: str,
         *,
-        retention: Any = None,
+        retention: Any = UNSET,
         rate_limit: Any = None,
         rate_burst: Any = None,
         max_concurrency: Any = None,
@@ -169,8 +170,9 @@ class App:
         """Declare a queue. A task's `queue=` does so too.
 
         Parameters:
-            retention: how long calls stay on record after they are done (seconds, timedelta, "30d");
-                None: for good. What a group has yet to finish, and dead letters, stay longer.
+            retention: what stays on record: calls no older than this (seconds, timedelta, "30d"), or
+                `{"age": "30d", "size": "10GiB", "count": 1_000_000}`, any of these; None: for ever. What
+                `main` has yet to do, and dead letters, stay longer. Default: 30 days, or as stored.
             rate_limit, rate_burst, max_concurrency: limits of all its calls together, over all workers; as
                 of a task.
             max_pending: calls to do, at about which this app sends no more: `delay()` waits for room, then
@@ -185,10 +187,10 @@ class App:
         given = {"rate_limit": rate_limit, "rate_burst": rate_burst, "max_concurrency": max_concurrency}
         limit = limit_of(check_limit(given, f"queue {name}"), f"queue {name}")
         known = self.queues.get(name)
-        kept = None if retention is None else duration(retention, "retention")
-        if known is None or (retention is not None and known.retention is None):
+        kept = UNSET if retention is UNSET else stored_retention(retention)
+        if known is None or (kept is not UNSET and known.retention is UNSET):
             known = self.queues[check_name("queue", name)] = Queue(self, name, kept)
-        elif retention is not None:
+        elif kept is not UNSET:
             _compare("queue", name, known.settings, {"retention": kept})
         if limit is not None and known.limit not in (None, limit):
             raise DeclarationConflict(f"queue {name} is declared with two limits: {known.limit} and {limit}")
@@ -256,7 +258,7 @@ class App:
         key: str | None = None,
         partitions: int | None = None,
         serializer: str = "json",
-        retention: Any = None,
+        retention: Any = UNSET,
         offload_over: int | str | None = None,
         foreign: bool = False,
         codec: Any = None,
@@ -268,8 +270,9 @@ class App:
             key: the field of each event that says whose it is; events of one key stay in one partition.
             partitions: fixed at creation; default 64 with a key, else 1.
             serializer: "json" or "msgpack".
-            retention: how long events stay (seconds, timedelta, "30d"); None: for good. What a group has
-                yet to finish stays longer.
+            retention: what stays: events no older than this (seconds, timedelta, "30d"), or
+                `{"age": "30d", "size": "10GiB", "count": 1_000_000}`, any of these; None: for ever. What a
+                group has yet to read is held up to twice as long, or as much. Default: 30 days, or as stored.
             offload_over: bytes ("1MiB") beyond which an event goes to the blob store; default: the app's.
             foreign: on Kafka, a topic of this very name that another program writes; it is only read here.
             codec: with `foreign`, what reads it instead of the serializer: an object with `decode(bytes)`.
@@ -287,7 +290,7 @@ class App:
         count = partitions if partitions is not None else (1 if key is None else KEYED_PARTITIONS)
         if not isinstance(count, int) or not 1 <= count <= 4096:
             raise ConfigError(f"stream {name}: partitions={partitions!r} is not a number from 1 to 4096")
-        kept = None if retention is None else duration(retention, "retention")
+        kept = UNSET if retention is UNSET else stored_retention(retention)
         over = self.offload_over(None if offload_over is None else size(offload_over, "offload_over"))
         handle = StreamHandle(
             self,
@@ -368,7 +371,8 @@ class App:
                 f"{kind} {name}: {option}=True is for Kafka; {engine.capabilities.name} "
                 "shares its log with nobody"
             )
-        stream: Stream = engine.create_stream(kind, app, name, partitions, declared)
+        settings = {"retention": DEFAULT_AGE, **declared}
+        stream: Stream = engine.create_stream(kind, app, name, partitions, settings)
         _compare(kind, name, stream.settings, declared)
         if declared.get("foreign"):
             self.stream_handles[name].partitions = stream.partitions
@@ -891,9 +895,6 @@ def _compare(kind: str, name: str, stored: Mapping[str, Any], declared: Mapping[
 
 def _declared(key: str, value: Any) -> str:
     """Write a setting as it may be declared: a retention as "30d", not as its seconds."""
-    if key != "retention" or value is None:
+    if key != "retention" or value is None or isinstance(value, Mapping):
         return repr(value)
-    for unit, seconds in (("d", 86400), ("h", 3600), ("m", 60)):
-        if value >= seconds and value % seconds == 0:
-            return f"{value / seconds:.0f}{unit}"
-    return f"{value:g}s"
+    return shown_age(value)

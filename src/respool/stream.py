@@ -14,6 +14,7 @@ from .engines.base import Engine, Record
 from .errors import BadArguments, ConfigError, UnknownName
 from .keys import partition_of
 from .record import Meta, id_text, offset_of, parse_id
+from .retention import UNSET
 
 if TYPE_CHECKING:
     from .app import App
@@ -45,7 +46,7 @@ class StreamHandle:
         key: str | None,
         partitions: int,
         content_type: str,
-        retention: float | None,
+        retention: Any,
         offload_over: int,
         foreign: bool = False,
         codec: Any = None,
@@ -68,7 +69,7 @@ class StreamHandle:
         said: dict[str, Any] = {
             "key": self.key,
             "serializer": self.content_type,
-            "retention": self.retention,
+            **({} if self.retention is UNSET else {"retention": self.retention}),
         }
         if self.foreign:  # how many partitions it has is for others to say
             return {**said, "foreign": True}

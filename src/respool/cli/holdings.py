@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..delivery.model import MIDDLE
+from ..retention import shown_retention
 from .output import Column, Table, iso, number, when, zone
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def show_holdings(target: Target, kind: str, as_json: bool, empty: str) -> None:
         *((Column("key", least=6, drop=1),) if kind == "stream" else ()),
         Column(f"oldest ({zone()})", drop=3),
         Column("newest", drop=4),
+        Column("kept", drop=5),
         Column("groups", least=12),
     )
     for stream in sorted(target.streams.values(), key=lambda s: (s.app, s.name)):
@@ -37,6 +39,7 @@ def show_holdings(target: Target, kind: str, as_json: bool, empty: str) -> None:
                 *((", ".join(map(str, data["priorities"])),) if lanes else ()),
                 *key,
                 *times,
+                shown_retention(stream.settings.get("retention")),
                 ", ".join(data["groups"]),
             )
             row = {**data, "oldest": iso(data["oldest"]), "newest": iso(data["newest"])}

@@ -78,6 +78,8 @@ def command(queue: str | None, group: str | None, as_json: bool) -> None:
             if gauge.state != "closed":
                 limited = counted(data["limited"], "call")
                 note(f"{served}: {name} is stopped for {gauge.why}; {limited} limited; see: respool tasks")
+        if data["lost"]:
+            note(f"{served}: has lost {counted(data['lost'], 'record')}, trimmed before they were done")
         if data["due_capped"]:
             note(f"{served}: due was counted among the first {LOOK:,} that are parked")
 
@@ -128,6 +130,7 @@ class _Run(NamedTuple):
 
 def _data(target: Target, group: Group) -> dict[str, Any]:
     from ..clock import now as wall_clock
+    from ..delivery.lapse import LOST
 
     stream, counts = target.streams[group.stream], target.engine.counts(group)
     leases: list[Lease] = target.engine.leases(group)
@@ -161,6 +164,7 @@ def _data(target: Target, group: Group) -> dict[str, Any]:
         "running_task": None if oldest is None else oldest.task,
         "next_due": None if counts.next_due is None else max(counts.next_due - now, 0.0),
         "workers": len(target.serving(group)),
+        "lost": target.engine.counters(group.id).get(LOST, 0),
     }
 
 

@@ -18,6 +18,7 @@ from ..engines.base import Worker
 from ..engines.moving import told
 from ..errors import DatabaseGone, EngineUnavailable, LogMoved, RespoolError
 from ..replay import moving
+from .retaining import Retainer
 from .services import Service
 
 HOUSEKEEPING = 5.0  # seconds between two rounds of housekeeping, unless there was more to do than …
@@ -183,11 +184,14 @@ def all_done(engine: Any, groups: Sequence[Any]) -> bool:
     return True
 
 
-def keep_house(engine: Any, groups: Sequence[Any], dead_ttls: Mapping[int, Mapping[str, float]]) -> bool:
+def keep_house(
+    engine: Any, groups: Sequence[Any], dead_ttls: Mapping[int, Mapping[str, float]], retainer: Retainer
+) -> bool:
     """Do, in small steps and for a short while, what nobody waits for: drop what is old.
 
     Parameters:
         dead_ttls: by group and task, the seconds that dead letters are kept.
+        retainer: one for as long as the worker lives.
 
     Returns: whether there is more to do, so that the next round should not wait.
     """
@@ -203,14 +207,7 @@ def keep_house(engine: Any, groups: Sequence[Any], dead_ttls: Mapping[int, Mappi
                 return True
     if not _finish_seeks(engine, {group.id for group in groups}, now, until):
         return True
-    served = {group.stream for group in groups}
-    for stream in engine.streams():
-        retention = stream.settings.get("retention")
-        if stream.id in served and retention is not None:
-            while engine.trim(stream, now - retention, STEP):
-                if time.monotonic() >= until:
-                    return True
-    return False
+    return retainer.keep(engine, {group.stream for group in groups}, now, until)
 
 
 def _finish_seeks(engine: Any, served: Collection[int], now: float, until: float) -> bool:

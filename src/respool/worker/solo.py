@@ -39,6 +39,7 @@ from .host import (
     version,
 )
 from .options import WorkerOptions
+from .retaining import Retainer
 from .services import Service
 from .sweeping import Sweeper
 from .takeover import Watch, new_file
@@ -65,6 +66,7 @@ class Solo:
         self._watch = Watch(self.engine, boot_id(), patience, self.deliveries)
         store = app.blob_store
         self._sweeper = None if store is None else Sweeper(lambda: nullcontext(self.engine), store)
+        self._retainer = Retainer()
         self._stop = threading.Event()
         self._attend = threading.Event()  # there is a limit to look at, or the end
         self._beaten = 0
@@ -227,7 +229,7 @@ class Solo:
         if self._sweeper is not None:
             self._sweeper.start(self.engine)
         ttls = {service.group.id: service.dead_ttls for service in self.services}
-        keep_house(self.engine, [service.group for service in self.services], ttls)
+        keep_house(self.engine, [service.group for service in self.services], ttls, self._retainer)
 
     def pause(self, seconds: float) -> None:
         """Wait, but no longer than until the worker is to stop."""

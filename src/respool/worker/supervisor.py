@@ -44,6 +44,7 @@ from .host import (
 from .options import EXIT_LOST, EXIT_RECYCLED, EXIT_REFUSED, Hello, Refusal, Welcome, WorkerOptions
 from .page import WorkerFile
 from .process import ChildProcess
+from .retaining import Retainer
 from .sweeping import Sweeper
 from .takeover import Watch, new_file
 
@@ -179,6 +180,7 @@ class Supervisor:
         self._watch = Watch(self._patient, boot_id(), patience, dict(hello.deliveries))
         self._sweeper = self._make_sweeper(location)
         self._deadline = 0
+        self._retainer = Retainer()
         self._beat_at = self._housekeeping_at = 0.0
         self._beat()
 
@@ -383,7 +385,7 @@ class Supervisor:
             self._obey_mark()
             if self._sweeper is not None:
                 self._sweeper.start(self.engine)
-            more = keep_house(self.engine, self.groups, dict(self.hello.dead_ttls))
+            more = keep_house(self.engine, self.groups, dict(self.hello.dead_ttls), self._retainer)
             self._housekeeping_at = now if more else now + wait
 
     def _obey_mark(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Mapping
 
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 
@@ -35,7 +36,11 @@ class KafkaRetention(KafkaInspect):
         self._wanted = threading.Event()
         self._ended = False
 
-    def trim(self, stream: Stream, before: float, limit: int) -> int:
+    def byte_count(self, lo: int, hi: int) -> int:
+        """Return how many bytes the bodies of the records at lo <= p < hi have."""
+        return sum(brief.size for brief in self.briefs(lo, hi, None, None, None, 0))
+
+    def trim(self, stream: Stream, before: float, limit: int, upto: Mapping[int, int] | None = None) -> int:
         """Cut off old records at the beginning of the stream's logs; return how many.
 
         What another program writes is not ours to cut: only what is known of what it has lost goes.
@@ -47,7 +52,9 @@ class KafkaRetention(KafkaInspect):
         for each, start in starts.items():
             end = start
             if not foreign:
-                end = min(self._older(each, start, before, limit), *self._needed(stored, each, start))
+                old = self._older(each, start, before, limit) if before > 0 else start
+                least = min((upto or {}).get(each, 0), self.ends([each])[each])
+                end = min(max(old, least), *self._needed(stored, each, start))
                 if end > start:
                     self._delete(each, end)
                     cut += end - start

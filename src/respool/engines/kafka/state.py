@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+from ...delivery.lapse import LOST
 from ...delivery.limits import Limit
 from ...delivery.model import Bucket, Change, JournalEntry, Lease, NewCall, Outcome, Parked, Position, View
 from ...delivery.seek import held
@@ -26,7 +27,6 @@ T = TypeVar("T")
 log = logging.getLogger("respool.engine")
 LOOK = 1.0  # seconds between two looks at the ids of topics
 TRIMMED = "trimmed by the log before it was run"
-LOST = "lost: trimmed before they were done"
 
 
 class _Missing(Exception):

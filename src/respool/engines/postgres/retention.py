@@ -7,6 +7,7 @@ goes is moved aside first, and goes once it is parked nowhere (H15).
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -34,6 +35,7 @@ class PostgresRetention:
 
     options: PostgresOptions
     _state: Connection
+    _reader: Connection
     _writer: Connection
     _made: set[int]
 
@@ -41,8 +43,10 @@ class PostgresRetention:
     def _sql(self) -> dict[str, bytes]:
         return self._writer.sql
 
-    def trim(self, stream: Stream, before: float, limit: int = STEP) -> int:
-        """Cut off records from before a moment, at most about `limit`; return how many.
+    def trim(
+        self, stream: Stream, before: float, limit: int = STEP, upto: Mapping[int, int] | None = None
+    ) -> int:
+        """Cut off records from before a moment, or below `upto`, at most about `limit`; return how many.
 
         Cutting raises the floor, below which nothing is read any more; space comes back by partitions.
         """
@@ -50,10 +54,18 @@ class PostgresRetention:
         try:
             for log in stream.logs:
                 if left > 0:
-                    left -= self._state.append(self._cutter(stream, log, before, left))
+                    left -= self._state.append(
+                        self._cutter(stream, log, before, left, (upto or {}).get(log, 0))
+                    )
         except LogMoved:
             return 0  # it stays as it is
         return limit - left
+
+    def byte_count(self, lo: int, hi: int) -> int:
+        """Return how many bytes the records at lo <= p < hi have."""
+        return self._reader.read(
+            lambda db: int(db.execute(self._sql["byte_count"], (lo, hi)).fetchone()[0])  # type: ignore[index]
+        )
 
     def tidy(self) -> None:
         """Delete old versions of cursors and beats, in slices; make partitions before they are needed."""
@@ -80,17 +92,17 @@ class PostgresRetention:
                     add(db, self.options.schema, start)
                 self._made.add(start)
 
-    def _cutter(self, stream: Stream, log: int, before: float, limit: int) -> Any:
+    def _cutter(self, stream: Stream, log: int, before: float, limit: int, upto: int) -> Any:
         def cut(db: Db) -> int:
             with db.transaction():
-                passed = self._raise_floor(db, stream, log, int(before * 1_000_000), limit)
+                passed = self._raise_floor(db, stream, log, int(before * 1_000_000), limit, upto)
             if passed:
                 return passed
             return self._drop_partition(db, stream, log) or self._drop_kept(db, stream, log)
 
         return cut
 
-    def _raise_floor(self, db: Db, stream: Stream, log: int, before: int, limit: int) -> int:
+    def _raise_floor(self, db: Db, stream: Stream, log: int, before: int, limit: int, upto: int) -> int:
         """Raise a log's floor as far as it may; return how many records that passes."""
         sql = self._sql
         row = db.execute(sql["lock_floor"], (log,)).fetchone()
@@ -98,6 +110,7 @@ class PostgresRetention:
             return 0
         start, past = max(row[0], first_pos(log)), first_pos(log + 1)
         bound = {"stream": stream.id, "log": log, "lo": start, "hi": past, "before": before, "limit": limit}
+        bound["upto"] = upto
         end, water, gap = db.execute(sql["cut_to"], bound).fetchone() or (None, None, None)
         held = [
             max(span.lo, start) for span in self._leased(db, stream) if start < span.hi and span.lo < past

@@ -794,13 +794,17 @@ SELECT floor FROM respool.log WHERE id = %s FOR UPDATE;
 -- name: raise_floor
 UPDATE respool.log SET floor = %s WHERE id = %s;
 
+-- name: byte_count
+SELECT coalesce(sum(octet_length(body) + coalesce(octet_length(meta), 0)), 0)::bigint FROM respool.record
+WHERE pos >= %s AND pos < %s;
+
 -- name: cut_to
 -- Where the next `limit` records end that are old; what no group has read yet; the first gap of any group.
 SELECT (SELECT max(pos) + 1 FROM (
             SELECT pos, time FROM respool.record WHERE pos >= %(lo)s AND pos < %(hi)s ORDER BY pos LIMIT %(limit)s) r
-        WHERE r.pos < coalesce((SELECT min(pos) FROM (
+        WHERE r.pos < greatest(%(upto)s, coalesce((SELECT min(pos) FROM (
             SELECT pos, time FROM respool.record WHERE pos >= %(lo)s AND pos < %(hi)s ORDER BY pos LIMIT %(limit)s) y
-            WHERE y.time >= %(before)s), %(hi)s)),
+            WHERE y.time >= %(before)s), %(hi)s))),
        (SELECT min(c.cursor) FROM respool.grp g JOIN respool.position p ON p.grp = g.id AND p.log = %(log)s
         CROSS JOIN LATERAL (SELECT cursor FROM respool.cursor WHERE grp = p.grp AND log = p.log ORDER BY n DESC LIMIT 1) c
         WHERE g.stream = %(stream)s AND NOT coalesce(c.cursor >= p.stop, false)),

@@ -7,7 +7,7 @@ below the log's floor, made to stand by itself, and goes when it is parked nowhe
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -29,14 +29,17 @@ class SQLiteRetention:
     """Removes what is old and done. Nothing that any group has yet to finish goes."""
 
     _state: Connection
+    _reader: Connection
 
     @cached_property
     def _looked_at(self) -> dict[int, int]:
         """Up to which position a stream's left-over records were looked at last; the rest comes next."""
         return {}
 
-    def trim(self, stream: Stream, before: float, limit: int = STEP) -> int:
-        """Cut off records from before a moment, at most about `limit`; return how many.
+    def trim(
+        self, stream: Stream, before: float, limit: int = STEP, upto: Mapping[int, int] | None = None
+    ) -> int:
+        """Cut off records from before a moment, or below `upto`, at most about `limit`; return how many.
 
         A run of records is cut as a whole, since its head carries the id and the time of all. What is
         parked stays behind, and counts as cut. Where nothing is to be cut, records that stayed behind
@@ -44,18 +47,24 @@ class SQLiteRetention:
         be used next is kept, so that none is ever given out twice (H10, S5).
         """
         try:
-            return self._trim(stream, before, limit)
+            return self._trim(stream, before, limit, upto or {})
         except LogMoved:
             return 0  # it stays as it is
 
-    def _trim(self, stream: Stream, before: float, limit: int) -> int:
+    def byte_count(self, lo: int, hi: int) -> int:
+        """Return how many bytes the records at lo <= p < hi have."""
+        with self._reader.lock, self._reader.reading() as db:
+            return int(db.execute(SQL["byte_count"], (lo, hi)).get)
+
+    def _trim(self, stream: Stream, before: float, limit: int, upto: Mapping[int, int]) -> int:
         cut = removed = 0
         with self._state.lock, self._state.writing() as db:
             db.execute("BEGIN IMMEDIATE")
             leased = _leased(db, stream)
             for log in stream.logs:
                 if cut < limit:
-                    cut += _cut(db, stream, log, int(before * 1_000_000), leased, limit - cut)
+                    old = int(before * 1_000_000), upto.get(log, 0)
+                    cut += _cut(db, stream, log, old, leased, limit - cut)
             if not cut:
                 after = self._looked_at.get(stream.id, 0)
                 removed, after = _remove_left_over(db, stream, leased, after, limit)
@@ -72,7 +81,7 @@ def _leased(db: Any, stream: Stream) -> list[Span]:
     return [span for (spans,) in rows for span in _unpack_spans(spans)]
 
 
-def _cut(db: Any, stream: Stream, log: int, before: int, leased: list[Span], limit: int) -> int:
+def _cut(db: Any, stream: Stream, log: int, old: tuple[int, int], leased: list[Span], limit: int) -> int:
     """Raise a log's floor, and remove the records below that are not parked; return how many it passed."""
     start, end = db.execute(SQL["above_floor"], (log,)).fetchone()
     if start is None:
@@ -80,9 +89,10 @@ def _cut(db: Any, stream: Stream, log: int, before: int, leased: list[Span], lim
     last = first_pos(log + 1)
     held = [span.lo for span in leased if span.hi > start and span.lo < last]
     end = min(start + limit, end, *_low_water(db, log), *held)
+    before, upto = old
     young = db.execute(SQL["first_kept"], (start, end, before)).get
     if young is not None:
-        end = min(end, young)
+        end = min(end, max(young, upto))
     if db.execute(SQL["is_head"], (end,)).get is None:  # in the middle of a run: it stays as a whole
         end = db.execute(SQL["head_at_or_before"], (start, end)).get or start
     if end <= start:

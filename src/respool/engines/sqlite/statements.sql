@@ -573,6 +573,9 @@ UPDATE record SET id = ?2, time = ?3, seq = NULL WHERE pos = ?1;
 -- name: left_over
 SELECT pos FROM record WHERE pos >= ?1 AND pos < ?2 ORDER BY pos LIMIT ?3;
 
+-- name: byte_count
+SELECT ifnull(sum(length(body) + ifnull(length(meta), 0)), 0) FROM record WHERE pos >= ?1 AND pos < ?2;
+
 -- name: first_kept
 -- The first head of the log that is young enough, or else the end of what may go.
 SELECT min(pos) FROM (SELECT pos FROM record WHERE pos BETWEEN ?1 AND ?2 AND time IS NOT NULL AND time >= ?3
