@@ -408,6 +408,8 @@ def state_of(app: App, status: Status, pos: int, group: Group) -> Found:
         return Found(_ENDED[status.outcome.ending], status, reason)
     if status.how in _HOW:
         return Found(_HOW[status.how], status, status.how)
+    if status.how == "trimmed":
+        return Found("UNKNOWN", status, f"lost to group {group.name}: trimmed before it was done")
     if status.how == "skipped":
         return Found("UNKNOWN", status, f"left out by the filter of group {group.name}")
     return Found("UNKNOWN", status, "its history is not kept any more")

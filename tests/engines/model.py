@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from respool.delivery.death import Cause, Suspect
+from respool.delivery.lapse import LOST
 from respool.delivery.model import LIMITED, WAITING, Lease, NewCall, Outcome, Parked, Settlement, Verdict
 from respool.delivery.spans import Span
 from respool.engines.base import Counts
@@ -27,7 +28,7 @@ class Entry(NamedTuple):
     child: int
 
 
-TERMINAL = ("done", "purged", "skipped", "rewound")
+TERMINAL = ("done", "purged", "skipped", "trimmed", "rewound")
 """How a record can end that leaves nothing but the journal to tell of it."""
 
 
@@ -458,6 +459,20 @@ class GroupModel:
             ended += 1
         self._tidy()
         return ended
+
+    def lapse(self, upto: Mapping[int, int]) -> int:
+        """Lose what is pending or given back below these positions."""
+        lost = 0
+        for pos, item in self.items.items():
+            returned = item.place == "leased" and not self.owners[item.lease][0]
+            if pos < upto.get(log_of(pos), 0) and (item.place == "pending" or returned):
+                item.note("trimmed")
+                item.place = "done"
+                lost += 1
+        self._tidy()
+        if lost:
+            self.counted[LOST] += lost
+        return lost
 
     def expire(self, now: float) -> int:
         expired = 0

@@ -28,13 +28,14 @@ from respool.delivery.batching import claim_with
 from respool.delivery.claim import Request, claim
 from respool.delivery.death import Cause, Suspect, bury_lease, charge_before
 from respool.delivery.lanes import Turns
+from respool.delivery.lapse import lapse
 from respool.delivery.model import Change, Lease, NewCall, Settlement, Verdict, View
 from respool.delivery.seek import SeekUnderWay, begin, end_leases, finish, generation_at, rewind
 from respool.delivery.seek import held as is_held
 from respool.delivery.settle import give_back, settle
 from respool.delivery.spans import Span
 from respool.engines.base import Engine, Group, LeaseLost, ParkedFilter, Reads, Status
-from respool.record import first_pos
+from respool.record import first_pos, log_of
 
 # A failure is shrunk before it is shown, which takes longer than it took to find.
 pytestmark = pytest.mark.timeout(10 * settings().max_examples)
@@ -673,6 +674,23 @@ class DeliveryMachine(RuleBasedStateMachine):
             lambda view, change: purge(view, change, view.due, b"purged", now),
         )
         assert said == self.model(name).purge(b"purged", now)
+
+    @rule(pick=picks, shares=st.tuples(picks, picks))
+    def lapse(self, pick: int, shares: tuple[int, int]) -> None:
+        """A group that holds records for too long loses what it has not done: no worker's, nothing parked."""
+        name = sorted(self.groups)[pick % len(self.groups)]
+        model, now = self.model(name), self.moment()
+        upto: dict[int, int] = {}
+        for at in self.engine.positions(self.groups[name][0]):
+            behind = at.end - (at.cursor & ~((1 << 40) - 1))
+            upto[at.log] = at.end - behind * (shares[at.log % 2] % 4) // 3 if behind else at.cursor
+        self.touched.update(pos for pos in model.items if pos < upto.get(log_of(pos), 0))
+        said = self.transact(
+            name,
+            {"positions": True, "returned": ALL},
+            lambda view, change: lapse(view, change, upto, now),
+        )
+        assert said == model.lapse(upto)
 
     @rule(pick=picks, back=st.tuples(picks, picks), far=st.booleans())
     def seek(self, pick: int, back: tuple[int, int], far: bool) -> None:

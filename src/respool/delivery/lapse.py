@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..record import OFFSET_BITS
 from .model import MAX_LEASE, Change, JournalEntry, Lease, View
 from .settle import keep_or_return
 from .spans import Span, count, intersect, subtract
@@ -22,32 +23,26 @@ def lapse(view: View, change: Change, upto: Mapping[int, int], now: float) -> in
 
     Returns: how many records it loses, which are counted.
     """
-    lost: list[tuple[int, int]] = []
+    lost: list[Span] = []
     for at in view.positions:
         end = min(upto.get(at.log, at.cursor), at.end if at.stop is None else min(at.end, at.stop))
         if end > at.cursor:
             change.cursors.append((at.log, end))
-            unseen = [Span(lo, min(hi, end)) for lo, hi in at.missing if lo < end]
-            whole = subtract([Span(at.cursor, end)], [(span.lo, span.hi) for span in unseen])
-            lost += [(span.lo, span.hi) for span in whole]
+            unseen = [(lo, min(hi, end)) for lo, hi in at.missing if lo < end]
+            lost += subtract([Span(at.cursor, end)], unseen)
     for lease in view.returned:
         lost += _out_of(lease, upto, change)
-    for lo, hi in lost:
-        for first in range(lo, hi, MAX_LEASE):
-            last = min(first + MAX_LEASE, hi)
-            change.journal.append(JournalEntry(first, last, None, 0, now, now, "trimmed"))
-    number = sum(hi - lo for lo, hi in lost)
-    change.count(LOST, number)
-    return number
+    for span in lost:
+        for first in range(span.lo, span.hi, MAX_LEASE):
+            last = min(first + MAX_LEASE, span.hi)
+            change.journal.append(JournalEntry(first, last, None, 0, now, now, "trimmed", span.retries))
+    change.count(LOST, count(lost))
+    return count(lost)
 
 
-def _out_of(lease: Lease, upto: Mapping[int, int], change: Change) -> list[tuple[int, int]]:
-    below = [
-        (span.lo, min(span.hi, end)) for span in lease.spans if (end := upto.get(span.lo >> 40, 0)) > span.lo
-    ]
-    gone = intersect(lease.spans, below)
-    if not count(gone):
-        return []
-    left = subtract(lease.spans, below)
-    keep_or_return(change, lease, left, release=True)
-    return [(span.lo, span.hi) for span in gone]
+def _out_of(lease: Lease, upto: Mapping[int, int], change: Change) -> list[Span]:
+    ends = [upto.get(span.lo >> OFFSET_BITS, 0) for span in lease.spans]
+    below = [(s.lo, min(s.hi, end)) for s, end in zip(lease.spans, ends, strict=True) if s.lo < end]
+    if below:
+        keep_or_return(change, lease, subtract(lease.spans, below), release=True)
+    return intersect(lease.spans, below)

@@ -53,7 +53,7 @@ Db = psycopg.Connection[Any]
 
 ENDINGS = ("success", "failure", "revoked")
 _ENDING_NUMBER = {name: number for number, name in enumerate(ENDINGS)}
-_ENDS = ("done", "skipped", "purged", "rewound")
+_ENDS = ("done", "skipped", "purged", "trimmed", "rewound")
 """What a journal entry can say of a record that is in no other place; no clock decides among them."""
 MAX_GAPS = 1000
 """Ranges of numbers that a group may keep as gaps; beyond that the cursor waits, visibly (G4)."""

@@ -38,7 +38,7 @@ from .sql import SQL
 
 ENDINGS = ("success", "failure", "revoked")
 _ENDING_NUMBER = {name: number for number, name in enumerate(ENDINGS)}
-_ENDS = ("done", "skipped", "purged", "rewound")
+_ENDS = ("done", "skipped", "purged", "trimmed", "rewound")
 """What a journal entry can say of a record that is in no other place; no clock decides among them."""
 _pack = msgspec.msgpack.Encoder().encode
 _unpack_spans = msgspec.msgpack.Decoder(list[Span]).decode
