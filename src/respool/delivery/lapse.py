@@ -44,5 +44,5 @@ def _out_of(lease: Lease, upto: Mapping[int, int], change: Change) -> list[Span]
     ends = [upto.get(span.lo >> OFFSET_BITS, 0) for span in lease.spans]
     below = [(s.lo, min(s.hi, end)) for s, end in zip(lease.spans, ends, strict=True) if s.lo < end]
     if below:
-        keep_or_return(change, lease, subtract(lease.spans, below), release=True)
+        keep_or_return(change, lease, subtract(lease.spans, below), release=False)
     return intersect(lease.spans, below)

@@ -191,7 +191,7 @@ def _is_behind(engine: Engine, group: Group, near: Mapping[int, int]) -> bool:
     return any(
         span.lo < near.get(span.lo >> 40, 0)
         for lease in engine.leases(group)
-        if lease.owner is None
+        if not lease.owner
         for span in lease.spans
     )
 

@@ -110,7 +110,7 @@ class PostgresMoving:
                 _put_mark(db, self._sql, mark)
                 text = psycopg.sql.Literal(told(mark, self.shown)).as_string(db)
                 if mark.phase == "draining":
-                    what = f"INSERT ON {schema}.lease FOR EACH ROW WHEN (NEW.owner IS NOT NULL)"
+                    what = f"INSERT ON {schema}.lease FOR EACH ROW WHEN (NEW.owner > 0)"
                     db.execute(f"{_TRIGGER} {what} EXECUTE FUNCTION {schema}.refuse_claim({text})".encode())
                 for table in tables:
                     events = "INSERT OR UPDATE" + ("" if table == "cursor" else " OR DELETE")

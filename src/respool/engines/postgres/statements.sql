@@ -977,7 +977,7 @@ SELECT relname FROM pg_class WHERE relnamespace = to_regnamespace(%s) AND relkin
 AND relname !~ '^(record|outcome|journal)_[0-9]+_[0-9]+$';
 
 -- name: is_leased
-SELECT EXISTS (SELECT 1 FROM respool.lease WHERE owner IS NOT NULL);
+SELECT EXISTS (SELECT 1 FROM respool.lease WHERE owner > 0);
 
 -- name: log_places
 SELECT l.id, l.priority, l.partition, greatest(l.floor, l.id << 40),

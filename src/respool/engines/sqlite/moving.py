@@ -35,7 +35,7 @@ from .sql import SQL
 _MICRO = 1_000_000
 _pack = msgspec.msgpack.Encoder().encode
 _CLAIM = """CREATE TRIGGER moved_claim BEFORE INSERT ON lease
-WHEN new.owner IS NOT NULL AND NOT EXISTS (SELECT 1 FROM lease WHERE id = new.id)
+WHEN new.owner > 0 AND NOT EXISTS (SELECT 1 FROM lease WHERE id = new.id)
 BEGIN SELECT RAISE(ABORT, {told}); END"""
 
 

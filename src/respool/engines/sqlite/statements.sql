@@ -692,7 +692,7 @@ SELECT name FROM sqlite_schema WHERE type = 'trigger' AND name LIKE 'moved\_%' E
 SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\_%' ESCAPE '\';
 
 -- name: is_leased
-SELECT EXISTS (SELECT 1 FROM lease WHERE owner IS NOT NULL);
+SELECT EXISTS (SELECT 1 FROM lease WHERE owner > 0);
 
 -- name: log_places
 SELECT id, priority, partition, floor,
