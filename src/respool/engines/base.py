@@ -287,7 +287,7 @@ class State(Protocol):
 
         In this order: outside the bounds (or in no log of the group), pending at or above the cursor, parked
         (with its outcome, for a dead letter), done with an outcome, leased (with its progress), else done.
-        Then `how` is the first of done, skipped, purged, trimmed that an entry of the journal says; None: none does.
+        Then `how` is the first of done, skipped, purged, trimmed that the journal says; None: none.
         """
 
     def journal(self, group: int, pos: int) -> list[JournalEntry]:
