@@ -261,7 +261,7 @@ class PostgresMoving:
             for lease in leases:
                 number = _one(db, self._sql["next_number"], (self._table("worker"),))  # no worker's
                 bodies = _pack(lease.bodies) if lease.bodies else None
-                bound = (number << OFFSET_BITS, id, None, 0, _pack(lease.spans), bodies, lease.since)
+                bound = (number << OFFSET_BITS, id, None, 0, _pack(lease.spans), bodies, lease.since, None)
                 db.execute(self._sql["put_lease"], bound)
             kept = mark.with_names(groups={group.id: id})
             _put_mark(db, self._sql, kept)

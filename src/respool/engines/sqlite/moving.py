@@ -167,7 +167,9 @@ class SQLiteMoving:
                 _give_no_number(db, "worker", number)
                 bodies = _pack(lease.bodies) if lease.bodies else None
                 spans = _pack(lease.spans)
-                db.execute(SQL["put_lease"], (number << OFFSET_BITS, id, None, 0, spans, bodies, lease.since))
+                db.execute(
+                    SQL["put_lease"], (number << OFFSET_BITS, id, None, 0, spans, bodies, lease.since, None)
+                )
             kept = mark.with_names(groups={group.id: id})
             _put_mark(db, kept)
             return kept
