@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from .blobs import INSTALL, Blobs, Store, installed, only_named, store_of
 from .clock import now as wall_clock
 from .codec import codec_for
-from .config import SETTINGS, Location, find_url, moment, parse_url, settings, size
+from .config import SETTINGS, Location, duration, find_url, moment, parse_url, settings, size
 from .delivery.limits import Limit
 from .delivery.model import Lease, NewCall
 from .engines import open_engine, public_id, stored_id
