@@ -19,6 +19,7 @@ from ...errors import EngineUnavailable
 from .cluster import _GONE, _PASSING, GROUP, Cluster, Place, TopicGone
 
 SKIP = 4000  # records that are read over rather than sought past
+UNWANTED = 500  # records that are kept of a partition that nobody reads on
 AT_ONCE = 1000
 MOST = 16  # partitions that are kept at hand
 WAIT = 0.2  # seconds of one look
@@ -118,7 +119,7 @@ class Reader:
                 if each in open_:
                     if self._served(each, *wanted[each]):
                         open_.discard(each)
-                elif each not in wanted and each in self._parts and len(self._parts[each].ahead) > SKIP:
+                elif each not in wanted and each in self._parts and len(self._parts[each].ahead) > UNWANTED:
                     self._leave(consumer, each)  # nobody reads on there; it must not fill the memory
             deadline = time.monotonic() + self._cluster.timeout
         return found

@@ -22,6 +22,7 @@ from ...record import Row, first_pos, log_of, offset_of
 from ..base import Counts, Group, ParkedFilter, Reads, Status
 from .log import KafkaLog
 from .message import header_of
+from .stays import Stays
 
 T = TypeVar("T")
 log = logging.getLogger("respool.engine")
@@ -53,6 +54,7 @@ class KafkaState(KafkaLog):
         self._cursors: dict[int, dict[int, int]] = {}  # of groups, as seen last
         self._cursors_at: dict[int, float] = {}
         self._lost: list[tuple[int, int]] = []  # found trimmed, until their lease is settled (K1)
+        self._stays = Stays()
         self._looked_at = 0.0  # when topics were looked at last (K3)
 
     def transact(self, reads: Reads, decide: Callable[[View, Change], T], *, synced: bool = False) -> T:
@@ -67,18 +69,22 @@ class KafkaState(KafkaLog):
         calls: list[NewCall] = []
 
         def run(view: View, change: Change) -> T:
+            everywhere: list[Position] = []
             if reads.positions:
                 new = [at.log for at in view.positions if at.log not in ends]
                 if new:
                     raise _NewLog(new)
                 self._tell_ends(view, ends)
+                everywhere = view.positions
+                if reads.due:
+                    view.positions = self._stays.among(reads.group, everywhere)
             answer = decide(view, change)
             change.kept = self._to_keep(change.parked, fetched, absent)
             calls[:] = change.calls
             if calls:
                 change.calls = self.outbox.rewritten(calls)
             if reads.positions:
-                cursors = {at.log: at.cursor for at in view.positions} | dict(change.cursors)
+                cursors = {at.log: at.cursor for at in everywhere} | dict(change.cursors)
                 self._note_cursors(reads.group, cursors)
             if reads.due:
                 self._once_parked = {parked.pos for parked in view.due}
