@@ -21,6 +21,7 @@ T = TypeVar("T")
 SHORTEST = 2.0  # seconds that an answer may take at least
 LATEST, EARLIEST = -1, -2  # as times: the end that readers may see (the last stable offset), the beginning
 PAUSE = 0.02
+ONE_TRY = 1.0  # seconds that one request may take before others are asked who leads
 GROUP = "respool"  # asked for by the client; no offset is ever stored by it
 
 _LOGIN = "check user, password, sasl.mechanism and security.protocol of the URL"
@@ -36,13 +37,12 @@ _DENIED = {
     KafkaError._AUTHENTICATION: _LOGIN,
     KafkaError._SSL: "check security.protocol and ssl.ca.location of the URL; certificates are verified",
 }
-_GONE = (
-    KafkaError.UNKNOWN_TOPIC_OR_PART,
-    KafkaError._UNKNOWN_TOPIC,
-    KafkaError._UNKNOWN_PARTITION,
-    KafkaError.UNKNOWN_TOPIC_ID,
-)
+_GONE = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.UNKNOWN_TOPIC_ID)
 _PASSING = (
+    KafkaError._UNKNOWN_TOPIC,  # so a client says while it has not heard of it from a broker
+    KafkaError._UNKNOWN_PARTITION,
+    KafkaError._DESTROY_BROKER,
+    KafkaError._DESTROY,
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.REPLICA_NOT_AVAILABLE,
@@ -94,7 +94,7 @@ class Cluster:
             "reconnect.backoff.ms": 50,
             "reconnect.backoff.max.ms": 1000,
             "topic.metadata.propagation.max.ms": 2000,
-            "log_level": 3,
+            "log_level": 2,  # what fails is said by our own errors
             **self.options.client,
             "error_cb": self._hear,
             "logger": _driver,
@@ -164,14 +164,19 @@ class Cluster:
 
     def again(self, run: Callable[[float], T], what: str = "") -> T:
         """Run something that may be run again, until it is done or the time is up."""
-        deadline = time.monotonic() + self.timeout
+        began = time.monotonic()
+        deadline = began + self.timeout
         while True:
             try:
                 return run(max(deadline - time.monotonic(), 0.1))
             except KafkaException as error:
                 failed: KafkaError = error.args[0]
                 said = self.translated(failed, what)
-                if failed.code() not in _PASSING or isinstance(said, ConfigError):
+                # A broker that has just started may not know of all its topics yet.
+                passes = failed.code() in _PASSING or (
+                    failed.code() in _GONE and time.monotonic() < began + SHORTEST
+                )
+                if not passes or isinstance(said, ConfigError):
                     raise said from None
                 if time.monotonic() > deadline:
                     raise said from None
@@ -219,6 +224,13 @@ class Cluster:
 
         return self.again(look, f"topic {topic}")
 
+    def described_later(self, topic: str) -> tuple[str, int] | None:
+        """Look again for a while: a broker that has just started may not know of all its topics yet."""
+        deadline = time.monotonic() + SHORTEST
+        while (found := self.describe(topic)) is None and time.monotonic() < deadline:
+            time.sleep(10 * PAUSE)
+        return found
+
     def described(self, topic: str) -> tuple[str, int]:
         """Return the same of a topic that was just made, once all brokers know of it."""
         deadline = time.monotonic() + self.timeout
@@ -258,10 +270,14 @@ class Cluster:
 
         def look(left: float) -> list[tuple[int, int]]:
             wanted = [TopicPartition(topic, partition, moment) for topic, partition in places]
-            found = self.looker.offsets_for_times(wanted, timeout=left)
-            for each in found:
-                if each.error is not None:
-                    raise KafkaException(each.error)
+            try:
+                found = self.looker.offsets_for_times(wanted, timeout=min(left, ONE_TRY))
+                for each in found:
+                    if each.error is not None:
+                        raise KafkaException(each.error)
+            except KafkaException:
+                self.looker.list_topics(places[0].topic, timeout=ONE_TRY)  # who leads may have changed
+                raise
             return [
                 (each.offset, each.leader_epoch if each.leader_epoch is not None else -1) for each in found
             ]

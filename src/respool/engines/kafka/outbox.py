@@ -11,10 +11,10 @@ are forgotten after `id_window`.
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from random import Random
 from typing import NamedTuple
 
 import msgspec
@@ -37,7 +37,8 @@ from .sender import Sender
 
 log_ = logging.getLogger("respool.engine")
 NAME = "outbox"
-RELAY = 0  # who owns what is being relayed: no worker has that number
+_random_bits = Random().getrandbits  # seeded by the system, whatever the code of users seeds
+RELAY = -1  # who owns what is being relayed: no worker has that number
 AT_ONCE = 1000
 EARLY = 2.0  # seconds before its time that a record may have been stored: clocks differ
 _pack = msgspec.msgpack.Encoder().encode
@@ -90,7 +91,7 @@ class Outbox:
         self._inner, self._places, self._sender = inner, places, sender
         self._look_for, self._note_time = look_for, note_time
         self._timeout = timeout
-        self._patience = 3 * timeout + 10.0  # seconds after which who relays is taken for dead
+        self._patience = 2 * timeout + 2.0  # seconds after which who relays is taken for dead
         self._lock = threading.Lock()
         self.stream: Stream = inner.create_stream("queue", HIDDEN, NAME, 1, {})
         self._log = self.stream.logs[0]
@@ -183,7 +184,7 @@ class Outbox:
         return sent
 
     def _claim(self) -> Lease | None:
-        request = Request(AT_ONCE, RELAY, 0, -random.getrandbits(61) - (1 << 61), wall_clock())
+        request = Request(AT_ONCE, RELAY, 0, -_random_bits(61) - (1 << 61), wall_clock())
         reads = Reads(self.group.id, (), True, AT_ONCE, MAX_LEASE, request.now)
         lease: Lease | None = self._inner.transact(reads, lambda view, change: claim(view, change, request))
         return lease

@@ -190,7 +190,7 @@ class KafkaPlaces:
         kept = stream.settings.get(KEPT)
         if kept is None:
             return
-        found = self.cluster.describe(kept["topic"])
+        found = self.cluster.describe(kept["topic"]) or self.cluster.described_later(kept["topic"])
         what = f"{self.cluster.options.shown}: topic {kept['topic']} of {stream.kind} {stream.name}"
         if found is None:
             raise TopicGone(

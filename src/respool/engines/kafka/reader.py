@@ -16,7 +16,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from ...errors import EngineUnavailable
-from .cluster import _GONE, _PASSING, GROUP, Cluster, Place, TopicGone
+from .cluster import _GONE, _PASSING, GROUP, Cluster, Place
 
 SKIP = 4000  # records that are read over rather than sought past
 UNWANTED = 500  # records that are kept of a partition that nobody reads on
@@ -142,10 +142,8 @@ class Reader:
             return place
         if code in _TRIMMED:
             raise Trimmed(place)
-        if code in _PASSING:
+        if code in _PASSING or code in _GONE:  # whether it is gone is for `check_topic` to say
             return None
-        if code in _GONE:
-            raise TopicGone(f"{self._cluster.options.shown}: topic {place.topic}: {error.str()}")
         raise self._cluster.translated(error, f"topic {place.topic}")
 
     def _served(self, place: Place, lo: int, hi: int, found: list[Any]) -> bool:

@@ -1,0 +1,193 @@
+"""Kafka: workers killed in the midst of relaying calls, brokers killed under workers and producers."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from tests.crash.kills import Rampage
+from tests.crash.test_kills import test_kill_at_a_stage as kill_at_a_stage
+from tests.services.kafka import KafkaServer, cluster
+from tests.worker.support import Place, eventually
+
+from respool import AppendUnknown, EngineUnavailable
+
+on_kafka = pytest.mark.parametrize("place", ["kafka"], indirect=True)
+KILLS = 4
+CODE = """
+@app.task
+def mark(n):
+    with noted("mark", n):
+        return n
+
+
+@app.task
+def parent(n):
+    with noted("parent", n):
+        child.delay(n)
+        return n
+
+
+@app.task
+def child(n):
+    note("start", "child", n)
+
+
+if IN_WORKER:
+    from respool.engines.kafka.outbox import Outbox
+
+    def dying(name, stage, first):
+        inner = getattr(Outbox, name)
+
+        def wrapped(*args, **kwargs):
+            if first and once(stage):
+                die()
+            answer = inner(*args, **kwargs)
+            if not first and once(stage):
+                die()
+            return answer
+
+        setattr(Outbox, name, wrapped)
+
+    dying("_claim", "committed", True)
+    dying("_send_to", "taken", True)
+    dying("_send_to", "sent", False)
+    dying("_settle", "settled", False)
+"""
+
+
+@on_kafka
+@pytest.mark.parametrize(
+    ("stage", "victim"),
+    [
+        ("run", "child"),
+        ("kept", "supervisor"),
+        ("settling", "child"),
+        ("writing", "group"),
+        ("settled", "group"),
+    ],
+)
+def test_kill_at_a_stage(place: Place, stage: str, victim: str) -> None:
+    kill_at_a_stage(place, stage, victim)
+
+
+@on_kafka
+@pytest.mark.parametrize("stage", ["committed", "taken", "sent", "settled"])
+def test_a_worker_killed_while_it_relays_calls(place: Place, stage: str) -> None:
+    """K4: the calls of a settled run reach Kafka once, whoever relays them in the end."""
+    module = place.module(CODE, append_timeout=2.0)  # two of it, and two seconds, until who relays is dead
+    module.parent.delay_many(range(20))
+    place.touch(stage)
+    place.worker(1)
+    eventually(lambda: not (place.folder / stage).exists(), stage)
+    eventually(lambda: len(place.runs("child")) == 20 and place.idle(), "all calls", 60)
+    assert place.runs("child") == {str(n): 1 for n in range(20)}
+    assert len(place.runs("parent")) == 20
+    stream = place.app.stream_of("queue", "default")
+    ((_, lo, hi),) = place.app.engine.bounds(stream)
+    tasks = [record.task for record in place.app.engine.records(lo, hi, 1000)]
+    assert tasks.count("child") == 20, "each once in the log, too"
+    place.check()
+
+
+@on_kafka
+def test_kills(place: Place) -> None:
+    rampage = Rampage(place, 11)
+    tally = rampage.go(lambda tally: tally.kills >= KILLS)
+    assert tally.kills >= KILLS
+    rampage.verify()
+
+
+# Brokers
+
+
+@contextmanager
+def placed(folder: Path, broker: str, database: str) -> Iterator[Place]:
+    state = quote(f"{database}?schema=s{uuid.uuid4().hex[:12]}", safe="")
+    made = Place(folder, f"{broker}?prefix=t-&state={state}")
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+class Sender(threading.Thread):
+    """Sends numbered calls until told to stop; what may have been sent is sent again with its id (H20)."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.module, self.sent, self.unknown, self.refused = module, 0, 0, 0
+        self.stop = threading.Event()
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            while not self.stop.is_set():
+                self._send(self.sent)
+                self.sent += 1
+        except BaseException as error:
+            self.error = error
+            raise
+
+    def _send(self, n: int) -> None:
+        id = None
+        while True:
+            try:
+                self.module.mark.apply_async((n,), task_id=id)
+                return
+            except AppendUnknown as error:
+                self.unknown += 1
+                (id,) = error.ids
+            except EngineUnavailable:  # nothing was sent
+                self.refused += 1
+
+
+def go_through(place: Place, disturb: Callable[[], None]) -> Sender:
+    """Send and run calls while brokers are away; every one that was sent is run, and once."""
+    module = place.module(CODE, append_timeout=2.0, beat=0.2)
+    sender = Sender(module)
+    place.worker(2)
+    sender.start()
+    eventually(lambda: len(place.runs("mark")) > 20, "calls are run")
+    disturb()
+    before = sender.sent
+    eventually(lambda: sender.sent > before + 20 or sender.error, "calls are sent again", 60)
+    sender.stop.set()
+    sender.join(30)
+    assert sender.error is None
+    eventually(lambda: len(place.runs("mark")) >= sender.sent and place.idle(), "all calls done", 60)
+    assert place.runs("mark") == {str(n): 1 for n in range(sender.sent)}
+    place.check()
+    return sender
+
+
+def test_a_broker_killed_and_started_again(tmp_path: Path, session_database: str) -> None:
+    with KafkaServer() as server, placed(tmp_path, server.url(), session_database) as place:
+
+        def disturb() -> None:
+            server.kill()
+            time.sleep(3)  # longer than an append may take: what is sent meanwhile is an error
+            server.start()
+
+        sender = go_through(place, disturb)
+        assert sender.unknown + sender.refused > 0
+
+
+def test_one_of_three_brokers_killed(tmp_path: Path, session_database: str) -> None:
+    """acks=all with two replicas in sync: what is acknowledged is on another broker too (P1)."""
+    with cluster() as brokers, placed(tmp_path, brokers.url(), session_database) as place:
+
+        def disturb() -> None:
+            engine = place.app.engine
+            topic = engine.place(place.app.stream_of("queue", "default").logs[0]).topic
+            leader = engine.cluster.admin.list_topics(topic, timeout=10).topics[topic].partitions[0].leader
+            next(server for server in brokers.servers if server.node == leader).kill()
+
+        go_through(place, disturb)
