@@ -43,7 +43,7 @@ MEMBERS: dict[type, tuple[str, ...]] = {
     ),
     Task: (
         *("delay", "adelay", "apply_async", "delay_many", "apply_many", "AsyncResult"),
-        *("request", "retry", "update_state", "transaction"),
+        *("request", "retry", "update_state", "once", "aonce", "transaction"),
     ),
     AsyncResult: (
         *("id", "state", "ready", "successful", "failed", "get", "aget", "result", "traceback"),
@@ -120,6 +120,7 @@ def capabilities() -> str:
         "id_index": "a record is found by any id",
         "durable": "survives the process",
         "enlists": "calls within a transaction of your own",
+        "unique": "unique calls (`unique=` of a task)",
         "moves": "`respool transfer` moves it elsewhere, or others to it",
         "keeps_positions": "records that are moved here keep their offsets",
         "joins_work": "a run's own database work commits with its settlement",

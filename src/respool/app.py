@@ -18,7 +18,7 @@ from .config import SETTINGS, Location, duration, find_url, moment, parse_url, s
 from .delivery.limits import Limit
 from .delivery.model import Lease, NewCall
 from .engines import open_engine, public_id, stored_id
-from .engines.base import Engine, Group, Stream
+from .engines.base import Engine, Group, LeaseLost, Stream
 from .errors import (
     BlobsUnavailable,
     ConfigError,
@@ -26,11 +26,12 @@ from .errors import (
     DeclarationConflict,
     EngineUnavailable,
     RecordTooLarge,
+    Refused,
     UnknownName,
 )
 from .options import TaskOptions, check_limit, limit_of, task_options
 from .pressure import Gate, Terms, lag
-from .producer import MAX_TOGETHER, Producer, chunks
+from .producer import MAX_TOGETHER, Producer, chunks, conflict_error
 from .record import NO_META, Id, Meta, log_of, new_head, parse_id
 from .reference import is_reference
 from .result import AsyncResult, Found, ResultSet
@@ -39,6 +40,8 @@ from .running import Run, current_run
 from .stream import StreamHandle, check_name
 from .task import Task
 from .transaction import Collector, Enlisted, enlist, enlisted
+from .unique import Unique
+from .unique import send as send_unique
 from .why import explain_waiting
 
 if TYPE_CHECKING:
@@ -576,6 +579,49 @@ class App:
         with self._sending() as producer:
             await producer.aappend(row)
         return AsyncResult(self, public_id(row.id))
+
+    def send_unique(
+        self, queue: str, rule: Unique, key: str, body: bytes, meta: Meta, id: Id | None
+    ) -> AsyncResult[Any]:
+        """Append one encoded call unless there is one like it; at once, also within a run (H16)."""
+        if not self.engine.capabilities.unique:
+            raise ConfigError(
+                f"task {rule.task}: {self.engine.capabilities.name} has no unique calls; give each a task_id "
+                "made of what is to be unique, or take another engine"
+            )
+        log, run, outer = self._log_of(queue, meta), self._run(), enlisted(self)
+        if run is not None and not run.sends:
+            return self._to_outbox(run, log, rule.task, body, meta, id)
+        self.producer.check_size(body, meta.packed())
+        connection = None if outer is None else outer.connection
+        try:
+            if run is None:
+                row = self._row(log, rule.task, body, meta, id)
+                self._refuse_taken(row, id)
+                return send_unique(self, rule, key, row, None, connection)
+            with run.shield():
+                row, fence = run.call_now(log, rule.task, body, meta, id, self.name)
+                return send_unique(self, rule, key, row, fence, None)
+        except LeaseLost:
+            raise Refused("the run that made this call has lost its lease; nothing was sent") from None
+        except DatabaseGone:
+            self.close()
+            raise
+
+    def _refuse_taken(self, row: NewCall, id: Id | None) -> None:
+        """Raise IdConflict where an id that was given is another record's."""
+        pos = None if id is None else self.engine.find(self.name, id)
+        if pos is not None:
+            (record,) = self.engine.records(pos, pos + 1, 1)
+            if (record.task, record.body) != (row.task, row.body):
+                raise conflict_error(row)
+
+    @staticmethod
+    async def in_thread(send: Callable[..., Any], *args: Any) -> Any:
+        """Send without holding up the event loop."""
+        import asyncio  # see producer.py
+
+        return await asyncio.to_thread(send, *args)
 
     def _log_of(self, queue: str, meta: Meta) -> int:
         """Return the log that a call goes to."""

@@ -12,6 +12,7 @@ RespoolError
 │   │   ├── IdConflict          the id is taken by a record with another body
 │   │   ├── QueueFull           the queue has `max_pending` calls to do
 │   │   ├── LogMoved            the log is being moved to another URL, or was
+│   │   ├── DuplicateCall       a call like it is there already: of a task with `unique=`
 │   │   └── EngineUnavailable   locked, full, read-only or out of reach for longer than allowed
 │   │       └── BlobsUnavailable  the same of the store of large payloads
 │   └── AppendUnknown           it may have been sent: send the same id again
@@ -101,6 +102,17 @@ class LogMoved(Refused):
 
 class QueueFull(Refused):
     """The queue has as many calls to do as its `max_pending` allows."""
+
+
+class DuplicateCall(Refused):
+    """A call like it is there already, and the task's `on_duplicate` is "raise". Nothing was sent.
+
+    `existing` is the handle of that call.
+    """
+
+    def __init__(self, message: str, existing: object = None) -> None:
+        super().__init__(message)
+        self.existing = existing
 
 
 class EngineUnavailable(Refused):

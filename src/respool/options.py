@@ -137,6 +137,25 @@ def _key(value: object, what: str) -> Any:
     raise ConfigError(f"{what}: {value!r} is neither the name of a parameter nor a function of the arguments")
 
 
+def _unique(value: object, what: str) -> Any:
+    if value is False:
+        return None
+    if value is True or callable(value) or (isinstance(value, str) and value):
+        return value
+    raise ConfigError(
+        f'{what}: {value!r} is none of True (by arguments), "function", a parameter, a function of arguments'
+    )
+
+
+def _one_of(*names: str) -> Callable[[Any, str], str]:
+    def check(value: object, what: str) -> str:
+        if value in names:
+            return str(value)
+        raise ConfigError(f"{what}: {value!r} is none of {', '.join(map(repr, names))}")
+
+    return check
+
+
 def _texts(value: object, what: str) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, tuple | list):
         raise ConfigError(f"{what}: {value!r} is not a list of names")
@@ -228,6 +247,31 @@ OPTIONS: dict[str, Option] = {
     "limit_key": Option(
         _maybe(_key), None, "a parameter, or a function of the arguments: each key has limits of its own"
     ),
+    "unique": Option(
+        _maybe(_unique),
+        None,
+        'one call at a time: True: of each arguments; "function": of the task; a parameter, or a function of '
+        "the arguments: of each key",
+    ),
+    "unique_until": Option(
+        _maybe(_one_of("started", "done")),
+        None,
+        'how long others are the same: "done" (default), "started"',
+    ),
+    "unique_for": Option(
+        _maybe(_positive), None, "instead: seconds from when it was sent, whatever becomes of it"
+    ),
+    "on_duplicate": Option(
+        _maybe(_one_of("existing", "raise", "replace")),
+        None,
+        'what sending a second one gives: "existing": the handle of the first (default); "raise": '
+        'DuplicateCall; "replace": the first is not run if it has not begun',
+    ),
+    "debounce": Option(
+        _maybe(_positive),
+        None,
+        "seconds without another like it before one runs; the last one replaces the others",
+    ),
     "serializer": Option(_maybe(_text), None, "msgpack (default for tasks), json (for streams) or pickle"),
 }
 
@@ -246,6 +290,28 @@ def check_limit(values: Mapping[str, Any], what: str) -> dict[str, Any]:
     """Return the options of a limit, checked. Raises ConfigError."""
     names = ("rate_limit", "rate_burst", "max_concurrency")
     return {name: OPTIONS[name].check(values[name], f"{what}: {name}") for name in names}
+
+
+def _complete_unique(values: dict[str, Any], what: str) -> None:
+    """Fill in what the options of unique calls leave open. Raises ConfigError where they do not fit."""
+    if values["debounce"] is not None:
+        if values["on_duplicate"] not in (None, "replace"):
+            raise ConfigError(f"{what}: debounce replaces earlier calls; on_duplicate= cannot be another")
+        values["unique"] = True if values["unique"] is None else values["unique"]
+        values["on_duplicate"] = "replace"
+    chosen = [name for name in ("unique_until", "unique_for", "on_duplicate") if values[name] is not None]
+    if values["unique"] is None:
+        if chosen:
+            raise ConfigError(f"{what}: {chosen[0]} says what is done about equal calls; give unique= too")
+        return
+    if values["unique_for"] is not None and values["unique_until"] is not None:
+        raise ConfigError(f"{what}: unique_for and unique_until: give one of them")
+    if values["on_duplicate"] == "replace" and len(chosen) > 1:
+        raise ConfigError(
+            f'{what}: {chosen[0]} and on_duplicate="replace": what is replaced is what has not begun'
+        )
+    values["on_duplicate"] = values["on_duplicate"] or "existing"
+    values["unique_until"] = values["unique_until"] or "done"
 
 
 class TaskOptions(msgspec.Struct, frozen=True):
@@ -288,6 +354,7 @@ def task_options(
     limit = limit_of(values, what)
     if limit is None and values["limit_key"] is not None:
         raise ConfigError(f"{what}: limit_key says whose the limit is; give rate_limit= or max_concurrency=")
+    _complete_unique(values, what)
     retry = RetryPolicy(
         values["max_retries"],
         values["default_retry_delay"],

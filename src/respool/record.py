@@ -66,6 +66,7 @@ class Meta(msgspec.Struct, omit_defaults=True):
     parent_group: str | None = None  # which group's run made it, and of which generation
     generation: int = 0
     offloaded: int | None = None  # bytes of a payload in the blob store: the body is a reference to it
+    latest: str | None = None  # the key of which it must be the latest call when its turn comes
 
     def packed(self) -> bytes | None:
         """Return the attributes as bytes, None where all have their defaults."""

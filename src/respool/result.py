@@ -12,7 +12,7 @@ from .config import duration
 from .delivery.model import JournalEntry
 from .engines.base import Group, Record, Status
 from .engines.moving import told
-from .errors import GetInsideTask, GetTimeout, LogMoved, ResultExpired, Revoked, UnknownCall
+from .errors import GetInsideTask, GetTimeout, LogMoved, Refused, ResultExpired, Revoked, UnknownCall
 from .record import Id, id_of, id_text
 from .remote import decode_error, error_summary
 from .running import current_run
@@ -301,6 +301,15 @@ class ResultSet(Generic[R]):
         """Take in a run of `size` calls, whose ids count up from `head`."""
         self._runs.append((head, size))
         self._size += size
+
+    def add_call(self, call: AsyncResult[R]) -> None:
+        """Take in one call, which may have been there before."""
+        if isinstance(call._id, str):
+            raise Refused(
+                f"call {call.id} is there already, under a given id, which a ResultSet cannot hold. "
+                "The calls before it are sent; send the rest one by one"
+            )
+        self.add_run(call._id, 1)
 
     def __len__(self) -> int:
         return self._size

@@ -29,6 +29,17 @@ class Run(Protocol):
     def send(self, log: int, task: str, body: bytes, meta: Any, id: Id | None, namespace: str) -> Id:
         """Put a call in the outbox; return its id."""
 
+    def call_now(
+        self, log: int, task: str, body: bytes, meta: Any, id: Id | None, namespace: str
+    ) -> tuple[Any, tuple[int, int]]:
+        """Return a call that does not wait in the outbox, and the fence to append it with."""
+
+    def step(self, name: str) -> bytes | None:
+        """Return what a step of the call gave; None: it was not done yet."""
+
+    def keep_step(self, name: str, value: bytes) -> None:
+        """Keep what a step of the call gave."""
+
     def flush(self) -> None:
         """Send what is in the outbox now: somebody asks for the state of one of its calls."""
 

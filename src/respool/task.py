@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
+
+import msgspec
 
 from . import result as handles
 from .callkeys import CallKey
@@ -17,12 +20,13 @@ from .delivery.model import MIDDLE
 from .errors import BadArguments, ConfigError, Retry, UnknownName
 from .options import TaskOptions
 from .options import priority as checked_priority
-from .record import NO_META, Meta, parse_id
+from .record import NO_META, Id, Meta, parse_id
 from .refusals import brief
 from .result import ResultSet
 from .running import current_run
 from .signature import Signature
 from .stream import check_name
+from .unique import Unique
 
 if TYPE_CHECKING:
     from .app import App, Queue
@@ -57,6 +61,11 @@ class Task(Generic[P, R]):
         key = options["limit_key"]
         self.limit_key = (
             None if key is None else CallKey(f"task {name}: limit_key", key, fn, bool(options["bind"]))
+        )
+        self.unique = (
+            None
+            if options["unique"] is None
+            else Unique(name, fn, bool(options["bind"]), options.values, self.codec.encode)
         )
         functools.update_wrapper(self, fn, updated=())
         self.priority: int | None = options["priority"]
@@ -137,6 +146,8 @@ class Task(Generic[P, R]):
         """
         encode, check = self.codec.encode, self.signature.check
         each = self._iterable("delay_many", items, "the one argument of each call")
+        if self.unique is not None:
+            return self._send_each((((item,), {}) for item in each), None)
         if self.limit_key is not None:
             return self._send_many((self._encode((item,), {}) for item in each), None)
         return self._send_many((encode(check((item,), {}), "args") for item in each), None)
@@ -149,6 +160,8 @@ class Task(Generic[P, R]):
         >>> add.apply_many([((1, 2), {}), ((3, 4), {})])  # doctest: +SKIP
         """
         each = self._iterable("apply_many", calls, "(args, kwargs) for each call")
+        if self.unique is not None:
+            return self._send_each((self._pair(call) for call in each), queue)
         return self._send_many((self._encode(*self._pair(call)) for call in each), queue)
 
     def AsyncResult(self, id: str) -> handles.AsyncResult[R]:
@@ -189,6 +202,45 @@ class Task(Generic[P, R]):
         if eta is not None:
             wait = max(moment(eta, "eta") - wall_clock(), 0.0)
         raise Retry(f"retry: {exc!r}" if exc else "retry", countdown=wait, cause=exc)
+
+    def once(self, step: str, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Do a step of this call once and for all: `charged = self.once("charge", card.charge, amount)`.
+
+        What it gives is kept with the call. A run that comes later, after a retry, a crash or a seek, or in a
+        replay, gets that value and does not do it again. Where the process dies after the step and before its
+        value is kept, the next run does it once more: let it be repeatable elsewhere, too, if it can be.
+
+        Parameters:
+            step: the step's name, text of 1 to 200 characters, each once in the task.
+            fn: called with the rest. It may return what a task may; where it raises, nothing is kept.
+
+        Returns: what `fn` gave, as it comes back from the log (tuples are lists).
+        """
+        run = self._run("once")
+        kept = run.step(step)
+        if kept is None:
+            value = fn(*args, **kwargs)
+            if inspect.isawaitable(value):
+                if inspect.iscoroutine(value):
+                    value.close()
+                raise ConfigError(f"self.once({step!r}): {fn!r} is a coroutine; write await self.aonce(…)")
+            kept = self._keep(run, step, value)
+        return codec_for("msgpack").decode(kept)
+
+    async def aonce(self, step: str, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Do a step once and for all in a coroutine task: `fn` may be a coroutine function. See `once`."""
+        run = self._run("aonce")
+        kept = run.step(step)
+        if kept is None:
+            value = fn(*args, **kwargs)
+            kept = self._keep(run, step, await value if inspect.isawaitable(value) else value)
+        return codec_for("msgpack").decode(kept)
+
+    @staticmethod
+    def _keep(run: Any, step: str, value: Any) -> bytes:
+        encoded = codec_for("msgpack").encode(value, f"what self.once({step!r}) gave")
+        run.keep_step(step, encoded)
+        return encoded
 
     def update_state(self, meta: Any = None, state: str = "PROGRESS") -> None:
         """Say how far this run is; seen as state PROGRESS and `AsyncResult.info`."""
@@ -293,13 +345,46 @@ class Task(Generic[P, R]):
             self.limit_key.of(args, kwargs)  # as in `_encode`, less the call of it
         body = self.codec.encode(self.signature.check(args, kwargs), "args")
         id = None if task_id is None else parse_id(task_id)
+        if self.unique is not None:
+            return self._send_unique(self.unique, args, kwargs, body, meta, queue, id)
         to = self.queue if queue is None else self._queue_name(queue)
         return self.app.send_call(to, self.name, body, meta or self._default_meta(), id, self.offload_over)
 
+    def _send_unique(
+        self,
+        rule: Unique,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        body: bytes,
+        meta: Meta | None,
+        queue: str | Queue | None,
+        id: Id | None,
+    ) -> handles.AsyncResult[R]:
+        """Append a call unless there is one like it."""
+        meta, key = meta or self._default_meta(), rule.key(self.app.name, args, kwargs)
+        if rule.on_duplicate == "replace":
+            due = meta.due
+            if due is None and rule.debounce is not None:
+                due = wall_clock() + rule.debounce
+            meta = msgspec.structs.replace(meta, due=due, latest=key)
+        return self.app.send_unique(self._queue_name(queue), rule, key, body, meta, id)
+
     async def _asend(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> handles.AsyncResult[R]:
+        if self.unique is not None:
+            sent: handles.AsyncResult[R] = await self.app.in_thread(self._send, args, kwargs)
+            return sent
         body = self._encode(args, kwargs)
         meta = self._default_meta()
         return await self.app.asend_call(self.queue, self.name, body, meta, None, self.offload_over)
+
+    def _send_each(
+        self, calls: Iterable[tuple[tuple[Any, ...], dict[str, Any]]], queue: str | Queue | None
+    ) -> ResultSet[R]:
+        """Append calls one by one: each may be there already."""
+        results: ResultSet[R] = ResultSet(self.app)
+        for args, kwargs in calls:
+            results.add_call(self._send(args, kwargs, queue=queue))
+        return results
 
     def _send_many(self, bodies: Iterator[bytes], queue: str | Queue | None) -> ResultSet[R]:
         to, meta = self._queue_name(queue), self._default_meta()

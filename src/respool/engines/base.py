@@ -51,6 +51,7 @@ from .things import (
     Registration,
     Status,
     Stream,
+    UniqueLock,
     Worker,
     looked_for,
 )
@@ -81,6 +82,7 @@ __all__ = [
     "State",
     "Status",
     "Stream",
+    "UniqueLock",
     "Work",
     "Worker",
     "looked_for",
@@ -273,6 +275,46 @@ class State(Protocol):
         """Forget buckets that were full by `before` and not used since, at most `limit`; return how many.
 
         Also has every bucket looked at that waits for a slot, lest one be overlooked for good.
+        """
+
+    def lock_of(self, key: str, connection: Any = None) -> UniqueLock | None:
+        """Return what a key is taken by, or was: whether that holds is for the caller to tell (H16).
+
+        Parameters:
+            connection: what `enlist` returned, to see what its transaction has written.
+        """
+
+    def append_unique(
+        self,
+        row: NewCall,
+        key: str,
+        seen: Id | None,
+        until: float | None,
+        fence: tuple[int, int] | None = None,
+        connection: Any = None,
+    ) -> int | None:
+        """Append a record and have it take a key, both or neither; return where it is. Synced.
+
+        Parameters:
+            seen: the id that the key was taken by when the caller looked, None: it was free.
+            until: a moment until which the key stays taken, whatever becomes of the record.
+            fence, connection: as of `append_rows` and `append_enlisted`.
+
+        Returns: None where the key is taken by another record than was seen; nothing was appended.
+        Raises: LeaseLost; nothing was appended. EngineError where there is no such log.
+        """
+
+    def step_done(self, pos: int, step: str) -> bytes | None:
+        """Return what a step of the record at this position gave; None where it was not done."""
+
+    def keep_step(self, pos: int, step: str, value: bytes, now: float) -> None:
+        """Keep what a step gave, for all groups, until the record is cut off. What is there stays. Synced."""
+
+    def sweep_locks(self, now: float, limit: int) -> int:
+        """Forget locks of records that have ended in `main`, of the next `limit` locks; return how many.
+
+        Ended: passed by the cursor, in no lease, and parked, if at all, as a dead letter. Where a lock has an
+        `until`, that must be over, too.
         """
 
     def set_progress(self, group: int, pos: int, value: bytes, fence: tuple[int, int] | None = None) -> None:

@@ -127,17 +127,18 @@ STATE_TABLES = {
             ("hi",),
         ),
         StateTable("waiting", ("bucket", "next"), ("bucket",)),
+        StateTable("once", ("pos", "step", "value", "at"), ("pos", "step"), ("pos",), sized=("value",)),
         StateTable("counter", ("name", "value"), ("name",)),
         StateTable("blob_ref", ("digest", "stamp", "pos", "at"), ("digest", "stamp", "pos"), ("pos",)),
     )
 }
 """Everything a group knows, but for its positions and leases. A table that is added is to be added here.
 
-References to large payloads that are records' are those of the group 0."""
+Those of references to large payloads and of steps done that are records' are of the group 0."""
 
-NOT_MOVED = frozenset({"worker", "beat", "version", "move", "gap", "lease_number", "bucket"})
+NOT_MOVED = frozenset({"worker", "beat", "version", "move", "gap", "lease_number", "bucket", "unique_lock"})
 """Tables that stay: of workers, which register anew; of the store; gaps, which a closed store has none of;
-buckets, which begin anew."""
+buckets, which begin anew; locks of unique calls, so that one that waits does not keep out another."""
 
 WRITABLE = frozenset({"worker", "beat", "move"})
 """Tables that a closed store still lets be written."""

@@ -26,6 +26,7 @@ class Capabilities(NamedTuple):
     joins_work: bool  # commits a run's own database work with its settlement
     foreign: bool = False  # reads streams that other programs write
     keeps_positions: bool = True  # records that come from another engine keep their numbers
+    unique: bool = True  # a call and the lock that it takes are stored together, or neither
     moves: bool = True  # all that is on it can be moved to another engine, or from one to it
 
 
@@ -33,7 +34,7 @@ CAPABILITIES = {
     "sqlite:///path": Capabilities("SQLite", True, False, True, True, True, True),
     "sqlite:///:memory:": Capabilities("SQLite in memory", True, False, True, False, False, False),
     "postgresql://": Capabilities("PostgreSQL", True, True, True, True, True, True),
-    "kafka://": Capabilities("Kafka", False, True, False, True, False, False, True, False, False),
+    "kafka://": Capabilities("Kafka", False, True, False, True, False, False, True, False, False, False),
 }
 """By how their URLs begin."""
 
@@ -194,6 +195,15 @@ class Counts(NamedTuple):
 def looked_for(due: int, buckets: int) -> int:
     """Return how many waiting records of each open bucket to read: for its share of a claim, and one."""
     return -(-2 * due // max(buckets, 1)) + 1
+
+
+class UniqueLock(NamedTuple):
+    """What a key is taken by: a record, as long as that has not ended in `main`, or until a moment (H16)."""
+
+    key: str
+    id: Id
+    pos: int
+    until: float | None
 
 
 class Conflict(NamedTuple):

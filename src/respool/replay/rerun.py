@@ -182,6 +182,19 @@ class _Dry:
         self._calls.append((log, task, body, meta))
         return new_head(wall_clock()) if id is None else id
 
+    def call_now(
+        self, log: int, task: str, body: bytes, meta: Meta, id: Id | None, namespace: str
+    ) -> tuple[Any, tuple[int, int]]:
+        """Raise: nothing is sent, at once least of all."""
+        raise ConfigError("in a rerun calls are not sent")
+
+    def step(self, name: str) -> bytes | None:
+        """Return what a step of the call gave when it ran for real."""
+        return self._app.engine.step_done(self.record.pos, name) if self.record.task else None
+
+    def keep_step(self, name: str, value: bytes) -> None:
+        """Keep nothing: a rerun changes nothing."""
+
     def flush(self) -> None:
         """Raise: what was not sent has no state."""
         raise ConfigError("in a rerun calls are not sent, so that they have no state to ask for")

@@ -106,6 +106,13 @@ class Caller:
             begun = span.retries or span.redrives  # it was started in time
             if meta.expires is not None and meta.expires <= now and not begun:
                 return verdicts.expired(row, meta.expires, now)
+            if (
+                meta.latest
+                and not begun
+                and service.group.kind == "main"
+                and not self.run.is_latest(meta.latest, pos)
+            ):
+                return verdicts.replaced(row, now)
         if span.deliveries and span.deliveries >= runner.max_deliveries:
             return verdicts.ran_too_often(row, span, now)
         stopped: Verdict | None = self.storms.stopped(service, runner, row) if runner.stormy else None

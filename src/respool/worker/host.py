@@ -200,6 +200,7 @@ def keep_house(
         if time.monotonic() >= until:
             return True
     engine.sweep_limits(now - SWEPT_AFTER, STEP)
+    engine.sweep_locks(now, STEP)
     for group in groups:
         for task, ttl in dead_ttls.get(group.id, {}).items():
             drop_old(engine, group, task, ttl, lambda: time.monotonic() < until)

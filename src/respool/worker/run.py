@@ -250,6 +250,50 @@ class CurrentRun:
                 self.flush()
             return public_id(call.id)
 
+    def call_now(
+        self, log: int, task: str, body: bytes, meta: Meta, id: Id | None, namespace: str
+    ) -> tuple[NewCall, tuple[int, int]]:
+        """Return a call that does not wait in the outbox, and the fence to append it with. Raises Refused."""
+        with self._lock:
+            if self.row is None:
+                raise Refused("the run that made this call has ended; nothing was sent")
+            if self.excludes:
+                raise Refused(
+                    f"{task}: a unique call within self.transaction() could not be sent at once; nothing was "
+                    "sent. Make it before, or after"
+                )
+            self.used = True
+            return self._call(log, task, body, meta, id, namespace), self._fence
+
+    def is_latest(self, key: str, pos: int) -> bool:
+        """Say whether no later call has taken the key of the one at this position."""
+        lock = self._engine.lock_of(key)
+        return lock is None or lock.pos == pos
+
+    # Steps
+
+    def step(self, name: str) -> bytes | None:
+        """Return what a step of this call gave, in whatever run of whatever group; None: not done yet."""
+        self._check_step(name)
+        with self.shield():
+            return self._engine.step_done(self.record.pos, name)
+
+    def keep_step(self, name: str, value: bytes) -> None:
+        """Keep what a step of this call gave."""
+        with self.shield():
+            self._engine.keep_step(self.record.pos, name, value, wall_clock())
+
+    def _check_step(self, name: str) -> None:
+        if not isinstance(name, str) or not 0 < len(name) <= 200:
+            raise ConfigError(f"self.once: {name!r} is no name of a step: text of 1 to 200 characters")
+        if self.batch is not None:
+            raise ConfigError("self.once: a batch is many calls; a step is one call's")
+        if self.excludes:
+            raise ConfigError(
+                f"self.once({name!r}) within self.transaction(): its value could not be kept at once; call "
+                "it before"
+            )
+
     def _call(self, log: int, task: str, body: bytes, meta: Meta, id: Id | None, namespace: str) -> NewCall:
         parent = self.record
         group = self.service.group
@@ -266,6 +310,7 @@ class CurrentRun:
             group.name,
             self.service.generation_at(parent.pos),
             meta.offloaded,
+            meta.latest,
         )
         if id is None:
             id = self._derived(log, task, body, parent)

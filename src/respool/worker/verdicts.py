@@ -115,6 +115,12 @@ def expired(row: Row, expires: float, now: float) -> Verdict:
     return Verdict(row[0], ending="revoked", value=error, note="expired", started=now, ended=now)
 
 
+def replaced(row: Row, now: float) -> Verdict:
+    """Return the verdict on a call that a later one has replaced before it began."""
+    error = encode_error(Revoked("a later call like it has replaced it before it began"))
+    return Verdict(row[0], ending="revoked", value=error, note="replaced", started=now, ended=now)
+
+
 def skipped(pos: int) -> Verdict:
     """Return the verdict on a record that the group's filter leaves out."""
     return Verdict(pos, skipped=True)

@@ -18,8 +18,8 @@ from ...delivery.model import Bucket, Change, JournalEntry, Lease, NewCall, Outc
 from ...delivery.seek import held
 from ...delivery.spans import Span, count, intersect, merge, ranges_of, subtract
 from ...errors import AppendUnknown, EngineError, EngineUnavailable
-from ...record import Row, first_pos, log_of, offset_of
-from ..base import Counts, Group, ParkedFilter, Reads, Status
+from ...record import Id, Row, first_pos, log_of, offset_of
+from ..base import Counts, Group, ParkedFilter, Reads, Status, UniqueLock
 from .log import KafkaLog
 from .message import header_of
 from .stays import Stays
@@ -250,6 +250,34 @@ class KafkaState(KafkaLog):
     def next_due(self, group: int) -> float | None:
         """Return when the next of the group's parked records is due."""
         return self.inner.next_due(group)
+
+    def lock_of(self, key: str, connection: Any = None) -> UniqueLock | None:
+        """Return None: no call of this log has taken a key (`Capabilities.unique`)."""
+        return None
+
+    def append_unique(
+        self,
+        row: NewCall,
+        key: str,
+        seen: Id | None,
+        until: float | None,
+        fence: tuple[int, int] | None = None,
+        connection: Any = None,
+    ) -> int | None:
+        """Raise: a record and its lock would be in two stores."""
+        raise EngineError("Kafka has no unique calls: the call and its lock would be in two stores")
+
+    def sweep_locks(self, now: float, limit: int) -> int:
+        """Return 0: there are no locks."""
+        return 0
+
+    def step_done(self, pos: int, step: str) -> bytes | None:
+        """Return what a step of a call gave; None where it was not done."""
+        return self.inner.step_done(pos, step)
+
+    def keep_step(self, pos: int, step: str, value: bytes, now: float) -> None:
+        """Keep what a step of a call gave."""
+        self.inner.keep_step(pos, step, value, now)
 
     def limited(self, group: int, most: int) -> int:
         """Return how many records wait for limits, counted up to `most`."""

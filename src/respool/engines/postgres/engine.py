@@ -26,6 +26,7 @@ from .connection import Connection, moved_told
 from .enlist import Plain, checked
 from .inspect import PostgresInspect
 from .lent import PostgresLent
+from .locks import PostgresLocks
 from .log import ROWS_A_STATEMENT, PostgresLog, insert
 from .migrate import ensure_schema
 from .moving import PostgresMoving, refuse_incoming
@@ -45,6 +46,7 @@ _LOCKS = 0x5264  # of changes to streams and groups
 
 class PostgresEngine(
     PostgresLog,
+    PostgresLocks,
     PostgresState,
     PostgresWorks,
     PostgresInspect,

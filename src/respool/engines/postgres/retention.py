@@ -140,6 +140,7 @@ class PostgresRetention:
         gone = db.execute(self._sql["trim_ids"], bound).rowcount
         if gone:
             return int(gone)
+        db.execute(self._sql["trim_once"], {"lo": start, "hi": end})
         with connect(self.options, "retention") as other:  # one that can be told to stop
             if not detach_record(other, self.options.schema, start):
                 return 0  # somebody reads it, or has an enqueue open: the next round will do
@@ -178,5 +179,6 @@ class PostgresRetention:
             gone = [p for p in places if not any(s.lo <= p < s.hi for s in held)]
             if gone:
                 db.execute(self._sql["drop_kept"], {"gone": gone})
+                db.execute(self._sql["drop_once"], (gone,))
                 db.execute(self._sql["trim_journal"], {"first": first_pos(log), "end": edge})
         return len(gone)

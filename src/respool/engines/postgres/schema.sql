@@ -140,6 +140,22 @@ CREATE TABLE respool.waiting (                      -- for which buckets records
 CREATE INDEX waiting_next ON respool.waiting (grp, next) WHERE next IS NOT NULL;
 CREATE INDEX waiting_bucket ON respool.waiting (bucket);
 
+CREATE TABLE respool.unique_lock (                  -- calls of which there is to be one at a time (H16)
+    key         text PRIMARY KEY,
+    id          bytea NOT NULL,                     -- of the record that took it
+    pos         bigint,
+    until       double precision
+);
+
+CREATE TABLE respool.once (                         -- steps of calls that were done, for all groups that run them
+    pos         bigint NOT NULL,
+    step        text NOT NULL,
+    value       bytea NOT NULL,
+    at          double precision NOT NULL,
+    grp         bigint NOT NULL DEFAULT 0,          -- of none: the record's own
+    PRIMARY KEY (pos, step)
+);
+
 -- What was parked when its partition was dropped (H15).
 CREATE TABLE respool.kept (LIKE respool.record, PRIMARY KEY (pos));
 

@@ -425,6 +425,52 @@ ON CONFLICT (grp, pos) DO UPDATE SET (reason, due, task, retries, deliveries, re
     (excluded.reason, excluded.due, excluded.task, excluded.retries, excluded.deliveries, excluded.redrives,
      excluded.alone, excluded.body, excluded.error, excluded.at, excluded.waits);
 
+-- Unique calls, and steps that were done
+
+-- name: lock_of
+SELECT key, id, pos, until FROM respool.unique_lock WHERE key = %s;
+
+-- name: take_free_lock
+INSERT INTO respool.unique_lock (key, id, until) VALUES (%(key)s, %(id)s, %(until)s)
+ON CONFLICT (key) DO NOTHING RETURNING key;
+
+-- name: take_lock
+UPDATE respool.unique_lock SET id = %(id)s, until = %(until)s WHERE key = %(key)s AND id = %(seen)s RETURNING key;
+
+-- name: place_lock
+UPDATE respool.unique_lock SET pos = (SELECT i.pos FROM respool.ids i WHERE i.id = %(id)s)
+WHERE key = %(key)s RETURNING pos;
+
+-- name: locks_after
+-- With what tells whether the record has ended in `main`, but for leases.
+SELECT u.key, u.pos, (u.until IS NULL OR u.until <= %(now)s) AND NOT EXISTS (
+    SELECT 1 FROM respool.log l JOIN respool.grp g ON g.stream = l.stream AND g.kind = 'main'
+    CROSS JOIN LATERAL (SELECT cursor FROM respool.cursor WHERE grp = g.id AND log = l.id ORDER BY n DESC LIMIT 1) c
+    WHERE l.id = u.pos >> 40 AND (u.pos >= c.cursor
+        OR EXISTS (SELECT 1 FROM respool.gap p WHERE p.grp = g.id AND p.lo <= u.pos AND p.hi > u.pos)
+        OR EXISTS (SELECT 1 FROM respool.parked k WHERE k.grp = g.id AND k.pos = u.pos AND k.reason <> 'dead')))
+FROM respool.unique_lock u WHERE u.key > %(after)s ORDER BY u.key LIMIT %(limit)s;
+
+-- name: main_leases
+SELECT spans FROM respool.lease l JOIN respool.grp g ON g.id = l.grp WHERE g.kind = 'main';
+
+-- name: drop_locks
+DELETE FROM respool.unique_lock u USING unnest(%s::text[], %s::bigint[]) AS gone (key, pos)
+WHERE u.key = gone.key AND u.pos = gone.pos;
+
+-- name: once
+SELECT value FROM respool.once WHERE pos = %s AND step = %s;
+
+-- name: put_once
+INSERT INTO respool.once (pos, step, value, at) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING;
+
+-- name: trim_once
+DELETE FROM respool.once o WHERE o.pos >= %(lo)s AND o.pos < %(hi)s
+AND NOT EXISTS (SELECT 1 FROM respool.kept k WHERE k.pos = o.pos);
+
+-- name: drop_once
+DELETE FROM respool.once WHERE pos = ANY (%s);
+
 -- name: next_open
 SELECT least((SELECT min(k.due) FROM respool.position p CROSS JOIN LATERAL (
                  SELECT due FROM respool.parked WHERE grp = p.grp AND pos >> 40 = p.log AND due IS NOT NULL

@@ -28,6 +28,7 @@ from .doorbell import ALL, Doorbell, Kind, Sleeper, mask_of
 from .enlist import checked
 from .inspect import SQLiteInspect
 from .lent import SQLiteLent
+from .locks import SQLiteLocks
 from .log import SQLiteLog, append_row, append_rows, append_run
 from .moving import SQLiteMoving, refuse_incoming
 from .retention import SQLiteRetention
@@ -54,6 +55,7 @@ class SQLiteOptions:
 class SQLiteEngine(
     SQLiteLog,
     SQLiteState,
+    SQLiteLocks,
     SQLiteWorks,
     SQLiteInspect,
     SQLiteRetention,

@@ -147,6 +147,7 @@ def _remove(db: Any, stream: Stream, lo: int, hi: int, kept: Collection[int], fl
     db.execute(SQL["trim_records"], (lo, hi, but))
     removed = int(db.changes())
     db.execute(SQL["trim_outcomes"], (lo, hi, but, stream.id))
+    db.execute(SQL["trim_once"], (lo, hi, but))
     low = lo - MAX_LEASE  # no entry is longer, but those of a purge
     db.execute(SQL["trim_journal"], (low, hi, floor, stream.id))
     db.execute(SQL["trim_purges"], (low, lo, floor, stream.id))

@@ -108,6 +108,39 @@ CREATE TABLE waiting (                              -- for which buckets records
 CREATE INDEX waiting_next ON waiting (grp, next) WHERE next IS NOT NULL;
 CREATE INDEX waiting_bucket ON waiting (bucket);
 
+CREATE TABLE unique_lock (                          -- calls of which there is to be one at a time (H16)
+    key         TEXT PRIMARY KEY,
+    id          NOT NULL,                           -- of the record that took it
+    pos         INTEGER NOT NULL,
+    until       REAL
+) WITHOUT ROWID;
+
+-- A record and its lock, in one statement (H1), where the key is taken by what was `seen` there.
+CREATE VIEW unique_call AS SELECT NULL AS log, NULL AS first, NULL AS last, NULL AS lease, NULL AS owner, NULL AS task,
+    NULL AS body, NULL AS meta, NULL AS id, NULL AS time, NULL AS seq, NULL AS key, NULL AS seen, NULL AS until;
+CREATE TRIGGER append_unique INSTEAD OF INSERT ON unique_call BEGIN
+    SELECT RAISE(ABORT, 'lock taken') WHERE (SELECT id FROM unique_lock WHERE key = NEW.key) IS NOT NEW.seen;
+    SELECT RAISE(ABORT, 'lease lost') WHERE NEW.lease IS NOT NULL
+        AND NOT EXISTS (SELECT 1 FROM lease WHERE id = NEW.lease AND owner = NEW.owner);
+    INSERT INTO record (pos, task, body, meta, id, time, seq)
+    SELECT ifnull((SELECT max(floor, ifnull((SELECT max(pos) FROM record WHERE pos BETWEEN NEW.first AND NEW.last) + 1, 0))
+                   FROM log WHERE id = NEW.log), 'no such log'),
+           NEW.task, NEW.body, NEW.meta, NEW.id, NEW.time, NEW.seq
+    WHERE true ON CONFLICT (id) WHERE id IS NOT NULL DO NOTHING;
+    INSERT INTO unique_lock (key, id, pos, until)
+    SELECT NEW.key, NEW.id, pos, NEW.until FROM record WHERE id IS NOT NULL AND id = NEW.id
+    ON CONFLICT (key) DO UPDATE SET id = excluded.id, pos = excluded.pos, until = excluded.until;
+END;
+
+CREATE TABLE once (                                 -- steps of calls that were done, for all groups that run them
+    pos         INTEGER NOT NULL,
+    step        TEXT NOT NULL,
+    value       BLOB NOT NULL,
+    at          REAL NOT NULL,
+    grp         INTEGER NOT NULL DEFAULT 0,         -- of none: the record's own
+    PRIMARY KEY (pos, step)
+) WITHOUT ROWID;
+
 CREATE TABLE outcome (
     grp         INTEGER NOT NULL,
     pos         INTEGER NOT NULL,

@@ -387,6 +387,34 @@ SELECT count(*) FROM (SELECT 1 FROM parked WHERE grp = ?1 AND waits IS NOT NULL 
 -- name: buckets_of
 SELECT id, rule, key, rate, burst, slots, tokens, at FROM bucket WHERE id IN (SELECT value FROM json_each(?1));
 
+-- name: lock_of
+SELECT key, id, pos, until FROM unique_lock WHERE key = ?1;
+
+-- name: append_unique
+INSERT INTO unique_call (log, first, last, lease, owner, task, body, meta, id, time, seq, key, seen, until)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: locks_after
+-- With what tells whether the record has ended in `main`, but for leases.
+SELECT u.key, u.pos, (u.until IS NULL OR u.until <= ?2) AND NOT EXISTS (
+    SELECT 1 FROM log l JOIN grp g ON g.stream = l.stream AND g.kind = 'main'
+    JOIN position p ON p.grp = g.id AND p.log = l.id
+    WHERE l.id = u.pos >> 40 AND (u.pos >= p.cursor OR EXISTS (
+        SELECT 1 FROM parked k WHERE k.grp = g.id AND k.pos = u.pos AND k.reason <> 'dead')))
+FROM unique_lock u WHERE u.key > ?1 ORDER BY u.key LIMIT ?3;
+
+-- name: main_leases
+SELECT spans FROM lease l JOIN grp g ON g.id = l.grp WHERE g.kind = 'main';
+
+-- name: drop_lock
+DELETE FROM unique_lock WHERE key = ?1 AND pos = ?2;
+
+-- name: once
+SELECT value FROM once WHERE pos = ?1 AND step = ?2;
+
+-- name: put_once
+INSERT INTO once (pos, step, value, at) VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING;
+
 -- name: add_worker
 INSERT INTO worker (app, name, host, boot, pid, started, beaten, info) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, ?7) RETURNING id;
 
@@ -594,6 +622,9 @@ UPDATE log SET floor = max(floor, ?2) WHERE id = ?1;
 
 -- name: trim_records
 DELETE FROM record WHERE pos >= ?1 AND pos < ?2 AND pos NOT IN (SELECT value FROM json_each(?3));
+
+-- name: trim_once
+DELETE FROM once WHERE pos >= ?1 AND pos < ?2 AND pos NOT IN (SELECT value FROM json_each(?3));
 
 -- name: trim_outcomes
 DELETE FROM outcome WHERE grp IN (SELECT id FROM grp WHERE stream = ?4) AND pos >= ?1 AND pos < ?2

@@ -1,0 +1,107 @@
+"""Unique calls and steps that were done, in PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import psycopg
+
+from ...delivery.model import NewCall
+from ...delivery.spans import Finder, Span
+from ...record import Id
+from ..base import UniqueLock
+from .connection import Connection
+from .log import id_bytes, id_from, insert
+
+Db = psycopg.Connection[Any]
+_unpack_spans = msgspec.msgpack.Decoder(list[Span]).decode
+
+
+class PostgresLocks:
+    """Which keys are taken by which records (H16), and what of a call was done once and for all (H14)."""
+
+    _state: Connection
+    _reader: Connection
+    _writer: Connection
+    _swept: str = ""
+    _sequence: Callable[[int], str]
+    _appending: Callable[[int, Any], Any]
+    ring_log: Callable[[Any, int], Any]
+
+    @property
+    def _sql(self) -> dict[str, bytes]:
+        return self._writer.sql
+
+    def lock_of(self, key: str, connection: Any = None) -> UniqueLock | None:
+        """Return what a key is taken by, or was."""
+
+        def look(db: Any) -> UniqueLock | None:
+            row = db.execute(self._sql["lock_of"], (key,)).fetchone()
+            return None if row is None else UniqueLock(row[0], id_from(bytes(row[1])), *row[2:])
+
+        return look(connection) if connection is not None else self._reader.read(look)
+
+    def append_unique(
+        self,
+        row: NewCall,
+        key: str,
+        seen: Id | None,
+        until: float | None,
+        fence: tuple[int, int] | None = None,
+        connection: Any = None,
+    ) -> int | None:
+        """Append a record and have it take a key; None where another has taken it since."""
+        bound = {"key": key, "id": id_bytes(row.id), "until": until}
+        if seen is not None:
+            bound["seen"] = id_bytes(seen)
+
+        def append(db: Any) -> int | None:
+            taken = db.execute(self._sql["take_free_lock" if seen is None else "take_lock"], bound).fetchone()
+            if taken is None:
+                return None
+            insert(db, self._sql, self._sequence, [row], 0, fence)
+            (pos,) = db.execute(self._sql["place_lock"], bound).fetchone()
+            self.ring_log(db, row.log)
+            return int(pos)
+
+        def at_once(db: Db) -> int | None:
+            with db.transaction():
+                return append(db)
+
+        if connection is not None:
+            return append(connection)
+        pos: int | None = self._appending(row.log, at_once)
+        return pos
+
+    def sweep_locks(self, now: float, limit: int) -> int:
+        """Forget locks of records that have ended, of the next `limit` locks."""
+        bound = {"after": self._swept, "now": now, "limit": limit}
+        page = self._reader.read(lambda db: db.execute(self._sql["locks_after"], bound).fetchall())
+        self._swept = page[-1][0] if len(page) == limit else ""
+        ended = [(key, pos) for key, pos, is_ended in page if is_ended]
+        if not ended:
+            return 0
+
+        def drop(db: Db) -> int:
+            leases = db.execute(self._sql["main_leases"]).fetchall()
+            leased = Finder(span for (spans,) in leases for span in _unpack_spans(spans))
+            gone = [(key, pos) for key, pos in ended if leased.find(pos) is None]
+            keys, positions = [key for key, _ in gone], [pos for _, pos in gone]
+            return db.execute(self._sql["drop_locks"], (keys, positions)).rowcount
+
+        return self._state.append(drop)
+
+    def step_done(self, pos: int, step: str) -> bytes | None:
+        """Return what a step of a call gave; None where it was not done."""
+
+        def look(db: Db) -> bytes | None:
+            row = db.execute(self._sql["once"], (pos, step)).fetchone()
+            return None if row is None else bytes(row[0])
+
+        return self._reader.read(look)
+
+    def keep_step(self, pos: int, step: str, value: bytes, now: float) -> None:
+        """Keep what a step of a call gave."""
+        self._writer.append(lambda db: db.execute(self._sql["put_once"], (pos, step, value, now)))

@@ -1,0 +1,115 @@
+"""Unique calls and steps that were done, in SQLite: each write is one statement (H1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import apsw
+import msgspec
+
+from ...delivery.model import NewCall
+from ...delivery.spans import Finder, Span
+from ...record import Id
+from ..base import LeaseLost, UniqueLock
+from .connection import Connection
+from .log import _ends, _head_seq, _no_log
+from .sql import SQL
+
+_unpack_spans = msgspec.msgpack.Decoder(list[Span]).decode
+
+
+class SQLiteLocks:
+    """Which keys are taken by which records (H16), and what of a call was done once and for all (H14)."""
+
+    _state: Connection
+    _writer: Connection
+    _reader: Connection
+    _swept: str = ""
+
+    def lock_of(self, key: str, connection: Any = None) -> UniqueLock | None:
+        """Return what a key is taken by, or was."""
+        if connection is not None:
+            return _lock(connection, key)
+        with self._reader.lock, self._reader.reading() as db:
+            return _lock(db, key)
+
+    def append_unique(
+        self,
+        row: NewCall,
+        key: str,
+        seen: Id | None,
+        until: float | None,
+        fence: tuple[int, int] | None = None,
+        connection: Any = None,
+    ) -> int | None:
+        """Append a record and have it take a key; None where another has taken it since."""
+        if connection is not None:
+            return _append(connection, row, key, seen, until, fence)
+        lost, pos = False, None
+        with self._writer.lock, self._writer.writing() as db:
+            try:
+                pos = _append(db, row, key, seen, until, fence)
+            except LeaseLost:
+                lost = True
+        if lost:
+            raise LeaseLost
+        if pos is not None:
+            self.ring(row.log)
+        return pos
+
+    def ring(self, log: int, *, everyone: bool = False) -> None:
+        """Wake workers."""
+        raise NotImplementedError
+
+    def sweep_locks(self, now: float, limit: int) -> int:
+        """Forget locks of records that have ended, of the next `limit` locks."""
+        with self._reader.lock, self._reader.reading() as db:
+            page = db.execute(SQL["locks_after"], (self._swept, now, limit)).fetchall()
+        self._swept = page[-1][0] if len(page) == limit else ""
+        if not any(ended for _, _, ended in page):
+            return 0
+        with self._state.lock, self._state.writing() as db:
+            db.execute("BEGIN IMMEDIATE")
+            # Nothing that was seen to be no longer parked nor pending can have been leased since, but by a
+            # seek or a redrive; what is leased now was leased then.
+            leased = Finder(
+                span for (spans,) in db.execute(SQL["main_leases"]) for span in _unpack_spans(spans)
+            )
+            gone = [(key, pos) for key, pos, ended in page if ended and leased.find(pos) is None]
+            db.executemany(SQL["drop_lock"], gone)
+            db.execute("COMMIT")
+        return len(gone)
+
+    def step_done(self, pos: int, step: str) -> bytes | None:
+        """Return what a step of a call gave; None where it was not done."""
+        with self._reader.lock, self._reader.reading() as db:
+            found: bytes | None = db.execute(SQL["once"], (pos, step)).get
+            return found
+
+    def keep_step(self, pos: int, step: str, value: bytes, now: float) -> None:
+        """Keep what a step of a call gave."""
+        with self._writer.lock, self._writer.writing() as db:
+            db.execute(SQL["put_once"], (pos, step, value, now))
+
+
+def _lock(db: Any, key: str) -> UniqueLock | None:
+    row = db.execute(SQL["lock_of"], (key,)).fetchone()
+    return None if row is None else UniqueLock(*row)
+
+
+def _append(
+    db: Any, row: NewCall, key: str, seen: Id | None, until: float | None, fence: tuple[int, int] | None
+) -> int | None:
+    head = (row.log, *_ends(row.log), *(fence or (None, None)))
+    record = (row.task, row.body, row.meta, row.id, int(row.time * 1_000_000), _head_seq(row.id, row.time))
+    try:
+        db.execute(SQL["append_unique"], (*head, *record, key, seen, until))
+    except apsw.MismatchError:
+        raise _no_log(row.log) from None
+    except apsw.ConstraintError as error:
+        if "lock taken" in str(error):
+            return None
+        if "lease lost" in str(error):
+            raise LeaseLost from None
+        raise
+    return int(db.execute(SQL["by_id"], (row.id,)).get)

@@ -1,0 +1,107 @@
+"""Calls of which there is to be one at a time: `unique=` of a task, decided where they are sent (H16).
+
+A lock names the record that took it. Whether it holds is read from where that record is in `main`: what has
+ended there (done, a dead letter, cut off) holds nothing, and nobody has to free it, so no crash leaves one
+behind and no replay frees one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from .callkeys import CallKey
+from .clock import now as wall_clock
+from .engines import public_id
+from .errors import DuplicateCall, EngineUnavailable
+from .record import id_text
+from .result import AsyncResult
+
+if TYPE_CHECKING:
+    from .app import App
+    from .delivery.model import NewCall
+    from .engines.base import Engine, UniqueLock
+
+TRIES = 100  # each time somebody else has taken the key meanwhile
+OnDuplicate = Literal["existing", "raise", "replace"]
+
+
+class Unique:
+    """What makes two calls of a task the same, and what becomes of the second."""
+
+    def __init__(
+        self,
+        task: str,
+        fn: Callable[..., Any],
+        bound: bool,
+        options: Mapping[str, Any],
+        encode: Callable[[Any, str], bytes],
+    ) -> None:
+        self.task = task
+        self.while_pending = options["unique_until"] == "started"
+        self.window: float | None = options["unique_for"]
+        self.on_duplicate: OnDuplicate = options["on_duplicate"]
+        self.debounce: float | None = options["debounce"]
+        by = options["unique"]
+        self._by_arguments, self._encode = by is True, encode
+        self._key = None if by in (True, "function") else CallKey(f"task {task}: unique", by, fn, bound)
+        parameters = list(inspect.signature(fn).parameters.values())[bound:]
+        self._signature = inspect.Signature(parameters)
+
+    def key(self, app: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+        """Return what the call takes. Raises BadArguments where a key function does not give one."""
+        rest = ""
+        if self._by_arguments:
+            given = self._signature.bind(*args, **kwargs)
+            given.apply_defaults()
+            encoded = self._encode([[name, value] for name, value in given.arguments.items()], "args")
+            rest = hashlib.blake2b(encoded, digest_size=16).hexdigest()
+        elif self._key is not None:
+            rest = self._key.of(args, kwargs)
+        return f"{app}/{self.task}/{rest}"
+
+
+def send(
+    app: App, rule: Unique, key: str, row: NewCall, fence: tuple[int, int] | None, connection: Any
+) -> AsyncResult[Any]:
+    """Append a call unless there is one like it; return the handle of that which is there then.
+
+    Raises: DuplicateCall, and as `delay()`.
+    """
+    engine, now = app.engine, wall_clock()
+    until = None if rule.window is None else now + rule.window
+    for _ in range(TRIES):
+        lock = engine.lock_of(key, connection)
+        if lock is not None and lock.id == row.id:  # sent before, by this run or with this id
+            return AsyncResult(app, public_id(row.id), pos=lock.pos)
+        if lock is not None and rule.on_duplicate != "replace" and holds(app, engine, lock, rule, now):
+            existing: AsyncResult[Any] = AsyncResult(app, public_id(lock.id))
+            if rule.on_duplicate == "raise":
+                raise DuplicateCall(
+                    f"{rule.task}: call {id_text(public_id(lock.id))} is the same, and not ended; nothing "
+                    "was sent. Its handle is this error's `existing`",
+                    existing,
+                )
+            return existing
+        pos = engine.append_unique(row, key, None if lock is None else lock.id, until, fence, connection)
+        if pos is not None:
+            return AsyncResult(app, public_id(row.id), pos=None if connection is not None else pos)
+    raise EngineUnavailable(
+        f"{rule.task}: others took the same key {TRIES} times in between; nothing was sent"
+    )
+
+
+def holds(app: App, engine: Engine, lock: UniqueLock, rule: Unique, now: float) -> bool:
+    """Say whether the record that a lock names keeps others out."""
+    if lock.until is not None:
+        return now < lock.until
+    status = engine.status(app.group_at(lock.pos, "main"), lock.pos)
+    if status.place in ("done", "outside"):
+        return False
+    if status.place == "parked":
+        assert status.parked is not None
+        begun = status.parked.reason == "retry"
+        return status.parked.reason != "dead" and not (begun and rule.while_pending)
+    return status.place == "pending" or not rule.while_pending
