@@ -596,6 +596,8 @@ class App:
         connection = None if outer is None else outer.connection
         try:
             if run is None:
+                if self._gates and (gate := self._gates.get(queue)) is not None:
+                    gate.enter(self.engine, self._main_of(queue))
                 row = self._row(log, rule.task, body, meta, id)
                 self._refuse_taken(row, id)
                 return send_unique(self, rule, key, row, None, connection)
