@@ -153,6 +153,73 @@ def test_kill_at_a_stage(place: Place, stage: str, victim: str) -> None:
     place.check()
 
 
+BATCHED = """
+@app.task(batch=8)
+def task(numbers):
+    for n in numbers:
+        note("start", "task", n)
+    for n in numbers:
+        made.delay(n)
+    if 50 in numbers and once("run"):
+        kill()
+    if len(numbers) > 1 and 20 in numbers:
+        raise ValueError("not with others")
+    if len(numbers) == 2 and once("part"):
+        kill()
+    return [[n, "v"] for n in numbers]
+
+
+if IN_WORKER:
+    before(page.Slot, "add_results", "returned")
+    after(page.Slot, "add_results", "kept")
+"""
+SPLIT = 2 * 14 + 8  # 4, 2, 1, 1, 2 and 4 calls run again until 20 stands alone; twice where the kill was amid
+BATCH_STAGES = {  # how many runs may be repeated: those of the batch, or of the part of it, that was running
+    "claimed": 0,
+    "run": 8,
+    "part": 2,
+    "returned": 8,
+    "kept": 8,
+    "settling": 0,
+    "writing": 0,
+    "settled": 0,
+}
+
+
+@on_each_engine
+@pytest.mark.parametrize(
+    ("stage", "victim"),
+    [
+        *((stage, "child") for stage in BATCH_STAGES),
+        ("run", "group"),
+        ("kept", "group"),
+        ("part", "supervisor"),
+    ],
+)
+def test_kill_at_a_stage_of_a_batch(place: Place, stage: str, victim: str) -> None:
+    """Nothing is lost, and nothing of what was finished runs again; nobody is buried for its neighbours."""
+    hooks = STAGED[STAGED.index("VICTIM =") :]
+    module = place.module(hooks, BATCHED, "@app.task\ndef made(n):\n    note('start', 'made', n)\n")
+    place.touch(stage)
+    results = module.task.delay_many(range(100))
+    worker = place.worker(1, env={"VICTIM": victim})
+    eventually(lambda: not (place.folder / stage).exists(), stage)
+    if victim != "child":
+        worker.wait()
+        worker = place.worker(1)
+    assert results.get(timeout=30) == [[n, "v"] for n in range(100)]
+    eventually(place.idle)
+    runs = place.runs("task")
+    assert set(runs) == {str(n) for n in range(100)}
+    assert sum(runs.values()) - 100 <= BATCH_STAGES[stage] + SPLIT
+    assert place.runs("made") == {str(n): 1 for n in range(100)}, (
+        "what a run that was split sent, its parts send"
+    )
+    assert not dead_letters(place.app)
+    assert worker.stop() == 0
+    place.check()
+
+
 def test_large_result_is_not_lost_between_run_and_settlement(place: Place) -> None:
     """H2: what finds no room in shared memory is not finished until it is settled."""
     module = place.module(STAGED)
