@@ -8,6 +8,7 @@ A table stands between `<!-- name:begin -->` and `<!-- name:end -->`; `TABLES` s
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 import sys
@@ -62,6 +63,18 @@ LISTED = {
 }
 
 
+FUNCTIONS = {
+    "respool.replay": (
+        *("create_replay", "plan_replay", "create_group", "group_of", "how_far", "follow", "pause", "resume"),
+        *("plan_seek", "seek", "resume_seek", "compare", "purge", "check"),
+    ),
+    "respool.replay.rerun": ("rerun",),
+    "respool.replay.capture": ("capture",),
+    "respool.replay.export": ("exported",),
+    "respool.testing": ("work", "captured"),
+}
+
+
 def settings() -> str:
     """Return the table of an app's settings."""
     return table("setting", ((name, item.default, item.meaning) for name, item in SETTINGS.items()))
@@ -97,6 +110,20 @@ def fields() -> str:
     for owner, where in LISTED.items():
         names = getattr(owner, "_fields", None) or list(inspect.get_annotations(owner))
         lines.append(f"| {where} | {', '.join(f'`{name}`' for name in names)} |")
+    return "\n".join(lines)
+
+
+def functions() -> str:
+    """Return what `respool.replay` has for code: the library behind the commands."""
+    lines = ["| from | function | |", "|---|---|---|"]
+    for module, names in FUNCTIONS.items():
+        found = importlib.import_module(module)
+        for name in names:
+            parameters = inspect.signature(getattr(found, name)).parameters.values()
+            kept = ", ".join(p.name for p in parameters if p.kind is not p.KEYWORD_ONLY)
+            more = ", ".join(f"{p.name}=" for p in parameters if p.kind is p.KEYWORD_ONLY)
+            text = f"{name}({', '.join(filter(None, (kept, more)))})"
+            lines.append(f"| `{module}` | `{text}` | {first_line(getattr(found, name))} |")
     return "\n".join(lines)
 
 
@@ -164,7 +191,13 @@ def first_line(thing: Any) -> str:
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "engines.md": {"capabilities": capabilities},
     "operations.md": {"settings": settings, "options": options},
-    "reference.md": {"members": members, "fields": fields, "errors": error_tree, "commands": commands},
+    "reference.md": {
+        "members": members,
+        "fields": fields,
+        "functions": functions,
+        "errors": error_tree,
+        "commands": commands,
+    },
 }
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 SILENT = 3.0  # seconds without a beat, of which there is one a second, after which that is worth saying …
 GONE = 10.0  # … and after which a worker is not counted on
 _HELD = {
-    "paused": "{served} is paused; to have it go on: respool groups resume {group}",
-    "seek": "{served} is being moved by a seek; if it was left in the middle: respool seek {group} --resume",
+    "paused": "{served} is paused; to have it go on: respool groups resume {group} --queue {queue}",
+    "seek": "{served} is being moved; left in the middle? respool seek {group} --queue {queue} --resume",
 }
 _named: dict[str, tuple[str, str | None]] = {}  # by an App's name: what named it on the command line
 
@@ -115,7 +115,9 @@ def explain_waiting(
     status = engine.status(group, pos)
     stopped = next((held(each.settings) for each in engine.groups() if each.id == group.id), None)
     if stopped is not None:
-        return _HELD[stopped].format(served=served, group=shlex.quote(group.name))
+        return _HELD[stopped].format(
+            served=served, group=shlex.quote(group.name), queue=shlex.quote(stream.name)
+        )
     nobody = "" if workers else f"no worker serves {served}{_last(known)}; {how_to_serve(stream, group, app)}"
     if status.parked is not None:
         if status.parked.waits is not None:

@@ -293,7 +293,9 @@ def test_a_paused_group_runs_nothing_until_it_goes_on(app, ran):
     work(app)  # --burst ends: nothing can be run
     assert ran == []
     assert handle.state == "PENDING"
-    with pytest.raises(TimeoutError, match="is paused; to have it go on: respool groups resume main"):
+    with pytest.raises(
+        TimeoutError, match="is paused; to have it go on: respool groups resume main --queue default"
+    ):
         handle.get(timeout=0)
     resume(app.engine, group)
     work(app)

@@ -105,10 +105,7 @@ def create_replay(
 
 
 def set_rate(engine: Engine, group: int, rate: float | None) -> None:
-    """Have a group be granted so many records a second from now on; None: as many as there are.
-
-    Workers that serve it take it over when they start.
-    """
+    """Have a group be granted so many records a second from now on; None: as many as there are."""
     engine.transact(
         Reads(group), lambda view, change: change.settings.update(rate=rate, pace=None), synced=True
     )

@@ -210,7 +210,7 @@ class Executor:
                 freed = change.limits is not None
             if not claim_next:
                 return None
-            service.rewinds = view.settings.get("rewinds", ())
+            service.rewinds, service.rate = view.settings.get("rewinds", ()), view.settings.get("rate")
             if settlement is not None and settlement.waits:
                 return claim_with(view, change, request, settlement.waits_as)
             return claim(view, change, request)

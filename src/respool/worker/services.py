@@ -116,6 +116,7 @@ class Service:
     only: Runner | None = None  # a subscription runs one function for whatever type of event
     sends: bool = True  # the calls its runs make are sent
     choice: Choice | None = None  # which records it runs; None: all within its bounds
+    rate: float | None = None  # records a second that it may be granted, as of the last claim; None: all
     rewinds: Sequence[Any] = ()  # from where on its records are of which generation, as of the last claim
     batch: int = 0  # the largest batch that its tasks take, 0: none does
     stormy: dict[str, Runner] = field(default_factory=dict)  # tasks with a breaker or a retry budget
@@ -129,11 +130,6 @@ class Service:
         runners = (*self.runners.values(), *([self.only] if self.only else []))
         self.batch = max((runner.batch or 0 for runner in runners), default=0)
         self.stormy = {runner.name: runner for runner in runners if runner.stormy}
-
-    @property
-    def rate(self) -> float | None:
-        """How many records a second it may be granted; None: as many as there are."""
-        return self.group.settings.get("rate")
 
     def generation_at(self, pos: int) -> int:
         """Return which generation of the group runs a record (H8)."""
@@ -229,4 +225,5 @@ def _service(
         runners,
         sends=group.kind == "main" or group.settings.get("outbox") == "send",
         choice=choice_of(stream, group, known, app.settings["pickle_key"], app.payload),
+        rate=group.settings.get("rate"),
     )
