@@ -94,7 +94,7 @@ def test_on_a_terminal_it_asks_and_shows_how_far_it_is(filled, folder):
         (("--from", FROM, "--to", FROM), 2, "is the source and the target"),
         (("--from", "sqlite:///none.db", "--to", TO), 2, "--from: there is no log at sqlite:////"),
         (("--from", "sqlite:///:memory:", "--to", TO), 2, "keeps its log in memory"),
-        (("--from", FROM, "--to", "mysql://x"), 2, "no engine for 'mysql'"),
+        (("--from", FROM, "--to", "mysql://x"), 2, "a URL looks like: sqlite"),
         (("--from", FROM, "--to", TO, "--wait", "soon"), 2, "is no duration"),
         (
             ("--from", FROM, "--to", "postgresql://me:secret@127.0.0.1:1/x"),
