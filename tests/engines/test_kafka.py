@@ -268,7 +268,10 @@ def test_what_is_trimmed_before_it_was_done_is_lost_and_counted(
     assert "4 record(s)" in caplog.text
     finish(engine, main, lease)
     assert engine.counters(main.id) == {"lost: trimmed before they were done": 4}
-    assert [engine.status(main, first + n).how for n in (0, 3, 4, 7)] == [None, None, "done", "done"]
+    assert [engine.status(main, first + n).how for n in (0, 3, 4, 7)] == [
+        *("trimmed", "trimmed"),
+        *("done", "done"),
+    ]
     assert [e.how for e in engine.journal(main.id, first + 2)] == ["trimmed"]
     rest = grant(engine, main, 8)
     assert granted(rest) == [first + 8, first + 9]
