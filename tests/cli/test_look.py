@@ -7,7 +7,7 @@ import time
 import pytest
 
 from respool.clock import now as wall_clock
-from respool.delivery.model import Verdict
+from respool.delivery.model import Parked, Verdict
 from respool.engines.base import Reads
 from respool.record import new_head
 from respool.remote import encode_error
@@ -78,6 +78,24 @@ def test_lag_counts_every_place(cli, app, worker):
     assert re.search(r"default +main +1 +1 .*5\.\d+s add", table)
     assert "shop/fast: 1 call of tasks nobody knows: nobody" in table
     assert "shop/fast: no worker serves it; start one: respool -A shop worker" in table
+
+
+def test_lag_shows_what_waits_for_limits(cli, app):
+    first, second = app.tasks["add"].delay(1, 1), app.tasks["add"].delay(2, 2)
+    assert "limited" not in cli("-A", "shop", "lag")
+    queue = app.stream_of("queue", "default")
+    group = next(each for each in app.groups() if each.stream == queue.id)
+    ((log, lo, _),) = app.engine.bounds(queue)
+
+    def park(view, change):
+        change.cursors.append((log, lo + 1))
+        change.parked.append(Parked(lo, "limited", None, "add", at=wall_clock(), waits=7))
+
+    app.engine.transact(Reads(group.id), park)
+    lag = row(cli.rows("-A", "shop", "lag"), name="default")
+    assert (lag["limited"], lag["pending"]) == (1, 1)
+    assert "limited" in cli("-A", "shop", "lag")
+    assert (first.state, second.state) == ("PENDING", "PENDING")
 
 
 def test_lag_and_check_count_alike(cli, app, worker):
