@@ -310,15 +310,20 @@ def test_h3_a_batch_is_started_before_its_bound_is_looked_at(app: App) -> None:
         executor, service, lease = _batch_of(app, slot, 4, task)
         words: Any = slot.words
         steps, returned = [0], []
+        seen: list[Any] = []
 
         def supervisor_comes(word: int) -> None:
+            """It looks while the first batch runs, and acts on that some moments later."""
             steps[0] += 1  # noqa: B023
-            if steps[0] == moment:  # noqa: B023
-                words.after_read = words.before_write = lambda word: None  # noqa: B023
-                seen = slot.snapshot()  # noqa: B023
-                if seen is not None and seen.running:
-                    child: Any = SimpleNamespace(slot=slot)  # noqa: B023
-                    returned.extend(lower_bound(child, seen))  # noqa: B023
+            words.after_read = words.before_write = lambda word: None  # noqa: B023
+            if not seen:  # noqa: B023
+                now = slot.snapshot()  # noqa: B023
+                seen.extend([now] if now is not None and now.running else [])  # noqa: B023
+            elif steps[0] == moment:  # noqa: B023
+                child: Any = SimpleNamespace(slot=slot)  # noqa: B023
+                returned.extend(lower_bound(child, seen[0]))  # noqa: B023
+                return
+            words.after_read = words.before_write = supervisor_comes  # noqa: B023
 
         words.after_read = words.before_write = supervisor_comes
         executor.batching.run(service, lease)
