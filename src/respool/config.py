@@ -322,7 +322,7 @@ def parse_url(url: str) -> Location:
     except ValueError:  # whose text may repeat it, with its password
         parts = None
     if parts is None:
-        raise ConfigError(f"the URL {_without_password(url)!r} cannot be read")
+        raise ConfigError(f"the URL {without_password(url)!r} cannot be read")
     if parts.scheme == "sqlite":
         return _sqlite_location(url, parts)
     if parts.scheme in ("postgresql", "postgres"):
@@ -330,12 +330,13 @@ def parse_url(url: str) -> Location:
     if parts.scheme == "kafka":
         return _kafka_location(parts)
     known = "sqlite:///respool.db, postgresql://user:password@host/database, kafka://host:9092?state=…"
-    wrong = repr(_without_password(url)) if not parts.scheme else parts.scheme
+    wrong = repr(without_password(url)) if not parts.scheme else parts.scheme
     raise ConfigError(f"no engine for {wrong}; a URL looks like: {known}")
 
 
-def _without_password(url: str) -> str:
-    return re.sub(r":[^@/]*@", ":…@", url)
+def without_password(url: str) -> str:
+    """Return a URL for people: with … in place of its password."""
+    return re.sub(r"([?&]\w*password=)[^&]*", r"\1…", re.sub(r":[^@/]*@", ":…@", url))
 
 
 def _postgres_location(parts: SplitResult) -> Location:

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from .clock import now as wall_clock
+from .config import without_password
 from .delivery.model import LIMITED, WAITING, Bucket, Lease, Parked
 from .delivery.seek import held
 from .delivery.storms import gauges
@@ -44,7 +45,7 @@ def worker_command(group: Group) -> str:
     """Return the command that starts a worker for a group; `-A …` where nothing here names its App."""
     spec, url = _named.get(group.app) or (_spec_of(group.app), None)
     words = ["respool", "-A", shlex.quote(spec) if spec else "…"]
-    words += ["--url", shlex.quote(url)] if url else []
+    words += ["--url", shlex.quote(without_password(url))] if url else []
     words.append("worker")
     if group.kind not in ("main", "subscription"):  # those are served without being named
         words += ["--group", shlex.quote(group.name)]

@@ -5,11 +5,16 @@ import re
 import urllib.parse
 import uuid
 
+import psycopg
 import pytest
 from tests.cli.support import run
 from tests.engines.conftest import session_database as session_database
+from tests.engines.test_postgres import Reader
 from tests.services.fixtures import postgres as postgres
 from tests.services.fixtures import services_run as services_run
+
+from respool import App
+from respool.testing import work
 
 
 @pytest.fixture
@@ -58,6 +63,45 @@ def test_calls_from_their_sending_to_a_replay(shop, folder):
     assert re.search(r"records in postgresql://\w+@[\d.:]+/\w+: each is in one place", shop("check"))
     assert shop("workers").startswith("No workers.")
     assert not list(folder.glob("respool.db*"))
+
+
+def test_lag_shows_who_holds_numbers_and_that_the_group_waits(shop, url, monkeypatch):
+    """G4: beyond the cap the cursor waits, visibly."""
+    from respool.engines.postgres import inspect, state
+
+    shop("call", "add", "1", "1")
+    app = App("shop", url=url)
+    app.task(name="add")(lambda x, y: x + y)
+    work(app)
+    for module in (state, inspect):
+        monkeypatch.setattr(module, "MAX_GAPS", 3)
+    main = next(group for group in app.groups() if group.name == "main" and group.app == "shop")
+    with psycopg.connect(url.partition("?")[0]) as held:
+        for _ in range(5):
+            app.tasks["add"].apply_async((1, 1), connection=held)
+            app.tasks["add"].delay(2, 2)
+        reader = Reader(app.engine, main)
+        assert len(reader.drain()) == 3
+        (row,) = [json.loads(line) for line in shop("lag", "--queue", "default", "--json").splitlines()]
+        assert (row["pending"], row["gaps"]["numbers"], row["gaps"]["ranges"]) == (2, 3, 3)
+        said = " ".join(shop("lag").split())
+        assert "3 numbers in 3 of at most 3 gaps may yet come" in said
+        assert "it waits, for there is no room for more" in said
+        held.commit()
+    assert len(reader.drain()) == 7
+    assert "gaps" not in shop("lag")
+    app.close()
+
+
+def test_commands_that_are_suggested_hold_no_password(folder, url):
+    """Nor does the error of one who waits in vain."""
+    password = urllib.parse.urlsplit(url).password
+    shop = ("-A", "shop", "--url", url)
+    waited = run(*shop, "call", "add", "1", "2", "--wait", "--timeout", "0.2", cwd=folder)
+    told = run(*shop, "lag", cwd=folder)
+    for result in (waited, told):
+        assert "worker" in result.stdout + result.stderr
+        assert password not in result.stdout + result.stderr
 
 
 def test_server_that_cannot_be_reached(folder, url):

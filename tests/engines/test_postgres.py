@@ -527,6 +527,7 @@ def test_beyond_the_cap_the_cursor_waits_visibly(
     assert len(reader.drain()) == 3
     counts = engine.counts(main)
     assert (counts.pending, counts.parked) == (3, {"gap": 4})
+    assert engine.gaps(main.id)[:3] == (4, 3, 1000)
     assert not engine.has_work(main.id, OLD, ()), "or an idle worker would ask again and again"
     quick.commit()
     assert engine.has_work(main.id, OLD, ())
@@ -769,6 +770,73 @@ def test_a_partition_that_is_missing_is_made_and_nobody_waits(
     reader = Reader(engine, main)
     assert len(reader.drain()) == (4 if how == "row" else 7)
     assert mine in reader.handed
+    sound(engine)
+
+
+def test_many_write_across_a_boundary_while_others_drop_what_is_old(
+    kit: PostgresKit, engine: Any, queue: Stream, main: Group, log: int
+) -> None:
+    """G6: six who write, in every way and in transactions of their own, two who claim, two who drop."""
+    fill(engine, log, 2, 50)
+    first = Reader(engine, main)
+    first.drain()
+    leap(engine, log, SIZE - 300)
+    stop, readers = threading.Event(), [Reader(kit.open(), main, 40) for _ in range(2)]
+
+    def write(n: int) -> None:
+        own, writer = kit.open(), Writer(engine)
+        for turn in range(20):
+            if n % 3 == 0:
+                appended_by(own, main, log)[("row", "rows", "run", "settlement")[turn % 4]]()
+                continue
+            for again in (False, True):  # the partition of its numbers may be missing: then it is made
+                writer.begin()
+                try:
+                    writer.append(log, 5, HOWS[(n + turn) % 3])
+                except psycopg.errors.CheckViolation:
+                    assert not again
+                    writer.rollback()
+                    own.append_row(row(log))
+                else:
+                    writer.commit() if turn % 4 else writer.rollback()
+                    break
+        writer.close()
+
+    def read(reader: Reader) -> None:
+        while not stop.is_set():
+            reader.exchange()
+        reader.exchange()
+
+    def cut(own: Engine) -> None:
+        while not stop.is_set():
+            own.trim(queue, CUT, 500)
+            own.tidy()
+
+    with ThreadPoolExecutor(10) as pool:
+        others = [pool.submit(read, reader) for reader in readers]
+        others += [pool.submit(cut, kit.open()) for _ in range(2)]
+        writing = [pool.submit(write, n) for n in range(6)]
+        try:
+            for each in writing:
+                each.result()
+        finally:
+            stop.set()
+        for each in others:
+            each.result()
+    for reader in readers:
+        reader.drain()
+    readers[0].leave_no_gap()
+    handed = Counter(readers[0].handed + readers[1].handed)
+    assert max(handed.values()) == 1
+    boundary = first_pos(log) + SIZE
+    assert any(pos >= boundary for pos in handed)
+    assert any(pos < boundary for pos in handed)
+    for reader in readers:
+        reader.exchange()
+    trim_all(engine, queue)
+    assert tell(engine, "SELECT count(*) FROM respool.record WHERE pos < %s", (boundary,)) == [(0,)]
+    assert f"record_{log}_0" not in tables(engine, log)
+    assert f"record_{log}_1" in tables(engine, log)
     sound(engine)
 
 

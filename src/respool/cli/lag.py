@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .target import Target
 
 _SHOWN = {"scheduled": "sched", "retry": "retry", "dead": "dead", "limited": "limited"}
+HELD = 10.0  # seconds that others' transactions may hold numbers before it is worth saying
 LOOK = 100_000  # parked records that are looked at to tell which are due
 
 
@@ -80,8 +81,23 @@ def command(queue: str | None, group: str | None, as_json: bool) -> None:
                 note(f"{served}: {name} is stopped for {gauge.why}; {limited} limited; see: respool tasks")
         if data["lost"]:
             note(f"{served}: has lost {counted(data['lost'], 'record')}, trimmed before they were done")
+        _note_gaps(served, data["gaps"])
         if data["due_capped"]:
             note(f"{served}: due was counted among the first {LOOK:,} that are parked")
+
+
+def _note_gaps(served: str, gaps: dict[str, Any] | None) -> None:
+    """Say that transactions of somebody's hold numbers: at once where the group waits for them (G4)."""
+    from .output import age, counted, note
+
+    if gaps is None or (gaps["ranges"] < gaps["most"] and gaps["age"] < HELD):
+        return
+    waits = "; it waits, for there is no room for more" if gaps["ranges"] >= gaps["most"] else ""
+    note(
+        f"{served}: {counted(gaps['numbers'], 'number')} in {gaps['ranges']:,} of at most {gaps['most']:,} "
+        f"gaps may yet come, from transactions that are open since {age(gaps['age'])}{waits}; "
+        "pg_stat_activity shows who is in one for so long"
+    )
 
 
 def lag_table(target: Target, groups: list[Group]) -> Any:
@@ -157,6 +173,7 @@ def _data(target: Target, group: Group) -> dict[str, Any]:
         "due_capped": due.capped,
         **{reason: counts.parked.get(reason, 0) - due.number.get(reason, 0) for reason in _SHOWN},
         "limited": counts.parked.get("limited", 0),
+        "gaps": _gaps(target, group, now),
         "unknown": unknown,
         "unknown_tasks": sorted(target.engine.unknown_tasks(group.id)) if unknown else [],
         "oldest_waiting": None if waiting is None else max(now - waiting, 0.0),
@@ -166,6 +183,14 @@ def _data(target: Target, group: Group) -> dict[str, Any]:
         "workers": len(target.serving(group)),
         "lost": target.engine.counters(group.id).get(LOST, 0),
     }
+
+
+def _gaps(target: Target, group: Group, now: float) -> dict[str, Any] | None:
+    found = target.engine.gaps(group.id)
+    if found is None:
+        return None
+    age = max(now - found.since, 0.0)
+    return {"numbers": found.numbers, "ranges": found.ranges, "most": found.most, "age": age}
 
 
 def _lanes(target: Target, group: Group) -> dict[int, int]:

@@ -68,8 +68,20 @@ class LogState(NamedTuple):
     end: int
 
 
+class Gaps(NamedTuple):
+    """Numbers that a group has passed and that may yet hold records: their transactions have not ended."""
+
+    numbers: int
+    ranges: int
+    most: int  # ranges that there is room for; beyond that the group waits
+    since: float  # wall-clock seconds since when the oldest is there
+
+
 class Inspect(Protocol):
     """Reads for people."""
+
+    def gaps(self, group: int) -> Gaps | None:
+        """Return what a group keeps a place for; None where there is nothing, as on most engines always."""
 
     def briefs(
         self, lo: int, hi: int, task: str | None, since: float | None, until: float | None, max_body: int

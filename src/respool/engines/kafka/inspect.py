@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ...delivery.model import Parked
 from ...record import first_pos
 from ..base import Group, ParkedFilter, Record
-from ..inspect import Bounds, Brief, GroupPage, GroupState, LogState
+from ..inspect import Bounds, Brief, Gaps, GroupPage, GroupState, LogState
 from .places import HIDDEN
 from .state import KafkaState
 
@@ -98,6 +98,10 @@ class KafkaInspect(KafkaState):
             else state
             for state in states
         ]
+
+    def gaps(self, group: int) -> Gaps | None:
+        """Return nothing: a record is seen as soon as it has its number."""
+        return None
 
     def broken_runs(self, lo: int, hi: int, limit: int) -> list[int]:
         """Return nothing: each record has its id and its time."""

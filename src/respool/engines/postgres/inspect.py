@@ -10,10 +10,10 @@ import psycopg
 from ...delivery.model import MAX_LEASE, Parked
 from ...record import NO_META, first_pos, id_of, unpack_meta
 from ..base import Group, ParkedFilter
-from ..inspect import Bounds, Brief, GroupPage, GroupState, LogState
+from ..inspect import Bounds, Brief, Gaps, GroupPage, GroupState, LogState
 from .connection import Connection
 from .log import id_from, ranges
-from .state import _lease, _outcome, _parked, _snapshot
+from .state import MAX_GAPS, _lease, _outcome, _parked, _snapshot
 
 T = TypeVar("T")
 Db = psycopg.Connection[Any]
@@ -121,6 +121,11 @@ class PostgresInspect:
             return found
 
         return self._at_once(states)
+
+    def gaps(self, group: int) -> Gaps | None:
+        """Return how many numbers a group has passed that may yet hold records (G4)."""
+        ((numbers, ranges, since),) = self._all("gaps_kept", (group,))
+        return Gaps(numbers, ranges, MAX_GAPS, since) if ranges else None
 
     def broken_runs(self, lo: int, hi: int, limit: int) -> list[int]:
         """Return nothing: each record has its id and its time."""

@@ -667,6 +667,9 @@ AND (EXISTS (
     OR EXISTS (SELECT 1 FROM respool.parked WHERE grp = %(grp)s AND reason = 'unknown' AND due IS NULL
         AND task = ANY (%(tasks)s)));
 
+-- name: gaps_kept
+SELECT coalesce(sum(hi - lo), 0)::bigint, count(*), min(since) FROM respool.gap WHERE grp = %s;
+
 -- name: gap_total
 SELECT coalesce(sum(hi - lo), 0)::bigint FROM respool.gap WHERE grp = %s;
 

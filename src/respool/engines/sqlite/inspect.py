@@ -12,7 +12,7 @@ import apsw
 from ...delivery.model import MAX_LEASE, Parked
 from ...record import NO_META, first_pos, id_of, unpack_meta
 from ..base import Group, ParkedFilter
-from ..inspect import Bounds, Brief, GroupPage, GroupState, LogState
+from ..inspect import Bounds, Brief, Gaps, GroupPage, GroupState, LogState
 from .connection import Connection
 from .sql import SQL
 from .state import _lease, _outcome, _parked
@@ -112,6 +112,10 @@ class SQLiteInspect:
                 LogState(log, stream if known else None, floor, *_range(db, log, floor))
                 for log, stream, floor, known in _all(db, "all_logs")
             ]
+
+    def gaps(self, group: int) -> Gaps | None:
+        """Return nothing: a record is seen as soon as it has its number."""
+        return None
 
     def broken_runs(self, lo: int, hi: int, limit: int) -> list[int]:
         """Return positions of records at lo <= p < hi whose id and time cannot be told: at most `limit`."""
