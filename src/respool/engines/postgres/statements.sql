@@ -355,7 +355,7 @@ SELECT nextval('respool.lease_number');
 SELECT id, owner, child, spans, bodies, since, admitted FROM respool.lease WHERE grp = %s AND id = ANY (%s);
 
 -- name: returned
-SELECT id, owner, child, spans, bodies, since, admitted FROM respool.lease WHERE grp = %(grp)s AND coalesce(owner, 0) = 0 ORDER BY child < 0, CASE WHEN child < 0 THEN since ELSE id END
+SELECT id, owner, child, spans, bodies, since, admitted FROM respool.lease WHERE grp = %(grp)s AND (owner IS NULL OR owner = 0) ORDER BY child < 0, CASE WHEN child < 0 THEN since ELSE id END
 LIMIT greatest(%(most)s, (SELECT CASE WHEN min(priority) < max(priority) THEN %(lanes)s END
                           FROM respool.position WHERE grp = %(grp)s));
 
