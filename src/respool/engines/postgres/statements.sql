@@ -1,5 +1,6 @@
 -- Every statement the engine runs, by name. Values are bound; nothing of a user's is ever pasted in.
--- `respool.` stands for the schema's name.
+-- `respool.` stands for the schema's name. Many bytes are bound as a binary array (%b): as text they would take
+-- twice the room, and three times the time.
 
 -- Appending. An xid is taken before the number (G1): in a statement of its own, or in what comes first.
 
@@ -8,7 +9,7 @@
 WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS xid),
 numbered AS MATERIALIZED (
     SELECT (run.ord - 1)::integer AS seq, run.body, nextval(%(sequence)s::text::regclass) AS pos
-    FROM own, unnest(%(bodies)s::bytea[]) WITH ORDINALITY AS run (body, ord)
+    FROM own, unnest(%(bodies)b::bytea[]) WITH ORDINALITY AS run (body, ord)
     WHERE own.xid IS NOT NULL AND NOT EXISTS (SELECT 1 FROM respool.ids WHERE id = %(head)s)),
 entered AS (
     INSERT INTO respool.ids (id, pos, last)
@@ -39,7 +40,7 @@ FROM put;
 -- name: append_rows
 WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS xid),
 wanted AS (
-    SELECT * FROM unnest(%(ids)s::bytea[], %(tasks)s::text[], %(bodies)s::bytea[], %(metas)s::bytea[],
+    SELECT * FROM unnest(%(ids)b::bytea[], %(tasks)s::text[], %(bodies)b::bytea[], %(metas)s::bytea[],
                          %(times)s::bigint[]) WITH ORDINALITY AS w (id, task, body, meta, time, ord)),
 fresh AS (
     SELECT DISTINCT ON (id) * FROM wanted
@@ -580,7 +581,7 @@ ON CONFLICT (pos, grp) DO UPDATE SET (ending, value, at, until) =
 
 -- name: put_results
 INSERT INTO respool.outcome (grp, pos, ending, value, at)
-SELECT %s, returned.pos, 0, returned.value, %s FROM unnest(%s::bigint[], %s::bytea[]) AS returned (pos, value)
+SELECT %s, returned.pos, 0, returned.value, %s FROM unnest(%s::bigint[], %b::bytea[]) AS returned (pos, value)
 ON CONFLICT (pos, grp) DO UPDATE SET (ending, value, at, until) = (0, excluded.value, excluded.at, NULL);
 
 -- name: outcomes
