@@ -4,6 +4,7 @@ import json
 import re
 import urllib.parse
 import uuid
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -115,3 +116,16 @@ def test_server_that_cannot_be_reached(folder, url):
         assert result.returncode == 1
         assert "cannot connect to postgresql://" in result.stderr
         assert urllib.parse.urlsplit(url).password not in result.stdout + result.stderr
+
+
+def test_queries_of_the_operations_page(shop, url):
+    shop("call", "add", "1", "1")
+    page = Path(__file__).parents[2] / "docs/operations.md"
+    (block,) = re.findall(r"^```sql\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    schema = url.partition("schema=")[2]
+    found = []
+    with psycopg.connect(url.partition("?")[0]) as db:
+        for query in filter(str.strip, block.replace("'respool'", f"'{schema}'").split(";\n")):
+            found.append(db.execute(query).fetchall())
+    assert found[1][0][0] == "record_1_0"
+    assert len(found) == 4
