@@ -145,12 +145,12 @@ def test_work_result_and_calls_are_there_together(place: Place, table: Table) ->
     paid = module.pay.delay_many(range(100))
     plain = module.plain.delay_many(range(100))
     more = module.pay.delay_many(range(100, 200))
-    place.burst(2)
+    worker = place.burst(2)
     assert table.rows() == dict.fromkeys(range(200), 1)
     assert paid.get(timeout=5) + more.get(timeout=5) == [[n, "paid"] for n in range(200)]
     assert plain.get(timeout=5) == list(range(100))
     assert place.runs("thank") == {str(n): 1 for n in range(200)}
-    assert "refused settlements" not in place.counters()
+    assert "refused settlements" not in place.counters(), worker.log
     assert [attempt.how for attempt in paid[7].history()] == ["done"]
     place.check()
 

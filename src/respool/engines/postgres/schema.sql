@@ -98,6 +98,7 @@ CREATE TABLE respool.lease (
     admitted    bytea                               -- what buckets let in, msgpack; NULL where no limit applies
 );
 CREATE INDEX lease_grp ON respool.lease (grp, owner);
+CREATE INDEX lease_returned ON respool.lease (grp, id) WHERE owner IS NULL OR owner = 0;  -- few, whatever bloats (G5)
 CREATE SEQUENCE respool.lease_number;               -- of leases made of records that came late; negative ids
 
 CREATE TABLE respool.parked (
