@@ -450,6 +450,22 @@ def test_a_topic_of_another_program_is_a_stream(kafka: KafkaAddress, kit: KafkaK
         app.stream_of("stream", f"{kit.prefix}none")
 
 
+def test_records_that_nobody_rings_for_are_noticed(kafka: KafkaAddress, kit: KafkaKit) -> None:
+    """A worker that sleeps on a topic of another program looks again soon, however long it might sleep."""
+    engine: Any = kit.open()
+    topic = f"{kit.prefix}payments"
+    engine.cluster.create(topic, 1, {})
+    foreign = engine.create_stream("stream", "", topic, 1, {"foreign": True})
+    ours = engine.create_stream("queue", "shop", "default", 1, {})
+    for stream, soon in ((foreign, True), (ours, False)):
+        sleeper = engine.sleeper(stream.logs, 7)
+        sleeper.prepare()
+        began = time.monotonic()
+        assert not sleeper.sleep(1.0)
+        assert (time.monotonic() - began < 0.9) == soon
+        sleeper.close()
+
+
 def test_cloudevents_both_ways(kafka: KafkaAddress, kit: KafkaKit, app: App) -> None:
     events = app.stream("orders", cloudevents=True)
     id = events.publish({"n": 1}, type="order.placed")

@@ -11,6 +11,7 @@ from typing import Any
 from ...errors import ConfigError
 from ..base import CAPABILITIES, Group, Registration, Sleeper, Work, Worker
 from ..lent import LendsState
+from .bells import KafkaSleeper
 from .blobs import KafkaBlobs
 from .cluster import Cluster
 from .moving import KafkaMoving
@@ -107,4 +108,5 @@ class KafkaEngine(KafkaRetention, KafkaBlobs, KafkaMoving):
 
     def sleeper(self, logs: Sequence[int], service: int, wake_fds: tuple[int, ...] = ()) -> Sleeper:
         """Return a sleeper that is woken when one of these logs has grown."""
-        return self.inner.sleeper(logs, service, wake_fds)
+        foreign = any(self.stream_of_log(log).settings.get("foreign") for log in self.known_logs(logs))
+        return KafkaSleeper(self.inner.sleeper(logs, service, wake_fds), self.reader, unheard=foreign)
