@@ -30,7 +30,7 @@ help: ## this list
 	@echo
 	@echo "  PYTHON=$(PYTHON)  the Python to make .venv with"
 	@echo "  SOAK_SECONDS=$(SOAK_SECONDS)"
-	@echo "  ENGINE=$(ENGINE)  what bench runs on: sqlite, postgres"
+	@echo "  ENGINE=$(ENGINE)  what bench runs on: sqlite, postgres, kafka"
 	@echo "  ARGS=...  more arguments for test, services, soak, bench and demo: make test ARGS='-k lease'"
 
 venv: $(STAMP) ## .venv with the locked dependencies and this package, editable

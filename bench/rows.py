@@ -77,7 +77,24 @@ def _figure(done: Round, name: str) -> Any:
 
 def rows(sizes: Sizes, engine: str) -> list[Row]:
     """The lines for an engine."""
+    if engine == "kafka":
+        return kafka_rows()
     return postgres_rows(sizes) if engine == "postgres" else sqlite_rows(sizes)
+
+
+def kafka_rows() -> list[Row]:
+    return [
+        Row("drain of no-op calls, 2 processes", "drain.rate", rate),
+        Row("drain of a stream of 4 partitions, 2 processes", "partitions.rate", rate, 80_000),
+        Row("drain of no-op calls, every result stored", "results.rate", rate),
+        Row("publish_many, 100 bytes", "publish.rate", rate, 150_000),
+        Row("a subscription that does nothing", "subscription.rate", rate),
+        Row("  of a bare loop", "subscription.rate", share, 0.5, against=("bare_loop.rate",)),
+        Row("delay_many", "delay_many.rate", rate),
+        Row("delay() one by one", "delay.rate", rate),
+        Row("8 workers on one partition, 10 ms a record", "many_workers.ratio", times, 7),
+        Row("delay().get() p50", "get.p50_ms", ms, 4, at_most=True),
+    ]
 
 
 def postgres_rows(sizes: Sizes) -> list[Row]:

@@ -76,7 +76,19 @@ POSTGRES_STEPS = (
     "old_transaction",
     "idle_queries",
 )
-ENGINES = {"sqlite": STEPS, "postgres": POSTGRES_STEPS}
+KAFKA_STEPS = (
+    "drain",
+    "partitions",
+    "results",
+    "publish",
+    "bare_loop",
+    "subscription",
+    "delay_many",
+    "delay",
+    "get",
+    "many_workers",
+)
+ENGINES = {"sqlite": STEPS, "postgres": POSTGRES_STEPS, "kafka": KAFKA_STEPS}
 QUIET = 0.2  # busy cores before a round, above which its figures are doubtful
 TIMEOUT = 300.0
 
@@ -153,7 +165,14 @@ def server(engine: str) -> Iterator[None]:
             "CREATE TABLE bare (name text, body bytea, id bytea UNIQUE)", database="bench"
         )
         os.environ[common.DATABASE] = url
-        yield
+        if engine != "kafka":
+            yield
+            return
+        from tests.services.kafka import KafkaServer
+
+        with KafkaServer() as broker:
+            os.environ[common.BROKER] = broker.url()
+            yield
 
 
 def shortened(message: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.cases import again, appending, draining, server, starting, waiting
+from bench.cases import again, appending, brokers, draining, server, starting, waiting
 from bench.cases.common import FULL, QUICK, Sizes
 from bench.peers import common
 
@@ -36,6 +36,9 @@ CASES: dict[str, Callable[[Path, Sizes], dict[str, Any]]] = {
         server.enqueue_16,
         server.old_transaction,
         server.idle_queries,
+        brokers.partitions,
+        brokers.bare_loop,
+        brokers.many_workers,
     )
 }
 

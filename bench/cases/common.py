@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from bench.peers import common
 
@@ -64,6 +65,9 @@ def use(folder: Path, *, durability: str | None = None) -> Path:
     url = f"sqlite:///{folder / 'bench.db'}"
     if server := os.environ.get(common.DATABASE):
         url, options["schema"] = server, f"b{time.time_ns()}"
+    if broker := os.environ.get(common.BROKER):
+        state = quote(f"{url}?schema={options.pop('schema')}", safe="")
+        url, options = broker, {"state": state, "prefix": f"b{time.time_ns()}-"}
     os.environ["RESPOOL_URL"] = url + "?" * bool(options) + "&".join(f"{k}={v}" for k, v in options.items())
     return marks
 

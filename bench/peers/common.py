@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOPBACK = "127.0.0.1"
+BROKER = "BENCH_BROKER"  # of a cluster, where there is one
 DATABASE = "BENCH_DATABASE"  # of a server, where there is one
 MARKS = "BENCH_MARKS"  # the environment variable that tells a worker which file its tasks append to
 WARM_UP = 20  # calls made before a clock starts
