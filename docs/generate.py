@@ -146,6 +146,7 @@ def capabilities() -> str:
         "many_hosts": "workers on many machines",
         "id_index": "a record is found by any id",
         "durable": "survives the process",
+        "orders": "calls of one key run one by one and in order (P8)",
         "enlists": "calls within a transaction of your own",
         "unique": "unique calls (`unique=` of a task)",
         "moves": "`respool transfer` moves it elsewhere, or others to it",

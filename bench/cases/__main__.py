@@ -20,6 +20,7 @@ CASES: dict[str, Callable[[Path, Sizes], dict[str, Any]]] = {
         draining.drain,
         draining.results,
         draining.batch,
+        draining.ordered,
         draining.publish,
         draining.subscription,
         appending.delay_many,

@@ -62,6 +62,25 @@ def batch(folder: Path, sizes: Sizes) -> dict[str, float]:
     return rates
 
 
+def ordered(folder: Path, sizes: Sizes) -> dict[str, float]:
+    """No-op calls of 10,000 keys, each key's in order."""
+    marks = use(folder)
+    from bench.apps.ordered import app, step
+
+    start = time.perf_counter()
+    step.delay_many(n % 10_000 for n in range(sizes.drain))
+    sent = time.perf_counter() - start
+    app.close()
+    with worker(folder, "bench.apps.ordered") as running:
+        timed = timed_drain(marks, sizes.drain, running)
+    check_ran(marks, sizes.drain)
+    return {
+        "rate": timed.rate,
+        "second_half_rate": timed.second_half_rate,
+        "delay_many_rate": sizes.drain / sent,
+    }
+
+
 def publish(folder: Path, sizes: Sizes) -> dict[str, float]:
     """`publish_many` of records of 100 bytes, synced."""
     use(folder)

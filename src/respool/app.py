@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, overload
+from zlib import crc32
 
 from msgspec.structs import replace
 
@@ -29,6 +30,7 @@ from .errors import (
     Refused,
     UnknownName,
 )
+from .keys import key_hash, partition_of
 from .options import TaskOptions, check_limit, limit_of, task_options
 from .pressure import Gate, Terms, lag
 from .producer import MAX_TOGETHER, Producer, chunks, conflict_error
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 DEFAULT_QUEUE = "default"
 KEYED_PARTITIONS = 64
 NEVER = sys.maxsize  # bytes beyond which a payload goes to the blob store
+MAX_PARTITIONS = 4096
 _abandoned: list[Any] = []
 """Engines of a parent process: never touched after fork, and never closed here either (S2)."""
 
@@ -59,6 +62,7 @@ class Queue:
 
     def __init__(self, app: App, name: str, retention: Any = UNSET) -> None:
         self.app, self.name, self.retention = app, name, retention
+        self.ordered, self.partitions = False, 1
         self.limit: Limit | None = None  # of all its calls together; not stored: its workers keep it
 
     def __repr__(self) -> str:
@@ -67,14 +71,17 @@ class Queue:
     @property
     def settings(self) -> dict[str, Any]:
         """What is declared: stored at creation, and compared with later declarations."""
-        return {} if self.retention is UNSET else {"retention": self.retention}
+        order = {"ordered": self.ordered, "partitions": self.partitions}
+        return order if self.retention is UNSET else {"retention": self.retention, **order}
 
 
 class Subscription:
     """A function that a group of this app calls with each event of a stream."""
 
-    def __init__(self, stream: StreamHandle, task: Task[Any, Any], group: str, start: str) -> None:
-        self.stream, self.task, self.group, self.start = stream, task, group, start
+    def __init__(
+        self, stream: StreamHandle, task: Task[Any, Any], group: str, start: str, *, ordered: bool
+    ) -> None:
+        self.stream, self.task, self.group, self.start, self.ordered = stream, task, group, start, ordered
 
 
 class App:
@@ -169,10 +176,16 @@ class App:
         max_pending: int | None = None,
         when_full: str | None = None,
         max_pending_wait: Any = None,
+        ordered: bool = False,
+        partitions: int | None = None,
     ) -> Queue:
         """Declare a queue. A task's `queue=` does so too.
 
         Parameters:
+            ordered: calls of one key (a task's `key=`, or that of `apply_async`) run one by one and in order,
+                their retries included; those of different keys side by side.
+            partitions: of an ordered queue: a partition is worked on by one worker at a time. Fixed at
+                creation; default 64.
             retention: what stays on record: calls no older than this (seconds, timedelta, "30d"), or
                 `{"age": "30d", "size": "10GiB", "count": 1_000_000}`, any of these; None: for ever. What
                 `main` has yet to do, and dead letters, stay longer. Default: 30 days, or as stored.
@@ -195,6 +208,11 @@ class App:
             known = self.queues[check_name("queue", name)] = Queue(self, name, kept)
         elif kept is not UNSET:
             _compare("queue", name, known.settings, {"retention": kept})
+        count = _partitions(name, ordered, partitions)
+        if ordered and not known.ordered:
+            known.ordered, known.partitions = True, count
+        elif ordered:
+            _compare("queue", name, known.settings, {"partitions": count})
         if limit is not None and known.limit not in (None, limit):
             raise DeclarationConflict(f"queue {name} is declared with two limits: {known.limit} and {limit}")
         known.limit = limit or known.limit
@@ -318,6 +336,8 @@ class App:
         group: str | None,
         start: str,
         options: Mapping[str, Any],
+        *,
+        ordered: bool = False,
     ) -> Task[Any, Any]:
         """Register a function for a group of a stream; see `StreamHandle.subscribe`."""
         if not callable(fn):
@@ -325,12 +345,24 @@ class App:
         name = options.get("name") or _name_of(fn, "subscribe")
         group = check_name("group", group or name)
         checked = self._task_options(options, f"subscription {name}")
+        for option in ("key", "priority"):
+            if checked[option] is not None:
+                raise ConfigError(f"subscription {name}: {option}= is of calls; an event has its stream's")
+        if ordered and checked["batch"] is not None:
+            raise ConfigError(
+                f"subscription {name}: ordered and batch exclude each other: events of a key come one by one"
+            )
+        if ordered and stream.key is None:
+            raise ConfigError(
+                f"subscription {name}: ordered=True needs a stream with a key: app.stream("
+                f"{stream.name!r}, key=…)"
+            )
         if group in self.subscriptions:
             raise ConfigError(
                 f"two subscriptions of app {self.name} use the group {group!r}; name another group="
             )
         task: Task[Any, Any] = Task(self, fn, name, checked, event=True)
-        self.subscriptions[group] = Subscription(stream, task, group, start)
+        self.subscriptions[group] = Subscription(stream, task, group, start, ordered=ordered)
         return task
 
     # The engine
@@ -354,7 +386,7 @@ class App:
         try:
             self._producer = Producer(engine, self.settings["max_record_size"])
             for queue in self.queues.values():
-                self._create(engine, "queue", self.name, queue.name, 1, queue.settings)
+                self._create(engine, "queue", self.name, queue.name, queue.partitions, queue.settings)
             for handle in self.stream_handles.values():
                 self._create(engine, "stream", "", handle.name, handle.partitions, handle.settings)
             self._create_subscriptions(engine)
@@ -374,9 +406,12 @@ class App:
                 f"{kind} {name}: {option}=True is for Kafka; {engine.capabilities.name} "
                 "shares its log with nobody"
             )
+        if declared.get("ordered"):
+            _refuse_order(engine, f"queue {name}")
         settings = {"retention": DEFAULT_AGE, **declared}
         stream: Stream = engine.create_stream(kind, app, name, partitions, settings)
-        _compare(kind, name, stream.settings, declared)
+        usual = {"ordered": False, "partitions": 1} if kind == "queue" else {}
+        _compare(kind, name, {**usual, **stream.settings}, declared)
         if declared.get("foreign"):
             self.stream_handles[name].partitions = stream.partitions
         self._streams[kind, name] = stream
@@ -384,15 +419,22 @@ class App:
 
     def _create_subscriptions(self, engine: Any) -> None:
         groups = engine.groups()
-        known = {(g.stream, g.app, g.name) for g in groups}
+        known = {(g.stream, g.app, g.name): g for g in groups}
         for subscription in self.subscriptions.values():
             stream = self._streams["stream", subscription.stream.name]
             if (stream.id, self.name, subscription.group) in known:
+                kept = known[stream.id, self.name, subscription.group].settings.get("ordered", False)
+                _compare(
+                    "subscription", subscription.group, {"ordered": kept}, {"ordered": subscription.ordered}
+                )
                 continue
             self._refuse_name_of_replay(engine, subscription.group, groups)
             latest = subscription.start == "latest"
             bounds = [(log, end if latest else first, None) for log, first, end in engine.bounds(stream)]
-            engine.create_group(stream, self.name, subscription.group, "subscription", {}, bounds)
+            if subscription.ordered:
+                _refuse_order(engine, f"subscription {subscription.group}")
+            settings = {"ordered": True} if subscription.ordered else {}
+            engine.create_group(stream, self.name, subscription.group, "subscription", settings, bounds)
 
     def _refuse_name_of_replay(self, engine: Engine, name: str, groups: list[Group]) -> None:
         """A worker started with --group and this name would serve both."""
@@ -438,7 +480,8 @@ class App:
             return stream
         with self._opening:
             if kind == "queue" and name in self.queues:
-                return self._create(engine, kind, self.name, name, 1, self.queues[name].settings)
+                queue = self.queues[name]
+                return self._create(engine, kind, self.name, name, queue.partitions, queue.settings)
             if kind == "stream" and name in self.stream_handles:
                 handle = self.stream_handles[name]
                 return self._create(engine, kind, "", name, handle.partitions, handle.settings)
@@ -553,7 +596,9 @@ class App:
             body, meta = self.offload(body, meta)
         engine = self.engine
         stream = self._streams.get(("queue", queue)) or self.stream_of("queue", queue)
-        log = stream.logs[0] if meta.priority is None else self._lane(stream, meta.priority)
+        log = stream.logs[0]
+        if meta.priority is not None or meta.key is not None or stream.settings.get("ordered"):
+            log = self._log_in(stream, meta, body)
         run = current_run.get()
         if run is not None and run.serves(engine) and enlisted(self) is None:
             return self._to_outbox(run, log, task, body, meta, id)
@@ -569,7 +614,7 @@ class App:
         """Append one encoded call without holding up the event loop."""
         if len(body) > over:
             body, meta = await self._aoffload(body, meta)
-        log = self._log_of(queue, meta)
+        log = self._log_in(self.stream_of("queue", queue), meta, body)
         run = self._run()
         if run is not None:
             return self._to_outbox(run, log, task, body, meta, id)
@@ -589,7 +634,11 @@ class App:
                 f"task {rule.task}: {self.engine.capabilities.name} has no unique calls; give each a task_id "
                 "made of what is to be unique, or take another engine"
             )
-        log, run, outer = self._log_of(queue, meta), self._run(), enlisted(self)
+        log, run, outer = (
+            self._log_in(self.stream_of("queue", queue), meta, body),
+            self._run(),
+            enlisted(self),
+        )
         if run is not None and not run.sends:
             return self._to_outbox(run, log, rule.task, body, meta, id)
         self.producer.check_size(body, meta.packed())
@@ -625,10 +674,23 @@ class App:
 
         return await asyncio.to_thread(send, *args)
 
-    def _log_of(self, queue: str, meta: Meta) -> int:
-        """Return the log that a call goes to."""
-        stream = self.stream_of("queue", queue)
-        return stream.logs[0] if meta.priority is None else self._lane(stream, meta.priority)
+    def _log_in(self, stream: Stream, meta: Meta, body: bytes) -> int:
+        """Return the log that a call goes to. Raises ConfigError for a key or priority it cannot have."""
+        if not stream.settings.get("ordered"):
+            if meta.key is not None:
+                raise ConfigError(
+                    f"queue {stream.name} is not ordered, and would run calls of one key side by side: "
+                    "declare another with app.queue(…, ordered=True); nothing was sent"
+                )
+            return stream.logs[0] if meta.priority is None else self._lane(stream, meta.priority)
+        if meta.priority is not None:
+            raise ConfigError(
+                f"queue {stream.name} is ordered, and takes no priorities: its calls keep the order of their "
+                "keys; nothing was sent"
+            )
+        # Without a key any will do; the same for the same call, so that a rerun makes the same ids.
+        partition = crc32(body) % stream.partitions
+        return stream.logs[partition if meta.key is None else partition_of(meta.key, stream.partitions)]
 
     def _lane(self, stream: Stream, priority: int) -> int:
         """Return the log of a priority, made when it is first used."""
@@ -668,7 +730,10 @@ class App:
     def _row(self, log: int, task: str, body: bytes, meta: Meta, id: Id | None, space: str = "") -> NewCall:
         moment = wall_clock()
         stored = new_head(moment) if id is None else stored_id(space or self.name, id)
-        return NewCall(log, task, body, None if meta is NO_META else meta.packed(), stored, moment)
+        if meta is NO_META:
+            return NewCall(log, task, body, None, stored, moment)
+        key = None if meta.key is None else key_hash(meta.key)
+        return NewCall(log, task, body, meta.packed(), stored, moment, key)
 
     def _append(self, row: NewCall) -> int | None:
         """As within `_sending`, without the cost of a generator."""
@@ -719,7 +784,10 @@ class App:
         self, queue: str, task: str, bodies: Iterator[bytes], meta: Meta, over: int = NEVER
     ) -> ResultSet[Any]:
         """Append many encoded calls of one task."""
-        log = self._log_of(queue, meta)
+        stream = self.stream_of("queue", queue)
+        if stream.settings.get("ordered"):
+            return self.send_keyed(queue, task, ((body, meta) for body in bodies), over)
+        log = self._log_in(stream, meta, b"")
         results: ResultSet[Any] = ResultSet(self)
         run = self._run()
         if run is not None:
@@ -728,6 +796,31 @@ class App:
                 results.add_run(self._to_outbox(run, log, task, sent, described, None)._id, 1)  # type: ignore[arg-type]
             return results
         self._append_run(log, task, bodies, meta, results, over, queue)
+        return results
+
+    def send_keyed(
+        self, queue: str, task: str, calls: Iterable[tuple[bytes, Meta]], over: int = NEVER
+    ) -> ResultSet[Any]:
+        """Append many encoded calls of one task, each to the partition of its key."""
+        stream, run = self.stream_of("queue", queue), self._run()
+        results: ResultSet[Any] = ResultSet(self)
+        waiting: dict[int, list[NewCall]] = {}
+        with self._sending() as producer:
+            for given, described in calls:
+                body, meta = self.offload(given, described) if len(given) > over else (given, described)
+                log = self._log_in(stream, meta, body)
+                if run is not None:
+                    results.add_run(self._to_outbox(run, log, task, body, meta, None)._id, 1)  # type: ignore[arg-type]
+                    continue
+                producer.check_size(body, None)
+                row = self._row(log, task, body, meta, None)
+                results.add_run(row.id, 1)
+                rows = waiting.setdefault(log, [])
+                rows.append(row)
+                if len(rows) >= MAX_TOGETHER:
+                    producer.append_rows(waiting.pop(log))
+            for rows in waiting.values():
+                producer.append_rows(rows)
         return results
 
     def _append_run(
@@ -906,6 +999,25 @@ class App:
     def why_waiting(self, found: Found, pos: int, group: Group) -> str:
         """Say what an unfinished call waits for."""
         return explain_waiting(self.engine, self.stream_at(pos), group, pos, found.reason, self)
+
+
+def _refuse_order(engine: Engine, what: str) -> None:
+    """Raise ConfigError where the engine cannot keep the order of keys."""
+    if not engine.capabilities.orders:
+        raise ConfigError(
+            f"{what}: {engine.capabilities.name} does not keep the order of keys: no ordered=True"
+        )
+
+
+def _partitions(name: str, ordered: bool, given: int | None) -> int:
+    """Return how many partitions a queue is to have. Raises ConfigError."""
+    if given is None:
+        return KEYED_PARTITIONS if ordered else 1
+    if not isinstance(given, int) or isinstance(given, bool) or not 0 < given <= MAX_PARTITIONS:
+        raise ConfigError(f"queue {name}: partitions={given!r} is no number from 1 to {MAX_PARTITIONS}")
+    if not ordered and given != 1:
+        raise ConfigError(f"queue {name}: partitions={given} goes with ordered=True; others need none")
+    return given
 
 
 def _anything(*args: Any, **kwargs: Any) -> None:

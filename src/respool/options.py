@@ -176,6 +176,18 @@ def _maybe(check: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
 BATCH_WAIT = 0.1
 
 
+def _key_option(value: object, what: str) -> Any:
+    if callable(value) or (isinstance(value, str) and value.isidentifier()):
+        return value
+    raise ConfigError(f"{what}: {value!r} is neither the name of a parameter nor a function of the arguments")
+
+
+def _on_dead(value: object, what: str) -> str:
+    if value in ("skip", "block"):
+        return str(value)
+    raise ConfigError(f'{what}: {value!r} is neither "skip" nor "block"')
+
+
 class Option(NamedTuple):
     """One option: how it is checked, its default, its meaning."""
 
@@ -189,6 +201,15 @@ OPTIONS: dict[str, Option] = {
     "name": Option(_maybe(_text), None, "what calls are recorded under; default: the function's name"),
     "aliases": Option(_texts, (), "former names, still run by this task"),
     "queue": Option(_text, "default", "the queue its calls go to"),
+    "key": Option(
+        _maybe(_key_option),
+        None,
+        "a parameter's name, or a function of the arguments: calls of one key run one by one, in order; its "
+        "queue must be ordered",
+    ),
+    "on_dead": Option(
+        _on_dead, "skip", '"block": a dead letter holds up its key until it is redriven or dropped'
+    ),
     "priority": Option(
         _maybe(priority), None, "0 to 9, 9 first; None: 4, the middle. Each one in use is a lane of its own"
     ),
@@ -355,6 +376,12 @@ def task_options(
     if limit is None and values["limit_key"] is not None:
         raise ConfigError(f"{what}: limit_key says whose the limit is; give rate_limit= or max_concurrency=")
     _complete_unique(values, what)
+    if values["key"] is not None and values["batch"] is not None:
+        raise ConfigError(f"{what}: key and batch exclude each other: calls of one key run one by one")
+    if values["key"] is not None and values["priority"] is not None:
+        raise ConfigError(f"{what}: key and priority exclude each other: calls of one key keep their order")
+    if values["key"] is not None and limit is not None:
+        raise ConfigError(f"{what}: key and limits exclude each other: calls of one key run one by one")
     retry = RetryPolicy(
         values["max_retries"],
         values["default_retry_delay"],

@@ -182,6 +182,7 @@ class StreamHandle:
         *,
         group: str | None = None,
         start: str = "latest",
+        ordered: bool = False,
         **options: Any,
     ) -> Any:
         """Register a function that is called with each event, by this app's workers.
@@ -190,6 +191,8 @@ class StreamHandle:
             group: the consumer group's name within the app; default: the function's name.
             start: where a new group begins: "latest", after what is there when an app with this
                 subscription first opens the log, or "earliest". Ignored where the group exists.
+            ordered: events of one key are handled one by one and in order, retries included; those of
+                different keys side by side. Needs a stream with a key. Fixed when the group is made.
             options: a task's options.
 
         >>> @events.subscribe(group="audit", start="earliest")  # doctest: +SKIP
@@ -199,7 +202,7 @@ class StreamHandle:
             raise UnknownName("start", start, ("earliest", "latest"))
 
         def register(function: Callable[..., Any]) -> Any:
-            return self.app.add_subscription(self, function, group, start, options)
+            return self.app.add_subscription(self, function, group, start, options, ordered=ordered)
 
         return register if fn is None else register(fn)
 

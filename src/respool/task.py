@@ -18,6 +18,7 @@ from .codec import Codec, codec_for
 from .config import duration, moment
 from .delivery.model import MIDDLE
 from .errors import BadArguments, ConfigError, Retry, UnknownName
+from .keys import KeyOf, key_function, key_text
 from .options import TaskOptions
 from .options import priority as checked_priority
 from .record import NO_META, Id, Meta, parse_id
@@ -34,7 +35,17 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_CALL_OPTIONS = ("countdown", "eta", "expires", "queue", "priority", "task_id", "headers", "connection")
+_CALL_OPTIONS = (
+    "countdown",
+    "eta",
+    "expires",
+    "queue",
+    "key",
+    "priority",
+    "task_id",
+    "headers",
+    "connection",
+)
 
 
 class Task(Generic[P, R]):
@@ -69,6 +80,9 @@ class Task(Generic[P, R]):
         )
         functools.update_wrapper(self, fn, updated=())
         self.priority: int | None = options["priority"]
+        self.key_of: KeyOf | None = None
+        if options["key"] is not None:
+            self.key_of = key_function(options["key"], fn, options["bind"], name)
         plain = self._meta(None, None, None, self.priority)
         self._plain_meta = NO_META if plain == NO_META else plain
 
@@ -106,6 +120,7 @@ class Task(Generic[P, R]):
         eta: datetime | None = None,
         expires: Any = None,
         queue: str | Queue | None = None,
+        key: str | int | None = None,
         priority: int | None = None,
         task_id: str | None = None,
         headers: Mapping[str, str] | None = None,
@@ -120,6 +135,8 @@ class Task(Generic[P, R]):
             eta: the same as an aware datetime.
             expires: seconds, or an aware datetime, after which it is revoked instead of started.
             queue: another queue than the task's, by name or as `app.queue` returned it.
+            key: calls of one key run one by one and in order, in a queue declared with `ordered=True`;
+                default: by the task's `key`. A key has no priority: the two exclude each other.
             priority: 0 to 9, 9 first; default: the task's, else 4. A call of priority 9 starts before all
                 that waits with a lower one; those still get a share, so that none starves.
             task_id: an id of your own, text of up to 200 bytes, unique in the app. Sending the same id
@@ -131,8 +148,21 @@ class Task(Generic[P, R]):
         Returns: the call's handle. Raises: as `delay`; ConfigError for an option that cannot be used.
         """
         _no_unknown(unknown, self.name)
-        meta = self._meta(_due(countdown, eta), expires, headers, self._priority(priority))
         given = self._arguments("apply_async", args, kwargs)
+        lane = self._priority(priority)
+        if key is not None:
+            key = key_text(key, f"{self.name}.apply_async(): key")
+        if key is not None and self.options["batch"] is not None:
+            raise BadArguments(
+                f"{self.name}.apply_async(): key and batch exclude each other: calls of one key run one by "
+                "one; nothing was sent"
+            )
+        if lane is not None and (key is not None or self.key_of is not None):
+            raise BadArguments(
+                f"{self.name}.apply_async(): key and priority exclude each other: calls of one key "
+                "keep their order; nothing was sent"
+            )
+        meta = self._meta(_due(countdown, eta), expires, headers, lane, key)
         if connection is None:
             return self._send(*given, meta=meta, queue=queue, task_id=task_id)
         with self.app.transaction(connection):
@@ -144,13 +174,10 @@ class Task(Generic[P, R]):
         Returns: the calls' handles, of which ten million take a few hundred kilobytes.
         Raises: as `delay`; what was appended before the error stays (its handles are lost).
         """
-        encode, check = self.codec.encode, self.signature.check
         each = self._iterable("delay_many", items, "the one argument of each call")
         if self.unique is not None:
             return self._send_each((((item,), {}) for item in each), None)
-        if self.limit_key is not None:
-            return self._send_many((self._encode((item,), {}) for item in each), None)
-        return self._send_many((encode(check((item,), {}), "args") for item in each), None)
+        return self._send_many((((item,), {}) for item in each), None)
 
     def apply_many(
         self, calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]], *, queue: str | Queue | None = None
@@ -162,7 +189,7 @@ class Task(Generic[P, R]):
         each = self._iterable("apply_many", calls, "(args, kwargs) for each call")
         if self.unique is not None:
             return self._send_each((self._pair(call) for call in each), queue)
-        return self._send_many((self._encode(*self._pair(call)) for call in each), queue)
+        return self._send_many((self._pair(call) for call in each), queue)
 
     def AsyncResult(self, id: str) -> handles.AsyncResult[R]:
         """Return the handle of a call by its id."""
@@ -274,7 +301,12 @@ class Task(Generic[P, R]):
     # Sending
 
     def _meta(
-        self, due: float | None, expires: Any, headers: Mapping[str, str] | None, priority: int | None
+        self,
+        due: float | None,
+        expires: Any,
+        headers: Mapping[str, str] | None,
+        priority: int | None,
+        key: str | None = None,
     ) -> Meta:
         if expires is None:
             expires = self.expires
@@ -286,7 +318,7 @@ class Task(Generic[P, R]):
             headers = _headers(headers)
         content_type = None if self.content_type == "msgpack" else self.content_type
         lane = None if priority == MIDDLE else priority
-        return Meta(headers=headers, due=due, expires=expires, priority=lane, content_type=content_type)
+        return Meta(key, headers, due, expires, lane, content_type)
 
     def _priority(self, given: int | None) -> int | None:
         return self.priority if given is None else checked_priority(given, f"{self.name}: priority")
@@ -345,10 +377,17 @@ class Task(Generic[P, R]):
             self.limit_key.of(args, kwargs)  # as in `_encode`, less the call of it
         body = self.codec.encode(self.signature.check(args, kwargs), "args")
         id = None if task_id is None else parse_id(task_id)
+        meta = meta or self._default_meta()
+        if self.key_of is not None and meta.key is None:
+            meta = self._keyed(meta, args, kwargs)
         if self.unique is not None:
             return self._send_unique(self.unique, args, kwargs, body, meta, queue, id)
         to = self.queue if queue is None else self._queue_name(queue)
-        return self.app.send_call(to, self.name, body, meta or self._default_meta(), id, self.offload_over)
+        return self.app.send_call(to, self.name, body, meta, id, self.offload_over)
+
+    def _keyed(self, meta: Meta, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Meta:
+        assert self.key_of is not None
+        return Meta(self.key_of(args, kwargs), meta.headers, meta.due, meta.expires, None, meta.content_type)
 
     def _send_unique(
         self,
@@ -373,8 +412,9 @@ class Task(Generic[P, R]):
         if self.unique is not None:
             sent: handles.AsyncResult[R] = await self.app.in_thread(self._send, args, kwargs)
             return sent
-        body = self._encode(args, kwargs)
-        meta = self._default_meta()
+        body, meta = self._encode(args, kwargs), self._default_meta()
+        if self.key_of is not None:
+            meta = self._keyed(meta, args, kwargs)
         return await self.app.asend_call(self.queue, self.name, body, meta, None, self.offload_over)
 
     def _send_each(
@@ -386,8 +426,15 @@ class Task(Generic[P, R]):
             results.add_call(self._send(args, kwargs, queue=queue))
         return results
 
-    def _send_many(self, bodies: Iterator[bytes], queue: str | Queue | None) -> ResultSet[R]:
+    def _send_many(
+        self, calls: Iterator[tuple[tuple[Any, ...], dict[str, Any]]], queue: str | Queue | None
+    ) -> ResultSet[R]:
         to, meta = self._queue_name(queue), self._default_meta()
+        if self.key_of is not None:
+            each = ((self._encode(args, kwargs), self._keyed(meta, args, kwargs)) for args, kwargs in calls)
+            return self.app.send_keyed(to, self.name, each, self.offload_over)
+        encode, check = self.codec.encode, self.signature.check
+        bodies = (encode(check(*call), "args") for call in calls)
         return self.app.send_run(to, self.name, bodies, meta, self.offload_over)
 
 

@@ -188,6 +188,8 @@ def _parked(parked: Parked, served: str, nobody: str) -> str:
     if parked.reason == "unknown":
         return f"no worker that serves {served} knows the task {parked.task!r}"
     beside = f"; {nobody}" if nobody else ""
+    if parked.reason == "blocked" and parked.due is None:
+        return f"an earlier one of its key is not finished{beside}"
     if parked.due is not None and parked.due <= wall_clock():
         return nobody or f"it is due, and waits for a worker of {served} to take it"
     if parked.due is not None:

@@ -52,12 +52,21 @@ class Item:
     outcome: Outcome | None = None
     progress: bytes | None = None
     journal: list[Entry] = field(default_factory=list)
+    key: int | None = None  # in an ordered group
 
     def note(self, how: str, owner: int | None = None, child: int = 0) -> None:
         self.journal.append(Entry(how, self.retries, owner, child))
 
     def park(
-        self, pos: int, reason: Any, due: float | None, task: str, error: bytes | None, at: float
+        self,
+        pos: int,
+        reason: Any,
+        due: float | None,
+        task: str,
+        error: bytes | None,
+        at: float,
+        *,
+        holds: bool = False,
     ) -> None:
         self.place, self.until = "parked", 0.0
         self.parked = Parked(
@@ -72,6 +81,14 @@ class Item:
             self.body,
             error,
             at,
+            key=-self.key if self.key and reason == "dead" and not holds else self.key,
+        )
+
+    @property
+    def open(self) -> bool:
+        """Whether it holds up what comes after it of its key."""
+        return self.place == "leased" or (
+            self.parked is not None and self.parked.key is not None and self.parked.key > 0
         )
 
     def last_word(self) -> str | None:
@@ -91,6 +108,7 @@ class LogModel:
         self.ends = {log: first_pos(log) for log in logs}
         self.rows: dict[int, tuple[str, bytes, bytes | str, float]] = {}
         self.ids: dict[bytes | str, int] = {}
+        self.keys: dict[int, int] = {}
 
     def append(self, calls: Sequence[NewCall]) -> list[int]:
         """Append calls of any logs, those of one log together; return the positions that are new."""
@@ -101,6 +119,8 @@ class LogModel:
                 is_new = call.id not in self.ids
                 if is_new:
                     self._put(pos, call.task, call.body, call.id, call.time)
+                    if call.key is not None:
+                        self.keys[pos] = call.key
                 pos += is_new or self.holes
         return [pos for log, end in self.ends.items() for pos in range(before[log], end)]
 
@@ -135,7 +155,14 @@ class Offer(NamedTuple):
 class GroupModel:
     """One group: each record in one place."""
 
-    def __init__(self, bounds: dict[int, tuple[int, int | None]], lanes: dict[int, int]) -> None:
+    def __init__(
+        self,
+        bounds: dict[int, tuple[int, int | None]],
+        lanes: dict[int, int],
+        log: LogModel | None = None,
+    ) -> None:
+        self.log = log  # where the group is ordered
+        self.keys = None if log is None else log.keys
         self.bounds = bounds  # log -> first position, one past the last
         self.lanes = lanes  # log -> priority, where it is not the middle
         self.passed: Counter[tuple[Any, int]] = Counter()  # by who claims, and lane: claims in a row
@@ -148,7 +175,7 @@ class GroupModel:
         """Take in records that were appended."""
         for pos in positions:
             if self.reads(pos):
-                self.items[pos] = Item()
+                self.items[pos] = Item(key=None if self.keys is None else self.keys.get(pos))
 
     def reads(self, pos: int) -> bool:
         first, stop = self.bounds.get(log_of(pos), (pos + 1, None))
@@ -194,6 +221,7 @@ class GroupModel:
         if lease is None:
             assert not every - offer.waiting, "there was work, and none was granted"
             return
+        assert self.keys is None
         lanes = {self.lane(pos) for pos in every - offer.waiting}
         chosen = self.lane(lease.spans[0].lo)
         self._check_lane((lease.owner, lease.child), chosen, lanes)
@@ -244,6 +272,144 @@ class GroupModel:
         assert lease.bodies.get(pos) == item.body
         item.place, item.lease, item.parked = "leased", lease.id, None
 
+    # Order (P8)
+
+    def of_key(self, key: int | None) -> list[int]:
+        """Return what is open of a key, in its order."""
+        return [pos for pos, item in sorted(self.items.items()) if item.open and item.key == key]
+
+    def running(self) -> set[int]:
+        """Return the keys of which somebody holds a record."""
+        leased = self.at("leased").values()
+        return {item.key for item in leased if item.key and self.owners[item.lease][0] is not None}
+
+    def grant_in_order(
+        self,
+        lease: Lease | None,
+        offer: Offer,
+        who: tuple[int, int],
+        want: int,
+        room: int,
+        *,
+        sure: bool,
+    ) -> None:
+        """Check that what was granted comes next of its key, and nothing else runs of it; then move it."""
+        assert self.keys is not None
+        if lease is None:
+            could = {pos: self.items[pos] for pos in self._next(offer, who[0], room)}
+            assert not could or not sure, "something could go, and nothing was granted"
+            return
+        granted, running = list(positions_of(lease)), self.running()
+        assert granted == sorted(set(granted)), "not in the order of positions"
+        alone = [pos for pos in granted if self.items[pos].alone]
+        assert not alone or len(granted) == 1, "what is to run alone was granted with others"
+        before: set[int] = set()
+        for pos in granted:
+            item = self.items[pos]
+            assert pos in offer.due | offer.returned | offer.new or self._follows(item), (
+                "granted what could not be"
+            )
+            owner = self.lease_owner_of_log(pos)
+            assert owner in (None, who[0]), "two workers in one partition"
+            if item.key is not None:
+                assert item.key not in running, "two of one key at once"
+                behind = [each for each in self.of_key(item.key) if each < pos and each not in before]
+                assert not behind, "out of order"
+            before.add(pos)
+        real = [pos for pos in granted if self.items[pos].key or self.items[pos].place != "pending"]
+        assert len(real) <= want
+        for log in {log_of(pos) for pos in granted}:
+            self._pass_over(log, {*granted}, running)
+        for span in lease.spans:
+            for pos in range(span.lo, span.hi):
+                item = self.items[pos]
+                assert span[2:] == (item.retries, item.deliveries, item.redrives, item.alone, item.until)
+                assert lease.bodies.get(pos) == item.body
+                item.place, item.lease, item.parked = "leased", lease.id, None
+        self.owners[lease.id] = (lease.owner, lease.child)
+        self._tidy()
+
+    def lease_owner_of_log(self, pos: int) -> int | None:
+        """Return who holds records of a partition."""
+        for each, item in self.at("leased").items():
+            if log_of(each) == log_of(pos) and self.owners[item.lease][0] is not None:
+                return self.owners[item.lease][0]
+        return None
+
+    def _follows(self, item: Item) -> bool:
+        return item.parked is not None and item.parked.reason == "blocked"
+
+    def _pass_over(self, log: int, granted: set[int], running: set[int]) -> None:
+        """What the cursor has passed without granting it is of a key that was taken, and waits for it."""
+        new = [pos for pos, item in self.items.items() if item.place == "pending" and log_of(pos) == log]
+        last = max((pos for pos in new if pos in granted), default=0)
+        for pos in sorted(new):
+            item = self.items[pos]
+            if pos < last and pos not in granted:
+                assert item.key, "passed over, and of no key"
+                others = [each for each in self.of_key(item.key) if each not in granted]
+                assert item.key in running or others, "passed over, though its key was free"
+                item.place = "to be blocked"
+
+    def _next(self, offer: Offer, owner: int, room: int) -> list[int]:
+        """Return what a worker could be granted now."""
+        running = self.running()
+        mine = {log for log in self.bounds if self.lease_owner_of_log(first_pos(log)) in (None, owner)}
+
+        def may(pos: int) -> bool:
+            key = self.items[pos].key
+            if log_of(pos) not in mine:
+                return False
+            return key is None or (key not in running and not [p for p in self.of_key(key) if p < pos])
+
+        found = [pos for pos in offer.due | offer.returned if may(pos)]
+        for log in mine:
+            blocked = [pos for pos, item in self.items.items() if log_of(pos) == log and self._follows(item)]
+            left = room - len(blocked)
+            for pos in sorted(pos for pos in offer.new if log_of(pos) == log):
+                key = self.items[pos].key
+                if self.log is not None and pos not in self.log.rows:
+                    continue  # left empty: it goes with the next
+                if not (key and (key in running or self.of_key(key))):
+                    found.append(pos)
+                    break
+                left -= 1
+                if left < 0:
+                    break  # the cursor waits
+        return found
+
+    def take_in_blocked(self, parked: dict[int, Parked], now: float) -> None:
+        """Take over what the core has blocked or freed since, where that is as it should be."""
+        if self.keys is None:
+            return
+        for pos, each in parked.items():
+            item = self.items[pos]
+            if each.reason != "blocked" or item.parked == each:
+                continue
+            assert item.key, "blocked, and of no key"
+            assert (item.retries, item.deliveries, item.redrives, item.alone) == each.span()[2:6]
+            assert item.body == each.body
+            before = [p for p in self.of_key(item.key) if p < pos]
+            if each.due is None:
+                assert before or item.key in self.running(), "blocked by nothing"
+            item.place, item.parked = "parked", each
+        self._tidy()
+        assert not [pos for pos, item in self.items.items() if item.place == "to be blocked"]
+
+    def check_order(self) -> None:
+        """P8: of a key one lease at most is held; what is free to go is not left waiting."""
+        if self.keys is None:
+            return
+        for key in {item.key for item in self.items.values() if item.key}:
+            leases = {self.items[pos].lease for pos in self.of_key(key) if self.items[pos].place == "leased"}
+            owned = [lease for lease in leases if self.owners[lease][0] is not None]
+            assert len(owned) <= 1, "two hold records of one key"
+            waiting = self.of_key(key)
+            if waiting and not leases:
+                first = self.items[waiting[0]].parked
+                assert first is not None
+                assert first.reason != "blocked" or first.due is not None, "blocked, and by nothing"
+
     # Taking back
 
     def settle(self, settlement: Settlement) -> list[NewCall] | None:
@@ -260,6 +426,10 @@ class GroupModel:
         for pos, value in settlement.results:
             if pos in ended:
                 self.items[pos].outcome = Outcome(pos, "success", value, settlement.ended)
+        stopped = {self.items[pos].key for pos in ended if self.items[pos].key and self.items[pos].open}
+        for pos in self.held(settlement.lease):
+            if self.items[pos].key in stopped:
+                self.items[pos].place = "to be blocked"
         self._let_wait(settlement.lease, settlement.waits, settlement.waits_as, child)
         self._let_wait(settlement.lease, settlement.limited, settlement.limited_as, LIMITED)
         if settlement.release:
@@ -299,7 +469,7 @@ class GroupModel:
             item.retries += verdict.retried
             item.deliveries += verdict.charge
             item.body = item.body if verdict.body is None else verdict.body
-            item.park(pos, verdict.reason, verdict.due, verdict.task, verdict.error, at)
+            item.park(pos, verdict.reason, verdict.due, verdict.task, verdict.error, at, holds=verdict.holds)
 
     def _count(self, name: str, by: int) -> None:
         if by:

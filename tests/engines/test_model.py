@@ -30,6 +30,7 @@ from respool.delivery.death import Cause, Suspect, bury_lease, charge_before
 from respool.delivery.lanes import Turns
 from respool.delivery.lapse import lapse
 from respool.delivery.model import Change, Lease, NewCall, Settlement, Verdict, View
+from respool.delivery.order import Claimant
 from respool.delivery.seek import SeekUnderWay, begin, end_leases, finish, generation_at, rewind
 from respool.delivery.seek import held as is_held
 from respool.delivery.settle import give_back, settle
@@ -41,12 +42,25 @@ from respool.record import first_pos, log_of
 pytestmark = pytest.mark.timeout(10 * settings().max_examples)
 
 ALL = 1_000_000
+ROOM = 3  # records of a partition that may be blocked
 stores = itertools.count()
 WORKERS = (1, 2, 3)
 CHILDREN = (0, 1)
 GHOSTS = ("ghost", "phantom")  # tasks that not every worker knows
 KINDS = (
-    *("plain", "returned", "value", "kept", "quiet", "dead", "thrown", "retry", "edited", "scheduled"),
+    *(
+        "plain",
+        "returned",
+        "value",
+        "kept",
+        "quiet",
+        "dead",
+        "thrown",
+        "retry",
+        "edited",
+        "scheduled",
+        "holding",
+    ),
     *("parked", "unknown", "revoked", "skipped", "filtered", "calls", "progressed"),
 )
 picks = st.integers(0, 1000)  # which one of what there is
@@ -90,9 +104,10 @@ class DeliveryMachine(RuleBasedStateMachine):
         self.lost: deque[Held] = deque(maxlen=8)  # leases that it held once
         self.touched: set[int] = set()
 
-    @initialize(records=st.integers(0, 12))
-    def begin(self, records: int) -> None:
-        self.queue = self.engine.create_stream("queue", "shop", "default", 2, {})
+    @initialize(records=st.integers(0, 12), ordered=st.booleans())
+    def begin(self, records: int, ordered: bool) -> None:
+        self.ordered = ordered
+        self.queue = self.engine.create_stream("queue", "shop", "default", 2, {"ordered": ordered})
         sink = self.engine.create_stream("queue", "shop", "sink", 1, {})
         self.sink = sink.logs[0]
         self.log = LogModel((*self.queue.logs, self.sink), holes=self.holes)
@@ -100,7 +115,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         self.lanes: dict[int, int] = {}
         self.turns: dict[Any, Turns] = {}
         bounds = {log: (first_pos(log), None) for log in self.queue.logs}
-        self.groups["main"] = main, GroupModel(bounds, self.lanes)
+        self.groups["main"] = main, GroupModel(bounds, self.lanes, self.log if ordered else None)
         if records:
             self.append_run(records, 0)
 
@@ -135,7 +150,9 @@ class DeliveryMachine(RuleBasedStateMachine):
             id = list(self.log.ids)[again % len(self.log.ids)]
             task, body, _, _ = self.log.rows[self.log.ids[id]]
             return NewCall(log, task, body, None, id, self.moment())
-        return NewCall(log, "child", b"c", None, self.fresh_id(), self.moment())
+        pick = next(self.numbers) * 7919 % 13 % 5
+        key = log * 10 + pick if pick and log in self.queue.logs else None  # a key is of one partition
+        return NewCall(log, "child", b"c", None, self.fresh_id(), self.moment(), key)
 
     def pick_held(self, pick: int) -> Held:
         return self.held[pick % len(self.held)]
@@ -144,7 +161,14 @@ class DeliveryMachine(RuleBasedStateMachine):
         return owner << 32 | child << 24 | next(self.numbers)
 
     def transact(self, name: str, reads: dict[str, Any], decide: Callable[[View, Change], Any]) -> Any:
+        self.take_in_blocked()
         return self.engine.transact(Reads(self.groups[name][0].id, **reads), decide)
+
+    def take_in_blocked(self) -> None:
+        """What the core has blocked, or freed, is checked and taken over: see `GroupModel`."""
+        for group, model in self.groups.values() if self.ordered else ():
+            found = {each.pos: each for _, each in self.engine.parked(ParkedFilter((group.id,)), ALL)}
+            model.take_in_blocked(found, self.now)
 
     def sort_out(self) -> None:
         """Tell the leases that are held from those that are lost."""
@@ -161,7 +185,7 @@ class DeliveryMachine(RuleBasedStateMachine):
 
     # Appending
 
-    @precondition(lambda self: len(self.queue.lanes) < 3)
+    @precondition(lambda self: len(self.queue.lanes) < 3 and not self.ordered)
     @rule(priority=st.sampled_from((0, 3, 5, 9)))
     def use_a_priority(self, priority: int) -> None:
         """A lane is read from its start by the groups that are there (H10), but by no replay."""
@@ -227,11 +251,20 @@ class DeliveryMachine(RuleBasedStateMachine):
         now = self.moment()
         reads = {"positions": True, "due": want, "returned": ALL, "now": now, "tasks": tasks}
         lanes = self.turns.setdefault((name, owner, child), Turns())
-        request = Request(want, owner, child, self.lease_id(owner, child), now, turn, lanes)
+        who = Claimant(owner, child, want, turn, ROOM) if self.ordered else None
+        reads["ordered"] = who
+        request = Request(want, owner, child, self.lease_id(owner, child), now, turn, lanes, ordered=who)
+        self.take_in_blocked()
         return request, self.model(name).offer(now, tasks), reads
 
-    def _granted(self, name: str, lease: Lease | None, offer: Offer, request: Request) -> Held | None:
-        self.model(name).grant(lease, offer, request.want, request.turn)
+    def _granted(
+        self, name: str, lease: Lease | None, offer: Offer, request: Request, *, sure: bool = True
+    ) -> Held | None:
+        if self.ordered:  # not sure: how much is read is decided before a settlement that stops a key
+            who = request.owner, request.child
+            self.model(name).grant_in_order(lease, offer, who, request.want, ROOM, sure=sure)
+        else:
+            self.model(name).grant(lease, offer, request.want, request.turn)
         if lease is None:
             return None
         assert (lease.id, lease.owner, lease.child) == (request.lease, request.owner, request.child)
@@ -254,6 +287,14 @@ class DeliveryMachine(RuleBasedStateMachine):
                 "reason": "dead",
                 "error": b"e",
                 "note": "failed: e",
+            },
+            "holding": {
+                "ending": "failure",
+                "value": b"e",
+                "reason": "dead",
+                "error": b"e",
+                "note": "failed: e",
+                "holds": True,
             },
             "thrown": {"ending": "failure", "value": b"t", "quiet": True, "note": "failed: t"},
             "retry": {
@@ -384,6 +425,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         """Both in one transaction, as small leases do it."""
         held = self.pick_held(pick)
         done = held.positions[: len(held.positions) // 2 + 1]
+        parked = {*done} & {*self.model(held.group).held(held.id)}
         settlement = self.settlement(held, done, kinds, pick, release)
         request, offer, reads = self._request(held.group, held.owner, held.child, want, turn, tasks)
 
@@ -393,10 +435,13 @@ class DeliveryMachine(RuleBasedStateMachine):
 
         lease = self.transact(held.group, {**reads, "leases": (held.id,)}, both)
         calls = self.model(held.group).settle(settlement)
-        self._granted(held.group, lease, offer, request)
+        if self.ordered:  # what is given back, and freed, can be granted in the same transaction
+            offer = self.model(held.group).offer(request.now, tasks)
+            offer = offer._replace(due=offer.due - parked)  # but not what was parked in it
+        self._granted(held.group, lease, offer, request, sure=False)
         self.appended(self.log.append(calls or []))
 
-    @precondition(lambda self: self.held)
+    @precondition(lambda self: self.held and not self.ordered)
     @rule(pick=picks, through=st.integers(0, 3), step=st.integers(1, 3), kinds=kinds, release=st.booleans())
     def settle_and_let_the_rest_wait(
         self, pick: int, through: int, step: int, kinds: Sequence[str], release: bool
@@ -411,13 +456,14 @@ class DeliveryMachine(RuleBasedStateMachine):
         settlement.waits_as = self.lease_id(held.owner, held.child)
         assert self.say(held, settlement)
 
-    @precondition(lambda self: self.held)
+    @precondition(lambda self: self.held and not self.ordered)
     @rule(pick=picks, keep=st.integers(0, 3), kinds=kinds, want=wants, turn=turns)
     def let_the_rest_wait_and_claim(
         self, pick: int, keep: int, kinds: Sequence[str], want: int, turn: int
     ) -> None:
         self._wait_and_claim(self.pick_held(pick), keep, kinds, pick, want, turn)
 
+    @precondition(lambda self: not self.ordered)
     @rule(pick=picks, size=st.integers(1, 4), want=wants, turn=turns)
     def put_back_parts_of_a_batch_at_once(self, pick: int, size: int, want: int, turn: int) -> None:
         """Each took a part of what would have been one batch, and the second sees the first's."""
@@ -539,6 +585,9 @@ class DeliveryMachine(RuleBasedStateMachine):
         done, left = held.positions[:through], held.positions[through:]
         finished = self.settlement(held, done, kinds, through, False) if done else None
         now = self.moment()
+        if self.ordered and finished is not None:  # what comes after one that is to run again is not run
+            stopped = {self.log.keys.get(v.pos) for v in finished.verdicts if v.reason} - {None}
+            left = tuple(pos for pos in left if self.log.keys.get(pos) not in stopped)
         ran = left[running % len(left) :][:together] if running is not None and left else []
         how = "killed by SIGKILL (signal 9)"
         suspects = [Suspect(pos, "task", deliveries, how, b"lost", now) for pos in ran]
@@ -656,7 +705,7 @@ class DeliveryMachine(RuleBasedStateMachine):
     def drop_dead_letters(self, pick: int, share: int) -> None:
         name = sorted(self.groups)[pick % len(self.groups)]
         chosen, now = self._waiting(name)[::share], self.moment()
-        said = self.transact(name, {"parked": chosen}, lambda view, change: drop(view.due, change, now))
+        said = self.transact(name, {"parked": chosen}, lambda view, change: drop(view, change, now))
         assert said == self.model(name).drop(chosen)
         self.touched.update(chosen)
 
@@ -797,7 +846,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         flat = [(log, lo, hi) for log, (lo, hi) in bounds.items()]
         group = self.engine.create_group(self.queue, "shop", "again", "replay", {}, flat)
         assert self.engine.create_group(self.queue, "shop", "again", "replay", {}, flat) is None
-        model = GroupModel(bounds, self.lanes)
+        model = GroupModel(bounds, self.lanes, self.log if self.ordered else None)
         self.turns = {who: turns for who, turns in self.turns.items() if who[0] != "again"}
         model.add(pos for log in bounds for pos in range(first_pos(log), self.log.ends[log]))
         self.groups["again"] = group, model
@@ -823,6 +872,9 @@ class DeliveryMachine(RuleBasedStateMachine):
 
     @invariant()
     def agrees(self) -> None:
+        self.take_in_blocked()
+        for _, model in self.groups.values():
+            model.check_order()
         self.sort_out()
         self._check_places()
         self._check_sums()
@@ -907,6 +959,8 @@ class DeliveryMachine(RuleBasedStateMachine):
         self.now += 10**7
         for name, (group, model) in self.groups.items():
             turn = 0
+            if self.ordered:
+                self._finish_in_order(name)
             while model.offer(self.now, GHOSTS) != Offer(set(), set(), set(), set()):
                 held = self.claim(name, 1, 0, 20, turn, GHOSTS)
                 assert held is not None
@@ -920,6 +974,21 @@ class DeliveryMachine(RuleBasedStateMachine):
         found = {pos: (r.task, r.body, r.id, r.time) for pos, r in rows.items()}
         assert found == self.log.rows
         assert {id: self.engine.find("shop", id) for id in self.log.ids} == self.log.ids
+
+    def _finish_in_order(self, name: str) -> None:
+        """Dead letters that hold up their keys are dropped; then everything comes to its turn."""
+        model = self.model(name)
+        self.take_in_blocked()
+        dead = tuple(pos for pos, item in model.items.items() if item.parked and item.parked.reason == "dead")
+        now = self.moment()
+        assert self.transact(name, {"parked": dead}, lambda view, change: drop(view, change, now)) == len(
+            dead
+        )
+        model.drop(dead)
+        for turn in range(2 * len(model.items) + 2):
+            held = self.claim(name, 1, 0, 20, turn, GHOSTS)
+            if held is not None:
+                assert self.say(held, self.settlement(held, held.positions, ("plain",), 0, False))
 
 
 def _settling(settlement: Settlement) -> Callable[[View, Change], bool]:

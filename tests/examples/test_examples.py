@@ -11,6 +11,11 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SAYS = {
+    "per_user_order": (
+        "anna: [0, 1, 2, 3]",
+        "bert: [0, 1, 2, 3]",
+        "anna's transfer 1 was tried 3 times",
+    ),
     "two_model_versions_on_live_traffic": (
         "main ran 40 calls, v2 some of them: True",
         "all that differ have another label: True",

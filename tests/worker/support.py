@@ -288,7 +288,11 @@ class Place:
 
     def idle(self, name: str = "main") -> bool:
         """Say whether nothing is pending, taken, given back or due."""
-        counts = self.counts(name)
+        return self.idle_in("default", name)
+
+    def idle_in(self, queue: str, name: str = "main") -> bool:
+        """Say whether nothing is pending, taken, given back or due in a queue."""
+        counts = self.counts(name, queue)
         waits = {reason: number for reason, number in counts.parked.items() if reason != "dead"}
         return not (counts.pending or counts.leased or counts.returned or waits)
 

@@ -82,6 +82,10 @@ def command(queue: str | None, group: str | None, as_json: bool) -> None:
         if data["lost"]:
             note(f"{served}: has lost {counted(data['lost'], 'record')}, trimmed before they were done")
         _note_gaps(served, data["gaps"])
+        if data["blocked"]:
+            note(f"{served}: {counted(data['blocked'], 'call')} waiting for an earlier one of the same key")
+        if data["stalled"]:
+            note(f"{served}: no more may wait so in {data['stalled']} of its partitions; what follows waits")
         if data["due_capped"]:
             note(f"{served}: due was counted among the first {LOOK:,} that are parked")
 
@@ -174,6 +178,8 @@ def _data(target: Target, group: Group) -> dict[str, Any]:
         **{reason: counts.parked.get(reason, 0) - due.number.get(reason, 0) for reason in _SHOWN},
         "limited": counts.parked.get("limited", 0),
         "gaps": _gaps(target, group, now),
+        "blocked": counts.parked.get("blocked", 0),
+        "stalled": _stalled(target, group, counts),
         "unknown": unknown,
         "unknown_tasks": sorted(target.engine.unknown_tasks(group.id)) if unknown else [],
         "oldest_waiting": None if waiting is None else max(now - waiting, 0.0),
@@ -191,6 +197,22 @@ def _gaps(target: Target, group: Group, now: float) -> dict[str, Any] | None:
         return None
     age = max(now - found.since, 0.0)
     return {"numbers": found.numbers, "ranges": found.ranges, "most": found.most, "age": age}
+
+
+def _stalled(target: Target, group: Group, counts: Counts) -> int:
+    """Return in how many partitions so many records wait for their keys that the cursor waits as well."""
+    from ..delivery.order import ROOM
+    from ..engines.base import ParkedFilter
+
+    if counts.parked.get("blocked", 0) < ROOM:
+        return 0
+    number: dict[int, int] = {}
+    after = -1
+    while page := target.engine.parked_after(ParkedFilter((), ("blocked",)), group.id, after, 10_000):
+        after = page[-1][0]
+        for pos, _ in page:
+            number[pos >> 40] = number.get(pos >> 40, 0) + 1
+    return sum(each >= ROOM for each in number.values())
 
 
 def _lanes(target: Target, group: Group) -> dict[int, int]:

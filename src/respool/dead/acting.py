@@ -119,8 +119,6 @@ def drop_old(engine: Engine, group: Group, task: str, ttl: float, more: Callable
 def _drop(engine: Engine, group: Group, positions: list[int], until: float | None, note: str | None) -> int:
     return engine.transact(
         Reads(group.id, parked=tuple(positions)),
-        lambda view, change: admin.drop(
-            [each for each in view.due if until is None or each.at < until], change, wall_clock(), note
-        ),
+        lambda view, change: admin.drop(view, change, wall_clock(), note, until),
         synced=True,
     )

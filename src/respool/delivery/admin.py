@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from ..reference import is_reference
 from .model import Change, JournalEntry, Outcome, Parked, View
+from .order import free, keys_of
 from .seek import refuse_while_moved
 from .spans import count
 
@@ -44,6 +45,7 @@ def redrive(
                 body=body,
                 error=None,
                 at=now,
+                key=abs(parked.key) if parked.key else None,
             )
         )
         if parked.pos in edits and body is not None and is_reference(body):
@@ -56,8 +58,12 @@ def redrive(
     return given
 
 
-def drop(dead: list[Parked], change: Change, now: float, note: str | None = None) -> int:
-    """End dead letters for good: nothing runs them again. Their outcome, a failure, stands."""
+def drop(view: View, change: Change, now: float, note: str | None = None, until: float | None = None) -> int:
+    """End the dead letters of a view for good: nothing runs them again. Their outcome, a failure, stands.
+
+    Where one held up its key, what waits behind it goes on. With `until`, only those that died before.
+    """
+    dead = [parked for parked in view.due if until is None or parked.at < until]
     gone = 0
     for parked in dead:
         if parked.reason != "dead":
@@ -68,6 +74,7 @@ def drop(dead: list[Parked], change: Change, now: float, note: str | None = None
         )
         gone += 1
     change.count("dead letters dropped", gone)
+    free({each.key for each in dead if each.key and each.key > 0}, view, change, now)
     return gone
 
 
@@ -98,4 +105,7 @@ def purge(view: View, change: Change, waiting: list[Parked], reason: bytes, now:
             JournalEntry(parked.pos, parked.pos + 1, None, 0, now, now, "purged", parked.retries)
         )
         ended += 1
+    if view.order is not None:
+        keys = {parked.key for parked in waiting if parked.key and parked.key > 0}
+        free(keys.union(*map(keys_of, view.returned)), view, change, now)
     return ended

@@ -13,6 +13,7 @@ from .lanes import Turns, by_lane, has_lanes, unread
 from .limits import offer
 from .limits import take as take_admitted
 from .model import LIMITED, MAX_LEASE, WAITING, Change, Lease, Parked, Position, View
+from .order import Claimant, claim_in_order
 from .pace import allowed, spent
 from .seek import held
 from .spans import Span, count, joined, take
@@ -23,6 +24,7 @@ class Request(NamedTuple):
 
     `turn` counts the child's claims; it decides who goes first where there is not enough for all (H11).
     `lanes` keeps the shares of priorities; without it the first lane that has something is served.
+    `ordered` says that no two records of one key are to be run at once, or out of order (P8).
     """
 
     want: int
@@ -35,6 +37,7 @@ class Request(NamedTuple):
     patient: bool = True  # leave alone what waits for more, unless there is more or its time has come
     most_new: int = MAX_LEASE  # of them, records that nobody has seen yet, at most
     most_limited: int = MAX_LEASE  # of them, records that waited for limits, at most
+    ordered: Claimant | None = None
 
 
 def claim(view: View, change: Change, request: Request) -> Lease | None:
@@ -74,6 +77,8 @@ def _claim_as_set(view: View, change: Change, request: Request, want: int) -> Le
 
 
 def _claim_by_lane(view: View, change: Change, request: Request, want: int) -> Lease | None:
+    if view.order is not None and request.ordered is not None:
+        return claim_in_order(view, change, request, want)
     if view.returned:
         _let_wait(view, request.now, patient=request.patient)
     if not has_lanes(view):

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from .model import Change, JournalEntry, Lease, Settlement, Verdict, View
+from .model import Change, JournalEntry, Lease, Ordering, Settlement, Verdict, View
+from .order import key_map, packed_keys
 from .settle import keep_or_return, settle
-from .spans import Span, count, find, intersect, ranges_of, subtract
+from .spans import Span, count, find, intersect, joined, ranges_of, subtract
 
 
 class Cause(Enum):
@@ -30,6 +31,7 @@ class Suspect(NamedTuple):
     how: str  # how the process died, for people: "killed by SIGKILL (signal 9)"
     error: bytes  # the same as an encoded `WorkerLost`
     started: float = 0.0
+    holds: bool = False  # as a dead letter it holds up its key (on_dead="block")
 
 
 def bury_lease(
@@ -65,9 +67,11 @@ def bury_lease(
         left = subtract(left, ranges_of(suspect.pos for suspect in suspects))
         for suspect in suspects:
             span = find(lease.spans, suspect.pos)
-            back = _charge(change, lease, span, suspect, cause, now) if span is not None else None
+            back = _charge(change, lease, span, suspect, cause, now, view.order) if span is not None else None
             if back is not None:
                 left = [back, *left]
+        if lease.keys:
+            left = joined(left)
     elif cause is Cause.WORKER:
         # What had been granted singly was the only one that can have been running: it is charged (H6).
         left = [s._replace(alone=True, deliveries=s.deliveries + s.alone) for s in left]
@@ -112,7 +116,13 @@ def _suspect_all(
 
 
 def _charge(
-    change: Change, lease: Lease, span: Span, suspect: Suspect, cause: Cause, now: float
+    change: Change,
+    lease: Lease,
+    span: Span,
+    suspect: Suspect,
+    cause: Cause,
+    now: float,
+    order: Ordering | None,
 ) -> Span | None:
     """Decide about the record that was running: the span to hand out again, None where it is buried."""
     charged = cause is Cause.CHILD or (cause is Cause.WORKER and span.alone)
@@ -122,7 +132,7 @@ def _charge(
     # A task that may run only once was charged before it ran (H7): any death ends it.
     deliveries = one.deliveries + charged if suspect.max_deliveries > 1 else max(one.deliveries, 1)
     if deliveries >= suspect.max_deliveries and (charged or suspect.max_deliveries <= 1):
-        _bury(change, lease, one._replace(deliveries=deliveries), suspect, now)
+        _bury(change, lease, one._replace(deliveries=deliveries), suspect, now, order)
         return None
     change.journal.append(
         JournalEntry(
@@ -140,7 +150,9 @@ def _charge(
     return one._replace(deliveries=deliveries, alone=cause is Cause.WORKER or one.alone)
 
 
-def _bury(change: Change, lease: Lease, one: Span, suspect: Suspect, now: float) -> None:
+def _bury(
+    change: Change, lease: Lease, one: Span, suspect: Suspect, now: float, order: Ordering | None
+) -> None:
     verdict = Verdict(
         suspect.pos,
         ending="failure",
@@ -151,9 +163,14 @@ def _bury(change: Change, lease: Lease, one: Span, suspect: Suspect, now: float)
         note=f"lost: {suspect.how}",
         started=suspect.started,
         ended=now,
+        holds=suspect.holds,
     )
     single = View()
-    single.leases[lease.id] = Lease(lease.id, lease.owner, lease.child, [one], lease.bodies, lease.since)
+    key = packed_keys([one], key_map(lease)) if lease.keys else b""
+    single.leases[lease.id] = Lease(
+        lease.id, lease.owner, lease.child, [one], lease.bodies, lease.since, keys=key
+    )
+    single.order = order
     buried = Change()
     settle(single, buried, Settlement(lease.id, lease.owner or 0, [(one.lo, one.hi)], [verdict]))
     buried.dropped_leases.clear()

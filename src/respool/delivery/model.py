@@ -54,6 +54,7 @@ class Parked(NamedTuple):
     error: bytes | None = None  # why it was parked, as `remote.encode_error` gives it
     at: float = 0.0  # since when
     waits: int | None = None  # `limited`: for which bucket
+    key: int | None = None  # in an ordered group, its key's hash; negative: nothing of its key waits for it
 
     def span(self) -> Span:
         """Return the record as a lease's span."""
@@ -71,6 +72,7 @@ class Lease(msgspec.Struct):
     since: float = 0.0
     admitted: dict[int, list[tuple[int, int]]] = {}
     """By bucket, the positions that it has let in: while there are any, the lease has one of its slots."""
+    keys: bytes = b""  # in an ordered group: see `order.key_map`
 
 
 class Position(NamedTuple):
@@ -139,6 +141,7 @@ class NewCall(msgspec.Struct, array_like=True):
     meta: bytes | None
     id: Any  # an Id
     time: float
+    key: int | None = None  # the hash of its key (`keys.key_hash`)
 
 
 class Verdict(msgspec.Struct, array_like=True, omit_defaults=True):
@@ -168,6 +171,7 @@ class Verdict(msgspec.Struct, array_like=True, omit_defaults=True):
     ended: float = 0.0
     progressed: bool = False  # it called update_state: there is a progress row to clear
     offloaded: bool = False  # its value is a reference to a blob
+    holds: bool = False  # a dead letter that holds up its key (on_dead="block")
 
 
 class Settlement(msgspec.Struct):
@@ -223,10 +227,26 @@ class JournalEntry(NamedTuple):
 NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
 
 
+class Ordering:
+    """What a decision about an ordered group needs to know besides."""
+
+    __slots__ = ("ahead", "blocked", "claimed", "leases", "waiting")
+
+    def __init__(self) -> None:
+        self.leases: list[Lease] = []  # for a claim: all of the group
+        self.claimed: list[int] = []  # for a claim: the logs that it may take from, those to begin with first
+        self.ahead: dict[int, list[tuple[int, int | None]]] = {}  # by log: (position, key) from the cursor on
+        self.waiting: dict[int, list[Parked]] = {}  # by key, in their order: what is parked and holds it up
+        self.blocked: dict[int, int] = {}  # by log: how many are parked as blocked
+
+
 class View:
     """What a decision needs to know, read by the engine inside the transaction."""
 
-    __slots__ = ("due", "gap_room", "generation", "leases", "limits", "positions", "returned", "settings")
+    __slots__ = (
+        *("due", "gap_room", "generation", "leases", "limits"),
+        *("order", "positions", "returned", "settings"),
+    )
 
     def __init__(self) -> None:
         self.settings: Mapping[str, Any] = NO_SETTINGS  # the group's, as of now
@@ -237,6 +257,7 @@ class View:
         self.returned: list[Lease] = []  # ownerless leases, those that wait too, the oldest first
         self.leases: dict[int, Lease] = {}  # those asked for, that exist
         self.limits: Limits | None = None
+        self.order: Ordering | None = None  # where records of an ordered group are concerned
 
 
 class Change:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .model import Change, JournalEntry, Lease, View
+from .order import free, keys_of
 from .settle import keep_or_return
 from .spans import Span, subtract
 
@@ -84,6 +85,9 @@ def end_leases(view: View, change: Change, to: Targets, now: float, *, owned: bo
             left += sum(span.hi - max(span.lo, to[span.lo >> 40]) for span in past)
             continue
         _cut(change, lease, past, to, now)
+        if lease.keys:
+            kept = [keys_of(each) for each in change.leases if each.id == lease.id]
+            free(keys_of(lease).difference(*kept), view, change, now)
     return left
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from . import pace
 from .limits import give_up, let_go
 from .model import LIMITED, WAITING, Change, JournalEntry, Lease, Outcome, Parked, Settlement, Verdict, View
+from .order import give_back_in_order, key_map, packed_keys, sort_out
 from .spans import Finder, Span, count, intersect, merge, subtract
 
 
@@ -21,7 +22,7 @@ def settle(view: View, change: Change, settlement: Settlement) -> bool:
             return True  # nothing to settle: all of it was settled, or given back, before
         change.count("refused settlements")
         return False
-    spans = lease.spans
+    spans, parked = lease.spans, len(change.parked)
     if settlement.verdicts:
         _settle_verdicts(lease, change, settlement)
         if view.settings:
@@ -34,11 +35,15 @@ def settle(view: View, change: Change, settlement: Settlement) -> bool:
         if lease.admitted:
             let_go(change, lease, ())
         change.dropped_leases.append(lease.id)
+        if lease.keys:
+            sort_out(view, change, lease, [], parked, settlement.ended)
         return True
     before = count(lease.spans)
     left = subtract(lease.spans, settlement.done)
     if count(left) != before:
         _write_journal(lease, change, settlement)
+    if lease.keys:
+        left = sort_out(view, change, lease, left, parked, settlement.ended)
     if settlement.waits:
         left = _let_wait(change, lease, left, settlement.waits, settlement.waits_as, lease.child)
     if settlement.limited:
@@ -73,12 +78,17 @@ def give_back(
     given = intersect(lease.spans, ranges)
     if not given:
         return 0
-    bodies = _bodies(lease, given)
-    if lease.admitted:
-        give_up(change, lease, given)
-    change.leases.append(Lease(new_id, None, lease.child, given, bodies, lease.since))
-    keep_or_return(change, lease, subtract(lease.spans, ranges), release=False)
-    return count(given)
+    left, parted = subtract(lease.spans, ranges), count(given)
+    if lease.keys:
+        given = give_back_in_order(change, lease, given, left, lease.since)
+    if given:
+        keys = packed_keys(given, key_map(lease)) if lease.keys else b""
+        bodies = _bodies(lease, given)
+        if lease.admitted:
+            give_up(change, lease, given)
+        change.leases.append(Lease(new_id, None, lease.child, given, bodies, lease.since, keys=keys))
+    keep_or_return(change, lease, left, release=False)
+    return parted
 
 
 def keep_or_return(change: Change, lease: Lease, left: list[Span], *, release: bool) -> None:
@@ -93,7 +103,8 @@ def keep_or_return(change: Change, lease: Lease, left: list[Span], *, release: b
         return
     bodies = _bodies(lease, left)
     owner = None if release else lease.owner
-    change.leases.append(Lease(lease.id, owner, lease.child, left, bodies, lease.since, admitted))
+    keys = packed_keys(left, key_map(lease)) if lease.keys else b""
+    change.leases.append(Lease(lease.id, owner, lease.child, left, bodies, lease.since, admitted, keys))
 
 
 def _bodies(lease: Lease, spans: list[Span]) -> dict[int, bytes]:
@@ -105,12 +116,12 @@ def _bodies(lease: Lease, spans: list[Span]) -> dict[int, bytes]:
 
 
 def _settle_verdicts(lease: Lease, change: Change, settlement: Settlement) -> None:
-    spans = Finder(lease.spans)
+    spans, keys = Finder(lease.spans), key_map(lease) if lease.keys else {}
     for verdict in settlement.verdicts:
         span = spans.find(verdict.pos)
         if span is None:
             continue  # settled before, by the supervisor
-        _settle_one(lease, span, change, settlement, verdict)
+        _settle_one(lease, span, change, settlement, verdict, keys.get(verdict.pos) or None)
 
 
 def _settle_results(lease: Lease, change: Change, settlement: Settlement) -> None:
@@ -127,7 +138,9 @@ def _settle_results(lease: Lease, change: Change, settlement: Settlement) -> Non
     change.results = [result for result in results if held.find(result[0])]
 
 
-def _settle_one(lease: Lease, span: Span, change: Change, settlement: Settlement, verdict: Verdict) -> None:
+def _settle_one(
+    lease: Lease, span: Span, change: Change, settlement: Settlement, verdict: Verdict, key: int | None
+) -> None:
     pos, at = verdict.pos, verdict.ended or settlement.ended
     if verdict.progressed:
         change.unprogressed.append(pos)
@@ -152,6 +165,7 @@ def _settle_one(lease: Lease, span: Span, change: Change, settlement: Settlement
                 verdict.body if verdict.body is not None else lease.bodies.get(pos),
                 verdict.error,
                 at,
+                key=-key if key and verdict.reason == "dead" and not verdict.holds else key,
             )
         )
     if verdict.calls:

@@ -222,6 +222,8 @@ class State(Protocol):
         which of them records of the group wait for; of those open by `now`, the first open first, the first
         records that wait, by position, at most `looked_for` of each. Nobody else changes a bucket, nor adds
         to who has its slots, until the transaction ends.
+        `order` where records of an ordered group are concerned: for a claim (`reads.ordered`), or where a
+        lease or parked record that was asked for has keys; `ordering.py` says what is read then.
 
         Written, in this order, where what is gone is no error: dropped leases; leases, which replace the
         one of the same id (`child` and `since` stay); `unparked`; cursors; starts, where they become lower;
@@ -243,6 +245,9 @@ class State(Protocol):
             fence: (lease, owner) of the run. Raises LeaseLost where that lease is not that owner's.
         """
 
+    def look(self, reads: Reads, decide: Callable[[View, Change], T]) -> T:
+        """Return what `decide` makes of what `transact` would read now, and write nothing. Without a lock."""
+
     def has_work(self, group: int, now: float, tasks: Sequence[str]) -> bool:
         """Say whether a claim would find anything: new, due, returned, let in by limits, or unknown so
         far and of these tasks.
@@ -252,11 +257,11 @@ class State(Protocol):
         Idle workers ask all the time: cheap, and without a lock. One round trip.
         """
 
-    def next_due(self, group: int) -> float | None:
+    def next_due(self, group: int, after: float = -1.0) -> float | None:
         """Return when the next of the group's parked records is due, a lease has waited, or a bucket
         opens; None: never by itself.
 
-        Maybe long ago.
+        Maybe long ago, but later than `after`.
         """
 
     def limited(self, group: int, most: int) -> int:

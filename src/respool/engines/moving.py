@@ -21,7 +21,8 @@ import msgspec
 
 from ..delivery.model import Lease
 from ..errors import ConfigError
-from ..record import Id, id_of
+from ..keys import key_hash
+from ..record import Id, id_of, unpack_meta
 from .inspect import Bounds
 from .things import Group, Stream
 
@@ -71,6 +72,17 @@ class RawRecord(NamedTuple):
     head: Id  # as stored
     micros: int  # since 1970
 
+    @property
+    def key(self) -> int | None:
+        """The hash of its key, where it has one."""
+        if self.meta is None or b"\xa3key" not in self.meta:
+            return None
+        try:
+            key = unpack_meta(self.meta).key
+        except ValueError:  # it cannot be read: so it is kept
+            return None
+        return None if key is None else key_hash(key)
+
 
 class LogPlace(NamedTuple):
     """A log: where it is in its stream, and which positions it has given out."""
@@ -109,7 +121,7 @@ STATE_TABLES = {
             "parked",
             (
                 *("pos", "reason", "due", "task", "retries", "deliveries", "redrives"),
-                *("alone", "body", "error", "at", "waits"),
+                *("alone", "body", "error", "at", "waits", "key"),
             ),
             ("pos",),
             ("pos",),

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from ..delivery.model import MIDDLE, Lease, Outcome, Parked
+from ..delivery.order import Claimant
 from ..record import Id, Meta
 
 
@@ -28,13 +29,16 @@ class Capabilities(NamedTuple):
     keeps_positions: bool = True  # records that come from another engine keep their numbers
     unique: bool = True  # a call and the lock that it takes are stored together, or neither
     moves: bool = True  # all that is on it can be moved to another engine, or from one to it
+    orders: bool = True  # runs the records of one key one by one (P8)
 
 
 CAPABILITIES = {
     "sqlite:///path": Capabilities("SQLite", True, False, True, True, True, True),
     "sqlite:///:memory:": Capabilities("SQLite in memory", True, False, True, False, False, False),
     "postgresql://": Capabilities("PostgreSQL", True, True, True, True, True, True),
-    "kafka://": Capabilities("Kafka", False, True, False, True, False, False, True, False, False, False),
+    "kafka://": Capabilities(
+        "Kafka", False, True, False, True, False, False, True, False, False, False, orders=False
+    ),
 }
 """By how their URLs begin."""
 
@@ -74,6 +78,14 @@ class Stream(msgspec.Struct, frozen=True):
         return {
             log: self.logs[partition] for logs in self.lanes.values() for partition, log in enumerate(logs)
         }
+
+
+def is_ordered(stream: Stream, group: Group) -> bool:
+    """Say whether a group takes the records of each key one by one (P8).
+
+    All groups of an ordered queue do, replays among them; of a stream's, those that asked for it.
+    """
+    return bool((stream if stream.kind == "queue" else group).settings.get("ordered"))
 
 
 def lanes_of(logs: Iterable[tuple[int, int | None]]) -> dict[int, tuple[int, ...]]:
@@ -157,6 +169,7 @@ class Reads(NamedTuple):
     settings: bool = False  # the group's settings and generation, which come with its positions anyway
     buckets: Sequence[int] = ()  # as View.limits, with who has their slots
     open: int = 0  # as View.limits: buckets that are open and waited for, at most so many, with who waits
+    ordered: Claimant | None = None  # with positions, for a claim of an ordered group: see View.order
 
 
 class Status(msgspec.Struct, frozen=True):

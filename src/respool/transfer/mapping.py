@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import msgspec
 
 from ..delivery.model import Lease
+from ..delivery.order import key_map, packed_keys
 from ..delivery.spans import Span
 from ..engines.base import Group
 from ..engines.inspect import Bounds
@@ -126,7 +127,12 @@ def moved_leases(leases: Iterable[Lease], places: Places) -> list[Lease]:
         spans = [span for span in spans if span.lo < span.hi]
         bodies = {places.record(pos): body for pos, body in lease.bodies.items()}
         if spans:
-            found.append(msgspec.structs.replace(lease, owner=None, spans=spans, bodies=bodies))
+            keys = b""
+            if lease.keys:
+                known = {places.edge(log_of(pos), pos): key for pos, key in key_map(lease).items() if key}
+                keys = packed_keys(spans, known)
+            moved = msgspec.structs.replace(lease, owner=None, spans=spans, bodies=bodies, keys=keys)
+            found.append(moved)
     return found
 
 

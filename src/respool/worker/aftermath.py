@@ -19,8 +19,9 @@ from .page import Snapshot
 
 DEFAULT_DELIVERIES = 3
 ANY_TASK = ""  # in a subscription, whatever the event's type
-Deliveries = Mapping[int, Mapping[str, int]]
-"""By group and task: how many runs may end with the death of their process."""
+Deliveries = Mapping[int, Mapping[str, tuple[int, bool]]]
+"""By group and task: how many runs may end with the death of their process, and whether a dead letter holds
+up its key."""
 
 
 def how_it_died(status: int) -> str:
@@ -86,7 +87,8 @@ class Aftermath:
         if finished is not None:
             for log in {call.log for verdict in finished.verdicts for call in verdict.calls}:
                 self._engine.ring(log)
-        self._engine.ring(lease.spans[0].lo >> 40, everyone=True)
+        for log in {span.lo >> 40 for span in lease.spans}:
+            self._engine.ring(log, everyone=True)
 
     def _finished(self, lease: Lease, seen: Snapshot, now: float) -> Settlement | None:
         if not seen.finished:
@@ -105,18 +107,18 @@ class Aftermath:
 
     def _suspects(self, group: int, seen: Snapshot, how: str) -> list[Suspect]:
         task = self._task_of(seen.running[0])  # those of a batch are calls of one task
-        most = self._most(group, task)
+        most, holds = self._allowed(group, task)
         error = encode_error(WorkerLost(f"{how} while it ran {task or 'this call'}"), worker=self._name)
         began = wall_clock() - max(boottime_ns() / 1e9 - seen.began, 0.0)
-        return [Suspect(pos, task, most, how, error, began) for pos in seen.running]
+        return [Suspect(pos, task, most, how, error, began, holds) for pos in seen.running]
 
     def _task_of(self, pos: int) -> str:
         rows = self._engine.rows([Span(pos, pos + 1)])
         return rows[0][1] if rows else ""
 
-    def _most(self, group: int, task: str) -> int:
+    def _allowed(self, group: int, task: str) -> tuple[int, bool]:
         allowed = self._deliveries.get(group, {})
-        return allowed.get(task, allowed.get(ANY_TASK, DEFAULT_DELIVERIES))
+        return allowed.get(task, allowed.get(ANY_TASK, (DEFAULT_DELIVERIES, False)))
 
     def time_limit(self, seen: Snapshot, positions: Sequence[int], seconds: float) -> None:
         """Fail a record whose process we killed at its time limit; only that record fails.
@@ -125,13 +127,14 @@ class Aftermath:
         run only once.
         """
         task = self._task_of(positions[0])
-        if len(positions) > 1 and self._most(seen.group, task) > 1:
+        most, holds = self._allowed(seen.group, task)
+        if len(positions) > 1 and most > 1:
             how = f"its batch was killed after {seconds:g} s, its time_limit"
             for group, lease in self._engine.leases_of(self._owner):
                 if lease.id == seen.lease:
                     self._bury(group, lease, seen, Cause.CHILD, how)
             return
-        verdicts = [self._too_long(task, pos, seconds) for pos in positions]
+        verdicts = [self._too_long(task, pos, seconds, holds=holds) for pos in positions]
         done = ranges_of([*seen.through, *positions])
         settlement = Settlement(
             seen.lease,
@@ -149,7 +152,7 @@ class Aftermath:
         self._engine.ring_waiters([*seen.through, *positions])
         self._engine.ring(positions[0] >> 40, everyone=True)
 
-    def _too_long(self, task: str, pos: int, seconds: float) -> Verdict:
+    def _too_long(self, task: str, pos: int, seconds: float, *, holds: bool) -> Verdict:
         now = wall_clock()
         limit = TimeLimitExceeded(f"{task} was killed after {seconds:g} s, its time_limit")
         error = encode_error(limit, worker=self._name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import platform
 import signal
 import time
@@ -18,6 +19,7 @@ from . import page as p
 from .page import Snapshot
 from .process import ChildProcess
 
+log = logging.getLogger("respool.worker")
 GIVE_BACK = 50_000_000  # ns that a record runs before the rest of its lease goes back (P7)
 SETTLE_FOR = 10_000_000  # ns that a record runs before what was finished earlier is settled for the child
 _SPARE_CHILD = 255  # number under which the supervisor makes leases of its own
@@ -37,6 +39,16 @@ def keep_limits(child: ChildProcess) -> None:
         words[p.SOFT_FOR] = soft
         if words[p.SOFT_AT] == soft:  # else it is over; and should it end now, the child sees by its clock
             child.process.send_signal(signal.SIGUSR1)
+
+
+def end_ordered_run(child: ChildProcess, groups: Sequence[int]) -> None:
+    """End a run of an ordered group when we cannot prove that we live: its key may be another's (H5)."""
+    assert child.slot is not None
+    seen = child.slot.snapshot()
+    if seen is not None and seen.running is not None and seen.group in groups and not child.ordered:
+        log.warning("a call of an ordered group is ended: this worker could not say in time that it lives")
+        child.ordered = True
+        child.kill()
 
 
 def lower_bound(child: ChildProcess, seen: Snapshot) -> list[int]:
@@ -109,6 +121,7 @@ class Attendant:
                 change.leases += rest.leases or [view.leases[seen.lease]]
                 change.dropped_leases += rest.dropped_leases
                 change.absorb_limits(rest)
+                change.parked += rest.parked  # what waits for its key
                 return given
             return 0
 
@@ -119,7 +132,8 @@ class Attendant:
         if back:
             child.given_back = seen.lease
         if given:
-            self._engine.ring(back[0] >> 40, everyone=given > 1)
+            for log in {pos >> 40 for pos in back}:
+                self._engine.ring(log, everyone=given > 1)
 
 
 _MEMBARRIER = {"x86_64": 324, "aarch64": 283}

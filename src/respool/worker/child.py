@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,24 @@ from typing import Any
 import msgspec
 
 from ..app import App
+from ..clock import boottime_ns
 from ..errors import EngineUnavailable, RespoolError, UnknownName
 from ..loading import AppImportError, load_app
 from ..remote import raised_in
 from . import page as p
 from .executor import Executor
 from .host import LogFile, idle
-from .options import EXIT_LOST, EXIT_RECYCLED, EXIT_REFUSED, Hello, Refusal, Welcome, WorkerOptions, encode
+from .options import (
+    EXIT_LATE,
+    EXIT_LOST,
+    EXIT_RECYCLED,
+    EXIT_REFUSED,
+    Hello,
+    Refusal,
+    Welcome,
+    WorkerOptions,
+    encode,
+)
 from .services import Service, services
 
 log = logging.getLogger("respool.worker")
@@ -47,6 +59,23 @@ def die_with(parent: int, life: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name="respool-watch", daemon=True).start()
+
+
+def end_when_late(slot: p.Slot, ordered: frozenset[int]) -> None:
+    """End this process in the middle of an ordered group's run when its deadline is over (H5).
+
+    The supervisor does so too, unless it is stopped itself.
+    """
+
+    def watch() -> None:
+        words = slot.words
+        while True:
+            left = words[p.DEADLINE] - boottime_ns()
+            if left <= 0 and words[p.STARTED] > words[p.FINISHED] and words[p.GROUP] in ordered:
+                os._exit(EXIT_LATE)
+            time.sleep(max(left / 1e9, 0.05))
+
+    threading.Thread(target=watch, name="respool-deadline", daemon=True).start()
 
 
 class Child:
@@ -105,6 +134,9 @@ class Child:
             app.engine, served, welcome.worker, welcome.index, self.slot, self, app.settings["outbox_hold"]
         )
         signal.signal(signal.SIGUSR1, executor.caller.on_soft_limit)
+        ordered = frozenset(service.group.id for service in served if service.ordered)
+        if ordered:
+            end_when_late(self.slot, ordered)
         try:
             return self._serve(app, executor)
         finally:
@@ -175,6 +207,7 @@ def _hello(app: App, served: list[Service]) -> Hello:
         [(service.group.id, service.shown, list(service.stream.logs)) for service in served],
         sorted(runners),
         [(service.group.id, service.deliveries) for service in served],
+        [service.group.id for service in served if service.ordered],
         [(service.group.id, service.dead_ttls) for service in served if service.dead_ttls],
         app.settings["blobs"],
         app.settings["blob_timeout"],

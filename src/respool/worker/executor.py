@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from ..clock import boottime_ns
@@ -15,6 +15,7 @@ from ..delivery.claim import Request, claim
 from ..delivery.death import charge_before
 from ..delivery.limits import admit
 from ..delivery.model import Change, Lease, Settlement, Verdict, View
+from ..delivery.order import Claimant, key_map
 from ..delivery.settle import settle
 from ..delivery.sizing import LeaseSizer
 from ..delivery.spans import Finder, Span
@@ -26,7 +27,7 @@ from . import page as p
 from . import verdicts
 from .batching import Batching
 from .calling import Caller, EndNow
-from .host import LONGEST, RARELY, UNSETTLED
+from .host import LONGEST, RARELY, UNSETTLED, has_work
 from .limiting import OPEN_BUCKETS
 from .own_work import Did, Finished, Kept, OwnWork, ranges
 from .run import CurrentRun
@@ -36,6 +37,7 @@ from .storms import Storms
 log = logging.getLogger("respool.worker")
 
 STAY = 0.1  # seconds with one service before the others get their turn
+ONLY_KEY = b"\x81\xa3key"  # how the attributes begin of a record that has nothing but a key
 FEW = 4  # records; after no more than that, and with nobody waiting for a result, …
 REST = 0.002  # … this many seconds of rest: producers share the machine, and send more at once meanwhile
 PATIENCE = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds between tries while the engine cannot be reached
@@ -79,6 +81,7 @@ class Executor:
         self.limit: int | None = None  # records to run in all
         self.patient = True  # batches wait for more records
         self.rows: list[Row] = []
+        self._logs: set[int] = set()  # that the present lease has records of
         self._forked = False
         self.skip: frozenset[int] = frozenset()
         self._keyless: dict[int, Exception] = {}  # of which nobody can tell whose limit they are under
@@ -86,6 +89,8 @@ class Executor:
         self.storms = self.caller.storms = Storms(self)
         self.limited: list[Span] = []  # of the lease: records whose task is stopped
         self.sizers = {service.group.id: LeaseSizer() for service in services}
+        for service in services:
+            service.claimant = (worker, child) if service.ordered else None
         self._first_lease = p.lease_number(worker, child)
         self._reachable = True
         self._awaited = False  # somebody waited for what was settled last
@@ -135,7 +140,7 @@ class Executor:
     def has_work(self, service: Service) -> bool:
         """Look without the write lock, which others may want."""
         try:
-            found = self.engine.has_work(service.group.id, wall_clock(), tuple(service.runners))
+            found = has_work(self.engine, service, wall_clock())
         except EngineUnavailable as error:
             if self._reachable:
                 log.error("waiting for the engine: %s", error)
@@ -189,8 +194,9 @@ class Executor:
             want = min(want, self.limit - self.done)
             claim_next = claim_next and want > 0
         service.turn += claim_next  # only claims count: else the even turns might all be settlements
+        who = None if service.claimant is None else Claimant(*service.claimant, want, service.turn)
         request = Request(
-            want, self.worker, self.child, number, now, service.turn, service.lanes, self.patient
+            want, self.worker, self.child, number, now, service.turn, service.lanes, self.patient, ordered=who
         )
         if limiter is not None and claim_next:
             request = request._replace(
@@ -198,16 +204,16 @@ class Executor:
                 most_limited=want,
                 most_new=limiter.most_new(group),
             )
-        settled = True
-        freed = False
+        settled, freed, crowded = True, False, False
 
         def decide(view: View, change: Change) -> Lease | None:
-            nonlocal settled, freed
+            nonlocal settled, freed, crowded
             if service.stormy:
                 self.storms.within(service, view, change, now)
             if settlement is not None:
                 settled = settle(view, change, settlement)
                 freed = change.limits is not None
+            crowded = view.order is not None and bool(view.order.waiting)
             if not claim_next:
                 return None
             service.rewinds, service.rate = view.settings.get("rewinds", ()), view.settings.get("rate")
@@ -219,7 +225,7 @@ class Executor:
         reads = Reads(group, settles, settings=service.rate is not None)
         if claim_next:
             tasks = self._offer(service)
-            reads = Reads(group, settles, True, request.want, 8, now, tasks)
+            reads = Reads(group, settles, True, request.want, 8, now, tasks, ordered=who)
             if limiter is not None or tasks:  # now and then of others, too, whose code has no limits any more
                 reads = reads._replace(open=OPEN_BUCKETS)
         elif service.stormy:
@@ -239,12 +245,20 @@ class Executor:
                 self.engine.ring(settlement.waits[0].lo >> 40)
             if freed:
                 self.engine.ring(service.stream.logs[0])
+        if who is not None:
+            self._ring_for_order(lease, crowded=crowded)
         if lease is None:
             self.slot.settled()
             if claim_next and not reads.tasks:
                 service.offered = 0.0  # nothing else to do: there may be some of these
             return None
         return self._read(service, lease, now)
+
+    def _ring_for_order(self, lease: Lease | None, *, crowded: bool) -> None:
+        """Wake those who may go on in the partitions that we leave, or of whose keys some are free now."""
+        before, self._logs = self._logs, set() if lease is None else {span.lo >> 40 for span in lease.spans}
+        for log in before if crowded else before - self._logs:
+            self.engine.ring(log, everyone=True)
 
     def _claim_nothing(self, service: Service, settlement: Settlement | None, moved: LogMoved) -> None:
         """The log is moved elsewhere: settle what we have, claim no more, and look again after a while."""
@@ -393,10 +407,13 @@ class Executor:
         deadline, began_word, encode = p.DEADLINE, p.BEGAN, caller.encode
         only, get_runner, skip, clock = service.only, service.runners.get, self.skip, boottime_ns
         first = lease.spans[0]
-        simple = len(lease.spans) == 1 and not any(first[2:]) and not lease.bodies
+        simple = not lease.bodies and not any(any(span[2:]) for span in lease.spans)
         keyless = self._keyless
         careful = not simple or bool(skip) or bool(keyless)
         kept: Kept = ([], [])  # verdicts and results since the last settlement
+        held: set[int] = set()  # keys of which a record is to run again: what follows waits for it (P8)
+        keys: dict[int, int] = {}  # by position, once it matters
+        gone: set[int] = set()  # keys of which nothing is left in the lease: a settlement has blocked that
         settled = 0  # rows settled
         count = 0  # rows run
         wall = wall_clock()
@@ -428,18 +445,27 @@ class Executor:
             run.row = row
             verdict = None
             settle_now = full = False
-            if careful or row[3] is not None or runner is None or not runner.plain:
+            if (
+                careful
+                or (row[3] is not None and row[3][:5] != ONLY_KEY)
+                or runner is None
+                or not runner.plain
+            ):
                 if spans is not None:
                     span = run.span = spans.find(row[0]) or first
                 if runner is not None and runner.max_deliveries == 1:  # claimed singly, settled at once (H7)
                     if count > settled:
                         words[finished_word] = count
-                        done = ranges(lease, rows[settled:count])
+                        done = ranges(lease, _ours(rows[settled:count], keys, gone))
                         self.settle_part(service, lease, done, count - settled, kept, wall)
-                        settled, kept = count, ([], [])
+                        settled, kept, gone = count, ([], []), {*held}
                     settle_now = True
                 if keyless and row[0] in keyless:
                     verdict = verdicts.unreadable(row, keyless[row[0]], wall_clock())
+                elif held and keys.get(row[0]) in held:
+                    settle_now = False
+                    if keys[row[0]] not in gone:
+                        verdict = verdicts.blocked(row, wall_clock())
                 else:
                     verdict = caller.call_with_care(service, lease, runner, row, span, skip, charge)
             else:
@@ -472,10 +498,16 @@ class Executor:
             if self._forked:
                 self.leave_if_forked()
             last = clock()
+            if verdict is not None and lease.keys and verdict.reason is not None:
+                verdict.holds = verdict.reason == "dead" and runner is not None and runner.holds
+                if verdict.holds or verdict.reason != "dead":
+                    keys = keys or key_map(lease)
+                    held.add(keys.get(row[0]) or -1)  # -1: it has no key, and holds up nobody
+                    careful = True
             if verdict is not None and run.work is not None:
-                finished = Finished(
-                    rows[settled:count], kept, wall, count == len(self.rows) and not self.limited
-                )
+                ours = _ours(rows[settled:count], keys, gone)
+                every = count == len(self.rows) and not self.limited and not gone
+                finished = Finished(ours, kept, wall, every)
                 became = self._own.commit(service, lease, row, span, verdict, finished)
                 if became is Did.NOTHING:
                     count -= 1
@@ -485,7 +517,7 @@ class Executor:
                     words[finished_word] = count
                     self._settled_with_work(finished)
                     verdict, settle_now = None, False
-                    settled, kept, wall = count, ([], []), wall_clock()
+                    settled, kept, wall, gone = count, ([], []), wall_clock(), {*held}
                     began = last = clock()
                 else:
                     verdict = became
@@ -499,10 +531,10 @@ class Executor:
             if (full or settle_now or last - began >= UNSETTLED) and count < len(rows):
                 if not full:  # what is in no shared memory is not finished until it is settled (H2)
                     words[finished_word] = count
-                done = ranges(lease, rows[settled:count])
+                done = ranges(lease, _ours(rows[settled:count], keys, gone))
                 self.settle_part(service, lease, done, count - settled, kept, wall)
                 words[finished_word] = count
-                full = False
+                full, gone = False, {*held}
                 settled, kept, wall = count, ([], []), wall_clock()
                 began = last = clock()
                 if last - start > LONGEST:
@@ -515,10 +547,10 @@ class Executor:
         self.sizers[service.group.id].ran(count, (last - start) / 1e9)
         if settled and settled == len(self.rows):
             done = []
-        elif count == len(self.rows) and not self.limited:
+        elif count == len(self.rows) and not self.limited and not gone:
             done = [(span.lo, span.hi) for span in lease.spans]
         else:
-            done = ranges(lease, rows[settled:count])
+            done = ranges(lease, _ours(rows[settled:count], keys, gone))
         return Settlement(
             lease.id, self.worker, done, *kept, wall, wall_clock(), release=True, records=count - settled
         )
@@ -531,6 +563,11 @@ class Executor:
             self.host.limited()
             self.host.pause(0.05)
         return True
+
+
+def _ours(rows: Sequence[Row], keys: Mapping[int, int], gone: Collection[int]) -> Sequence[Row]:
+    """Return those of a lease's records that are still in it."""
+    return [row for row in rows if keys.get(row[0]) not in gone] if gone else rows
 
 
 def _concerns_others(verdict: Verdict) -> bool:

@@ -12,9 +12,12 @@ from typing import Any, NamedTuple
 
 from ..clock import now as wall_clock
 from ..dead import drop_old
+from ..delivery.claim import Request, claim
+from ..delivery.model import Change, View
+from ..delivery.order import Claimant
 from ..delivery.seek import held, under_way
 from ..delivery.spans import ranges_of
-from ..engines.base import Worker
+from ..engines.base import Reads, Worker
 from ..engines.moving import told
 from ..errors import DatabaseGone, EngineUnavailable, LogMoved, RespoolError
 from ..replay import moving
@@ -127,6 +130,27 @@ def farewell(engine: Any, groups: Sequence[Any], handled: int, seconds: float) -
     return f"{done}; left: {shown or 'nothing'}"
 
 
+def has_work(engine: Any, service: Service, now: float) -> bool:
+    """Say whether a claim would find anything, without the lock that others may want."""
+    tasks = tuple(service.runners)
+    if service.claimant is None:
+        return bool(engine.has_work(service.group.id, now, tasks))
+    return _may_go(engine, service.group.id, service.claimant, service.turn, now, tasks)
+
+
+def _may_go(
+    engine: Any, group: int, claimant: tuple[int, int], turn: int, now: float, tasks: Sequence[str]
+) -> bool:
+    """Try a claim of an ordered group, without writing it: what may go depends on what others hold."""
+    who = Claimant(*claimant, 1, turn)
+    request = Request(1, who.owner, who.child, 0, now, turn, ordered=who)
+
+    def decide(view: View, change: Change) -> bool:
+        return claim(view, change, request) is not None or bool(change.parked)
+
+    return bool(engine.look(Reads(group, (), True, 1, 8, now, tasks, ordered=who), decide))
+
+
 def idle(
     engine: Any, services: Sequence[Service], sleeper: Any, poll: float, *, patient: bool = False
 ) -> bool:
@@ -145,12 +169,13 @@ def idle(
                 if service.limiter is not None and service.limiter.full:
                     paced = True  # what is new is not to be claimed; what is given back is looked for
                     wait = min(wait, HELD)
-                elif engine.has_work(service.group.id, now, tuple(service.runners)):
+                elif has_work(engine, service, now):
                     if service.rate is None:
                         sleeper.cancel()
                         return False
                     paced, wait = True, min(wait, max(1 / service.rate, LEAST_WAIT))  # it waits for tokens
-                due = engine.next_due(service.group.id)
+                # What is due in an ordered group and not for us is for others, who are rung for.
+                due = engine.next_due(service.group.id, -1.0 if service.claimant is None else now)
                 if due is not None:
                     wait = min(wait, max(due - now, 0.0))
         except EngineUnavailable:
@@ -169,13 +194,19 @@ def refuse_moved(engine: Any, *, waits: bool = True) -> None:
         raise LogMoved(told(mark, engine.shown).removesuffix("; nothing was sent"))
 
 
-def all_done(engine: Any, groups: Sequence[Any]) -> bool:
-    """Say whether `--burst` has nothing to wait for: nothing pending, taken, due, or to be retried."""
+def all_done(engine: Any, groups: Sequence[Any], ordered: Collection[int]) -> bool:
+    """Say whether `--burst` has nothing to wait for: nothing pending, taken, due, or to be retried.
+
+    In an ordered group what is pending may wait for its key, and so for somebody to act.
+    """
     now = wall_clock()
     for group in groups:
         counts = engine.counts(group)
         waits = counts.parked.get("retry", 0) + counts.parked.get("limited", 0)
-        if counts.pending or counts.leased or counts.returned or waits:
+        pending = counts.pending and (
+            group.id not in ordered or _may_go(engine, group.id, (0, 0), 0, now, ())
+        )
+        if pending or counts.leased or counts.returned or waits:
             if any(each.id == group.id and held(each.settings) for each in engine.groups()):
                 continue  # it is granted nothing
             return False

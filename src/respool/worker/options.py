@@ -31,7 +31,8 @@ class Hello(msgspec.Struct):
     durability: str
     services: list[tuple[int, str, list[int]]]  # group id, in words, logs
     tasks: list[str]
-    deliveries: list[tuple[int, dict[str, int]]]  # by group and task; JSON has no numbers for keys
+    deliveries: list[tuple[int, dict[str, tuple[int, bool]]]]  # by group, task
+    ordered: list[int] = []  # groups
     dead_ttls: list[tuple[int, dict[str, float]]] = []  # the same of `dead_letter_ttl`, where there is one
     blobs: str | None = None  # the store of large payloads, where one was named
     blob_timeout: float = 30.0
@@ -57,4 +58,5 @@ class Refusal(msgspec.Struct):
 EXIT_REFUSED = 64
 EXIT_RECYCLED = 65
 EXIT_LOST = 66  # an engine error: the supervisor finds out what is left
+EXIT_LATE = 67  # it ran a call of an ordered group when its deadline was over
 encode = msgspec.json.Encoder().encode

@@ -18,6 +18,7 @@ from ..delivery.spans import Span, ranges_of
 from ..engines import public_id, stored_id
 from ..engines.base import Engine, LeaseLost, Reads, Record, Work
 from ..errors import ConfigError, IdConflict, Refused, RespoolError
+from ..keys import key_hash
 from ..producer import MAX_TOGETHER
 from ..record import Id, Meta, Row, derived_id, id_text, offset_of
 from ..reference import same_payload
@@ -317,7 +318,8 @@ class CurrentRun:
         else:
             self._refuse_taken(task, body, id, namespace)
             id = stored_id(namespace, id)
-        return NewCall(log, task, body, lineage.packed(), id, wall_clock())
+        key = None if meta.key is None else key_hash(meta.key)
+        return NewCall(log, task, body, lineage.packed(), id, wall_clock(), key)
 
     def _refuse_taken(self, task: str, body: bytes, id: Id, namespace: str) -> None:
         """The same id with another body is an error, not silence (H8)."""

@@ -14,6 +14,7 @@ from ..codec import Codec, codec_for
 from ..delivery.lanes import Turns
 from ..delivery.seek import generation_at
 from ..engines.base import Group, Stream
+from ..engines.things import is_ordered
 from ..errors import BadArguments, CorruptBody, RespoolError, UnknownName
 from ..record import NO_META, Meta
 from ..task import Task
@@ -26,7 +27,7 @@ class Runner:
     """A task, compiled for running: what it needs is looked up once, what it does not use is left out."""
 
     __slots__ = ("batch", "batch_key", "batch_wait", "content_type", "convert", "coroutine", "decode",
-                 "event", "fn", "hard", "ignores",
+                 "event", "fn", "hard", "holds", "ignores",
                  "max_deliveries", "name", "options", "over", "plain",
                  "retry", "soft", "stormy", "task", "ttl", "tuples", "unpack")  # fmt: skip
 
@@ -41,6 +42,7 @@ class Runner:
         self.ttl, self.ignores = options["result_ttl"], options["ignore_result"]
         self.soft, self.hard = options["soft_time_limit"], options["time_limit"]
         self.max_deliveries: int = options["max_deliveries"]
+        self.holds = options["on_dead"] == "block"
         self.convert = task.signature.convert if task.signature.needs_convert else None
         self.content_type = "json" if event else "msgpack"
         self.decode = codec_for(self.content_type).decode
@@ -121,6 +123,7 @@ class Service:
     batch: int = 0  # the largest batch that its tasks take, 0: none does
     stormy: dict[str, Runner] = field(default_factory=dict)  # tasks with a breaker or a retry budget
     turn: int = 0  # claims so far
+    claimant: tuple[int, int] | None = None  # of an ordered group: the worker and the child that claim
     lanes: Turns = field(default_factory=Turns)  # whose turn it is, of the priorities in use
     offered: float = 0.0  # when calls of unknown tasks were asked for last
     limiter: Limiter | None = None
@@ -142,11 +145,19 @@ class Service:
         return name if self.group.name == "main" else f"{name}, group {self.group.name}"
 
     @property
-    def deliveries(self) -> dict[str, int]:
-        """How many runs may end with the death of their process, by task ("": whatever the type)."""
+    def deliveries(self) -> dict[str, tuple[int, bool]]:
+        """How many runs may end with the death of their process, by task ("": whatever the type).
+
+        And whether a dead letter holds up its key.
+        """
         if self.only is not None:
-            return {"": self.only.max_deliveries}
-        return {name: runner.max_deliveries for name, runner in self.runners.items()}
+            return {"": (self.only.max_deliveries, self.only.holds)}
+        return {name: (runner.max_deliveries, runner.holds) for name, runner in self.runners.items()}
+
+    @property
+    def ordered(self) -> bool:
+        """Whether the records of one key run one by one (P8)."""
+        return is_ordered(self.stream, self.group)
 
     @property
     def dead_ttls(self) -> dict[str, float]:

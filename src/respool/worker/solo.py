@@ -38,7 +38,7 @@ from .host import (
     running_info,
     version,
 )
-from .options import WorkerOptions
+from .options import EXIT_LATE, WorkerOptions
 from .retaining import Retainer
 from .services import Service
 from .sweeping import Sweeper
@@ -114,6 +114,7 @@ class Solo:
         sleeper = self.engine.sleeper(logs, kind, (self._wake_read,))
         executor.patient = not self.options.burst
         groups = [service.group for service in self.services]
+        ordered = [service.group.id for service in self.services if service.ordered]
         limit = executor.limit = self.options.max_tasks_per_child
         rung = False
         while not executor.stopping:
@@ -125,7 +126,7 @@ class Solo:
                 break
             if worked:
                 continue
-            if self.options.burst and all_done(self.engine, groups):
+            if self.options.burst and all_done(self.engine, groups, ordered):
                 break
             poll = 0.05 if self.options.burst else self.app.settings["poll_interval"]
             rung = idle(self.engine, self.services, sleeper, poll)
@@ -169,6 +170,18 @@ class Solo:
             if time.monotonic() >= next_beat:
                 next_beat = time.monotonic() + self.app.settings["beat"]
                 self._beat()
+                self._end_ordered_run()
+
+    def _end_ordered_run(self) -> None:
+        """End this process where it runs a call of an ordered group, and its deadline is over (H5)."""
+        words = self.slot.words
+        ordered = {service.group.id for service in self.services if service.ordered}
+        late = boottime_ns() > words[p.DEADLINE] and words[p.STARTED] > words[p.FINISHED]
+        if late and words[p.GROUP] in ordered:
+            log.error(
+                "ending: it could not be said in time that this worker lives; its call's key may be taken"
+            )
+            os._exit(EXIT_LATE)
 
     def _beat(self) -> None:
         sent = boottime_ns()

@@ -27,7 +27,7 @@ from ..engines.base import Registration
 from ..errors import AppendUnknown, DatabaseGone, EngineUnavailable, LogMoved, RespoolError
 from . import page as p
 from .aftermath import Aftermath, how_it_died
-from .attending import Attendant, keep_limits
+from .attending import Attendant, end_ordered_run, keep_limits
 from .host import (
     HOUSEKEEPING,
     IDLE_HOUSEKEEPING,
@@ -41,7 +41,7 @@ from .host import (
     running_info,
     version,
 )
-from .options import EXIT_LOST, EXIT_RECYCLED, EXIT_REFUSED, Hello, Refusal, Welcome, WorkerOptions
+from .options import EXIT_LATE, EXIT_LOST, EXIT_RECYCLED, EXIT_REFUSED, Hello, Refusal, Welcome, WorkerOptions
 from .page import WorkerFile
 from .process import ChildProcess
 from .retaining import Retainer
@@ -297,7 +297,7 @@ class Supervisor:
 
     def _nothing_left(self) -> bool:
         ready = all(child.ready and not child.busy for child in self.children.values())
-        return ready and bool(self.children) and all_done(self.engine, self.groups)
+        return ready and bool(self.children) and all_done(self.engine, self.groups, self.hello.ordered)
 
     def _hear(self) -> None:
         for child in list(self.children.values()):
@@ -425,8 +425,11 @@ class Supervisor:
 
     def _look_after_all(self) -> None:
         busy = [child for child in self.children.values() if child.busy and child.process.returncode is None]
+        late = boottime_ns() > self._deadline
         for child in busy:  # all of them before any write, which may have to wait
             keep_limits(child)
+            if late:
+                end_ordered_run(child, self.hello.ordered)
         if time.monotonic() < self._settle_at:
             return
         for child in busy:
@@ -473,7 +476,7 @@ class Supervisor:
                 log.warning("a task ran longer than its time_limit; its process was killed")
             aftermath.time_limit(seen, *limit)
             child.limit_kept = True
-        ours = child.ordered or self._draining or child.over_limit is not None
+        ours = child.ordered or self._draining or child.over_limit is not None or status == EXIT_LATE
         # With these it ends itself, but never in the middle of a run.
         clean = status in (0, EXIT_RECYCLED, EXIT_LOST, EXIT_REFUSED) and (seen is None or not seen.running)
         cause = Cause.ORDERED if ours or clean else Cause.CHILD

@@ -121,6 +121,11 @@ def replaced(row: Row, now: float) -> Verdict:
     return Verdict(row[0], ending="revoked", value=error, note="replaced", started=now, ended=now)
 
 
+def blocked(row: Row, now: float) -> Verdict:
+    """Return the verdict on a record that comes after one of its key that is to run again (P8)."""
+    return Verdict(row[0], reason="blocked", task=row[1], started=now, ended=now)
+
+
 def skipped(pos: int) -> Verdict:
     """Return the verdict on a record that the group's filter leaves out."""
     return Verdict(pos, skipped=True)

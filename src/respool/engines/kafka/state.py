@@ -247,9 +247,21 @@ class KafkaState(KafkaLog):
 
     # What the inner engine knows by itself
 
-    def next_due(self, group: int) -> float | None:
+    def look(self, reads: Reads, decide: Callable[[View, Change], T]) -> T:
+        """Return what `decide` would, and write nothing: without a lock."""
+        logs = self.logs_of(reads.group) if reads.positions else ()
+        ends = self.ends(logs)
+
+        def run(view: View, change: Change) -> T:
+            if reads.positions:
+                self._tell_ends(view, ends)
+            return decide(view, change)
+
+        return self.inner.look(reads, run)
+
+    def next_due(self, group: int, after: float = -1.0) -> float | None:
         """Return when the next of the group's parked records is due."""
-        return self.inner.next_due(group)
+        return self.inner.next_due(group, after)
 
     def lock_of(self, key: str, connection: Any = None) -> UniqueLock | None:
         """Return None: no call of this log has taken a key (`Capabilities.unique`)."""

@@ -100,7 +100,7 @@ class PostgresLog:
             return refused[0] if refused else placed
         bound = {
             "sequence": self._sequence(row.log), "id": id_bytes(row.id), "task": row.task, "body": row.body,
-            "meta": row.meta, "time": int(row.time * _MICRO), **self.ring_values(row.log),
+            "meta": row.meta, "time": int(row.time * _MICRO), "key": row.key, **self.ring_values(row.log),
         }  # fmt: skip
 
         def run(db: psycopg.Connection[Any]) -> Any:
@@ -338,6 +338,7 @@ def _insert(
             "bodies": [row.body for _, row in new],
             "metas": [row.meta for _, row in new],
             "times": [int(row.time * _MICRO) for _, row in new],
+            "keys": [row.key for _, row in new],
         }
         added = {bytes(id): pos for pos, id in db.execute(sql["append_rows"], bound, binary=True).fetchall()}
         if len(added) < len(new):

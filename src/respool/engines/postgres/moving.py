@@ -50,7 +50,7 @@ Db = psycopg.Connection[Any]
 PATIENCE = "300ms"  # that a table's lock is waited for, with all appends behind it; then it is tried again
 _TRIGGER = "CREATE OR REPLACE TRIGGER respool_moved BEFORE"
 _BOOL = 16  # the type's number in PostgreSQL's catalogue
-_RECORD = ("int8", "text", "bytea", "bytea", "int4", "bytea", "int8")
+_RECORD = ("int8", "text", "bytea", "bytea", "int4", "bytea", "int8", "int4")
 _BLOB = ("bytea", "int8", "int8", "float8")
 _IDS = ("bytea", "int8", "int8")
 _pack = msgspec.msgpack.Encoder().encode
@@ -261,8 +261,9 @@ class PostgresMoving:
             for lease in leases:
                 number = _one(db, self._sql["next_number"], (self._table("worker"),))  # no worker's
                 bodies = _pack(lease.bodies) if lease.bodies else None
-                bound = (number << OFFSET_BITS, id, None, 0, _pack(lease.spans), bodies, lease.since, None)
-                db.execute(self._sql["put_lease"], bound)
+                whose = (number << OFFSET_BITS, id, None, 0)
+                kept_as = (*whose, _pack(lease.spans), bodies, lease.since, None, lease.keys or None)
+                db.execute(self._sql["put_lease"], kept_as)
             kept = mark.with_names(groups={group.id: id})
             _put_mark(db, self._sql, kept)
             return kept
@@ -449,7 +450,7 @@ def _as_kept(
         else:
             runs[-1] = (stored, runs[-1][1], row.pos)
         where = records if row.pos >= floor else kept
-        where.append((row.pos, row.task, row.body, row.meta, seq, stored, row.micros))
+        where.append((row.pos, row.task, row.body, row.meta, seq, stored, row.micros, row.key))
     return records, kept, runs
 
 

@@ -34,6 +34,7 @@ CREATE TABLE respool.record (
     seq         integer NOT NULL,                   -- its place in its run
     id          bytea NOT NULL,                     -- its head's: 16 bytes made by us; else 0xff and text
     time        bigint NOT NULL,                    -- microseconds since 1970
+    key         integer,                            -- the hash of its key, where it has one
     PRIMARY KEY (pos)
 ) PARTITION BY RANGE (pos);
 CREATE INDEX record_time ON respool.record USING brin (time) WITH (autosummarize = on, pages_per_range = 32);
@@ -95,7 +96,8 @@ CREATE TABLE respool.lease (
     spans       bytea NOT NULL,                     -- msgpack, in the order they are run
     bodies      bytea,
     since       double precision NOT NULL,
-    admitted    bytea                               -- what buckets let in, msgpack; NULL where no limit applies
+    admitted    bytea,                              -- what buckets let in, msgpack; NULL where no limit applies
+    keys        bytea                               -- of an ordered group: four bytes a record
 );
 CREATE INDEX lease_grp ON respool.lease (grp, owner);
 CREATE INDEX lease_returned ON respool.lease (grp, id) WHERE owner IS NULL OR owner = 0;  -- few, whatever bloats (G5)
@@ -115,9 +117,12 @@ CREATE TABLE respool.parked (
     error       bytea,
     at          double precision NOT NULL,
     waits       bigint,                             -- limited: for which bucket
+    key         integer,                            -- of an ordered group; negative: it holds up nobody
     PRIMARY KEY (grp, pos)
 );
 CREATE INDEX parked_waits ON respool.parked (grp, waits, pos) WHERE waits IS NOT NULL;
+CREATE INDEX parked_key ON respool.parked (grp, key, pos) WHERE key > 0;
+CREATE INDEX parked_blocked ON respool.parked (grp, pos) WHERE reason = 'blocked';
 CREATE INDEX parked_due ON respool.parked (grp, (pos >> 40), due) WHERE due IS NOT NULL;  -- by log: lanes have their turns
 CREATE INDEX parked_reason ON respool.parked (grp, reason, task) WHERE due IS NULL;
 

@@ -11,7 +11,7 @@ that becomes the barrier of new gaps is taken after the reads: whoever had a num
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -34,15 +34,18 @@ from ...delivery.model import (
     LimitChange,
     Limits,
     NewCall,
+    Ordering,
     Outcome,
     Parked,
     Position,
     View,
 )
+from ...delivery.order import packed_keys
 from ...delivery.spans import Span, count, find, intersect, joined
 from ...errors import AppendUnknown, EngineUnavailable, LogMoved
-from ...record import first_pos, log_of
+from ...record import OFFSET_BITS, first_pos, log_of
 from ..base import Conflict, Counts, Group, ParkedFilter, Reads, Status, looked_for
+from ..ordering import read_order, read_waiting
 from .connection import Connection, Lost
 from .log import insert, ranges
 from .reach import PostgresOptions
@@ -57,6 +60,8 @@ _ENDS = ("done", "skipped", "purged", "trimmed", "rewound")
 """What a journal entry can say of a record that is in no other place; no clock decides among them."""
 MAX_GAPS = 1000
 """Ranges of numbers that a group may keep as gaps; beyond that the cursor waits, visibly (G4)."""
+PARTITIONS_AT_ONCE = 8
+"""Of an ordered group, read in one round trip."""
 _GAPS_A_CLAIM = 200  # looked at in one claim
 _FOUND_A_GAP = 1000
 FEW = 4  # rows that are cheaper one by one
@@ -112,13 +117,10 @@ class PostgresState:
             # by which the server ends who is idle in a transaction (G7).
             with connection.using() as db, db.pipeline() as pipeline:
                 view, gaps = self._begin(db, pipeline, reads, synced)
-                came = self._given_back(db, pipeline, gaps.came)
-                if reads.returned:
-                    view.returned += came
                 change = Change()
                 answer = decide(view, change)
                 decided = {*change.dropped_leases, *(kept.id for kept in change.leases)}
-                change.leases += [lease for lease in came if lease.id not in decided]
+                change.leases += [lease for lease in gaps.leases if lease.id not in decided]
                 if change.calls:
                     change.count("calls refused: id taken", self.append_calls(db, change.calls))
                 settled = [(entry.lo, entry.hi) for entry in change.journal]
@@ -157,26 +159,46 @@ class PostgresState:
             db.execute(self._sql["lock_limits"], (LIMITS_LOCK,))
         asked = _ask(db, self._sql, reads)
         pipeline.sync()
-        return _understood(asked, reads)
+        view, found = _understood(asked, reads)
+        if found.came:
+            found.leases = self._given_back(db, pipeline, found.came, keyed=reads.ordered is not None)
+        _take_in(view, asked, reads, found.leases)
+        _read_order(view, asked, reads, _Order(db, self._sql, reads, pipeline.sync))
+        return view, found
 
-    def _given_back(self, db: Db, pipeline: psycopg.Pipeline, came: list[int]) -> list[Lease]:
+    def look(self, reads: Reads, decide: Callable[[View, Change], T]) -> T:
+        """Return what `decide` would, and write nothing: without a lock."""
+
+        def run(db: Db) -> T:
+            with _snapshot(db):
+                asked = _ask(db, self._sql, reads)
+                view, _ = _understood(asked, reads)
+                _take_in(view, asked, reads, [])
+                _read_order(view, asked, reads, _Order(db, self._sql, reads, lambda: None))
+                return decide(view, Change())
+
+        return self._reader.read(run)
+
+    def _given_back(self, db: Db, pipeline: psycopg.Pipeline, came: list[int], *, keyed: bool) -> list[Lease]:
         """Return records that came late as if a worker had given them back, for whoever comes next (G4).
 
         A lease for each log: no lease is of two lanes.
         """
-        if not came:
-            return []
         by_log: dict[int, list[Span]] = {}
         for lo, hi in ranges(came):
             by_log.setdefault(log_of(lo), []).append(Span(lo, hi))
         given = [db.execute(self._sql["lease_number"]) for _ in by_log]
+        asked = db.execute(self._sql["keys_at"], (came,)) if keyed else None
         pipeline.sync()
         numbers = [(cursor.fetchone() or (0,))[0] for cursor in given]
+        keys: dict[int, int] = dict(asked.fetchall()) if asked is not None else {}
         now = time.time()
-        return [
-            Lease(-number, None, 0, joined(spans), {}, now)
-            for number, spans in zip(numbers, by_log.values(), strict=True)
-        ]
+        leases = []
+        for number, spans in zip(numbers, by_log.values(), strict=True):
+            lying = joined(spans)
+            known = packed_keys(lying, keys) if keyed else b""
+            leases.append(Lease(-number, None, 0, lying, {}, now, keys=known))
+        return leases
 
     def append_calls(self, db: Db, calls: Sequence[NewCall]) -> int:
         """Append the calls of runs; return how many were refused since their id is another record's."""
@@ -201,9 +223,10 @@ class PostgresState:
         bound = {"grp": group, "now": now, "tasks": list(tasks), "gaps": MAX_GAPS}
         return bool(self._reader.read(lambda db: _one(db, self._sql["has_work"], bound)))
 
-    def next_due(self, group: int) -> float | None:
+    def next_due(self, group: int, after: float = -1.0) -> float | None:
         """Return when the next of the group's parked records is due."""
-        due: float | None = self._reader.read(lambda db: _one(db, self._sql["next_open"], {"grp": group}))
+        bound = {"grp": group, "after": after}
+        due: float | None = self._reader.read(lambda db: _one(db, self._sql["next_open"], bound))
         return due
 
     def limited(self, group: int, most: int) -> int:
@@ -371,6 +394,7 @@ class GapsFound:
 
     def __init__(self) -> None:
         self.came: list[int] = []
+        self.leases: list[Lease] = []  # with what came
         self.left: list[
             tuple[int, list[int], list[int]]
         ] = []  # lo of the gap; lows and highs of what is left
@@ -387,15 +411,18 @@ def _ask(db: Db, sql: dict[str, bytes], reads: Reads) -> dict[str, Any]:
         bound = {"grp": group, "limit": _FOUND_A_GAP, "ranges": _GAPS_A_CLAIM}
         asked["gaps"] = db.execute(sql["gaps"], bound, binary=True)
         asked["gap_count"] = db.execute(sql["gap_count"], (group,))
-        asked["claimable"] = db.execute(sql["claimable"], {"grp": group, "want": reads.due or MAX_LEASE})
-        if not reads.due:  # not a claim: it may want all there is
+        if reads.ordered is not None:
+            _ask_for_order(db, sql, reads, asked)
+        else:
+            asked["claimable"] = db.execute(sql["claimable"], {"grp": group, "want": reads.due or MAX_LEASE})
+        if not reads.due or reads.ordered is not None:  # not a claim of anything: it may want all there is
             asked["ends"] = db.execute(sql["positions"], (group,))
-    if reads.settings:
+    if reads.settings or reads.ordered is not None:
         asked["settings"] = db.execute(sql["group_settings"], (group,))
-    if reads.returned:
+    if reads.returned and reads.ordered is None:
         most = {"grp": group, "most": reads.returned, "lanes": RETURNED_OF_LANES}
         asked["returned"] = db.execute(sql["returned"], most)
-    if reads.due:
+    if reads.due and reads.ordered is None:
         due = {"grp": group, "now": reads.now, "want": reads.due}
         asked["due"] = db.execute(sql["due"], due, binary=True)
     if reads.tasks:
@@ -417,6 +444,11 @@ def _ask(db: Db, sql: dict[str, bytes], reads: Reads) -> dict[str, Any]:
     return asked
 
 
+def _ask_for_order(db: Db, sql: dict[str, bytes], reads: Reads, asked: dict[str, Any]) -> None:
+    asked["all_leases"] = db.execute(sql["leases"], (reads.group,))
+    asked["due_logs"] = db.execute(sql["due_logs"], {"grp": reads.group, "now": reads.now})
+
+
 def _understood(asked: dict[str, Any], reads: Reads) -> tuple[View, GapsFound]:
     """Return what was read as a decision wants to see it."""
     view, found = View(), GapsFound()
@@ -426,18 +458,30 @@ def _understood(asked: dict[str, Any], reads: Reads) -> tuple[View, GapsFound]:
     if reads.positions:
         found = _gaps_found(asked["gaps"].fetchall())
         view.gap_room = MAX_GAPS - int(asked["gap_count"].fetchone()[0])
-        seen = asked["claimable"].fetchall()
-        view.positions = _seen(seen)
-        if seen and seen[0][6] is not None:
-            view.settings, view.generation = seen[0][6:8]
-        if not reads.due:
+        if reads.ordered is not None:
+            view.positions = _positions_from(asked["ends"].fetchall())
+        else:
+            seen = asked["claimable"].fetchall()
+            view.positions = _seen(seen)
+            if seen and seen[0][6] is not None:
+                view.settings, view.generation = seen[0][6:8]
+        if not reads.due and reads.ordered is None:
             ends = {log: end for log, _, end, *_ in asked["ends"].fetchall()}
             view.positions = [at._replace(end=max(at.end, ends[at.log])) for at in view.positions]
-    if reads.settings:
+    if reads.settings or reads.ordered is not None:
         view.settings, view.generation = asked["settings"].fetchone() or ({}, 0)
-    if reads.returned:
-        view.returned = [_lease(row) for row in asked["returned"].fetchall()]
-    if reads.due:
+    return view, found
+
+
+def _take_in(view: View, asked: dict[str, Any], reads: Reads, came: list[Lease]) -> None:
+    """Enter what is given back, due, and asked for by its position."""
+    if reads.ordered is not None:
+        order = view.order = Ordering()
+        order.leases = [_lease(row) for row in asked["all_leases"].fetchall()] + came
+        view.returned = [lease for lease in order.leases if not lease.owner]
+    elif reads.returned:
+        view.returned = [_lease(row) for row in asked["returned"].fetchall()] + came
+    if reads.due and reads.ordered is None:
         view.due = _due(view, [_parked(row) for row in asked["due"].fetchall()], reads.due)
     if reads.tasks:
         view.due += [_parked(row) for row in asked["unknown"].fetchall()][: max(reads.due - len(view.due), 0)]
@@ -446,7 +490,60 @@ def _understood(asked: dict[str, Any], reads: Reads) -> tuple[View, GapsFound]:
         view.due += [at[pos] for pos in reads.parked if pos in at]
     if reads.buckets or reads.open:
         view.limits = _limits(asked, reads)
-    return view, found
+
+
+def _read_order(view: View, asked: dict[str, Any], reads: Reads, source: _Order) -> None:
+    """Read what order asks for, in further round trips, where anything of an ordered group is concerned."""
+    if reads.ordered is not None:
+        due = [log for (log,) in asked["due_logs"].fetchall()]
+        read_order(view, reads.ordered, reads.leases, due, source, at_once=PARTITIONS_AT_ONCE)
+    elif any(lease.keys for lease in (*view.leases.values(), *view.returned)) or any(p.key for p in view.due):
+        read_waiting(view, source)
+
+
+class _Order:
+    """What a claim of an ordered group, or a settlement in one, needs to know besides."""
+
+    def __init__(self, db: Db, sql: dict[str, bytes], reads: Reads, sync: Callable[[], None]) -> None:
+        self._db, self._sql, self._reads, self._sync = db, sql, reads, sync
+
+    def ahead(
+        self, view: View, positions: Sequence[Position], limit: int
+    ) -> dict[int, list[tuple[int, int | None]]]:
+        asked = [
+            self._db.execute(self._sql["keys_ahead"], (at.cursor, at.end, limit), binary=True)
+            for at in positions
+        ]
+        self._sync()
+        found: dict[int, list[tuple[int, int | None]]] = {}
+        for at, cursor in zip(positions, asked, strict=True):
+            rows = found[at.log] = cursor.fetchall()
+            missing = tuple(_between(at.cursor, rows[-1][0], [pos for pos, _ in rows[:-1]])) if rows else ()
+            if missing:
+                now = at._replace(missing=missing)
+                view.positions = [now if each.log == at.log else each for each in view.positions]
+        return found
+
+    def due(self, log: int, most: int) -> list[Parked]:
+        return self._parked("due_in_log", self._reads.group, log, self._reads.now, most)
+
+    def keyed(self, limit: int) -> list[Parked]:
+        return self._parked("keyed", self._reads.group, limit)
+
+    def waiting(self, keys: Iterable[int]) -> list[Parked]:
+        return self._parked("waiting", self._reads.group, list(keys))
+
+    def blocked(self, log: int, most: int) -> int:
+        cursor = self._db.execute(
+            self._sql["blocked"], (self._reads.group, log << OFFSET_BITS, log + 1 << OFFSET_BITS, most)
+        )
+        self._sync()
+        return int((cursor.fetchone() or (0,))[0])
+
+    def _parked(self, name: str, *bound: Any) -> list[Parked]:
+        cursor = self._db.execute(self._sql[name], bound, binary=True)
+        self._sync()
+        return [_parked(row) for row in cursor.fetchall()]
 
 
 def _due(view: View, found: list[Parked], want: int) -> list[Parked]:
@@ -525,8 +622,8 @@ def write_change(db: Db, sql: dict[str, bytes], group: int, change: Change, gaps
         bodies = _pack(lease.bodies) if lease.bodies else None
         spans = _pack(lease.spans)
         admitted = _pack(lease.admitted) if lease.admitted else None
-        row = (lease.id, group, lease.owner, lease.child, spans, bodies, lease.since, admitted)
-        execute(sql["put_lease"], row)
+        whose = (lease.id, group, lease.owner, lease.child)
+        execute(sql["put_lease"], (*whose, spans, bodies, lease.since, admitted, lease.keys or None))
     if change.unparked:
         execute(sql["drop_parked"], (group, change.unparked))
     for log, cursor in change.cursors:
@@ -634,10 +731,11 @@ def _one(db: Db, statement: bytes, bound: Any) -> Any:
 
 
 def _positions(db: Db, sql: dict[str, bytes], group: int) -> list[Position]:
-    return [
-        Position(log, cursor, end, stop, (), priority)
-        for log, cursor, end, stop, priority in db.execute(sql["positions"], (group,)).fetchall()
-    ]
+    return _positions_from(db.execute(sql["positions"], (group,)).fetchall())
+
+
+def _positions_from(rows: Sequence[Any]) -> list[Position]:
+    return [Position(log, cursor, end, stop, (), priority) for log, cursor, end, stop, priority in rows]
 
 
 def _leases(db: Db, sql: dict[str, bytes], group: int) -> list[Lease]:
@@ -645,7 +743,7 @@ def _leases(db: Db, sql: dict[str, bytes], group: int) -> list[Lease]:
 
 
 def _lease(row: Any) -> Lease:
-    id, owner, child, spans, bodies, since, admitted = row
+    id, owner, child, spans, bodies, since, admitted, keys = row
     return Lease(
         id,
         owner,
@@ -654,6 +752,7 @@ def _lease(row: Any) -> Lease:
         _unpack_bodies(bodies) if bodies else {},
         since,
         _unpack_admitted(admitted) if admitted else {},
+        keys or b"",
     )
 
 
@@ -705,5 +804,5 @@ def _counts(db: Db, sql: dict[str, bytes], group: int) -> Counts:
         parked["limited"] = parked.get("limited", 0) + limited
     if gap := int(_one(db, sql["gap_total"], (group,))):
         parked["gap"] = gap
-    due = _one(db, sql["next_due"], (group,))
+    due = _one(db, sql["next_due"], (-1.0, group))
     return Counts(pending, owned, returned, parked, oldest / 1e6 if oldest else None, due)

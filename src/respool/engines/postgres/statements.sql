@@ -29,8 +29,8 @@ entered AS (
     ON CONFLICT (id) DO NOTHING
     RETURNING pos),
 put AS (
-    INSERT INTO respool.record (pos, task, body, meta, seq, id, time)
-    SELECT pos, %(task)s, %(body)s, %(meta)s, 0, %(id)s, %(time)s FROM entered
+    INSERT INTO respool.record (pos, task, body, meta, seq, id, time, key)
+    SELECT pos, %(task)s, %(body)s, %(meta)s, 0, %(id)s, %(time)s, %(key)s FROM entered
     RETURNING pos)
 SELECT pos, CASE WHEN NOT (SELECT bool_and(pg_try_advisory_xact_lock_shared(%(flags)s, flag))
                            FROM generate_series(0, %(last_flag)s) AS flag)
@@ -41,7 +41,8 @@ FROM put;
 WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS xid),
 wanted AS (
     SELECT * FROM unnest(%(ids)b::bytea[], %(tasks)s::text[], %(bodies)b::bytea[], %(metas)s::bytea[],
-                         %(times)s::bigint[]) WITH ORDINALITY AS w (id, task, body, meta, time, ord)),
+                         %(times)s::bigint[], %(keys)s::integer[])
+    WITH ORDINALITY AS w (id, task, body, meta, time, key, ord)),
 fresh AS (
     SELECT DISTINCT ON (id) * FROM wanted
     WHERE NOT EXISTS (SELECT 1 FROM respool.ids WHERE ids.id = wanted.id)
@@ -52,8 +53,8 @@ numbered AS MATERIALIZED (
 entered AS (
     INSERT INTO respool.ids (id, pos, last) SELECT id, pos, pos FROM numbered
     ON CONFLICT (id) DO NOTHING RETURNING id, pos)
-INSERT INTO respool.record (pos, task, body, meta, seq, id, time)
-SELECT n.pos, n.task, n.body, n.meta, 0, n.id, n.time FROM numbered n JOIN entered e ON e.id = n.id AND e.pos = n.pos
+INSERT INTO respool.record (pos, task, body, meta, seq, id, time, key)
+SELECT n.pos, n.task, n.body, n.meta, 0, n.id, n.time, n.key FROM numbered n JOIN entered e ON e.id = n.id AND e.pos = n.pos
 RETURNING pos, id;
 
 -- name: hold_fence
@@ -353,45 +354,73 @@ ON CONFLICT (grp, lo) DO UPDATE SET hi = excluded.hi;
 SELECT nextval('respool.lease_number');
 
 -- name: lease
-SELECT id, owner, child, spans, bodies, since, admitted FROM respool.lease WHERE grp = %s AND id = ANY (%s);
+SELECT id, owner, child, spans, bodies, since, admitted, keys FROM respool.lease WHERE grp = %s AND id = ANY (%s);
 
 -- name: returned
-SELECT id, owner, child, spans, bodies, since, admitted FROM respool.lease WHERE grp = %(grp)s AND (owner IS NULL OR owner = 0) ORDER BY child < 0, CASE WHEN child < 0 THEN since ELSE id END
+SELECT id, owner, child, spans, bodies, since, admitted, keys FROM respool.lease WHERE grp = %(grp)s AND (owner IS NULL OR owner = 0) ORDER BY child < 0, CASE WHEN child < 0 THEN since ELSE id END
 LIMIT greatest(%(most)s, (SELECT CASE WHEN min(priority) < max(priority) THEN %(lanes)s END
                           FROM respool.position WHERE grp = %(grp)s));
 
 -- name: leases
-SELECT id, owner, child, spans, bodies, since, admitted FROM respool.lease WHERE grp = %s ORDER BY id;
+SELECT id, owner, child, spans, bodies, since, admitted, keys FROM respool.lease WHERE grp = %s ORDER BY id;
 
 -- name: leases_of_owner
-SELECT grp, id, owner, child, spans, bodies, since, admitted FROM respool.lease WHERE owner = %s ORDER BY id;
+SELECT grp, id, owner, child, spans, bodies, since, admitted, keys FROM respool.lease WHERE owner = %s ORDER BY id;
 
 -- name: put_lease
-INSERT INTO respool.lease (id, grp, owner, child, spans, bodies, since, admitted) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)
+INSERT INTO respool.lease (id, grp, owner, child, spans, bodies, since, admitted, keys) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT (id) DO UPDATE SET owner = excluded.owner, spans = excluded.spans, bodies = excluded.bodies,
-    admitted = excluded.admitted;
+    admitted = excluded.admitted, keys = excluded.keys;
 
 -- name: drop_leases
 DELETE FROM respool.lease WHERE id = ANY (%s);
 
 -- name: due
 -- Of each log so many: what is due in one hides nothing of another.
-SELECT k.pos, k.reason, k.due, k.task, k.retries, k.deliveries, k.redrives, k.alone, k.body, k.error, k.at, k.waits
+SELECT k.pos, k.reason, k.due, k.task, k.retries, k.deliveries, k.redrives, k.alone, k.body, k.error, k.at, k.waits, k.key
 FROM respool.position p CROSS JOIN LATERAL (
     SELECT * FROM respool.parked WHERE grp = p.grp AND pos >> 40 = p.log AND due <= %(now)s
     ORDER BY due LIMIT %(want)s) k
 WHERE p.grp = %(grp)s ORDER BY k.due;
 
 -- name: unknown
-SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits, key
 FROM respool.parked WHERE grp = %s AND reason = 'unknown' AND due IS NULL AND task = ANY (%s) LIMIT %s;
 
+-- Ordered groups: what is parked of a key holds it up, unless the key is negative.
+
+-- name: keys_ahead
+SELECT pos, key FROM respool.record WHERE pos >= %s AND pos < %s ORDER BY pos LIMIT %s;
+
+-- name: keys_at
+SELECT pos, key FROM respool.record WHERE pos = ANY (%s) AND key IS NOT NULL;
+
+-- name: due_logs
+SELECT p.log FROM respool.position p WHERE p.grp = %(grp)s AND EXISTS (
+    SELECT 1 FROM respool.parked WHERE grp = p.grp AND pos >> 40 = p.log AND due <= %(now)s);
+
+-- name: due_in_log
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits, key
+FROM respool.parked WHERE grp = %s AND pos >> 40 = %s AND due <= %s ORDER BY due LIMIT %s;
+
+-- name: keyed
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, NULL::bytea, at, waits, key
+FROM respool.parked WHERE grp = %s AND key > 0 LIMIT %s;
+
+-- name: waiting
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, NULL::bytea, at, waits, key
+FROM respool.parked WHERE grp = %s AND key > 0 AND key = ANY (%s::integer[]);
+
+-- name: blocked
+SELECT count(*) FROM (SELECT 1 FROM respool.parked
+                      WHERE grp = %s AND pos >= %s AND pos < %s AND reason = 'blocked' LIMIT %s) b;
+
 -- name: parked_at
-SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits, key
 FROM respool.parked WHERE grp = %s AND pos = ANY (%s);
 
 -- name: parked_list
-SELECT grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits
+SELECT grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits, key
 FROM respool.parked WHERE grp = ANY (%(groups)s)
 AND (%(reasons)s::text[] IS NULL OR reason = ANY (%(reasons)s::text[]))
 AND (%(task)s::text IS NULL OR task = %(task)s)
@@ -405,26 +434,26 @@ SELECT count(*) FROM respool.parked WHERE grp = %s AND pos >= %s AND pos < %s AN
 -- name: next_due
 -- Or when a lease has waited long enough for more (owner 0: see delivery.model.WAITING).
 SELECT least((SELECT min(k.due) FROM respool.position p CROSS JOIN LATERAL (
-                  SELECT due FROM respool.parked WHERE grp = p.grp AND pos >> 40 = p.log AND due IS NOT NULL
+                  SELECT due FROM respool.parked WHERE grp = p.grp AND pos >> 40 = p.log AND due > asked.after
                   ORDER BY due LIMIT 1) k
               WHERE p.grp = asked.grp),
-             (SELECT min(since) FROM respool.lease WHERE grp = asked.grp AND owner = 0))
-FROM (SELECT %s::bigint AS grp) AS asked;
+             (SELECT min(since) FROM respool.lease WHERE grp = asked.grp AND owner = 0 AND since > asked.after))
+FROM (SELECT %s::bigint AS grp, %s::float8 AS after) AS asked;
 
 -- name: put_parked
-INSERT INTO respool.parked (grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits)
-VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
-ON CONFLICT (grp, pos) DO UPDATE SET (reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits) =
+INSERT INTO respool.parked (grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits, key)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+ON CONFLICT (grp, pos) DO UPDATE SET (reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits, key) =
     (excluded.reason, excluded.due, excluded.task, excluded.retries, excluded.deliveries, excluded.redrives,
-     excluded.alone, excluded.body, excluded.error, excluded.at, excluded.waits);
+     excluded.alone, excluded.body, excluded.error, excluded.at, excluded.waits, excluded.key);
 
 -- name: put_many_parked
-INSERT INTO respool.parked (grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits)
+INSERT INTO respool.parked (grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits, key)
 SELECT %s, new.* FROM unnest(%s::bigint[], %s::text[], %s::float8[], %s::text[], %s::integer[], %s::integer[],
-    %s::integer[], %s::boolean[], %s::bytea[], %s::bytea[], %s::float8[], %s::bigint[]) AS new
-ON CONFLICT (grp, pos) DO UPDATE SET (reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits) =
+    %s::integer[], %s::boolean[], %s::bytea[], %s::bytea[], %s::float8[], %s::bigint[], %s::integer[]) AS new
+ON CONFLICT (grp, pos) DO UPDATE SET (reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits, key) =
     (excluded.reason, excluded.due, excluded.task, excluded.retries, excluded.deliveries, excluded.redrives,
-     excluded.alone, excluded.body, excluded.error, excluded.at, excluded.waits);
+     excluded.alone, excluded.body, excluded.error, excluded.at, excluded.waits, excluded.key);
 
 -- Unique calls, and steps that were done
 
@@ -474,11 +503,11 @@ DELETE FROM respool.once WHERE pos = ANY (%s);
 
 -- name: next_open
 SELECT least((SELECT min(k.due) FROM respool.position p CROSS JOIN LATERAL (
-                 SELECT due FROM respool.parked WHERE grp = p.grp AND pos >> 40 = p.log AND due IS NOT NULL
+                 SELECT due FROM respool.parked WHERE grp = p.grp AND pos >> 40 = p.log AND due > %(after)s
                  ORDER BY due LIMIT 1) k
               WHERE p.grp = %(grp)s),
-             (SELECT min(since) FROM respool.lease WHERE grp = %(grp)s AND owner = 0),
-             (SELECT min(next) FROM respool.waiting WHERE grp = %(grp)s AND next IS NOT NULL));
+             (SELECT min(since) FROM respool.lease WHERE grp = %(grp)s AND owner = 0 AND since > %(after)s),
+             (SELECT min(next) FROM respool.waiting WHERE grp = %(grp)s AND next > %(after)s));
 
 -- name: lock_limits
 -- One for all: a bucket may be of several groups, and a decision changes many.
@@ -488,7 +517,7 @@ SELECT pg_advisory_xact_lock(%s, 0);
 WITH open AS MATERIALIZED (
     SELECT bucket, next FROM respool.waiting WHERE grp = %(grp)s AND next <= %(now)s ORDER BY next, bucket LIMIT %(open)s)
 SELECT o.bucket, p.* FROM open o LEFT JOIN LATERAL (
-    SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits
+    SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits, key
     FROM respool.parked WHERE grp = %(grp)s AND waits = o.bucket
     ORDER BY pos LIMIT (SELECT (2 * %(due)s::bigint + count(*) - 1) / count(*) + 1 FROM open)) AS p ON true
 ORDER BY o.next, o.bucket, p.pos;
@@ -754,7 +783,7 @@ AND (%(since)s::float8 IS NULL OR at >= %(since)s) AND (%(until)s::float8 IS NUL
 ORDER BY pos LIMIT %(limit)s;
 
 -- name: parked_page
-SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits, key
 FROM respool.parked WHERE grp = %(grp)s AND pos > %(after)s
 AND (%(reasons)s::text[] IS NULL OR reason = ANY (%(reasons)s::text[]))
 AND (%(task)s::text IS NULL OR task = %(task)s)
@@ -765,7 +794,7 @@ ORDER BY pos LIMIT %(limit)s;
 -- name: parked_within
 -- Bodies and errors are left out: a page may hold ten thousand.
 SELECT pos, reason, due, task, retries, deliveries, redrives, alone,
-       CASE WHEN body IS NOT NULL THEN ''::bytea END, NULL::bytea, at, waits
+       CASE WHEN body IS NOT NULL THEN ''::bytea END, NULL::bytea, at, waits, key
 FROM respool.parked WHERE grp = %s AND pos >= %s AND pos < %s
 ORDER BY pos;
 
@@ -1075,10 +1104,10 @@ VALUES (%s, %s, %s, %s, %s, %s, %s, %s);
 SELECT setval(%s::text::regclass, %s, false);
 
 -- name: take_records
-COPY respool.record (pos, task, body, meta, seq, id, time) FROM STDIN (FORMAT BINARY);
+COPY respool.record (pos, task, body, meta, seq, id, time, key) FROM STDIN (FORMAT BINARY);
 
 -- name: take_kept
-COPY respool.kept (pos, task, body, meta, seq, id, time) FROM STDIN (FORMAT BINARY);
+COPY respool.kept (pos, task, body, meta, seq, id, time, key) FROM STDIN (FORMAT BINARY);
 
 -- name: take_ids
 COPY respool.ids (id, pos, last) FROM STDIN (FORMAT BINARY);

@@ -209,7 +209,7 @@ class SQLiteEngine(
             done = append_row(db, row)
         if writer.log_size > 2 * WAL_SIZE:
             self.tidy(2 * WAL_SIZE)
-        self.ring(row.log)
+        self.ring(row.log, everyone=row.key is not None)  # one of them holds its partition, maybe
         return done
 
     def append_rows(self, rows: Sequence[NewCall], fence: tuple[int, int] | None = None) -> list[Conflict]:

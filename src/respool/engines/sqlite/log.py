@@ -20,8 +20,8 @@ from .connection import Connection
 from .sql import SQL
 
 ROWS_A_STATEMENT = 256
-_FIELDS = 6
-_OFFLOADED_FIELDS = 9
+_FIELDS = 7
+_OFFLOADED_FIELDS = 10
 _MICRO = 1_000_000
 _FOREVER = 1 << 62  # in microseconds: before and after all there is
 _APPEND_RUN, _APPEND_ROW = SQL["append_run"], SQL["append_row"]
@@ -60,7 +60,18 @@ def append_row(db: Any, row: NewCall) -> int | Conflict:
     if (member := _place_in_a_run(db, id)) is not None:
         return _known(db, row, member)
     first, last = _ends(log)
-    bound = (log, first, last, row.task, row.body, row.meta, id, int(time * _MICRO), _head_seq(id, time))
+    bound = (
+        log,
+        first,
+        last,
+        row.task,
+        row.body,
+        row.meta,
+        id,
+        int(time * _MICRO),
+        _head_seq(id, time),
+        row.key,
+    )
     try:
         db.execute(_APPEND_ROW, bound)
     except apsw.MismatchError:
@@ -119,7 +130,8 @@ def _insert(db: Any, rows: Sequence[NewCall], fence: tuple[int, int] | None, set
     bound: list[Any] = [log, *(fence or (None, None)), *_ends(log)]
     for row in rows:
         time = row.time
-        bound += (row.task, row.body, row.meta, row.id, int(time * _MICRO), _head_seq(row.id, time))
+        seq = _head_seq(row.id, time)
+        bound += (row.task, row.body, row.meta, row.id, int(time * _MICRO), seq, row.key)
     try:
         db.execute(_rows_statement(len(rows)), bound)
     except apsw.MismatchError:
@@ -144,7 +156,7 @@ def _insert_offloaded(
                 blob = digest, stamp
         time = row.time
         bound += (row.task, row.body, row.meta, row.id, int(time * _MICRO), _head_seq(row.id, time))
-        bound += (*blob, now)
+        bound += (row.key, *blob, now)
     try:
         db.execute(_rows_statement(len(rows), "append_offloaded", _OFFLOADED_FIELDS), bound)
     except apsw.MismatchError:

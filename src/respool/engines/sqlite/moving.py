@@ -167,9 +167,8 @@ class SQLiteMoving:
                 _give_no_number(db, "worker", number)
                 bodies = _pack(lease.bodies) if lease.bodies else None
                 spans = _pack(lease.spans)
-                db.execute(
-                    SQL["put_lease"], (number << OFFSET_BITS, id, None, 0, spans, bodies, lease.since, None)
-                )
+                whose = (number << OFFSET_BITS, id, None, 0)
+                db.execute(SQL["put_lease"], (*whose, spans, bodies, lease.since, None, lease.keys or None))
             kept = mark.with_names(groups={group.id: id})
             _put_mark(db, kept)
             return kept
@@ -305,10 +304,10 @@ def _take_log(db: apsw.Connection, stream: int, place: LogPlace, number: int | N
 def _as_kept(rows: Sequence[RawRecord], floor: int) -> Iterable[tuple[Any, ...]]:
     for row, head, seq in arranged(rows, floor):
         if seq:
-            yield row.pos, row.task, row.body, row.meta, seq, None, None
+            yield row.pos, row.task, row.body, row.meta, seq, None, None, row.key
         else:  # below the floor nobody asks for it by its time
             mark = None if row.pos < floor else _head_seq(head, row.micros / _MICRO)
-            yield row.pos, row.task, row.body, row.meta, mark, head, row.micros
+            yield row.pos, row.task, row.body, row.meta, mark, head, row.micros, row.key
 
 
 def _some(rows: Any, size: int, sized: Sequence[int]) -> list[Any]:

@@ -30,7 +30,8 @@ CREATE TABLE record (
     meta        BLOB,                               -- msgpack of the attributes most records lack
     seq         INTEGER,
     id,                                             -- BLOB: made by us; TEXT: given, with its namespace
-    time        INTEGER                             -- microseconds since 1970
+    time        INTEGER,                            -- microseconds since 1970
+    key         INTEGER                             -- the hash of its key, where it has one
 );
 CREATE UNIQUE INDEX record_id ON record (id) WHERE id IS NOT NULL;
 CREATE INDEX record_time ON record (pos >> 40, time) WHERE seq = 0;  -- time is not monotone in pos (H19)
@@ -65,7 +66,8 @@ CREATE TABLE lease (  -- a few at a time: an index would cost each claim and set
     spans       BLOB NOT NULL,                      -- msgpack, in the order they are run
     bodies      BLOB,
     since       REAL NOT NULL,
-    admitted    BLOB                                -- what buckets let in, msgpack; NULL where no limit applies
+    admitted    BLOB,                               -- what buckets let in, msgpack; NULL where no limit applies
+    keys        BLOB                                -- of an ordered group: four bytes a record
 );
 
 CREATE TABLE parked (
@@ -82,9 +84,12 @@ CREATE TABLE parked (
     error       BLOB,
     at          REAL NOT NULL,
     waits       INTEGER,                            -- limited: for which bucket
+    key         INTEGER,                            -- of an ordered group; negative: it holds up nobody
     PRIMARY KEY (grp, pos)
 ) WITHOUT ROWID;
 CREATE INDEX parked_waits ON parked (grp, waits, pos) WHERE waits IS NOT NULL;
+CREATE INDEX parked_key ON parked (grp, key, pos) WHERE key > 0;
+CREATE INDEX parked_blocked ON parked (grp, pos) WHERE reason = 'blocked';
 CREATE INDEX parked_due ON parked (grp, pos >> 40, due) WHERE due IS NOT NULL;  -- by log: lanes have their turns
 CREATE INDEX parked_reason ON parked (grp, reason, task) WHERE due IS NULL;
 
@@ -219,14 +224,15 @@ CREATE TABLE blob_ref (
 -- A record and its reference in one statement: lock, both writes and sync in one call (H1). As `append_rows`;
 -- first and last are the positions of the log. Where the payload was removed, nothing is written.
 CREATE VIEW offloaded AS SELECT NULL AS log, NULL AS first, NULL AS last, NULL AS lease, NULL AS owner, NULL AS task,
-    NULL AS body, NULL AS meta, NULL AS id, NULL AS time, NULL AS seq, NULL AS digest, NULL AS stamp, NULL AS at;
+    NULL AS body, NULL AS meta, NULL AS id, NULL AS time, NULL AS seq, NULL AS key,
+    NULL AS digest, NULL AS stamp, NULL AS at;
 CREATE TRIGGER append_offloaded INSTEAD OF INSERT ON offloaded BEGIN
     SELECT RAISE(ABORT, 'payload removed') WHERE NEW.digest IS NOT NULL AND NOT EXISTS (
         SELECT 1 FROM blob WHERE digest = NEW.digest AND stamp = NEW.stamp AND doomed IS NULL);
-    INSERT INTO record (pos, task, body, meta, id, time, seq)
+    INSERT INTO record (pos, task, body, meta, id, time, seq, key)
     SELECT ifnull((SELECT max(floor, ifnull((SELECT max(pos) FROM record WHERE pos BETWEEN NEW.first AND NEW.last) + 1, 0))
                    FROM log WHERE id = NEW.log), 'no such log'),
-           NEW.task, NEW.body, NEW.meta, NEW.id, NEW.time, NEW.seq
+           NEW.task, NEW.body, NEW.meta, NEW.id, NEW.time, NEW.seq, NEW.key
     WHERE NEW.lease IS NULL OR EXISTS (SELECT 1 FROM lease WHERE id = NEW.lease AND owner = NEW.owner)
     ON CONFLICT (id) WHERE id IS NOT NULL DO NOTHING;
     INSERT INTO blob_ref (digest, stamp, pos, grp, at)

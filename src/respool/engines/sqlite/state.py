@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import apsw
@@ -23,6 +23,7 @@ from ...delivery.model import (
     LimitChange,
     Limits,
     NewCall,
+    Ordering,
     Outcome,
     Parked,
     Position,
@@ -31,6 +32,7 @@ from ...delivery.model import (
 from ...delivery.spans import Span, count, find, intersect
 from ...errors import LogMoved
 from ..base import Counts, Group, ParkedFilter, Reads, Status, looked_for
+from ..ordering import read_order, read_waiting
 from .blobs import put_references
 from .connection import Connection
 from .log import append_rows
@@ -63,6 +65,15 @@ class SQLiteState:
             write_change(db, reads.group, change)
             db.execute("COMMIT")
         return answer
+
+    def look(self, reads: Reads, decide: Callable[[View, Change], Any]) -> Any:
+        """Return what `decide` would, and write nothing: from one snapshot, without the write lock."""
+        with self._reader.lock, self._reader.reading() as db:
+            db.execute("BEGIN")
+            try:
+                return decide(read_view(db, reads), Change())
+            finally:
+                db.execute("COMMIT")
 
     def status(self, group: Group, pos: int) -> Status:
         """Return where a record is in a group, from one snapshot."""
@@ -175,10 +186,10 @@ class SQLiteState:
             )
             return bool(found) and not db.execute(SQL["is_held"], (group,)).get
 
-    def next_due(self, group: int) -> float | None:
+    def next_due(self, group: int, after: float = -1.0) -> float | None:
         """Return when the next of the group's parked records is due."""
         with self._reader.lock, self._reader.reading() as db:
-            both = (db.execute(SQL[name], (group,)).get for name in ("next_due", "next_open"))
+            both = (db.execute(SQL[name], (group, after)).get for name in ("next_due", "next_open"))
             return min((due for due in both if due is not None), default=None)
 
     def limited(self, group: int, most: int) -> int:
@@ -249,10 +260,14 @@ def read_view(db: Any, reads: Reads) -> View:
     if reads.settings or settings not in (None, "{}"):
         settings, view.generation = db.execute(SQL["group_settings"], (group,)).get or ("{}", 0)
         view.settings = json.loads(settings)
-    if returned:
+    if reads.ordered is not None:
+        order = view.order = Ordering()
+        order.leases = [_lease(row) for row in db.execute(SQL["leases"], (group,)).fetchall()]
+        view.returned = [lease for lease in order.leases if not lease.owner]
+    elif returned:
         most = max(reads.returned, RETURNED_OF_LANES) if has_lanes(view) else reads.returned
         view.returned = [_lease(row) for row in db.execute(SQL["returned"], (group, most))]
-    if due and reads.due:
+    if due and reads.due and reads.ordered is None:
         view.due = due_of_lanes(
             view,
             due,
@@ -270,6 +285,10 @@ def read_view(db: Any, reads: Reads) -> View:
         view.due += [at[pos] for pos in reads.parked if pos in at]
     if reads.buckets or reads.open:
         view.limits = _read_limits(db, reads)
+    if reads.ordered is not None:
+        read_order(view, reads.ordered, reads.leases, due, _Order(db, group, reads.now))
+    elif any(lease.keys for lease in (*view.leases.values(), *view.returned)) or any(p.key for p in view.due):
+        read_waiting(view, _Order(db, group, reads.now))
     return view
 
 
@@ -297,6 +316,39 @@ def _read_limits(db: Any, reads: Reads) -> Limits | None:
     return limits
 
 
+class _Order:
+    """What a claim of an ordered group, or a settlement in one, needs to know besides."""
+
+    def __init__(self, db: Any, group: int, now: float) -> None:
+        self._db, self._group, self._now = db, group, now
+
+    def ahead(
+        self, view: View, positions: Sequence[Position], limit: int
+    ) -> dict[int, list[tuple[int, int | None]]]:
+        found: dict[int, list[tuple[int, int | None]]] = {}
+        for at in positions:
+            end = at.end if at.stop is None else min(at.end, at.stop)
+            rows = found[at.log] = self._db.execute(SQL["keys_ahead"], (at.cursor, end, limit)).fetchall()
+            if len(rows) < limit:  # positions left empty for an id that was known are passed as well
+                rows += [(pos, None) for pos in range(rows[-1][0] + 1 if rows else at.cursor, end)]
+        return found
+
+    def due(self, log: int, most: int) -> list[Parked]:
+        return self._parked("due", self._group, log, self._now, most)
+
+    def keyed(self, limit: int) -> list[Parked]:
+        return self._parked("keyed", self._group, limit)
+
+    def waiting(self, keys: Iterable[int]) -> list[Parked]:
+        return self._parked("waiting", self._group, json.dumps(list(keys)))
+
+    def blocked(self, log: int, most: int) -> int:
+        return int(self._db.execute(SQL["blocked"], (self._group, log << 40, log + 1 << 40, most)).get)
+
+    def _parked(self, name: str, *bound: Any) -> list[Parked]:
+        return [_parked(row) for row in self._db.execute(SQL[name], bound).fetchall()]
+
+
 def write_change(db: Any, group: int, change: Change) -> None:
     """Write what was decided. Rows are removed before others are put in their place."""
     execute, many = db.execute, db.executemany
@@ -307,7 +359,10 @@ def write_change(db: Any, group: int, change: Change) -> None:
         admitted = _pack(lease.admitted) if lease.admitted else None
         execute(
             SQL["put_lease"],
-            (lease.id, group, lease.owner, lease.child, _pack(lease.spans), bodies, lease.since, admitted),
+            (
+                *(lease.id, group, lease.owner, lease.child, _pack(lease.spans), bodies, lease.since),
+                *(admitted, lease.keys or None),
+            ),
         )
     if change.unparked:
         many(SQL["drop_parked"], [(group, pos) for pos in change.unparked])
@@ -397,7 +452,7 @@ def _positions(db: Any, group: int) -> list[Position]:
 
 
 def _lease(row: Any) -> Lease:
-    id, owner, child, spans, bodies, since, admitted = row
+    id, owner, child, spans, bodies, since, admitted, keys = row
     return Lease(
         id,
         owner,
@@ -406,6 +461,7 @@ def _lease(row: Any) -> Lease:
         _unpack_bodies(bodies) if bodies else {},
         since,
         _unpack_admitted(admitted) if admitted else {},
+        keys or b"",
     )
 
 
@@ -458,5 +514,5 @@ def _counts(db: Any, group: int) -> Counts:
     parked = dict(db.execute(SQL["parked_counts"], (group,)).fetchall())
     if limited:
         parked["limited"] = parked.get("limited", 0) + limited
-    due = db.execute(SQL["next_due"], (group,)).get
+    due = db.execute(SQL["next_due"], (group, -1.0)).get
     return Counts(pending, owned, returned, parked, oldest / 1e6 if oldest else None, due)

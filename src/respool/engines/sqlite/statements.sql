@@ -17,10 +17,10 @@ WHERE NOT EXISTS (SELECT 1 FROM record WHERE id IS NOT NULL AND id = ?5);
 -- `(values)` is replaced by as many rows of placeholders as there are records. ?2 and ?3 are the fence,
 -- ?4 and ?5 the first and the last position of the log. Where the log is gone, the text in place of the
 -- position is refused: a NULL would be taken for "any free one".
-INSERT INTO record (pos, task, body, meta, id, time, seq)
+INSERT INTO record (pos, task, body, meta, id, time, seq, key)
 SELECT ifnull((SELECT max(floor, ifnull((SELECT max(pos) FROM record WHERE pos BETWEEN ?4 AND ?5) + 1, 0))
                FROM log WHERE id = ?1) + column1, 'no such log'),
-       column2, column3, column4, column5, column6, column7
+       column2, column3, column4, column5, column6, column7, column8
 FROM (values)
 WHERE ?2 IS NULL OR EXISTS (SELECT 1 FROM lease WHERE id = ?2 AND owner = ?3)
 ON CONFLICT (id) WHERE id IS NOT NULL DO NOTHING;
@@ -28,10 +28,10 @@ ON CONFLICT (id) WHERE id IS NOT NULL DO NOTHING;
 -- name: append_row
 -- One record without a fence: the same, less what that does not need. ?2 and ?3 are the first and the last
 -- position of the log.
-INSERT INTO record (pos, task, body, meta, id, time, seq)
+INSERT INTO record (pos, task, body, meta, id, time, seq, key)
 SELECT ifnull((SELECT max(floor, ifnull((SELECT max(pos) FROM record WHERE pos BETWEEN ?2 AND ?3) + 1, 0))
                FROM log WHERE id = ?1), 'no such log'),
-       ?4, ?5, ?6, ?7, ?8, ?9
+       ?4, ?5, ?6, ?7, ?8, ?9, ?10
 WHERE true ON CONFLICT (id) WHERE id IS NOT NULL DO NOTHING;
 
 -- name: by_id
@@ -181,22 +181,22 @@ UPDATE position SET cursor = ?3 WHERE grp = ?1 AND log = ?2;
 
 
 -- name: lease
-SELECT id, owner, child, spans, bodies, since, admitted FROM lease WHERE id = ?2 AND grp = ?1;
+SELECT id, owner, child, spans, bodies, since, admitted, keys FROM lease WHERE id = ?2 AND grp = ?1;
 
 -- name: returned
-SELECT id, owner, child, spans, bodies, since, admitted FROM lease WHERE grp = ?1 AND ifnull(owner, 0) = 0
+SELECT id, owner, child, spans, bodies, since, admitted, keys FROM lease WHERE grp = ?1 AND ifnull(owner, 0) = 0
 ORDER BY child < 0, iif(child < 0, since, id) LIMIT ?2;
 
 -- name: leases
-SELECT id, owner, child, spans, bodies, since, admitted FROM lease WHERE grp = ?1 ORDER BY id;
+SELECT id, owner, child, spans, bodies, since, admitted, keys FROM lease WHERE grp = ?1 ORDER BY id;
 
 -- name: leases_of_owner
-SELECT grp, id, owner, child, spans, bodies, since, admitted FROM lease WHERE owner = ?1 ORDER BY id;
+SELECT grp, id, owner, child, spans, bodies, since, admitted, keys FROM lease WHERE owner = ?1 ORDER BY id;
 
 -- name: put_lease
-INSERT INTO lease (id, grp, owner, child, spans, bodies, since, admitted) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO lease (id, grp, owner, child, spans, bodies, since, admitted, keys) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (id) DO UPDATE SET owner = excluded.owner, spans = excluded.spans, bodies = excluded.bodies,
-    admitted = excluded.admitted;
+    admitted = excluded.admitted, keys = excluded.keys;
 
 -- name: drop_lease
 DELETE FROM lease WHERE id = ?;
@@ -205,28 +205,46 @@ DELETE FROM lease WHERE id = ?;
 SELECT 1 FROM lease WHERE id = ?1 AND owner = ?2;
 
 -- name: due
-SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits, key
 FROM parked WHERE grp = ?1 AND pos >> 40 = ?2 AND due <= ?3 ORDER BY due LIMIT ?4;
 
 -- name: unknown
-SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits, parked.key
 FROM parked INDEXED BY parked_reason WHERE grp = ?1 AND reason = 'unknown' AND due IS NULL
 AND task IN (SELECT value FROM json_each(?2)) LIMIT ?3;
 
+
+-- Ordered groups: what is parked of a key holds it up, unless the key is negative.
+
+-- name: keys_ahead
+SELECT pos, key FROM record WHERE pos >= ?1 AND pos < ?2 ORDER BY pos LIMIT ?3;
+
+-- name: keyed
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, NULL, at, waits, key
+FROM parked INDEXED BY parked_key WHERE grp = ?1 AND key > 0 LIMIT ?2;
+
+-- name: waiting
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, NULL, at, waits, parked.key
+FROM json_each(?2) AS asked CROSS JOIN parked INDEXED BY parked_key
+WHERE grp = ?1 AND parked.key = asked.value AND parked.key > 0;
+
+-- name: blocked
+SELECT count(*) FROM (SELECT 1 FROM parked INDEXED BY parked_blocked
+                      WHERE grp = ?1 AND pos >= ?2 AND pos < ?3 AND reason = 'blocked' LIMIT ?4);
 
 -- name: unknown_tasks
 SELECT DISTINCT task FROM parked WHERE grp = ?1 AND reason = 'unknown' AND due IS NULL;
 
 -- name: parked_one
-SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits, key
 FROM parked WHERE grp = ?1 AND pos = ?2;
 
 -- name: parked_at
-SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits, parked.key
 FROM json_each(?2) AS wanted CROSS JOIN parked ON parked.grp = ?1 AND parked.pos = wanted.value;
 
 -- name: parked_list
-SELECT grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits
+SELECT grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits, parked.key
 FROM parked WHERE grp IN (SELECT value FROM json_each(?1))
 AND (?2 IS NULL OR reason IN (SELECT value FROM json_each(?2)))
 AND (?3 IS NULL OR task = ?3)
@@ -240,13 +258,13 @@ SELECT count(*) FROM parked WHERE grp = ?1 AND pos >= ?2 AND pos < ?3 AND reason
 -- name: next_due
 -- Or when a lease has waited long enough for more (owner 0: see delivery.model.WAITING).
 SELECT min(due) FROM (
-    SELECT min((SELECT due FROM parked WHERE grp = ?1 AND pos >> 40 = log AND due IS NOT NULL ORDER BY due LIMIT 1)) AS due
+    SELECT min((SELECT due FROM parked WHERE grp = ?1 AND pos >> 40 = log AND due > ?2 ORDER BY due LIMIT 1)) AS due
     FROM position WHERE grp = ?1
-    UNION ALL SELECT since FROM lease WHERE grp = ?1 AND owner = 0);
+    UNION ALL SELECT since FROM lease WHERE grp = ?1 AND owner = 0 AND since > ?2);
 
 -- name: put_parked
-INSERT OR REPLACE INTO parked (grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+INSERT OR REPLACE INTO parked (grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits, key)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: keep
 -- A record of a log that is kept elsewhere, which parks it: like one that stayed behind when its log was cut.
@@ -325,7 +343,7 @@ SELECT name, value FROM counter WHERE grp = ?1 ORDER BY name;
 SELECT bucket FROM waiting WHERE grp = ?1 AND next <= ?2 ORDER BY next LIMIT ?3;
 
 -- name: next_open
-SELECT min(next) FROM waiting WHERE grp = ?1 AND next IS NOT NULL;
+SELECT min(next) FROM waiting WHERE grp = ?1 AND next > ?2;
 
 -- name: is_waited_for
 SELECT 1 FROM waiting WHERE grp = ?1 AND bucket = ?2;
@@ -337,7 +355,7 @@ SELECT id, rule, key, rate, burst, slots, tokens, at FROM bucket WHERE id = ?1;
 SELECT id, admitted FROM lease WHERE admitted IS NOT NULL AND owner IS NOT NULL;
 
 -- name: waiting_for
-SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits, key
 FROM parked WHERE grp = ?1 AND waits = ?2 ORDER BY pos LIMIT ?3;
 
 -- name: put_bucket
@@ -498,7 +516,7 @@ AND (?7 IS NULL OR at >= ?7) AND (?8 IS NULL OR at < ?8)
 ORDER BY pos LIMIT ?6;
 
 -- name: parked_page
-SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits, parked.key
 FROM parked WHERE grp = ?1 AND pos > ?2
 AND (?3 IS NULL OR reason IN (SELECT value FROM json_each(?3)))
 AND (?4 IS NULL OR task = ?4)
@@ -511,7 +529,7 @@ SELECT reason, task, count(*) FROM parked WHERE grp = ?1 GROUP BY reason, task;
 
 -- name: parked_within
 -- Bodies and errors are left out: a page may hold ten thousand.
-SELECT pos, reason, due, task, retries, deliveries, redrives, alone, iif(body IS NULL, NULL, x''), NULL, at, waits
+SELECT pos, reason, due, task, retries, deliveries, redrives, alone, iif(body IS NULL, NULL, x''), NULL, at, waits, key
 FROM parked WHERE grp = ?1 AND pos >= ?2 AND pos < ?3 ORDER BY pos;
 
 -- name: outcomes_within
@@ -644,8 +662,8 @@ AND hi > ?2 AND hi <= ?3 AND NOT EXISTS (SELECT 1 FROM record WHERE pos >= journ
 
 -- name: append_offloaded
 -- `(values)` as in `append_rows`; what it does is in the schema: a trigger writes the references too.
-INSERT INTO offloaded (log, first, last, lease, owner, task, body, meta, id, time, seq, digest, stamp, at)
-SELECT ?1, ?4, ?5, ?2, ?3, column2, column3, column4, column5, column6, column7, column8, column9, column10
+INSERT INTO offloaded (log, first, last, lease, owner, task, body, meta, id, time, seq, key, digest, stamp, at)
+SELECT ?1, ?4, ?5, ?2, ?3, column2, column3, column4, column5, column6, column7, column8, column9, column10, column11
 FROM (values);
 
 -- name: touch_blob
@@ -757,7 +775,7 @@ INSERT INTO position (grp, log, cursor, start, stop, priority)
 SELECT ?1, id, ?3, ?4, ?5, ifnull(priority, 4) FROM log WHERE id = ?2;
 
 -- name: take_record
-INSERT INTO record (pos, task, body, meta, seq, id, time) VALUES (?, ?, ?, ?, ?, ?, ?);
+INSERT INTO record (pos, task, body, meta, seq, id, time, key) VALUES (?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: incoming
 SELECT kind, app, name FROM stream WHERE substr(app, 1, length(?1)) = ?1;

@@ -1,0 +1,95 @@
+"""Reading what a claim of an ordered group needs: as few partitions as fill a lease (`delivery.order`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from ..delivery.model import Ordering, Parked, Position, View
+from ..delivery.order import Claimant, asked_keys, choose, enough
+
+FEW = 1000
+"""Parked records with a key that are read at once; where there are more, they are looked up by key."""
+
+
+class OrderSource(Protocol):
+    """What an engine reads for it, in the transaction of the decision."""
+
+    def ahead(
+        self, view: View, positions: Sequence[Position], limit: int
+    ) -> Mapping[int, list[tuple[int, int | None]]]:
+        """Return (position, key) of the records from the cursors on, by log, of each at most so many.
+
+        Where records may come in between later, the view's positions are to say what is missing (G4).
+        """
+
+    def due(self, log: int, most: int) -> list[Parked]:
+        """Return what is due in a log, the earliest first."""
+
+    def keyed(self, limit: int) -> list[Parked]:
+        """Return parked records with a key that they hold up, without errors; at most so many."""
+
+    def waiting(self, keys: Iterable[int]) -> list[Parked]:
+        """Return those of some keys."""
+
+    def blocked(self, log: int, most: int) -> int:
+        """Return how many records of a log are blocked, counted up to so many."""
+
+
+def read_waiting(view: View, source: OrderSource) -> None:
+    """Read what waits for the keys of the leases, and of the parked records, that a decision asked for."""
+    keys = asked_keys(view)
+    if not keys:
+        return
+    view.order = view.order or Ordering()
+    few = source.keyed(FEW + 1)
+    _enter(view.order, few if len(few) <= FEW else source.waiting(keys))
+
+
+def read_order(
+    view: View,
+    who: Claimant,
+    settled: Sequence[int],
+    due: Iterable[int],
+    source: OrderSource,
+    *,
+    at_once: int = 1,
+) -> None:
+    """Read what a claim needs to know, partition by partition until that fills a lease.
+
+    Parameters:
+        view: with positions and all of the group's leases. due: logs in which something may be due.
+        at_once: partitions that are read together, where each reading is a round trip.
+    """
+    order = view.order
+    assert order is not None
+    due = set(due)
+    few = source.keyed(FEW + 1)
+    complete = len(few) <= FEW
+    if complete:
+        _enter(order, few)
+    else:
+        _enter(order, source.waiting(asked_keys(view)))
+    offered = {parked.pos >> 40 for parked in view.due}  # of tasks that nobody knew so far
+    logs = choose(view, due | offered, settled, who)
+    for start in range(0, len(logs), at_once):
+        some = logs[start : start + at_once]
+        plain = not few and not any(shared for _, shared in some)
+        limit = who.want if plain else who.want + who.room
+        order.ahead.update(source.ahead(view, [at for at, _ in some], limit))
+        for at, _ in some:
+            order.claimed.append(at.log)
+            if at.log in due:
+                view.due += source.due(at.log, who.want)
+        if not complete:
+            _enter(order, source.waiting(asked_keys(view) - order.waiting.keys()))
+        if few:
+            order.blocked.update((at.log, source.blocked(at.log, who.room)) for at, _ in some)
+        if enough(view, settled, who.want):
+            return
+
+
+def _enter(order: Ordering, parked: Iterable[Parked]) -> None:
+    for each in sorted(parked):
+        if each.key is not None:
+            order.waiting.setdefault(each.key, []).append(each)
