@@ -434,7 +434,10 @@ class Task(Generic[P, R]):
             each = ((self._encode(args, kwargs), self._keyed(meta, args, kwargs)) for args, kwargs in calls)
             return self.app.send_keyed(to, self.name, each, self.offload_over)
         encode, check = self.codec.encode, self.signature.check
-        bodies = (encode(check(*call), "args") for call in calls)
+        if self.limit_key is not None:
+            bodies = (self._encode(*call) for call in calls)
+        else:
+            bodies = (encode(check(*call), "args") for call in calls)
         return self.app.send_run(to, self.name, bodies, meta, self.offload_over)
 
 
