@@ -281,7 +281,7 @@ class GroupModel:
     def running(self) -> set[int]:
         """Return the keys of which somebody holds a record."""
         leased = self.at("leased").values()
-        return {item.key for item in leased if item.key and self.owners[item.lease][0] is not None}
+        return {item.key for item in leased if item.key and self.owners[item.lease][0]}
 
     def grant_in_order(
         self,
@@ -332,7 +332,7 @@ class GroupModel:
     def lease_owner_of_log(self, pos: int) -> int | None:
         """Return who holds records of a partition."""
         for each, item in self.at("leased").items():
-            if log_of(each) == log_of(pos) and self.owners[item.lease][0] is not None:
+            if log_of(each) == log_of(pos) and self.owners[item.lease][0]:
                 return self.owners[item.lease][0]
         return None
 
@@ -402,7 +402,7 @@ class GroupModel:
             return
         for key in {item.key for item in self.items.values() if item.key}:
             leases = {self.items[pos].lease for pos in self.of_key(key) if self.items[pos].place == "leased"}
-            owned = [lease for lease in leases if self.owners[lease][0] is not None]
+            owned = [lease for lease in leases if self.owners[lease][0]]
             assert len(owned) <= 1, "two hold records of one key"
             waiting = self.of_key(key)
             if waiting and not leases:
