@@ -36,6 +36,13 @@ def kit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EngineKit]:
     made.remove()
 
 
+held_by_the_record_alone = pytest.mark.parametrize(
+    "kit", [name for name in KITS if name != "kafka"], indirect=True
+)
+"""Where log and state are apart a record's way in refers to its payload, too, until that is forgotten: see
+test_kafka.py."""
+
+
 @pytest.fixture
 def engine(kit: EngineKit) -> Engine:
     return kit.open()
@@ -195,6 +202,7 @@ def test_what_a_dead_process_had_finished_refers_as_well(
     assert swept(engine, blobs._store) == 0
 
 
+@held_by_the_record_alone
 def test_edited_arguments_are_kept_for_as_long_as_their_record(
     blobs: Blobs, engine: Engine, queue: Stream, main: Group
 ) -> None:
@@ -247,6 +255,7 @@ def test_another_outcome_in_its_place_lets_go(blobs: Blobs, engine: Engine, log:
         blobs.load(first)
 
 
+@held_by_the_record_alone
 def test_what_was_trimmed_lets_go_and_what_is_parked_does_not(
     blobs: Blobs, engine: Engine, queue: Stream, main: Group
 ) -> None:
@@ -331,6 +340,7 @@ def test_a_settlement_is_not_held_up_by_a_payload_that_was_removed(
     assert holders(engine, reference) == []
 
 
+@held_by_the_record_alone
 def test_a_sweep_goes_on_where_the_last_one_ended(engine: Engine, folder: Store, log: int) -> None:
     blobs = Blobs(engine, folder, 1 << 20)
     kept = [blobs.offload(BODY + b"%d" % n) for n in range(5)]

@@ -16,12 +16,14 @@ from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.engines.kits import KafkaKit, SQLiteKit, eventually
+from tests.engines.test_blobs import BODY, large, swept
 from tests.engines.test_conformance import fill, finish, grant, granted, head, row
 from tests.services.fixtures import KafkaAddress
 from tests.services.install import java
 from tests.services.kafka import libraries
 
 from respool import App, ConfigError
+from respool.blobs import Blobs, Store
 from respool.config import parse_url
 from respool.delivery.model import NewCall, Verdict
 from respool.engines import open_engine
@@ -250,6 +252,28 @@ def test_a_supervisor_parks_what_it_has_not_read(
     finish(other, main, lease, Verdict(first + 1, "failure", b"e", reason="dead", task="add"))
     kit.cut(queue.logs[0], first, first + 3)
     assert [r.body for r in other.records(first, first + 3, 9)] == [b"1"]
+
+
+# H18
+
+
+def test_a_large_payload_is_held_until_its_record_and_its_way_in_are_gone(
+    engine: Any, queue: Stream, main: Group, tmp_path: Path
+) -> None:
+    log = queue.logs[0]
+    blobs = Blobs(engine, Store((tmp_path / "blobs").as_uri(), 5.0, own=True), 1 << 20)
+    reference = blobs.offload(BODY)
+    engine.append_row(large(log, reference, time=NOW))
+    far = time.time() + 1e6
+    while engine.inner.trim(engine.outbox.stream, far, 5000):
+        continue
+    assert swept(engine, blobs._store, far) == 0, "its record is there"
+    lease = grant(engine, main, 1)
+    assert lease is not None
+    finish(engine, main, lease)
+    assert engine.trim(queue, NOW + 1, 5000) == 1
+    assert swept(engine, blobs._store, far) == 1
+    assert not engine.has_blobs()
 
 
 # K1
