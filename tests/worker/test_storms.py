@@ -45,7 +45,7 @@ def test_an_outage_buries_few_calls_and_the_rest_runs_when_it_is_over(app: App) 
     ran: list[int] = []
     down = [True]
 
-    @app.task(breaker={"failures": 5, "pause": 0.3, "errors": OSError})
+    @app.task(breaker={"failures": 5, "pause": 10, "errors": OSError})  # longer than this takes, anywhere
     def fetch(n: int) -> int:
         ran.append(n)
         if down[0]:
@@ -70,6 +70,7 @@ def test_an_outage_buries_few_calls_and_the_rest_runs_when_it_is_over(app: App) 
     assert (found.task, found.gauge.state, found.gauge.why) == ("fetch", "open", "OSError: nobody there")
 
     down[0], buried = False, len(ran)
+    release(app, "fetch")
     after(app, lambda: len(ran) == 5000)
     assert len(set(ran)) == 5000, "each once"
     assert not stopped_tasks(app)
@@ -80,15 +81,14 @@ def test_an_outage_buries_few_calls_and_the_rest_runs_when_it_is_over(app: App) 
 def test_one_call_at_a_time_is_tried_while_it_lasts(app: App) -> None:
     ran: list[float] = []
 
-    @app.task(breaker={"failures": 1, "pause": 0.2}, throws=KeyError)
+    @app.task(breaker={"failures": 1, "pause": 1.0}, throws=KeyError)
     def fetch(n: int) -> None:
         ran.append(time.monotonic())
         raise OSError("nobody there")
 
     fetch.delay_many(range(200))
-    after(app, lambda: len(ran) >= 12)
-    tried = ran[-4:]
-    assert all(b - a >= 0.19 for a, b in pairwise(tried))
+    after(app, lambda: len(ran) >= 4)
+    assert all(b - a >= 0.95 for a, b in pairwise(ran[-3:]))
 
 
 def test_expected_errors_and_other_kinds_do_not_stop_it(app: App) -> None:

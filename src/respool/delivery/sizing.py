@@ -30,3 +30,7 @@ class LeaseSizer:
         self._per_record = took if known is None or took > known else known + (took - known) * _WEIGHT
         fitting = int(TARGET / self._per_record)
         self.want = max(1, min(fitting, max(records, 1) * _GROWTH, LARGEST))
+
+    def left_out(self) -> None:
+        """Take note of a lease of which nothing was run: to put records aside costs little each."""
+        self.want = min(max(self.want, 1) * _GROWTH, LARGEST)

@@ -164,6 +164,8 @@ class Executor:
                 settlement = self.run_lease(service, lease)
             if self.limited:
                 settlement.limited, settlement.limited_as = self.limited, self.next_lease()
+                if not self.rows:
+                    self.sizers[service.group.id].left_out()
             self.host.between_leases()
             go_on = not self.stopping and time.monotonic() < until
             lease = self._exchange(service, settlement, claim_next=go_on)

@@ -195,14 +195,15 @@ def refuse_moved(engine: Any, *, waits: bool = True) -> None:
 
 
 def all_done(engine: Any, groups: Sequence[Any], ordered: Collection[int]) -> bool:
-    """Say whether `--burst` has nothing to wait for: nothing pending, taken, due, or to be retried.
+    """Say whether `--burst` has nothing to wait for: pending, taken, due, to be retried, or over a limit.
 
-    In an ordered group what is pending may wait for its key, and so for somebody to act.
+    In an ordered group what is pending may wait for its key, and so for somebody to act. Calls of a task that
+    its breaker has stopped are not waited for: nobody knows how long that would be.
     """
     now = wall_clock()
     for group in groups:
         counts = engine.counts(group)
-        waits = counts.parked.get("retry", 0) + counts.parked.get("limited", 0)
+        waits = counts.parked.get("retry", 0) or engine.limited(group.id, 1)
         pending = counts.pending and (
             group.id not in ordered or _may_go(engine, group.id, (0, 0), 0, now, ())
         )
