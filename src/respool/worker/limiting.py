@@ -41,6 +41,7 @@ class Limiter:
         self.full = False
         """Whether so many records wait for limits that the cursor does, too."""
         self._count_at = 0.0
+        self._waiting = 0  # as of the last count, and what we have put aside since
         self._fresh: dict[tuple[str, str], Bucket] = {}
         for rule in self.rules:
             engine.declare_limit(rule.name, rule.limit)
@@ -54,13 +55,14 @@ class Limiter:
         """Return how many new records may be claimed: none where the cap on those that wait is reached."""
         now = time.monotonic()
         if now >= self._count_at:
-            waiting = self._engine.limited(group, self._cap)
-            self.full = waiting >= self._cap
+            self._waiting = self._engine.limited(group, self._cap)
             self._count_at = time.monotonic() + max(0.1, (time.monotonic() - now) / _SHARE)
+        self.full = self._waiting >= self._cap
         return 0 if self.full else MAX_LEASE
 
     def looked(self, records: int, ready: int) -> None:
         """Take note of how much of a lease was let in: what only has to be parked is claimed in bulk."""
+        self._waiting += records - ready
         self.scan = min(max(records, 1) * _GROWTH, LARGEST) if ready * 2 < records else 1
 
     def asks(
