@@ -487,9 +487,8 @@ class DeliveryMachine(RuleBasedStateMachine):
         def both(view: View, change: Change) -> Lease | None:
             nonlocal joined
             assert settle(view, change, settlement)
-            before = len(view.returned)
             lease = claim_with(view, change, request, settlement.waits_as)
-            joined = len(view.returned) > before
+            joined = any(each.id == settlement.waits_as for each in view.returned)
             return lease
 
         lease = self.transact(held.group, {**reads, "leases": (held.id,)}, both)

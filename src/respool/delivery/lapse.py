@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from ..record import OFFSET_BITS
 from .model import MAX_LEASE, Change, JournalEntry, Lease, View
+from .order import free, key_map
 from .settle import keep_or_return
 from .spans import Span, count, intersect, subtract
 
@@ -31,13 +32,24 @@ def lapse(view: View, change: Change, upto: Mapping[int, int], now: float) -> in
             unseen = [(lo, min(hi, end)) for lo, hi in at.missing if lo < end]
             lost += subtract([Span(at.cursor, end)], unseen)
     for lease in view.returned:
-        lost += _out_of(lease, upto, change)
+        below = _out_of(lease, upto, change)
+        lost += below
+        if below and lease.keys:
+            _let_go(lease, below, view, change, now)
     for span in lost:
         for first in range(span.lo, span.hi, MAX_LEASE):
             last = min(first + MAX_LEASE, span.hi)
             change.journal.append(JournalEntry(first, last, None, 0, now, now, "trimmed", span.retries))
     change.count(LOST, count(lost))
     return count(lost)
+
+
+def _let_go(lease: Lease, below: list[Span], view: View, change: Change, now: float) -> None:
+    """Have what waits behind lost records of its key go on."""
+    keys = key_map(lease)
+    gone = {keys[pos] for span in below for pos in range(span.lo, span.hi)}
+    left = subtract(lease.spans, [(span.lo, span.hi) for span in below])
+    free(gone - {keys[pos] for span in left for pos in range(span.lo, span.hi)} - {0}, view, change, now)
 
 
 def _out_of(lease: Lease, upto: Mapping[int, int], change: Change) -> list[Span]:

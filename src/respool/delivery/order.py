@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from .model import Change, Lease, Parked, Position, View
+from .model import LIMITED, WAITING, Change, Lease, Parked, Position, View
 from .spans import Span, joined
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def enough(view: View, settled: Sequence[int], want: int) -> bool:
     assert order is not None
     busy = {*order.waiting}
     for lease in order.leases:
-        if lease.owner and lease.id not in settled:
+        if (lease.owner or lease.child == LIMITED) and lease.id not in settled:
             busy |= keys_of(lease)
     free = sum(key is None or key not in busy for rows in order.ahead.values() for _, key in rows)
     return free >= want
@@ -111,6 +111,11 @@ def _held_by_others(
         if lease.owner and lease.id not in settled:
             (shared if lease.owner == who.owner else others).update(_logs(lease))
     return others, shared
+
+
+def _is_stopped(lease: Lease, now: float) -> bool:
+    """Say whether a lease is of a task that is stopped: nobody's, but its keys wait with it."""
+    return lease.owner == WAITING and lease.child == LIMITED and lease.since > now
 
 
 def _logs(lease: Lease) -> set[int]:
@@ -163,8 +168,9 @@ class _Grant:
         self.taken: dict[int, set[int]] = {}  # by returned lease
         gone = {*change.dropped_leases, *(lease.id for lease in change.leases)}
         now = [lease for lease in self.order.leases if lease.id not in gone] + change.leases
-        self.returned = [lease for lease in now if not lease.owner]
-        self.held = set().union(*(keys_of(lease) for lease in now if lease.owner))
+        stopped = [lease for lease in now if _is_stopped(lease, request.now)]
+        self.returned = [lease for lease in now if not lease.owner and lease not in stopped]
+        self.held = set().union(*(keys_of(lease) for lease in now if lease.owner or lease in stopped))
         self.open: dict[int, int] = {}  # by key: open records that this lease does not have
         self.parked_now = {parked.pos: parked for parked in change.parked}
 

@@ -62,9 +62,10 @@ def _let_wait(
     if waiting:
         since = min(span.until for span in waiting)
         bodies = _bodies(lease, waiting)
+        keys = packed_keys(waiting, key_map(lease)) if lease.keys else b""
         if lease.admitted:
             give_up(change, lease, waiting)
-        change.leases.append(Lease(number, WAITING, child, waiting, bodies, since))
+        change.leases.append(Lease(number, WAITING, child, waiting, bodies, since, keys=keys))
     return subtract(left, [(wait.lo, wait.hi) for wait in waits])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from ..delivery.model import Ordering, Parked, Position, View
+from ..delivery.model import LIMITED, Ordering, Parked, Position, View
 from ..delivery.order import Claimant, asked_keys, choose, enough
 
 FEW = 1000
@@ -72,9 +72,10 @@ def read_order(
         _enter(order, source.waiting(asked_keys(view)))
     offered = {parked.pos >> 40 for parked in view.due}  # of tasks that nobody knew so far
     logs = choose(view, due | offered, settled, who)
+    stopped = any(lease.child == LIMITED for lease in order.leases)
     for start in range(0, len(logs), at_once):
         some = logs[start : start + at_once]
-        plain = not few and not any(shared for _, shared in some)
+        plain = not few and not stopped and not any(shared for _, shared in some)
         limit = who.want if plain else who.want + who.room
         order.ahead.update(source.ahead(view, [at for at, _ in some], limit))
         for at, _ in some:
