@@ -120,7 +120,7 @@ class Writer:
         elif how == "row":
             ids = ids or [new_head(OLD)]
             bound = {"sequence": self._engine._sequence(log), "id": ids[0], "task": "add", "body": b"b"}
-            bound |= {"meta": None, "time": int(OLD * 1e6), **self._engine.ring_values(log)}
+            bound |= {"meta": None, "key": None, "time": int(OLD * 1e6), **self._engine.ring_values(log)}
             self.db.execute(sql["append_row"], bound, binary=True)
         else:
             ids = ids or [new_head(OLD) for _ in range(size)]

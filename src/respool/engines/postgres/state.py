@@ -804,5 +804,5 @@ def _counts(db: Db, sql: dict[str, bytes], group: int) -> Counts:
         parked["limited"] = parked.get("limited", 0) + limited
     if gap := int(_one(db, sql["gap_total"], (group,))):
         parked["gap"] = gap
-    due = _one(db, sql["next_due"], (-1.0, group))
+    due = _one(db, sql["next_due"], (group, -1.0))
     return Counts(pending, owned, returned, parked, oldest / 1e6 if oldest else None, due)
