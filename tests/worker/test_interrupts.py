@@ -165,7 +165,7 @@ def test_who_waits_for_a_call_that_is_buried_is_woken(place: Place) -> None:
 
 
 def test_a_call_within_a_run_is_no_larger_than_allowed(place: Place) -> None:
-    app = place.module(CODE)
+    app = place.module(CODE, max_blob_size="1MiB")
     handle = app.sends_much.delay(1)
     place.burst()
     with pytest.raises(RecordTooLarge):
