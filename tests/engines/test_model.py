@@ -106,7 +106,7 @@ class DeliveryMachine(RuleBasedStateMachine):
 
     @initialize(records=st.integers(0, 12), ordered=st.booleans())
     def begin(self, records: int, ordered: bool) -> None:
-        self.ordered = ordered
+        self.ordered = ordered = ordered and self.engine.capabilities.orders
         self.queue = self.engine.create_stream("queue", "shop", "default", 2, {"ordered": ordered})
         sink = self.engine.create_stream("queue", "shop", "sink", 1, {})
         self.sink = sink.logs[0]
