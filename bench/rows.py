@@ -119,6 +119,23 @@ def postgres_rows(sizes: Sizes) -> list[Row]:
         Row("  … of bare INSERTs", "enqueue_16.rate", share, 0.75, against=("enqueue_16.bare_rate",)),
         Row("delay().get(): p50", "get.p50_ms", ms, 2.5, at_most=True),
         Row("  p99", "get.p99_ms", ms),
+        *rows_of_again(sizes),
+        Row(
+            "drain beside a transaction that stays open, of without",
+            "old_transaction.rate",
+            share,
+            0.8,
+            against=("old_transaction.without_rate",),
+        ),
+        Row("ten idle workers: transactions", "idle_queries.queries_per_s", rate, 20, at_most=True),
+        Row("Procrastinate: drain", peer + "drain_per_s", rate),
+        Row("  calls sent one by one", peer + "enqueue_per_s", rate),
+    ]
+
+
+def rows_of_again(sizes: Sizes) -> list[Row]:
+    """What is overtaken, given back or run again: the same on each engine that has it."""
+    return [
         Row(f"priority 9 behind {sizes.backlog:,} calls: starts after, p50", "priority.p50_ms", ms),
         Row("  worst", "priority.worst_ms", ms, 100, at_most=True),
         Row(f"redrive of {sizes.dead:,} dead letters: seconds", "redrive.seconds", seconds, 5, at_most=True),
@@ -131,16 +148,6 @@ def postgres_rows(sizes: Sizes) -> list[Row]:
             share,
             against=("replay.drain_rate",),
         ),
-        Row(
-            "drain beside a transaction that stays open, of without",
-            "old_transaction.rate",
-            share,
-            0.8,
-            against=("old_transaction.without_rate",),
-        ),
-        Row("ten idle workers: transactions", "idle_queries.queries_per_s", rate, 20, at_most=True),
-        Row("Procrastinate: drain", peer + "drain_per_s", rate),
-        Row("  calls sent one by one", peer + "enqueue_per_s", rate),
     ]
 
 
@@ -190,18 +197,7 @@ def sqlite_rows(sizes: Sizes) -> list[Row]:
             against=(celery + "call_get_p50_ms", huey + "call_get_p50_ms"),
         ),
         Row("  p99", "get.p99_ms", ms),
-        Row(f"priority 9 behind {sizes.backlog:,} calls: starts after, p50", "priority.p50_ms", ms),
-        Row("  worst", "priority.worst_ms", ms, 100, at_most=True),
-        Row(f"redrive of {sizes.dead:,} dead letters: seconds", "redrive.seconds", seconds, 5, at_most=True),
-        Row("  counted by cause", "redrive.by_error_seconds", seconds),
-        Row(f"replay of {sizes.drain:,} calls", "replay.rate", rate),
-        Row("  … of the drain’s", "replay.rate", share, 0.95, against=("replay.drain_rate",)),
-        Row(
-            "  with an expression over each, of the drain’s",
-            "replay.where_rate",
-            share,
-            against=("replay.drain_rate",),
-        ),
+        *rows_of_again(sizes),
         Row(
             f"calls --between over {sizes.records:,} records: newest page",
             "between.newest_ms",
