@@ -26,7 +26,7 @@ from .expression import Expression
 from .places import Places
 from .record import NO_META, Meta, Row, id_text, unpack_meta
 from .reference import is_reference
-from .result import state_name
+from .states import state_name
 
 Load = Callable[[bytes], Any]
 FILTERS: Final = (

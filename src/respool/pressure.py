@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from .config import duration
 from .delivery.spans import count
 from .engines.base import Engine, Group
-from .errors import QueueFull
+from .errors import ConfigError, QueueFull, UnknownName
 
 FRESH = 0.25  # seconds that a look at a queue is good for …
 SHARE = 16  # … and of the room that it found, this part: others send meanwhile too
@@ -69,6 +69,8 @@ class Gate:
         """Do the same without holding up the event loop."""
         if self._has_room(calls):
             return
+        import asyncio  # see producer.py
+
         loop = asyncio.get_running_loop()
         deadline = time.monotonic() + (0.0 if self.terms.raises else self.terms.wait)
         look: Callable[[], bool] = lambda: self._look(engine, group, calls)  # noqa: E731
@@ -100,3 +102,23 @@ class Gate:
             f"queue {self.queue} has {lag(engine, group):,} calls to do, its max_pending is "
             f"{self.terms.most:,}{waited}; nothing was sent. Send it later, or start more workers"
         )
+
+
+def gate_of(queue: str, most: Any, when_full: Any, wait: Any, usual: float) -> Gate | None:
+    """Return what a queue's declaration says of how much is full; None where it says nothing.
+
+    Parameters:
+        usual: seconds to wait for room unless `wait` says otherwise.
+
+    Raises: ConfigError, UnknownName for what cannot be.
+    """
+    if most is None:
+        if when_full is not None or wait is not None:
+            raise ConfigError(f"queue {queue}: say how much is full: max_pending=")
+        return None
+    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+        raise ConfigError(f"queue {queue}: max_pending={most!r} is not a whole number above 0")
+    if when_full not in (None, "wait", "raise"):
+        raise UnknownName("when_full", str(when_full), ("wait", "raise"), f"of queue {queue}")
+    seconds = usual if wait is None else duration(wait, "max_pending_wait")
+    return Gate(queue, Terms(most, when_full == "raise", seconds))

@@ -10,30 +10,19 @@ from .clock import now as wall_clock
 from .codec import codec_for
 from .config import duration
 from .delivery.model import JournalEntry
-from .engines.base import Group, Record, Status
+from .engines.base import Group, Record
 from .engines.moving import told
 from .errors import GetInsideTask, GetTimeout, LogMoved, Refused, ResultExpired, Revoked, UnknownCall
 from .record import Id, id_of, id_text
-from .remote import decode_error, error_summary
+from .remote import decode_error
 from .running import current_run
+from .states import READY, Found, error_of, state_of
+from .why import explain_waiting
 
 if TYPE_CHECKING:
     from .app import App
 
 R = TypeVar("R")
-
-READY = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
-_WAITING = {"scheduled": "SCHEDULED", "retry": "RETRY", "dead": "FAILURE"}  # others: PENDING
-_ENDED = {"success": "SUCCESS", "failure": "FAILURE", "revoked": "REVOKED"}
-_HOW = {"done": "SUCCESS", "purged": "REVOKED", "expired": "REVOKED", "rewound": "PENDING"}
-
-
-class Found(NamedTuple):
-    """Where a call is, as of now: its state, and what there is to say about it."""
-
-    state: str
-    status: Status | None
-    reason: str | None = None
 
 
 class AsyncResult(Generic[R]):
@@ -115,7 +104,7 @@ class AsyncResult(Generic[R]):
         if found.status.progress is not None:
             return codec_for("msgpack").decode(found.status.progress)
         if found.state in ("FAILURE", "RETRY"):
-            body = _error_of(found.status)
+            body = error_of(found.status)
             return decode_error(body) if body else None
         return self.get() if found.state == "SUCCESS" else None
 
@@ -198,7 +187,7 @@ class AsyncResult(Generic[R]):
     def traceback(self) -> str | None:
         """The remote traceback of a call that failed."""
         found = self.find()
-        body = _error_of(found.status) if found.status else None
+        body = error_of(found.status) if found.status else None
         return getattr(decode_error(body), "remote_traceback", None) if body else None
 
     def history(self) -> list[Attempt]:
@@ -228,7 +217,7 @@ class AsyncResult(Generic[R]):
                     f"no call {self.id} in app {self._app.name}: never appended, or past retention"
                 )
             self._pos, self._engine = pos, engine
-            self._place = pos, self._app.group_at(pos, self._group)
+            self._place = pos, self._app.opened.group_at(pos, self._group)
         return self._place
 
     def find(self) -> Found:
@@ -237,7 +226,8 @@ class AsyncResult(Generic[R]):
             pos, group = self._locate()
         except UnknownCall as error:
             return Found("UNKNOWN", None, str(error))
-        return state_of(self._app, self._app.engine.status(group, pos), pos, group)
+        engine = self._app.engine
+        return state_of(engine.status(group, pos), pos, group, engine.workers)
 
     def _value(self, found: Found, propagate: bool) -> R:
         status = found.status
@@ -250,11 +240,9 @@ class AsyncResult(Generic[R]):
             raise ResultExpired(f"call {self.id} ended as {found.state}, but its result_ttl is over")
         value: Any
         if found.state == "SUCCESS":
-            value = (
-                None if outcome is None or outcome.value is None else self._app.decode_value(outcome.value)
-            )
+            value = None if outcome is None or outcome.value is None else _decoded(self._app, outcome.value)
             return value  # type: ignore[no-any-return]
-        body = _error_of(status)
+        body = error_of(status)
         value = decode_error(body) if body else UnknownCall(f"the error of {self.id} was not kept")
         if propagate:
             raise value
@@ -268,7 +256,7 @@ class AsyncResult(Generic[R]):
             raise LogMoved(told(mark, engine.shown).removesuffix("; nothing was sent"))
 
     def _timed_out(self, timeout: Any, found: Found, pos: int, group: Group) -> GetTimeout:
-        why = self._app.why_waiting(found, pos, group)
+        why = _why(self._app, found, pos, group)
         return GetTimeout(f"call {self.id} is {found.state} after {duration(timeout):g} s: {why}")
 
 
@@ -344,7 +332,7 @@ class ResultSet(Generic[R]):
             spans = self._app.engine.run_spans(head, size)
             if not spans:
                 raise UnknownCall(f"calls from {id_text(head)} on are past retention")
-            group, seq = self._app.group_at(spans[0][0], "main"), 0
+            group, seq = self._app.opened.group_at(spans[0][0], "main"), 0
             for lo, hi in spans:
                 yield group, lo, hi, head, seq
                 seq += hi - lo
@@ -373,7 +361,7 @@ class ResultSet(Generic[R]):
                     if not left:
                         break
                     if wait is None:
-                        why = self._app.why_waiting(Found("PENDING", None), lo, group)
+                        why = _why(self._app, Found("PENDING", None), lo, group)
                         raise GetTimeout(
                             f"{self.unfinished():,} of {self._size:,} calls are not finished: {why}"
                         )
@@ -387,7 +375,7 @@ class ResultSet(Generic[R]):
             for pos in range(lo, hi):
                 outcome = values.get(pos)
                 if outcome is not None and outcome.ending == "success" and not outcome.expired(wall_clock()):
-                    value: Any = None if outcome.value is None else self._app.decode_value(outcome.value)
+                    value: Any = None if outcome.value is None else _decoded(self._app, outcome.value)
                     yield value
                 else:  # failed, revoked, expired, or nothing returned: as `get` would have it
                     one = AsyncResult[R](self._app, id_of(head, seq + pos - lo), pos=pos)
@@ -398,47 +386,14 @@ class ResultSet(Generic[R]):
         return list(self.iterate(timeout, propagate=propagate))
 
 
-def state_of(app: App, status: Status, pos: int, group: Group) -> Found:
-    """Name the state of a record, from where it is."""
-    if status.place == "outside":
-        return Found("UNKNOWN", status, f"outside the bounds of group {group.name}")
-    if status.place == "pending":
-        return Found("PENDING", status)
-    if status.parked is not None:
-        return Found(_WAITING.get(status.parked.reason, "PENDING"), status, status.parked.reason)
-    if status.place == "leased":
-        if status.lease is not None and status.lease.owner and app.is_running(status.lease, pos):
-            return Found("PROGRESS" if status.progress is not None else "STARTED", status)
-        return Found("PENDING", status)
-    if status.outcome is not None:
-        reason = None
-        if status.outcome.ending == "revoked" and status.outcome.value is not None:
-            reason = error_summary(status.outcome.value)[1]
-        return Found(_ENDED[status.outcome.ending], status, reason)
-    if status.how in _HOW:
-        return Found(_HOW[status.how], status, status.how)
-    if status.how == "trimmed":
-        return Found("UNKNOWN", status, f"lost to group {group.name}: trimmed before it was done")
-    if status.how == "skipped":
-        return Found("UNKNOWN", status, f"left out by the filter of group {group.name}")
-    return Found("UNKNOWN", status, "its history is not kept any more")
+def _decoded(app: App, value: bytes) -> Any:
+    """Return what a task returned. Raises BlobLost, BlobsUnavailable."""
+    return codec_for("msgpack").decode(app.payloads.load(value))
 
 
-def state_name(status: Status) -> str:
-    """Name a record's state as far as its place tells: what is leased is PENDING here."""
-    if status.parked is not None:
-        return _WAITING.get(status.parked.reason, "PENDING")
-    if status.outcome is not None:
-        return _ENDED[status.outcome.ending]
-    if status.place in ("pending", "leased"):
-        return "PENDING"
-    return _HOW.get(status.how or "", "UNKNOWN") if status.place == "done" else "UNKNOWN"
-
-
-def _error_of(status: Status) -> bytes | None:
-    if status.outcome is not None and status.outcome.ending == "failure":
-        return status.outcome.value
-    return status.parked.error if status.parked is not None else None
+def _why(app: App, found: Found, pos: int, group: Group) -> str:
+    """Say what an unfinished call waits for."""
+    return explain_waiting(app.engine, app.opened.stream_at(pos), group, pos, found.reason, app)
 
 
 def _next_wait(deadline: float | None, poll: float) -> float | None:

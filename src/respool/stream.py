@@ -10,6 +10,7 @@ import msgspec
 
 from .codec import codec_for
 from .config import moment
+from .engines import public_id
 from .engines.base import Engine, Record
 from .errors import BadArguments, ConfigError, UnknownName
 from .keys import partition_of
@@ -95,7 +96,7 @@ class StreamHandle:
         """
         body, meta, partition = self._encoded(value, headers)
         id = None if record_id is None else parse_id(record_id)
-        return id_text(self.app.publish(self, partition, type, body, meta, id))
+        return id_text(self.app.sender.event(self, partition, type, body, meta, id))
 
     async def apublish(
         self,
@@ -108,15 +109,15 @@ class StreamHandle:
         """Append one event without holding up the event loop; else like `publish`."""
         body, meta, partition = self._encoded(value, headers)
         id = None if record_id is None else parse_id(record_id)
-        return id_text(await self.app.apublish(self, partition, type, body, meta, id))
+        return id_text(await self.app.sender.aevent(self, partition, type, body, meta, id))
 
     def publish_many(self, values: Iterable[Any], *, type: str = "") -> int:
         """Append many events in large synced chunks; return how many."""
         if self.key is None and not self.foreign:
             encode = self.codec.encode
             bodies = (encode(value) for value in values)
-            return self.app.publish_run(self, type, bodies, Meta(content_type=self._stored_type))
-        return self.app.publish_keyed(self, type, (self._encoded(value, None) for value in values))
+            return self.app.sender.events(self, type, bodies, Meta(content_type=self._stored_type))
+        return self.app.sender.keyed_events(self, type, (self._encoded(value, None) for value in values))
 
     def read(
         self, *, since: Any = None, until: Any = None, offset: int | None = None, partition: int | None = None
@@ -142,7 +143,8 @@ class StreamHandle:
     def _events(
         self, low: float | None, high: float | None, offset: int | None, partition: int | None
     ) -> Iterator[Event]:
-        for number, lo, hi in self.app.windows(self, low, high):
+        stored = self.app.stream_of("stream", self.name)
+        for number, (_, lo, hi) in enumerate(self.app.engine.window(stored, low, high)):
             if partition is not None and number != partition:
                 continue
             start = lo if offset is None else max(lo, (lo & ~(FIRST_TOO_LARGE - 1)) | offset)
@@ -162,18 +164,18 @@ class StreamHandle:
             lo = page[-1].pos + 1
 
     def _event(self, record: Record, number: int) -> Event:
-        meta = record.meta
+        meta, body = record.meta, record.body
+        if meta.offloaded is not None:
+            body = self.app.payloads.load(body)
         return Event(
-            id_text(self.app.public_id(record.id)),
+            id_text(public_id(record.id)),
             datetime.fromtimestamp(record.time, UTC),
             number,
             offset_of(record.pos),
             meta.key,
             record.task,
             meta.headers or {},
-            self.decode(
-                record.body if meta.offloaded is None else self.app.payload(record.body), meta.content_type
-            ),
+            self.decode(body, meta.content_type),
         )
 
     def subscribe(

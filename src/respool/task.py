@@ -30,7 +30,8 @@ from .stream import check_name
 from .unique import Unique
 
 if TYPE_CHECKING:
-    from .app import App, Queue
+    from .app import App
+    from .declared import Queue
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -66,7 +67,7 @@ class Task(Generic[P, R]):
         self.signature = Signature(fn, bound=options["bind"], name=name, batch=batch)
         self.queue: str = options["queue"]
         self.expires = options["expires"]
-        self.offload_over = app.offload_over(options["offload_over"])
+        self.offload_over = app.payloads.over(options["offload_over"])
         self.content_type: str = options["serializer"] or "msgpack"
         self.codec: Codec = codec_for(self.content_type, app.settings["pickle_key"])
         key = options["limit_key"]
@@ -383,7 +384,7 @@ class Task(Generic[P, R]):
         if self.unique is not None:
             return self._send_unique(self.unique, args, kwargs, body, meta, queue, id)
         to = self.queue if queue is None else self._queue_name(queue)
-        return self.app.send_call(to, self.name, body, meta, id, self.offload_over)
+        return self.app.sender.call(to, self.name, body, meta, id, self.offload_over)
 
     def _keyed(self, meta: Meta, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Meta:
         assert self.key_of is not None
@@ -406,16 +407,16 @@ class Task(Generic[P, R]):
             if due is None and rule.debounce is not None:
                 due = wall_clock() + rule.debounce
             meta = msgspec.structs.replace(meta, due=due, latest=key)
-        return self.app.send_unique(self._queue_name(queue), rule, key, body, meta, id)
+        return self.app.sender.unique_call(self._queue_name(queue), rule, key, body, meta, id)
 
     async def _asend(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> handles.AsyncResult[R]:
         if self.unique is not None:
-            sent: handles.AsyncResult[R] = await self.app.in_thread(self._send, args, kwargs)
+            sent: handles.AsyncResult[R] = await self.app.sender.in_thread(self._send, args, kwargs)
             return sent
         body, meta = self._encode(args, kwargs), self._default_meta()
         if self.key_of is not None:
             meta = self._keyed(meta, args, kwargs)
-        return await self.app.asend_call(self.queue, self.name, body, meta, None, self.offload_over)
+        return await self.app.sender.acall(self.queue, self.name, body, meta, None, self.offload_over)
 
     def _send_each(
         self, calls: Iterable[tuple[tuple[Any, ...], dict[str, Any]]], queue: str | Queue | None
@@ -432,13 +433,13 @@ class Task(Generic[P, R]):
         to, meta = self._queue_name(queue), self._default_meta()
         if self.key_of is not None:
             each = ((self._encode(args, kwargs), self._keyed(meta, args, kwargs)) for args, kwargs in calls)
-            return self.app.send_keyed(to, self.name, each, self.offload_over)
+            return self.app.sender.keyed_calls(to, self.name, each, self.offload_over)
         encode, check = self.codec.encode, self.signature.check
         if self.limit_key is not None:
             bodies = (self._encode(*call) for call in calls)
         else:
             bodies = (encode(check(*call), "args") for call in calls)
-        return self.app.send_run(to, self.name, bodies, meta, self.offload_over)
+        return self.app.sender.calls(to, self.name, bodies, meta, self.offload_over)
 
 
 def _headers(headers: Mapping[str, str]) -> dict[str, str]:

@@ -97,7 +97,7 @@ def holds(app: App, engine: Engine, lock: UniqueLock, rule: Unique, now: float) 
     """Say whether the record that a lock names keeps others out."""
     if lock.until is not None:
         return now < lock.until
-    status = engine.status(app.group_at(lock.pos, "main"), lock.pos)
+    status = engine.status(app.opened.group_at(lock.pos, "main"), lock.pos)
     if status.place in ("done", "outside"):
         return False
     if status.place == "parked":

@@ -194,7 +194,7 @@ def test_only_a_command_that_sends_is_told_that_nothing_was_sent(cli, app, monke
     def locked(*args, **kwargs):
         raise EngineUnavailable("respool.db was locked; nothing was sent")
 
-    monkeypatch.setattr("respool.app.open_engine", locked)
+    monkeypatch.setattr("respool.opened.open_engine", locked)
     assert cli("-A", "shop", "call", "add", "1", "2", code=1).endswith("was locked; nothing was sent\n")
     assert cli("-A", "shop", "lag", code=1).endswith("respool.db was locked\n")
 

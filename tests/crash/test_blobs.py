@@ -67,7 +67,7 @@ elif where == "removed":
     SQLiteEngine.forget_blobs = PostgresEngine.forget_blobs = die
 else:
     SQLiteEngine.doom_blobs = PostgresEngine.doom_blobs = die
-sweep(app.engine, app.blob_store, Progress(), 4e9)
+sweep(app.engine, app.payloads.store, Progress(), 4e9)
 """
 
 
@@ -109,19 +109,19 @@ def test_killed_between_upload_and_append(kit: EngineKit, tmp_path: Path, blobs_
     assert kit.url is not None
     assert run(SENDS, where, kit.url, blobs_url) == KILLED
     with App("shop", kit.url, blobs=blobs_url) as app:
-        engine, store = app.engine, app.blob_store
+        engine, store = app.engine, app.payloads.store
         assert store is not None
         assert engine.has_blobs()
         assert len(files(tmp_path / "blobs")) == (0 if where == "before" else 1)
         task = app.task(name="f")(len)
         sent = task.delay(b"x" * 300_000)  # what is there already is taken, and synced
         assert sweep(engine, store, Progress(), LATER) == 0
-        assert app.payload(sent.record().body)[-3:] == b"xx\x80"
+        assert app.payloads.load(sent.record().body)[-3:] == b"xx\x80"
         other = task.delay(b"y" * 300_000)
-        app.blobs.offload(b"z" * 300_000)
+        app.payloads.blobs.offload(b"z" * 300_000)
         assert sweep(engine, store, Progress(), LATER) == 1
         assert len(files(tmp_path / "blobs")) == 2
-        assert app.payload(other.record().body)
+        assert app.payloads.load(other.record().body)
 
 
 @on_shared
@@ -133,17 +133,17 @@ def test_killed_within_a_sweep(kit: EngineKit, tmp_path: Path, blobs_url: str, w
         task = app.task(name="f")(len)
         kept = [task.delay(b"%d" % n * 100_000) for n in range(3)]
         for n in range(3, 6):
-            app.blobs.offload(b"%d" % n * 100_000)
+            app.payloads.blobs.offload(b"%d" % n * 100_000)
         assert run(SWEEPS, where, kit.url, blobs_url) == KILLED
-        store = app.blob_store
+        store = app.payloads.store
         assert store is not None
         resent = task.delay(b"3" * 100_000)  # what is being removed is stored anew
         sweep(app.engine, store, Progress(), LATER)
         assert app.engine.doomed_blobs(10) == []
         for each in [*kept, resent]:
-            assert app.payload(each.record().body)
+            assert app.payloads.load(each.record().body)
         assert len(files(tmp_path / "blobs")) == 4  # no file is forgotten
-        assert all(app.payload(each.record().body) for each in [*kept, resent])
+        assert all(app.payloads.load(each.record().body) for each in [*kept, resent])
 
 
 def test_sending_against_a_sweep_that_waits_for_nothing(
@@ -215,22 +215,22 @@ def test_a_transaction_that_stays_open_keeps_what_it_refers_to(kit: EngineKit, b
     app = App("shop", kit.url, blobs=blobs_url)
     task = app.task(name="f")(len)
     task.delay(b"small")
-    store = app.blob_store
+    store = app.payloads.store
     assert store is not None
     address = kit.url.partition("?")[0]
     with psycopg.connect(address) as connection, app.transaction(connection):
         sent = task.delay(b"x" * 100_000)
         assert task.delay(b"x" * 100_000)  # twice in one is no trouble
-        lone = app.blobs.offload(b"y" * 100_000)
+        lone = app.payloads.blobs.offload(b"y" * 100_000)
         assert sweep(app.engine, store, Progress(), LATER) == 1  # the other one only
         elsewhere = App("shop", kit.url, blobs=blobs_url)
         other = elsewhere.task(name="f")(len).delay(b"x" * 100_000)  # nobody waits for the transaction
-        assert elsewhere.payload(other.record().body)
+        assert elsewhere.payloads.load(other.record().body)
         elsewhere.close()
         connection.commit()
-    assert app.payload(sent.record().body)
+    assert app.payloads.load(sent.record().body)
     with pytest.raises(BlobLost):
-        app.payload(lone)
+        app.payloads.load(lone)
     with psycopg.connect(address) as connection, app.transaction(connection):
         undone = task.delay(b"z" * 100_000)
         connection.rollback()
@@ -245,7 +245,7 @@ def test_a_transaction_rolled_back_on_sqlite_leaves_a_file_that_is_found(tmp_pat
     app = App("shop", f"sqlite:///{tmp_path / 'q.db'}")
     task = app.task(name="f")(len)
     task.delay(b"small")
-    store = app.blob_store
+    store = app.payloads.store
     assert store is not None
     connection = apsw.Connection(str(tmp_path / "q.db"))
     connection.execute("BEGIN IMMEDIATE")
@@ -260,7 +260,7 @@ def test_a_transaction_rolled_back_on_sqlite_leaves_a_file_that_is_found(tmp_pat
     assert len(files(tmp_path / "q.db-blobs")) == 2
     assert sweep(app.engine, store, Progress(), LATER) == 0
     assert remove_left_over(app.engine, store, LATER) == 1
-    assert app.payload(sent.record().body)
+    assert app.payloads.load(sent.record().body)
     app.close()
 
 

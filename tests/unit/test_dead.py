@@ -154,7 +154,7 @@ def test_causes_without_a_traceback_go_by_the_message(app):
     app.tasks.clear()
     body = b"\xc1"
     for n in range(3):
-        app.send_call("default", "x", body + bytes([n]), __import__("respool").record.NO_META, None)
+        app.sender.call("default", "x", body + bytes([n]), __import__("respool").record.NO_META, None)
 
     @app.task
     def x(): ...

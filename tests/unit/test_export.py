@@ -34,7 +34,7 @@ def app():
 def rows(app, **wanted):
     stream = app.stream_of("queue", "default")
     group = next(g for g in app.groups() if g.stream == stream.id and g.name == "main")
-    return list(exported(app, stream, group, Wanted(**wanted), load=app.payload))
+    return list(exported(app, stream, group, Wanted(**wanted), load=app.payloads.load))
 
 
 def test_what_went_in_and_what_came_out(app):
@@ -106,7 +106,7 @@ def test_without_pyarrow_it_says_what_to_install(app, monkeypatch):
 
 def test_a_large_payload_and_one_that_cannot_be_read(app):
     app.tasks["pay"].delay("x" * 100_000)
-    app.send_call("default", "pay", b"\xc1", __import__("respool").record.NO_META, None)
+    app.sender.call("default", "pay", b"\xc1", __import__("respool").record.NO_META, None)
     found = rows(app)
     assert found[0]["args"] == ["x" * 100_000]
     assert found[1]["input_error"].startswith("cannot be decoded")

@@ -14,6 +14,7 @@ from respool.replay import check, pause, plan_seek, purge, resume, resume_seek, 
 from respool.replay import moving as steps
 from respool.testing import work
 from respool.transfer.mapping import OwnOffsets, moved_group
+from respool.why import explain_waiting
 
 
 @pytest.fixture
@@ -152,7 +153,7 @@ def test_workers_get_time_to_finish_what_they_hold(app):
     worker.settle(group, lease)
     assert steps.end_leases(app.engine, group, to, take=False) == 0
     assert check(app).ok
-    assert "being moved" in app.why_waiting(handles[0].find(), first_pos(stream.logs[0]), group)
+    assert "being moved" in explain_waiting(app.engine, stream, group, first_pos(stream.logs[0]), None, app)
     with pytest.raises(ConfigError, match="is being moved; wait for that"):
         app.dead_letters().redrive() if app.dead_letters().count() else purge(app, "default")
     with pytest.raises(ConfigError, match="being moved elsewhere"):
@@ -256,7 +257,7 @@ def test_a_subscription_can_be_moved_below_where_it_began(app):
         seen.append(event)
 
     events.publish_many(range(3))
-    app._create_subscriptions(app.engine)  # as it is when an app with it is opened first
+    app.opened.create_subscriptions()  # as it is when an app with it is opened first
     events.publish(7)
     work(app)
     stream = app.stream_of("stream", "visits")

@@ -116,7 +116,7 @@ def test_what_cannot_be_rerun(app):
     unknown = app.send_task("elsewhere", (1,))
     with pytest.raises(UnknownName, match="unknown task 'elsewhere'"):
         rerun(app, unknown.id)
-    broken = app.send_call("default", "mail", b"\xc1", respool.record.NO_META, None)
+    broken = app.sender.call("default", "mail", b"\xc1", respool.record.NO_META, None)
     with pytest.raises(CorruptBody):
         rerun(app, broken.id)
     with pytest.raises(BadArguments):

@@ -17,6 +17,7 @@ from tests.worker.support import SOURCES, Place, cpu_seconds, eventually, tree
 from respool.errors import CorruptBody, RespoolError, SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLost
 from respool.record import Meta, Row
 from respool.replay import dead_letters
+from respool.sending import new_row
 
 CODE = """
 import ctypes, multiprocessing, re, subprocess
@@ -285,9 +286,9 @@ def _append(place: Place, task: str, body: bytes, meta: Meta | bytes | None = No
     """Append a call as no producer of ours would; return its handle."""
     app = place.app
     log = app.stream_of("queue", "default").logs[0]
-    row = app._row(log, task, body, Meta(), None)
+    row = new_row("shop", log, task, body, Meta(), None)
     row.meta = meta.packed() if isinstance(meta, Meta) else meta
-    app.producer.append(row)
+    app.opened.producer.append(row)
     return app.AsyncResult(str(Row and _text(row.id)))
 
 

@@ -166,7 +166,7 @@ def test_a_lost_payload_is_a_dead_letter_that_says_so(place: Place) -> None:
     assert place.counts().parked == {"dead": 2}
     assert place.runs() == {"100000": 1}
     with pytest.raises(BlobLost):
-        place.app.payload(lost.record().body)
+        place.app.payloads.load(lost.record().body)
 
 
 @on_each_engine
@@ -286,7 +286,7 @@ def test_without_obstore_large_ones_are_refused_and_middling_ones_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("respool.blobs.installed", lambda: False)
-    monkeypatch.setattr("respool.app.installed", lambda: False)
+    monkeypatch.setattr("respool.payloads.installed", lambda: False)
     with App("shop", f"sqlite:///{tmp_path / 'q.db'}") as app:
         task = app.task(name="f")(len)
         sent = task.delay(b"x" * 500_000)
@@ -301,7 +301,7 @@ def test_without_obstore_large_ones_are_refused_and_middling_ones_stay(
 
 def test_on_a_server_the_store_must_be_named() -> None:
     app = App("shop", "postgresql://nobody@localhost/nowhere")
-    assert app.blob_store is None
+    assert app.payloads.store is None
     with pytest.raises(RecordTooLarge, match="name one: blobs='s3://…' or RESPOOL_BLOBS"):
         app.task(name="f")(len).delay(b"x" * 2_000_000)
 
@@ -371,8 +371,8 @@ def test_no_lock_is_held_while_the_store_is_asked(tmp_path: Path, monkeypatch: p
         other.delay(100_000)
         work(app)
         assert [len(each.get(timeout=5)) for each in results] == [200_000] * 2
-        app.blobs.offload(b"lone" * 30_000)
-        store = app.blob_store
+        app.payloads.blobs.offload(b"lone" * 30_000)
+        store = app.payloads.store
         assert store is not None
         assert sweeping.sweep(app.engine, store, sweeping.Progress(), 4e9) == 1
     assert {name: asked.count(name) for name in asked} == {"put": 7, "get": 5, "remove": 1}

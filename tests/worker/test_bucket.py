@@ -114,8 +114,8 @@ def test_there_and_back(tmp_path: Path, bucket: Any) -> None:
         work(app)
         assert [each.get(timeout=5) for each in results] == [b"%d" % (n % 2) * 400_000 for n in range(4)]
         assert len(bucket.held) == 4
-        app.blobs.offload(b"z" * 100_000)
-        store = app.blob_store
+        app.payloads.blobs.offload(b"z" * 100_000)
+        store = app.payloads.store
         assert store is not None
         assert sweep(app.engine, store, Progress(), 4e9) == 1
         assert len(bucket.held) == 4
@@ -124,8 +124,8 @@ def test_there_and_back(tmp_path: Path, bucket: Any) -> None:
 def test_larger_than_one_request(tmp_path: Path, bucket: Any) -> None:
     with shop(tmp_path, bucket) as app:
         data = bytes(range(256)) * 12_000
-        reference = app.blobs.offload(data)
-        assert app.blobs.load(reference) == data
+        reference = app.payloads.blobs.offload(data)
+        assert app.payloads.blobs.load(reference) == data
 
 
 def test_what_is_lost_and_what_is_out_of_reach_are_told_apart(tmp_path: Path, bucket: Any) -> None:
@@ -133,12 +133,12 @@ def test_what_is_lost_and_what_is_out_of_reach_are_told_apart(tmp_path: Path, bu
         sent = app.task(name="f")(len).delay(b"x" * 100_000).record().body
         bucket.broken = True
         with pytest.raises(BlobsUnavailable, match="s3://films/some/where cannot be used"):
-            app.payload(sent)
+            app.payloads.load(sent)
         with pytest.raises(BlobsUnavailable, match="nothing was sent"):
             app.tasks["f"].delay(b"y" * 100_000)
         bucket.broken = False
         bucket.held.clear()
         with pytest.raises(BlobLost, match="is gone"):
-            app.payload(sent)
+            app.payloads.load(sent)
     with shop(tmp_path, bucket, "elsewhere") as app, pytest.raises(BlobsUnavailable):
-        app.payload(sent)  # there is no such bucket: nothing is lost
+        app.payloads.load(sent)  # there is no such bucket: nothing is lost

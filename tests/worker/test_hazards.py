@@ -61,6 +61,7 @@ from respool.errors import (
 from respool.record import NO_META
 from respool.replay import DeadFilter, redrive
 from respool.running import current_run
+from respool.sending import new_row
 from respool.worker import executor as executor_module
 from respool.worker import page as p
 from respool.worker import supervisor as supervisor_module
@@ -134,7 +135,7 @@ def test_h1_what_is_written_beside_user_code_is_one_statement(app: App) -> None:
     worker = engine.register(Registration("t", "w", "h", "b", 1, 0.0, {}))
     log = app.stream_of("queue", "default").logs[0]
     main = app.groups()[0].id
-    rows = [app._row(log, "x", b"", NO_META, None) for _ in range(3)]
+    rows = [new_row("shop", log, "x", b"", NO_META, None) for _ in range(3)]
     for act in (
         lambda: engine.append_rows(rows),
         lambda: engine.beat(worker, False, {}, synced=True),

@@ -132,7 +132,7 @@ def test_two_versions_beside_each_other(ran: Place) -> None:
 def test_the_past_in_hand(ran: Place) -> None:
     app = ran.app
     stream, main = group_of(app, "default", "main")
-    rows = list(exported(app, stream, main, load=app.payload))
+    rows = list(exported(app, stream, main, load=app.payloads.load))
     assert [row["args"] for row in rows] == [[n] for n in range(CALLS)]
     assert [row["id"] for row in rows if row["state"] == "FAILURE"] == ["call-13"]
     assert rows[3]["headers"] == {"tenant": "acme"}

@@ -12,7 +12,7 @@ from .output import age, iso, moment, note, when
 
 if TYPE_CHECKING:
     from ..engines.base import Group, Record, Status, Stream
-    from ..result import Found
+    from ..states import Found
     from .target import Target
 
 _TOLD = {"dead": "dead letter", "unknown": "no worker knows the task"}

@@ -74,7 +74,7 @@ def command(
     for task in tasks:
         target.refuse_unknown_task(task, [stream])
     wanted = Wanted(since, until, tasks or None, state)
-    load = target.app.payload if target.app else None
+    load = target.app.payloads.load if target.app else None
     rows = exported(target.engine, stream, found, wanted, target.pickle_key, load)
     with _written(output, binary=form == "parquet") as out:
         number = WRITERS[form](rows, out)

@@ -15,11 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from ..app import App
-    from ..blobs import Blobs
+    from ..blobs import Blobs, Store
     from ..config import Location
-    from ..delivery.model import Lease
     from ..engines.base import Group, Status, Stream, Worker
-    from ..result import Found
+    from ..states import Found
 
 TIMEOUT = 10.0
 SCAN = 50_000  # positions counted in one statement
@@ -138,18 +137,9 @@ class Target:
 
     def state(self, status: Status, pos: int, group: Group) -> Found:
         """Name the state of a record, as `AsyncResult.state` would."""
-        from ..result import state_of
+        from ..states import state_of
 
-        return state_of(cast("App", self), status, pos, group)
-
-    def is_running(self, lease: Lease, pos: int) -> bool:
-        """Say whether a leased record is being run, as of its worker's last beat."""
-        return any(
-            lo <= pos < hi
-            for worker in self.workers
-            if worker.id == lease.owner
-            for lo, _, _, hi in worker.running
-        )
+        return state_of(status, pos, group, lambda: self.workers)
 
     def loader(self, most: float) -> Callable[[bytes], Any]:
         """Return what fetches a payload from the blob store; None in place of one over `most` bytes."""
@@ -168,20 +158,31 @@ class Target:
             return None
 
     @cached_property
-    def blobs(self) -> Blobs:
-        """The store of large payloads. Raises BlobsUnavailable, ConfigError."""
+    def store(self) -> Store | None:
+        """Where large payloads are, None where nothing says where. Raises ConfigError."""
         if self.app is not None:
-            return self.app.blobs
-        from ..blobs import INSTALL, Blobs, store_of
+            return self.app.payloads.store
+        from ..blobs import store_of
+        from ..config import SETTINGS
+
+        return store_of(self.location, None, SETTINGS["blob_timeout"].default, "full")
+
+    @cached_property
+    def blobs(self) -> Blobs:
+        """What finds large payloads. Raises BlobsUnavailable, ConfigError."""
+        if self.app is not None:
+            return self.app.payloads.blobs
+        from ..blobs import INSTALL, Blobs
         from ..config import SETTINGS
         from ..errors import BlobsUnavailable
 
-        store = store_of(self.location, None, SETTINGS["blob_timeout"].default, "full")
-        if store is None:
+        if self.store is None:
             raise BlobsUnavailable(
                 f"there is no store of large payloads here: name it by -A, or RESPOOL_BLOBS, and {INSTALL}"
             )
-        return Blobs(self.engine, store, SETTINGS["max_blob_size"].default, SETTINGS["offload_over"].default)
+        return Blobs(
+            self.engine, self.store, SETTINGS["max_blob_size"].default, SETTINGS["offload_over"].default
+        )
 
     @property
     def pickle_key(self) -> bytes | None:

@@ -69,7 +69,7 @@ class DeadLetters:
         if set is not None and edit is not None:
             raise ConfigError("redrive: give set= or edit=, not both")
         key = self._app.settings["pickle_key"]
-        blobs = None if self._app.blob_store is None else self._app.blobs
+        blobs = None if self._app.payloads.store is None else self._app.payloads.blobs
         change: Edit | None = None
         if set is not None:
             change = changed_with(set, self._app.tasks, key, blobs)

@@ -124,7 +124,7 @@ def capture(
     if task not in app.tasks:
         raise UnknownName("task", task, app.tasks)
     stream = app.stream_of("queue", app.tasks[task].queue)
-    found = app.group_at(stream.logs[0] << 40, group)
+    found = app.opened.group_at(stream.logs[0] << 40, group)
     names = sorted({task, *app.tasks[task].options["aliases"]})
     rows = list(_drawn(app, stream, found, Wanted(since, until, names), sample, seed))
     if not rows:

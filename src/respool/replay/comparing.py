@@ -116,7 +116,7 @@ def compare(
     >>> compare(app, queue, main, v2).share < 0.01  # doctest: +SKIP
     """
     engine: Engine = getattr(source, "engine", source)
-    load: Load | None = source.payload if engine is not source else None
+    load: Load | None = source.payloads.load if engine is not source else None
     result, draw = Comparison(stream, a, b), random.Random(0)
     judge = _Judge(tolerance, comparator, load)
     for pos, left, right, task in _each(engine, stream, a, b, tasks, since, until, progress):

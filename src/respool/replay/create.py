@@ -232,7 +232,7 @@ def _look(app: App, summary: ReplaySummary, progress: Progress | None) -> None:
     """Count as the worker will choose, record by record."""
     engine = app.engine
     group = Group(0, summary.queue.id, app.name, summary.group, "replay", summary.settings)
-    choice = choice_of(summary.queue, group, engine.groups(), app.settings["pickle_key"], app.payload)
+    choice = choice_of(summary.queue, group, engine.groups(), app.settings["pickle_key"], app.payloads.load)
     assert choice is not None
     total = sum(hi - lo for _, lo, hi in summary.bounds)
     done = 0

@@ -18,7 +18,7 @@ from ..places import Places
 from ..reading import read_input, read_result
 from ..record import id_text, offset_of
 from ..remote import stored_error
-from ..result import state_name
+from ..states import state_name
 from ..tagged import to_tagged
 from .windows import Window, windows
 
@@ -70,7 +70,7 @@ def exported_rows(
     app: Any, stream: Stream, group: Group, piece: Window, wanted: Wanted
 ) -> Iterator[dict[str, Any]]:
     """Yield the calls of a part of one log, by position."""
-    found = _in_log(app.engine, stream, group, piece, wanted, app.settings["pickle_key"], app.payload)
+    found = _in_log(app.engine, stream, group, piece, wanted, app.settings["pickle_key"], app.payloads.load)
     for _, _, row in found:
         yield row
 

@@ -69,7 +69,7 @@ def rerun(app: App, id: str, *, group: str | None = None, call: Call | None = No
     >>> rerun(app, "order-7").value  # doctest: +SKIP
     """
     record, stream, found, runner = _found(app, id, group)
-    body: Any = app.payload(record.body) if is_reference(record.body) else record.body
+    body: Any = app.payloads.load(record.body) if is_reference(record.body) else record.body
     return _run(app, runner, _Dry(app, stream, found, record), body, call)
 
 
@@ -131,14 +131,14 @@ def _found(app: App, id: str, group: str | None) -> tuple[Record, Stream, Group,
     if pos is None:
         raise UnknownCall(f"no call {id} in app {app.name}: never appended, or past retention")
     for record in app.engine.records(pos, pos + 1, 1):
-        stream = app.stream_at(pos)
+        stream = app.opened.stream_at(pos)
         if stream.kind == "queue":
             if record.task not in app.tasks:
                 raise UnknownName("task", record.task, app.tasks)
             return (
                 record,
                 stream,
-                app.group_at(pos, group or "main"),
+                app.opened.group_at(pos, group or "main"),
                 Runner(app.tasks[record.task], event=False),
             )
         return record, stream, *_subscribed(app, stream, pos, group)
@@ -154,7 +154,7 @@ def _subscribed(app: App, stream: Stream, pos: int, group: str | None) -> tuple[
     name = group or names[0]
     if name not in names:
         raise UnknownName("subscription", name, names)
-    return app.group_at(pos, name), Runner(app.subscriptions[name].task, event=True)
+    return app.opened.group_at(pos, name), Runner(app.subscriptions[name].task, event=True)
 
 
 class _Dry:

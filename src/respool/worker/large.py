@@ -31,7 +31,7 @@ class LargePayloads:
         if self._error is not None and time.monotonic() < self._again:
             raise self._error
         try:
-            payload = runner.task.app.payload(body)
+            payload = runner.task.app.payloads.load(body)
         except BlobsUnavailable as error:
             self._failed(error)
             raise
@@ -66,7 +66,7 @@ class LargePayloads:
             return encoded, False
         app = runner.task.app
         try:
-            return app.blobs.offload(encoded, None, "the result"), True
+            return app.payloads.blobs.offload(encoded, None, "the result"), True
         except (EngineUnavailable, AppendUnknown) as error:
             if isinstance(error, BlobsUnavailable) and len(encoded) > app.settings["max_record_size"]:
                 raise BlobsUnavailable(

@@ -123,5 +123,5 @@ def _starts_now(packed: bytes, service: Service, now: float) -> bool:
 def _key(key: CallKey, runner: Runner, body: bytes, packed: bytes | None) -> str:
     meta = NO_META if packed is None else unpack_meta(packed)
     if is_reference(body):
-        body = runner.task.app.payload(body)
+        body = runner.task.app.payloads.load(body)
     return key.of(*runner.arguments(body, meta))

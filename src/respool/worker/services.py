@@ -37,7 +37,7 @@ class Runner:
         self.coroutine = inspect.iscoroutinefunction(task.fn)
         self.fn: Callable[..., Any] = (lambda *a, **k: task.fn(task, *a, **k)) if options["bind"] else task.fn
         self.retry = options.retry
-        self.over = sys.maxsize if task.app.blob_store is None else task.offload_over
+        self.over = sys.maxsize if task.app.payloads.store is None else task.offload_over
         """Bytes of a result beyond which it goes to the blob store."""
         self.ttl, self.ignores = options["result_ttl"], options["ignore_result"]
         self.soft, self.hard = options["soft_time_limit"], options["time_limit"]
@@ -235,6 +235,6 @@ def _service(
         stream,
         runners,
         sends=group.kind == "main" or group.settings.get("outbox") == "send",
-        choice=choice_of(stream, group, known, app.settings["pickle_key"], app.payload),
+        choice=choice_of(stream, group, known, app.settings["pickle_key"], app.payloads.load),
         rate=group.settings.get("rate"),
     )

@@ -64,7 +64,7 @@ class Solo:
         self.slot = self.file.slot(0)
         patience = max(3, round(app.settings["worker_ttl"] / app.settings["beat"]))
         self._watch = Watch(self.engine, boot_id(), patience, self.deliveries)
-        store = app.blob_store
+        store = app.payloads.store
         self._sweeper = None if store is None else Sweeper(lambda: nullcontext(self.engine), store)
         self._retainer = Retainer()
         self._stop = threading.Event()

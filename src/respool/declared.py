@@ -1,0 +1,157 @@
+"""What an app declares of its queues and subscriptions, and that two declarations of one name agree."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .delivery.limits import Limit
+from .errors import ConfigError, DeclarationConflict
+from .pressure import Gate
+from .retention import UNSET, shown_age
+
+if TYPE_CHECKING:
+    from .app import App
+    from .options import TaskOptions
+    from .stream import StreamHandle
+    from .task import Task
+
+DEFAULT_QUEUE = "default"
+KEYED_PARTITIONS = 64
+MAX_PARTITIONS = 4096
+
+
+class Queue:
+    """A queue as an app declares it."""
+
+    def __init__(self, app: App, name: str, retention: Any = UNSET) -> None:
+        self.app, self.name, self.retention = app, name, retention
+        self.ordered, self.partitions = False, 1
+        self.limit: Limit | None = None  # of all its calls together; not stored: its workers keep it
+        self.gate: Gate | None = None  # where it has a max_pending
+
+    def __repr__(self) -> str:
+        return f"<Queue {self.name} of {self.app.name}>"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is declared: stored at creation, and compared with later declarations."""
+        order = {"ordered": self.ordered, "partitions": self.partitions}
+        return order if self.retention is UNSET else {"retention": self.retention, **order}
+
+    def take_in(
+        self, retention: Any, ordered: bool, partitions: int, limit: Limit | None, gate: Gate | None
+    ) -> None:
+        """Add what a further declaration says. Raises DeclarationConflict where it says otherwise."""
+        if retention is not UNSET and self.retention is not UNSET:
+            compare("queue", self.name, self.settings, {"retention": retention})
+        if ordered and self.ordered:
+            compare("queue", self.name, self.settings, {"partitions": partitions})
+        if limit is not None and self.limit not in (None, limit):
+            raise DeclarationConflict(
+                f"queue {self.name} is declared with two limits: {self.limit} and {limit}"
+            )
+        if gate is not None and self.gate is not None and self.gate.terms != gate.terms:
+            raise DeclarationConflict(
+                f"queue {self.name} is declared with two different max_pending; keep one"
+            )
+        if retention is not UNSET:
+            self.retention = retention
+        if ordered:
+            self.ordered, self.partitions = True, partitions
+        self.limit = limit or self.limit
+        self.gate = self.gate or gate
+
+
+class Subscription:
+    """A function that a group of this app calls with each event of a stream."""
+
+    def __init__(
+        self, stream: StreamHandle, task: Task[Any, Any], group: str, start: str, *, ordered: bool
+    ) -> None:
+        self.stream, self.task, self.group, self.start, self.ordered = stream, task, group, start, ordered
+
+
+def check_subscription(name: str, stream: StreamHandle, options: TaskOptions, *, ordered: bool) -> None:
+    """Raise ConfigError for options that a subscription to this stream cannot have."""
+    for option in ("key", "priority"):
+        if options[option] is not None:
+            raise ConfigError(f"subscription {name}: {option}= is of calls; an event has its stream's")
+    if ordered and options["batch"] is not None:
+        raise ConfigError(
+            f"subscription {name}: ordered and batch exclude each other: events of a key come one by one"
+        )
+    if ordered and stream.key is None:
+        raise ConfigError(
+            f"subscription {name}: ordered=True needs a stream with a key: app.stream({stream.name!r}, key=…)"
+        )
+
+
+def queue_partitions(name: str, ordered: bool, given: int | None) -> int:
+    """Return how many partitions a queue is to have. Raises ConfigError."""
+    if given is None:
+        return KEYED_PARTITIONS if ordered else 1
+    if not isinstance(given, int) or isinstance(given, bool) or not 0 < given <= MAX_PARTITIONS:
+        raise ConfigError(f"queue {name}: partitions={given!r} is no number from 1 to {MAX_PARTITIONS}")
+    if not ordered and given != 1:
+        raise ConfigError(f"queue {name}: partitions={given} goes with ordered=True; others need none")
+    return given
+
+
+def stream_partitions(name: str, key: str | None, given: int | None) -> int:
+    """Return how many partitions a stream is to have. Raises ConfigError."""
+    if given is None:
+        return 1 if key is None else KEYED_PARTITIONS
+    if not isinstance(given, int) or not 0 < given <= MAX_PARTITIONS:
+        raise ConfigError(f"stream {name}: partitions={given!r} is not a number from 1 to {MAX_PARTITIONS}")
+    return given
+
+
+def check_foreign(name: str, *, foreign: bool, codec: Any, key: str | None, cloudevents: bool) -> None:
+    """Raise ConfigError for options that a stream which others write cannot have, or which only that has."""
+    if codec is not None and not (foreign and callable(getattr(codec, "decode", None))):
+        raise ConfigError(f"stream {name}: codec= is for foreign=True, an object with decode(bytes)")
+    if foreign and (key is not None or cloudevents):
+        raise ConfigError(f"stream {name}: foreign=True is only read here; key= and cloudevents= say nothing")
+
+
+def task_name(fn: Callable[..., Any], given: Any, where: str) -> str:
+    """Return the name under which a function's calls are recorded. Raises ConfigError where it has none."""
+    if not callable(fn):
+        raise ConfigError(f"{where}: {fn!r} is not a function")
+    name: str = given or getattr(fn, "__name__", "<nameless>")
+    if name.startswith("<") and not given:
+        raise ConfigError(
+            f"{where}: {fn!r} has no name under which its calls could be recorded; give it one, name='…', or "
+            "write it as a function with def"
+        )
+    return name
+
+
+def defined_at(fn: Any) -> str:
+    """Say where a function's code stands."""
+    code = getattr(fn, "__code__", None)
+    return f"{fn.__module__}.{fn.__qualname__}" + (
+        f" ({os.path.basename(code.co_filename)}:{code.co_firstlineno})" if code else ""
+    )
+
+
+def compare(kind: str, name: str, stored: Mapping[str, Any], declared: Mapping[str, Any]) -> None:
+    """Raise DeclarationConflict where something was declared otherwise."""
+    differ = [key for key in declared if stored.get(key) != declared[key]]
+    if differ:
+        raise DeclarationConflict(
+            f"{kind} {name} was declared with "
+            + ", ".join(f"{key}={_shown(key, stored.get(key))}" for key in differ)
+            + ", now with "
+            + ", ".join(f"{key}={_shown(key, declared[key])}" for key in differ)
+            + "; declare it as it was, or under another name"
+        )
+
+
+def _shown(key: str, value: Any) -> str:
+    """Write a setting as it may be declared: a retention as "30d", not as its seconds."""
+    if key != "retention" or value is None or isinstance(value, Mapping):
+        return repr(value)
+    return shown_age(value)

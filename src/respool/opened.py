@@ -1,0 +1,136 @@
+"""An app's log while it is open in this process: its engine, its producer, and what is stored there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from .config import SETTINGS
+from .declared import compare
+from .engines import open_engine
+from .engines.base import Engine, Group, Stream
+from .errors import ConfigError, UnknownName
+from .producer import Producer
+from .record import log_of
+from .retention import DEFAULT_AGE
+
+if TYPE_CHECKING:
+    from .app import App
+
+
+class Opened:
+    """What an app has while its engine is open: dropped as a whole when that is closed, or after a fork."""
+
+    def __init__(self, app: App, engine: Engine) -> None:
+        self._app = app
+        self.engine = engine
+        self.producer = Producer(engine, app.settings["max_record_size"])
+        self.streams: dict[tuple[str, str], Stream] = {}  # the declared ones as stored, by kind and name
+        self._mains: dict[int, Group] = {}  # by the log of their queue
+
+    def create_stream(
+        self,
+        kind: Literal["queue", "stream"],
+        app: str,
+        name: str,
+        partitions: int,
+        declared: dict[str, Any],
+    ) -> Stream:
+        """Create a queue or stream where it is new. Raises DeclarationConflict, ConfigError."""
+        can = self.engine.capabilities
+        if not can.foreign and (declared.get("foreign") or declared.get("cloudevents")):
+            option = "foreign" if declared.get("foreign") else "cloudevents"
+            raise ConfigError(
+                f"{kind} {name}: {option}=True is for Kafka; {can.name} shares its log with nobody"
+            )
+        if declared.get("ordered"):
+            _refuse_order(self.engine, f"queue {name}")
+        settings = {"retention": DEFAULT_AGE, **declared}
+        stream = self.engine.create_stream(kind, app, name, partitions, settings)
+        usual = {"ordered": False, "partitions": 1} if kind == "queue" else {}
+        compare(kind, name, {**usual, **stream.settings}, declared)
+        if declared.get("foreign"):
+            self._app.stream_handles[name].partitions = stream.partitions
+        self.streams[kind, name] = stream
+        return stream
+
+    def create_subscriptions(self) -> None:
+        """Create the groups of the app's subscriptions where they are new."""
+        engine, app = self.engine, self._app
+        groups = engine.groups()
+        known = {(g.stream, g.app, g.name): g for g in groups}
+        for subscription in app.subscriptions.values():
+            name, ordered = subscription.group, subscription.ordered
+            stream = self.streams["stream", subscription.stream.name]
+            if (stream.id, app.name, name) in known:
+                kept = known[stream.id, app.name, name].settings.get("ordered", False)
+                compare("subscription", name, {"ordered": kept}, {"ordered": ordered})
+                continue
+            self._refuse_name_of_replay(name, groups)
+            latest = subscription.start == "latest"
+            bounds = [(log, end if latest else first, None) for log, first, end in engine.bounds(stream)]
+            if ordered:
+                _refuse_order(engine, f"subscription {name}")
+            settings = {"ordered": True} if ordered else {}
+            engine.create_group(stream, app.name, name, "subscription", settings, bounds)
+
+    def _refuse_name_of_replay(self, name: str, groups: list[Group]) -> None:
+        """A worker started with --group and this name would serve both."""
+        app = self._app.name
+        taken = [g for g in groups if (g.app, g.name, g.kind) == (app, name, "replay")]
+        if taken:
+            queue = next(stream.name for stream in self.engine.streams() if stream.id == taken[0].stream)
+            raise ConfigError(
+                f"subscription {name} of app {app}: a replay of queue {queue} has that name; give the "
+                f"subscription another group=, or drop the replay: respool --url … groups drop {name} "
+                f"--queue {queue}"
+            )
+
+    def group_at(self, pos: int, name: str) -> Group:
+        """Return the group of this name that reads the stream of a position. Raises UnknownName."""
+        if name == "main" and (main := self._mains.get(log_of(pos))) is not None:
+            return main  # it lives as long as its queue; other groups come and go
+        stream = self.stream_at(pos)
+        here = [group for group in self.engine.groups() if group.stream == stream.id]
+        for group in here:
+            if group.name == name and group.app in (self._app.name, stream.app):
+                if name == "main":
+                    self._mains[log_of(pos)] = group
+                return group
+        raise UnknownName("group", name, [g.name for g in here], f"on {stream.kind} {stream.name}")
+
+    def stream_at(self, pos: int) -> Stream:
+        """Return the stream that a position lies in."""
+        log = log_of(pos)
+        for stream in self.streams.values():
+            if log in stream.logs:
+                return stream
+        for stream in self.engine.streams():
+            if log in stream.logs:
+                return stream
+        raise UnknownName("log", str(log), ())
+
+
+def open_log(app: App) -> Opened:
+    """Open an app's engine, and create what the app has declared where that is new."""
+    durability = app.durability
+    SETTINGS["durability"].check(durability, "durability")
+    engine = open_engine(app.location, durability, app.settings["append_timeout"])
+    try:
+        opened = Opened(app, engine)
+        for queue in app.queues.values():
+            opened.create_stream("queue", app.name, queue.name, queue.partitions, queue.settings)
+        for handle in app.stream_handles.values():
+            opened.create_stream("stream", "", handle.name, handle.partitions, handle.settings)
+        opened.create_subscriptions()
+    except BaseException:
+        engine.close()
+        raise
+    return opened
+
+
+def _refuse_order(engine: Engine, what: str) -> None:
+    """Raise ConfigError where the engine cannot keep the order of keys."""
+    if not engine.capabilities.orders:
+        raise ConfigError(
+            f"{what}: {engine.capabilities.name} does not keep the order of keys: no ordered=True"
+        )
