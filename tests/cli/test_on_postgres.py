@@ -68,14 +68,13 @@ def test_calls_from_their_sending_to_a_replay(shop, folder):
 
 def test_lag_shows_who_holds_numbers_and_that_the_group_waits(shop, url, monkeypatch):
     """G4: beyond the cap the cursor waits, visibly."""
-    from respool.engines.postgres import inspect, state
+    from respool.engines.postgres import gaps
 
     shop("call", "add", "1", "1")
     app = App("shop", url=url)
     app.task(name="add")(lambda x, y: x + y)
     work(app)
-    for module in (state, inspect):
-        monkeypatch.setattr(module, "MAX_GAPS", 3)
+    monkeypatch.setattr(gaps, "MAX_GAPS", 3)
     main = next(group for group in app.groups() if group.name == "main" and group.app == "shop")
     with psycopg.connect(url.partition("?")[0]) as held:
         for _ in range(5):

@@ -31,7 +31,8 @@ from respool.delivery.settle import settle
 from respool.delivery.spans import Span
 from respool.engines import open_engine
 from respool.engines.base import Conflict, Engine, Group, LeaseLost, Reads, Registration, Stream
-from respool.engines.postgres import partitions, state
+from respool.engines.postgres import gaps as kept_gaps
+from respool.engines.postgres import partitions
 from respool.engines.postgres.log import insert
 from respool.engines.postgres.partitions import SIZE
 from respool.errors import AppendUnknown, EngineUnavailable
@@ -93,7 +94,7 @@ def seek_holders(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
     A snapshot knows the transactions of all databases: what other tests leave open keeps a gap open, too.
     """
-    monkeypatch.setattr(state, "_LONG", -10.0 if getattr(request, "param", True) else 1e9)
+    monkeypatch.setattr(kept_gaps, "LONG", -10.0 if getattr(request, "param", True) else 1e9)
 
 
 both_ways = pytest.mark.parametrize("seek_holders", [False, True], indirect=True, ids=["snapshot", "locks"])
@@ -371,7 +372,7 @@ def test_wherever_it_falls_in_a_claim(
     engine: Any, main: Group, log: int, writers: Any, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     """G2, G3, G4: it appends, and ends, before each pair of statements of two claims that settle too."""
-    monkeypatch.setattr(state, "MAX_GAPS", 100_000)  # in another database one may be open all the while
+    monkeypatch.setattr(kept_gaps, "MAX_GAPS", 100_000)  # in another database one may be open all the while
     late, other, reader = writers(), writers(), Reader(engine, main, 2)
     reader.drain()
     late.append(log)
@@ -495,7 +496,7 @@ def test_one_left_open_delays_nothing_but_its_own(
     engine: Any, main: Group, log: int, writers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many gaps it keeps: others', behind them, are looked at all the same."""
-    monkeypatch.setattr(state, "_GAPS_A_CLAIM", 5)
+    monkeypatch.setattr(kept_gaps, "A_CLAIM", 5)
     slow, quick, reader = writers().begin(), writers().begin(), Reader(engine, main)
     mine = []
     for _ in range(8):
@@ -517,7 +518,7 @@ def test_one_left_open_delays_nothing_but_its_own(
 def test_beyond_the_cap_the_cursor_waits_visibly(
     engine: Any, main: Group, log: int, writers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state, "MAX_GAPS", 3)
+    monkeypatch.setattr(kept_gaps, "MAX_GAPS", 3)
     slow, quick, reader = writers().begin(), writers().begin(), Reader(engine, main)
     mine, others = slow.append(log), quick.append(log)
     for _ in range(5):
@@ -527,7 +528,7 @@ def test_beyond_the_cap_the_cursor_waits_visibly(
     assert len(reader.drain()) == 3
     counts = engine.counts(main)
     assert (counts.pending, counts.parked) == (3, {"gap": 4})
-    assert engine.gaps(main.id)[:3] == (4, 3, 1000)
+    assert engine.gaps(main.id)[:3] == (4, 3, 3)
     assert not engine.has_work(main.id, OLD, ()), "or an idle worker would ask again and again"
     quick.commit()
     assert engine.has_work(main.id, OLD, ())
@@ -544,7 +545,7 @@ def test_beyond_the_cap_the_cursor_waits_visibly(
 def test_what_a_limit_cut_off_is_not_void(
     engine: Any, main: Group, log: int, writers: Any, monkeypatch: pytest.MonkeyPatch, found: int, ended: str
 ) -> None:
-    monkeypatch.setattr(state, "_FOUND_A_GAP", found)
+    monkeypatch.setattr(kept_gaps, "FOUND", found)
     slow, other, reader = writers().begin(), writers().begin(), Reader(engine, main)
     mine: list[int] = []
     for _ in range(10):
@@ -583,7 +584,7 @@ def test_numbers_that_were_rolled_back_leave_no_gap(
 def test_a_long_transaction_that_appends_nothing_keeps_no_gap(
     engine: Any, main: Group, log: int, writers: Any, monkeypatch: pytest.MonkeyPatch, waits: str
 ) -> None:
-    monkeypatch.setattr(state, "_LONG", -10.0)
+    monkeypatch.setattr(kept_gaps, "LONG", -10.0)
     foreign, undone, reader = writers().begin("REPEATABLE READ"), writers().begin(), Reader(engine, main)
     foreign.execute(f"SELECT count(*), pg_current_xact_id() FROM {engine.options.schema}.record")
     if waits == "writes":

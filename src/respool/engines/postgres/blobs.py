@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 import psycopg
 
 from ...clock import now as wall_clock
-from ...delivery.spans import Span
 from ..blobs import BlobKey, ReferenceKey
-from .connection import Connection
+from ..columns import spans_of
+from .connection import Connection, snapshot
 from .references import columns
-from .state import _snapshot
 
 Db = psycopg.Connection[Any]
 _FIRST_BLOB, _FIRST_REFERENCE = BlobKey(b"", 0), ReferenceKey(b"", 0, 0, 0)
-_unpack_spans = msgspec.msgpack.Decoder(list[Span]).decode
 
 
 class PostgresBlobs:
@@ -64,7 +61,7 @@ class PostgresBlobs:
 
         What is leased was parked before, or will be: in one snapshot it is in one of the two places (P2).
         """
-        with _snapshot(db):
+        with snapshot(db):
             digest, stamp, pos, group = after or _FIRST_REFERENCE
             bound = {
                 "digest": digest,
@@ -81,7 +78,7 @@ class PostgresBlobs:
             )
             if gone:
                 leases = db.execute(self._sql["all_leases"], binary=True).fetchall()
-                spans = [span for (packed,) in leases for span in _unpack_spans(packed)]
+                spans = list(spans_of(leases))
                 gone = [key for key in gone if not any(span.lo <= key.pos < span.hi for span in spans)]
         return page, gone
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 import psycopg
@@ -254,3 +254,26 @@ def _is_broken(db: psycopg.Connection[Any], error: psycopg.Error) -> bool:
 def _first_line(error: psycopg.Error) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0]
+
+
+def snapshot(db: psycopg.Connection[Any]) -> AbstractContextManager[None]:
+    """Return a block whose reads all see the same moment."""
+    db.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    return _Ending(db)
+
+
+class _Ending(AbstractContextManager[None]):
+    def __init__(self, db: psycopg.Connection[Any]) -> None:
+        self._db = db
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if error is None:
+            self._db.execute("COMMIT")
+
+
+def one(db: psycopg.Connection[Any], statement: bytes, bound: Any) -> Any:
+    """Return the one value that a statement gives, None where it gives no row."""
+    row = db.execute(statement, bound).fetchone()
+    return None if row is None else row[0]

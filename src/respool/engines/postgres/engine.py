@@ -33,7 +33,8 @@ from .moving import PostgresMoving, refuse_incoming
 from .partitions import SIZE, add, create_log, next_number, partition_of
 from .reach import PostgresOptions
 from .retention import PostgresRetention
-from .state import GROUP_LOCKS, PostgresState
+from .sql import GROUP_LOCKS
+from .state import PostgresState
 from .work import PostgresWorks, RunsOwn
 
 Db = psycopg.Connection[Any]

@@ -10,10 +10,12 @@ import psycopg
 from ...delivery.model import MAX_LEASE, Parked
 from ...record import NO_META, first_pos, id_of, unpack_meta
 from ..base import Group, ParkedFilter
+from ..columns import lease_of, outcome_of
 from ..inspect import Bounds, Brief, Gaps, GroupPage, GroupState, LogState
-from .connection import Connection
+from . import gaps
+from .connection import Connection, snapshot
 from .log import id_from, ranges
-from .state import MAX_GAPS, _lease, _outcome, _parked, _snapshot
+from .view import parked_of
 
 T = TypeVar("T")
 Db = psycopg.Connection[Any]
@@ -40,7 +42,7 @@ class PostgresInspect:
 
     def _at_once(self, run: Callable[[Db], T]) -> T:
         def inside(db: Db) -> T:
-            with _snapshot(db):
+            with snapshot(db):
                 return run(db)
 
         return self._reader.read(inside)
@@ -67,7 +69,7 @@ class PostgresInspect:
 
     def parked_page(self, chosen: ParkedFilter, group: int, after: int, limit: int) -> list[Parked]:
         """Return the same records as `parked_after`, with all that is kept of them."""
-        return [_parked(row) for row in self._all("parked_page", _chosen(chosen, group, after, limit))]
+        return [parked_of(row) for row in self._all("parked_page", _chosen(chosen, group, after, limit))]
 
     def group_page(self, group: Group, lo: int, hi: int) -> GroupPage:
         """Return all a group knows of lo <= p < hi, from one snapshot."""
@@ -76,15 +78,20 @@ class PostgresInspect:
 
         def page(db: Db) -> GroupPage:
             bounds = [Bounds(*row) for row in db.execute(sql["group_bounds"], (group.id,)).fetchall()]
-            parked = [_parked(row) for row in db.execute(sql["parked_within"], (group.id, lo, hi)).fetchall()]
+            parked = [
+                parked_of(row) for row in db.execute(sql["parked_within"], (group.id, lo, hi)).fetchall()
+            ]
             present = ranges(pos for (pos,) in db.execute(sql["records_between"], within).fetchall())
             return GroupPage(
                 lo,
                 hi,
                 next(each for each in bounds if each.log == lo >> 40),
-                [_lease(row) for row in db.execute(sql["leases"], (group.id,)).fetchall()],
+                [lease_of(row) for row in db.execute(sql["leases"], (group.id,)).fetchall()],
                 sorted(parked + _in_gaps(db.execute(sql["gaps_within"], within).fetchall(), present)),
-                [_outcome(row) for row in db.execute(sql["outcomes_within"], (group.id, lo, hi)).fetchall()],
+                [
+                    outcome_of(row)
+                    for row in db.execute(sql["outcomes_within"], (group.id, lo, hi)).fetchall()
+                ],
                 db.execute(sql["journal_within"], within).fetchall(),
                 present,
             )
@@ -97,7 +104,7 @@ class PostgresInspect:
         return self._at_once(
             lambda db: GroupState(
                 [Bounds(*row) for row in db.execute(sql["group_bounds"], (group.id,)).fetchall()],
-                [_lease(row) for row in db.execute(sql["leases"], (group.id,)).fetchall()],
+                [lease_of(row) for row in db.execute(sql["leases"], (group.id,)).fetchall()],
                 {row[0] for row in db.execute(sql["worker_ids"]).fetchall()},
                 [row[0] for row in db.execute(sql["stray_parked"], (group.id, limit)).fetchall()],
             )
@@ -125,7 +132,7 @@ class PostgresInspect:
     def gaps(self, group: int) -> Gaps | None:
         """Return how many numbers a group has passed that may yet hold records (G4)."""
         ((numbers, ranges, since),) = self._all("gaps_kept", (group,))
-        return Gaps(numbers, ranges, MAX_GAPS, since) if ranges else None
+        return Gaps(numbers, ranges, gaps.MAX_GAPS, since) if ranges else None
 
     def broken_runs(self, lo: int, hi: int, limit: int) -> list[int]:
         """Return nothing: each record has its id and its time."""

@@ -14,7 +14,7 @@ from ..base import Stream
 from .connection import Connection
 from .partitions import SIZE, add, partition_of
 from .reach import PostgresOptions
-from .state import GROUP_LOCKS
+from .sql import GROUP_LOCKS
 
 Db = psycopg.Connection[Any]
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 import psycopg
 
 from ...delivery.model import NewCall
-from ...delivery.spans import Finder, Span
+from ...delivery.spans import Finder
 from ...record import Id
 from ..base import UniqueLock
+from ..columns import spans_of
 from .connection import Connection
 from .log import id_bytes, id_from, insert
 
 Db = psycopg.Connection[Any]
-_unpack_spans = msgspec.msgpack.Decoder(list[Span]).decode
 
 
 class PostgresLocks:
@@ -86,7 +85,7 @@ class PostgresLocks:
 
         def drop(db: Db) -> int:
             leases = db.execute(self._sql["main_leases"]).fetchall()
-            leased = Finder(span for (spans,) in leases for span in _unpack_spans(spans))
+            leased = Finder(spans_of(leases))
             gone = [(key, pos) for key, pos in ended if leased.find(pos) is None]
             keys, positions = [key for key, _ in gone], [pos for _, pos in gone]
             return db.execute(self._sql["drop_locks"], (keys, positions)).rowcount

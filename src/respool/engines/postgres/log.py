@@ -1,7 +1,7 @@
 """The log in PostgreSQL: appending, reading, finding.
 
 A number is given out when a record is inserted, and seen when its transaction commits: records come to be
-seen out of order. Who reads on past a number that is missing keeps it as a gap; see `state.py` (G1 to G4).
+seen out of order. Who reads on past a number that is missing keeps it as a gap; see `gaps.py` (G1 to G4).
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class PostgresLog:
     _state: Connection
     ring_log: Callable[[Executes, int], None]
     ring_values: Callable[[int], dict[str, Any]]
+    add_partitions: Callable[..., None]
 
     @property
     def _sql(self) -> dict[str, bytes]:
@@ -158,10 +159,6 @@ class PostgresLog:
             if f"log_{log}" in str(error):
                 raise EngineError(f"log {log} does not exist: its stream was dropped") from None
             raise
-
-    def add_partitions(self, db: psycopg.Connection[Any], log: int) -> None:
-        """Make the partitions that the log's next numbers need."""
-        raise NotImplementedError
 
     # Reading
 

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
 import psycopg
 from psycopg import errors as pg
 
@@ -18,16 +17,16 @@ from ...delivery.spans import Span
 from ...errors import LogMoved, RespoolError
 from ...record import first_pos
 from ..base import Stream
+from ..columns import spans_of
 from .connection import Connection, connect
 from .partitions import SIZE, add, detach_record, drop, partition_of, partitions_below
 from .reach import PostgresOptions
-from .state import GROUP_LOCKS
+from .sql import GROUP_LOCKS
 
 STEP = 5000
 IDS_A_STEP = 20_000
 Db = psycopg.Connection[Any]
 log = logging.getLogger("respool")
-_unpack_spans = msgspec.msgpack.Decoder(list[Span]).decode
 
 
 class PostgresRetention:
@@ -124,7 +123,7 @@ class PostgresRetention:
 
     def _leased(self, db: Db, stream: Stream) -> list[Span]:
         rows = db.execute(self._sql["stream_leases"], (stream.id,)).fetchall()
-        return [span for (spans,) in rows for span in _unpack_spans(spans)]
+        return list(spans_of(rows))
 
     def _drop_partition(self, db: Db, stream: Stream, log: int) -> int:
         """Drop the log's first partition if it lies below the floor; its ids first, in slices.

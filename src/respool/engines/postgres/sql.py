@@ -8,6 +8,10 @@ from functools import cache
 from typing import Any
 
 DEFAULT_SCHEMA = "respool"
+GROUP_LOCKS = 0x5265
+"""The first half of a group's advisory lock; the second is its number."""
+LIMITS_LOCK = 0x5269
+"""That of the buckets of limits, taken after the group's."""
 
 
 def _read(name: str) -> str:

@@ -24,9 +24,10 @@ from psycopg.rows import tuple_row
 from ...delivery.model import Change, NewCall, View
 from ...errors import AppendUnknown, ConfigError, EngineUnavailable
 from ..base import Conflict, LeaseLost, Reads
+from .change import write_change
 from .connection import Bounded, Connection, Lost, patience
 from .enlist import Plain
-from .state import GapsFound, NoPartition, write_change
+from .state import NoPartition
 
 if TYPE_CHECKING:
     from .engine import PostgresEngine
@@ -146,7 +147,7 @@ class PostgresWork:
             if change.calls:
                 change.count("calls refused: id taken", self._append_calls(db, pipeline, change.calls))
             settled = [(entry.lo, entry.hi) for entry in change.journal]
-            write_change(db, self._connection.sql, reads.group, change, GapsFound())
+            write_change(db, self._connection.sql, reads.group, change)
             self._committing = True
             db.execute("COMMIT")
             if settled:

@@ -12,10 +12,11 @@ import apsw
 from ...delivery.model import MAX_LEASE, Parked
 from ...record import NO_META, first_pos, id_of, unpack_meta
 from ..base import Group, ParkedFilter
+from ..columns import lease_of, outcome_of
 from ..inspect import Bounds, Brief, Gaps, GroupPage, GroupState, LogState
 from .connection import Connection
 from .sql import SQL
-from .state import _lease, _outcome, _parked
+from .view import parked_of
 
 _MICRO = 1_000_000
 _EVER = 1 << 62  # microseconds
@@ -73,7 +74,7 @@ class SQLiteInspect:
     def parked_page(self, chosen: ParkedFilter, group: int, after: int, limit: int) -> list[Parked]:
         """Return the same records as `parked_after`, with all that is kept of them."""
         with self._reading() as db:
-            return [_parked(row) for row in _all(db, "parked_page", _chosen(chosen, group, after, limit))]
+            return [parked_of(row) for row in _all(db, "parked_page", _chosen(chosen, group, after, limit))]
 
     def parked_by_task(self, group: int) -> list[tuple[str, str, int]]:
         """Return (reason, task, how many) of a group's parked records."""
@@ -88,9 +89,9 @@ class SQLiteInspect:
                 lo,
                 hi,
                 bounds,
-                [_lease(row) for row in _all(db, "leases", (group.id,))],
-                [_parked(row) for row in _all(db, "parked_within", (group.id, lo, hi))],
-                [_outcome(row) for row in _all(db, "outcomes_within", (group.id, lo, hi))],
+                [lease_of(row) for row in _all(db, "leases", (group.id,))],
+                [parked_of(row) for row in _all(db, "parked_within", (group.id, lo, hi))],
+                [outcome_of(row) for row in _all(db, "outcomes_within", (group.id, lo, hi))],
                 [row[:3] for row in _all(db, "journal_within", (group.id, lo, hi, lo - MAX_LEASE))],
                 _present(db, lo, hi),
             )
@@ -100,7 +101,7 @@ class SQLiteInspect:
         with self._snapshot() as db:
             return GroupState(
                 _bounds(db, group.id),
-                [_lease(row) for row in _all(db, "leases", (group.id,))],
+                [lease_of(row) for row in _all(db, "leases", (group.id,))],
                 {row[0] for row in _all(db, "worker_ids")},
                 [row[0] for row in _all(db, "stray_parked", (group.id, limit))],
             )

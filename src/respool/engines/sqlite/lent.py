@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from ...record import first_pos
 from ..base import Stream
 from .connection import Connection
-from .retention import _leased, _parked, _remove
+from .retention import leased_of, parked_of, remove
 from .sql import SQL
 
 STEP = 20_000  # positions in one transaction
@@ -32,10 +32,10 @@ class SQLiteLent:
             floor = max(db.execute(SQL["floor"], (log,)).get or end, first_pos(log))
             step = min(floor + STEP, end)
             if step > floor:
-                leased = [s for s in _leased(db, stream) if s.lo < step and s.hi > floor]
+                leased = [s for s in leased_of(db, stream) if s.lo < step and s.hi > floor]
                 held = [pos for span in leased for pos in range(max(span.lo, floor), min(span.hi, step))]
                 db.execute(SQL["raise_floor"], (log, step))
-                _remove(db, stream, floor, step, [*_parked(db, stream, floor, step), *held], floor=step)
+                remove(db, stream, floor, step, [*parked_of(db, stream, floor, step), *held], floor=step)
             db.execute("COMMIT")
         return max(end - step, 0)
 
@@ -49,13 +49,13 @@ class SQLiteLent:
                     continue
             with self._state.lock, self._state.writing() as db:
                 db.execute("BEGIN IMMEDIATE")
-                leased = _leased(db, stream)
+                leased = leased_of(db, stream)
                 found = [pos for (pos,) in db.execute(SQL["kept_for_nobody"], bound).fetchall()]
                 gone = [pos for pos in found if not any(span.lo <= pos < span.hi for span in leased)]
                 floor = db.execute(SQL["floor"], (log,)).get
                 for pos in gone:
                     if pos < floor:  # nothing else is left of it
-                        _remove(db, stream, pos, pos + 1, [], floor)
+                        remove(db, stream, pos, pos + 1, [], floor)
                 db.execute(SQL["drop_records"], (json.dumps(gone),))
                 db.execute("COMMIT")
                 dropped += len(gone)

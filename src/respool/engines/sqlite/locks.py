@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import apsw
-import msgspec
 
 from ...delivery.model import NewCall
-from ...delivery.spans import Finder, Span
+from ...delivery.spans import Finder
 from ...record import Id
 from ..base import LeaseLost, UniqueLock
+from ..columns import spans_of
 from .connection import Connection
-from .log import _ends, _head_seq, _no_log
+from .log import head_seq, log_ends, no_such_log
 from .sql import SQL
-
-_unpack_spans = msgspec.msgpack.Decoder(list[Span]).decode
 
 
 class SQLiteLocks:
@@ -25,6 +24,7 @@ class SQLiteLocks:
     _writer: Connection
     _reader: Connection
     _swept: str = ""
+    ring: Callable[..., None]
 
     def lock_of(self, key: str, connection: Any = None) -> UniqueLock | None:
         """Return what a key is taken by, or was."""
@@ -57,10 +57,6 @@ class SQLiteLocks:
             self.ring(row.log)
         return pos
 
-    def ring(self, log: int, *, everyone: bool = False) -> None:
-        """Wake workers."""
-        raise NotImplementedError
-
     def sweep_locks(self, now: float, limit: int) -> int:
         """Forget locks of records that have ended, of the next `limit` locks."""
         with self._reader.lock, self._reader.reading() as db:
@@ -72,9 +68,7 @@ class SQLiteLocks:
             db.execute("BEGIN IMMEDIATE")
             # Nothing that was seen to be no longer parked nor pending can have been leased since, but by a
             # seek or a redrive; what is leased now was leased then.
-            leased = Finder(
-                span for (spans,) in db.execute(SQL["main_leases"]) for span in _unpack_spans(spans)
-            )
+            leased = Finder(spans_of(db.execute(SQL["main_leases"])))
             gone = [(key, pos) for key, pos, ended in page if ended and leased.find(pos) is None]
             db.executemany(SQL["drop_lock"], gone)
             db.execute("COMMIT")
@@ -100,12 +94,12 @@ def _lock(db: Any, key: str) -> UniqueLock | None:
 def _append(
     db: Any, row: NewCall, key: str, seen: Id | None, until: float | None, fence: tuple[int, int] | None
 ) -> int | None:
-    head = (row.log, *_ends(row.log), *(fence or (None, None)))
-    record = (row.task, row.body, row.meta, row.id, int(row.time * 1_000_000), _head_seq(row.id, row.time))
+    head = (row.log, *log_ends(row.log), *(fence or (None, None)))
+    record = (row.task, row.body, row.meta, row.id, int(row.time * 1_000_000), head_seq(row.id, row.time))
     try:
         db.execute(SQL["append_unique"], (*head, *record, key, seen, until))
     except apsw.MismatchError:
-        raise _no_log(row.log) from None
+        raise no_such_log(row.log) from None
     except apsw.ConstraintError as error:
         if "lock taken" in str(error):
             return None

@@ -32,20 +32,18 @@ def append_run(
 ) -> int:
     """Append a run in one statement; return how many records that added (0: the head is known)."""
     run = apsw.carray(bodies if isinstance(bodies, tuple) else tuple(bodies))
-    first, last = _ends(log)
-    db.execute(
-        _APPEND_RUN, (log, task, run, meta, head, int(now * _MICRO), first, last, _head_seq(head, now))
-    )
+    first, last = log_ends(log)
+    db.execute(_APPEND_RUN, (log, task, run, meta, head, int(now * _MICRO), first, last, head_seq(head, now)))
     return int(db.changes())
 
 
 @cache
-def _ends(log: int) -> tuple[int, int]:
+def log_ends(log: int) -> tuple[int, int]:
     """Return the first and the last position that a log can have."""
     return first_pos(log), first_pos(log + 1) - 1
 
 
-def _head_seq(id: Id, time: float) -> int | None:
+def head_seq(id: Id, time: float) -> int | None:
     """Return what marks a head: None where its id tells its time, 0 where the index on time must."""
     return None if id[:6] == int(time * 1000).to_bytes(6, "big") else 0
 
@@ -59,7 +57,7 @@ def append_row(db: Any, row: NewCall) -> int | Conflict:
         return refused[0] if refused else int(_place_in_a_run(db, id) if place is None else place)  # type: ignore[arg-type]
     if (member := _place_in_a_run(db, id)) is not None:
         return _known(db, row, member)
-    first, last = _ends(log)
+    first, last = log_ends(log)
     bound = (
         log,
         first,
@@ -69,13 +67,13 @@ def append_row(db: Any, row: NewCall) -> int | Conflict:
         row.meta,
         id,
         int(time * _MICRO),
-        _head_seq(id, time),
+        head_seq(id, time),
         row.key,
     )
     try:
         db.execute(_APPEND_ROW, bound)
     except apsw.MismatchError:
-        raise _no_log(log) from None
+        raise no_such_log(log) from None
     if db.changes():
         return int(db.last_insert_rowid())
     return _known(db, row, db.execute(SQL["by_id"], (id,)).get)
@@ -86,7 +84,8 @@ def _known(db: Any, row: NewCall, pos: int) -> int | Conflict:
     return next((each for each in _conflict(db, 0, row, pos) if not each.same), pos)
 
 
-def _no_log(log: int) -> EngineError:
+def no_such_log(log: int) -> EngineError:
+    """Return the error for a log that is not there."""
     return EngineError(f"log {log} does not exist: its stream was dropped")
 
 
@@ -127,15 +126,15 @@ def _insert(db: Any, rows: Sequence[NewCall], fence: tuple[int, int] | None, set
     if any(row.meta is not None and is_reference(row.body) for row in rows):
         return _insert_offloaded(db, rows, fence, settling)
     log = rows[0].log
-    bound: list[Any] = [log, *(fence or (None, None)), *_ends(log)]
+    bound: list[Any] = [log, *(fence or (None, None)), *log_ends(log)]
     for row in rows:
         time = row.time
-        seq = _head_seq(row.id, time)
+        seq = head_seq(row.id, time)
         bound += (row.task, row.body, row.meta, row.id, int(time * _MICRO), seq, row.key)
     try:
         db.execute(_rows_statement(len(rows)), bound)
     except apsw.MismatchError:
-        raise _no_log(log) from None
+        raise no_such_log(log) from None
     return bool(db.changes() == len(rows))
 
 
@@ -147,7 +146,7 @@ def _insert_offloaded(
     Returns: False, always: what a trigger has inserted is not counted.
     """
     log, now = rows[0].log, wall_clock()
-    bound: list[Any] = [log, *(fence or (None, None)), *_ends(log)]
+    bound: list[Any] = [log, *(fence or (None, None)), *log_ends(log)]
     for row in rows:
         blob: tuple[Any, Any] = (None, None)
         if row.meta is not None and is_reference(row.body):
@@ -155,12 +154,12 @@ def _insert_offloaded(
             if not settling or db.execute(SQL["living_blob"], (digest, stamp)).get:
                 blob = digest, stamp
         time = row.time
-        bound += (row.task, row.body, row.meta, row.id, int(time * _MICRO), _head_seq(row.id, time))
+        bound += (row.task, row.body, row.meta, row.id, int(time * _MICRO), head_seq(row.id, time))
         bound += (row.key, *blob, now)
     try:
         db.execute(_rows_statement(len(rows), "append_offloaded", _OFFLOADED_FIELDS), bound)
     except apsw.MismatchError:
-        raise _no_log(log) from None
+        raise no_such_log(log) from None
     except apsw.ConstraintError as error:
         if "payload removed" not in str(error):
             raise

@@ -29,7 +29,7 @@ from ..moving import (
 )
 from ..things import Group, Stream
 from .connection import Connection
-from .log import _head_seq
+from .log import head_seq
 from .sql import SQL
 
 _MICRO = 1_000_000
@@ -306,7 +306,7 @@ def _as_kept(rows: Sequence[RawRecord], floor: int) -> Iterable[tuple[Any, ...]]
         if seq:
             yield row.pos, row.task, row.body, row.meta, seq, None, None, row.key
         else:  # below the floor nobody asks for it by its time
-            mark = None if row.pos < floor else _head_seq(head, row.micros / _MICRO)
+            mark = None if row.pos < floor else head_seq(head, row.micros / _MICRO)
             yield row.pos, row.task, row.body, row.meta, mark, head, row.micros, row.key
 
 

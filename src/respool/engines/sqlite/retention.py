@@ -11,18 +11,16 @@ from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any
 
-import msgspec
-
 from ...delivery.model import MAX_LEASE
 from ...delivery.spans import Span
 from ...errors import LogMoved
 from ...record import first_pos, id_of
 from ..base import Stream
+from ..columns import spans_of
 from .connection import Connection
 from .sql import SQL
 
 STEP = 5000  # records in one transaction
-_unpack_spans = msgspec.msgpack.Decoder(list[Span]).decode
 
 
 class SQLiteRetention:
@@ -60,7 +58,7 @@ class SQLiteRetention:
         cut = removed = 0
         with self._state.lock, self._state.writing() as db:
             db.execute("BEGIN IMMEDIATE")
-            leased = _leased(db, stream)
+            leased = leased_of(db, stream)
             for log in stream.logs:
                 if cut < limit:
                     old = int(before * 1_000_000), upto.get(log, 0)
@@ -76,9 +74,9 @@ class SQLiteRetention:
         return cut + removed
 
 
-def _leased(db: Any, stream: Stream) -> list[Span]:
-    rows = db.execute(SQL["stream_leases"], (stream.id,)).fetchall()
-    return [span for (spans,) in rows for span in _unpack_spans(spans)]
+def leased_of(db: Any, stream: Stream) -> list[Span]:
+    """Return what any group of a stream has leased."""
+    return list(spans_of(db.execute(SQL["stream_leases"], (stream.id,)).fetchall()))
 
 
 def _cut(db: Any, stream: Stream, log: int, old: tuple[int, int], leased: list[Span], limit: int) -> int:
@@ -97,11 +95,11 @@ def _cut(db: Any, stream: Stream, log: int, old: tuple[int, int], leased: list[S
         end = db.execute(SQL["head_at_or_before"], (start, end)).get or start
     if end <= start:
         return 0
-    parked = _parked(db, stream, start, end)
+    parked = parked_of(db, stream, start, end)
     for pos, seq, head, time in db.execute(SQL["members"], (json.dumps(parked),)).fetchall():
         db.execute(SQL["stand_alone"], (pos, id_of(head, seq), time))
     db.execute(SQL["raise_floor"], (log, end))
-    return len(parked) + _remove(db, stream, start, end, parked, floor=end)
+    return len(parked) + remove(db, stream, start, end, parked, floor=end)
 
 
 def _low_water(db: Any, log: int) -> list[int]:
@@ -110,7 +108,8 @@ def _low_water(db: Any, log: int) -> list[int]:
     return [] if water is None else [int(water)]
 
 
-def _parked(db: Any, stream: Stream, lo: int, hi: int) -> list[int]:
+def parked_of(db: Any, stream: Stream, lo: int, hi: int) -> list[int]:
+    """Return the positions of what any group of a stream has parked at lo <= p < hi."""
     return [pos for (pos,) in db.execute(SQL["parked_in"], (stream.id, lo, hi)).fetchall()]
 
 
@@ -127,17 +126,17 @@ def _remove_left_over(db: Any, stream: Stream, leased: list[Span], after: int, l
         if not found:
             continue
         after = found[-1][0] + 1
-        kept = set(_parked(db, stream, lo, after))
+        kept = set(parked_of(db, stream, lo, after))
         kept.update(p for span in leased for p in range(max(span.lo, lo), min(span.hi, after)))
         if any(pos not in kept for (pos,) in found):
-            removed += _remove(db, stream, lo, after, kept, floor)
+            removed += remove(db, stream, lo, after, kept, floor)
         limit -= len(found)
         if not limit:
             return removed, after
     return removed, 0
 
 
-def _remove(db: Any, stream: Stream, lo: int, hi: int, kept: Collection[int], floor: int) -> int:
+def remove(db: Any, stream: Stream, lo: int, hi: int, kept: Collection[int], floor: int) -> int:
     """Remove the records at lo <= p < hi that are not kept, and what is known of them; return how many.
 
     An entry of the journal stays for as long as one of its records does: it may be all that says how that

@@ -14,10 +14,11 @@ import apsw
 from ...delivery.model import Change, NewCall, View
 from ...errors import ConfigError, RespoolError
 from ..base import Conflict, LeaseLost, Reads
+from .change import write_change
 from .connection import Connection
 from .log import append_rows
 from .sql import SQL
-from .state import read_view, write_change
+from .view import read_view
 
 
 class SQLiteWorks:

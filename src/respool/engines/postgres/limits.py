@@ -1,0 +1,72 @@
+"""Buckets of limits, beside the decisions that use them (`delivery/limits.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg
+
+from ...delivery.limits import Limit
+from ...delivery.model import Bucket
+from ..columns import buckets_held
+from .connection import Connection, one
+from .sql import LIMITS_LOCK
+
+Db = psycopg.Connection[Any]
+
+
+class PostgresLimits:
+    """What limits let in."""
+
+    _state: Connection
+    _writer: Connection
+    _reader: Connection
+
+    @property
+    def _sql(self) -> dict[str, bytes]:
+        return self._writer.sql
+
+    def limited(self, group: int, most: int) -> int:
+        """Return how many records wait for limits, counted up to `most`."""
+        return int(self._reader.read(lambda db: one(db, self._sql["limited_count"], (group, most))))
+
+    def buckets(self, ids: Sequence[int]) -> list[Bucket]:
+        """Return those of these buckets that are stored."""
+        return self._reader.read(
+            lambda db: [Bucket(*row) for row in db.execute(self._sql["buckets"], (list(ids),))]
+        )
+
+    def declare_limit(self, rule: str, limit: Limit) -> None:
+        """Have the rule's buckets keep this limit from now on."""
+        sql, bound = self._sql, {"rule": rule, **limit._asdict()}
+        if self._reader.read(lambda db: one(db, sql["declared"], bound)) is None:
+            return
+
+        def declare(db: Db) -> None:
+            with db.transaction():
+                db.execute(sql["lock_limits"], (LIMITS_LOCK,))
+                ids = [id for (id,) in db.execute(sql["declared"], bound).fetchall()]
+                db.execute(sql["declare"], {**bound, "ids": ids})
+                db.execute(sql["open_buckets"], (ids,))
+
+        self._writer.append(declare)
+
+    def sweep_limits(self, before: float, limit: int) -> int:
+        """Forget buckets that are full and were not used since, at most `limit`."""
+        sql, bound = self._sql, {"before": before, "limit": limit}
+
+        def some(db: Db) -> bool:
+            return one(db, sql["unused_buckets"], bound) is not None or bool(one(db, sql["is_stuck"], ()))
+
+        def sweep(db: Db) -> int:
+            with db.transaction():
+                db.execute(sql["lock_limits"], (LIMITS_LOCK,))
+                db.execute(sql["open_all"])
+                held = buckets_held(db.execute(sql["holders"]))
+                unused = [id for (id,) in db.execute(sql["unused_buckets"], bound).fetchall()]
+                gone = [id for id in unused if id not in held]
+                db.execute(sql["drop_buckets"], (gone,))
+                return len(gone)
+
+        return self._state.append(sweep) if self._reader.read(some) else 0
