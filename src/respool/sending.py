@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .opened import Opened
     from .stream import StreamHandle
 
+
 class Sender:
     """Sends an app's encoded calls and events.
 

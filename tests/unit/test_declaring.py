@@ -138,6 +138,19 @@ def test_a_conflict_shows_retention_as_it_is_written(app: App, seconds: Any, sho
         app.queue("mails", retention="3d")
 
 
+def test_a_queue_is_declared_bit_by_bit(app: App) -> None:
+    first = app.queue("mails", ordered=True, partitions=8, rate_limit="10/s", max_pending=5)
+    again = app.queue("mails", retention="7d")
+    assert again is first
+    assert again.settings == {"ordered": True, "partitions": 8, "retention": 7 * 86_400.0}
+    assert again.limit is not None
+    assert again.gate is not None
+    with pytest.raises(DeclarationConflict, match="partitions=8, now with partitions=64"):
+        app.queue("mails", ordered=True)
+    with pytest.raises(DeclarationConflict, match="two different max_pending"):
+        app.queue("mails", max_pending=6)
+
+
 def test_a_name_that_is_there_is_not_suggested_for_itself() -> None:
     told = str(UnknownName("group", "late", ["late", "main"], "see: respool groups list"))
     assert told.startswith("group 'late' is there, but no subscription of the app reads it")
