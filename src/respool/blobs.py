@@ -147,12 +147,13 @@ class Store:
         """Store a blob, on disk when this returns; one that is there already stays as it is."""
         if self._folder is not None:
             self._make_folder()
-        if not self._holds(name, len(body)):
+        if not self.holds(name, len(body)):
             self._run(lambda store: store.put(name, body))
         if self._folder is not None and self._synced:
             self._sync(name)  # whoever has stored it may have died before it was
 
-    def _holds(self, name: str, size: int) -> bool:
+    def holds(self, name: str, size: int) -> bool:
+        """Say whether a blob of this name and size is there."""
         try:
             return bool(self._run(lambda store: store.head(name))["size"] == size)
         except FileNotFoundError:
@@ -211,6 +212,15 @@ class Store:
             yield [
                 os.path.join(relative, name) for name in names if _is_older(os.path.join(place, name), before)
             ]
+
+    def has_files(self) -> bool:
+        """Say whether there is anything in the store's folder."""
+        assert self._folder is not None
+        try:
+            with os.scandir(self._folder) as entries:
+                return any(True for _ in entries)
+        except FileNotFoundError:
+            return False
 
     def remove_file(self, name: str) -> None:
         """Remove a file of the store's folder, whatever it is."""

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from .opened import Opened
     from .stream import StreamHandle
 
+LARGE_TOGETHER = 64 << 20  # bytes of large payloads that are stored before their calls are appended
+
 
 class Sender:
     """Sends an app's encoded calls and events.
@@ -318,19 +320,25 @@ class Sender:
         app, packed, sent = self._app, meta.packed(), 0
         gate = app.queues[queue].gate if queue else None
         with self._sending() as producer:
+            large, stored = _Together(producer), 0
             for chunk in chunks(bodies, over):
                 if gate is not None:
                     gate.enter(app.engine, app.main_of(queue), len(chunk))
-                if len(chunk) == 1 and len(chunk[0]) > over:  # it stands alone, in a run of one
+                if len(chunk) == 1 and len(chunk[0]) > over:  # it has attributes of its own
                     row = new_row(app.name, log, task, *app.payloads.offload(chunk[0], meta), None)
-                    producer.append(row)
-                    head = row.id
+                    large.add(row)
+                    head, stored = row.id, stored + len(chunk[0])
+                    if gate is not None or stored >= LARGE_TOGETHER:  # a gate is to see them (H16)
+                        large.flush()
+                        stored = 0
                 else:
+                    large.flush()  # in their order
                     producer.check_size(max(chunk, key=len), packed)
                     head = producer.append_run(log, task, chunk, packed, wall_clock())
                 sent += len(chunk)
                 if results is not None:
                     results.add_run(head, len(chunk))
+            large.flush()
         return sent
 
 

@@ -52,6 +52,11 @@ def test_large_payloads_are_shown(cli, folder, monkeypatch):
         assert [each["size"] for each in listed] == [100_008, 2_000_008, 150_008]
         assert listed[0]["input"]["blob"]["size"] == 100_008
         assert "(100,008 bytes in the blob store)" in cli(*where, "calls")
+    assert cli.data(*url, "check")["ok"]
     (folder / "respool.db-blobs" / unpack(large.record().body).name).unlink()
+    for where in (("-A", "shop"), url):
+        told = cli(*where, "check", code=1)
+        assert "Wrong: 1 large payloads are gone from file://" in told
+        assert f"of the records: {large.id}" in told
     assert "is gone: past retention, or removed by somebody else" in cli(*url, "show", large.id)
     app.close()

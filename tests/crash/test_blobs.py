@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from tests.worker.support import SOURCES, eventually
 
 from respool import App
 from respool.blobs import Blobs, Store
-from respool.errors import BlobLost, BlobsUnavailable
+from respool.errors import BlobLost, BlobsUnavailable, EngineUnavailable
 from respool.record import first_pos
 from respool.reference import is_reference
+from respool.worker import sweeping
 from respool.worker.sweeping import Progress, remove_left_over, sweep
 
 KILLED = -9
@@ -291,3 +293,40 @@ def test_workers_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     eventually(lambda: not app.engine.has_blobs() or (work(app) and False), "what was trimmed is swept")
     assert files(tmp_path / "q.db-blobs") == []
     app.close()
+
+
+@pytest.mark.parametrize("how", ["rolled back", "not appended"])
+def test_what_was_stored_for_a_call_that_never_came_is_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Though it is the only large payload there ever was."""
+    import apsw
+
+    path = tmp_path / "q.db"
+    monkeypatch.setattr(sweeping, "PATIENCE", -100_000.0)  # everything is older than that
+    with App("shop", f"sqlite:///{path}") as app:
+        task, engine = app.task(name="f")(len), app.engine
+        if how == "rolled back":
+            connection = apsw.Connection(str(path))
+            connection.execute("BEGIN IMMEDIATE")
+            with app.transaction(connection):
+                task.delay(b"x" * 100_000)
+            connection.execute("ROLLBACK")
+            connection.close()
+        else:
+
+            def fails(row: Any) -> int:
+                raise EngineUnavailable("the disk is full; nothing was sent")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(engine, "append_row", fails)
+                with pytest.raises(EngineUnavailable):
+                    task.delay(b"x" * 100_000)
+        assert len(files(tmp_path / "q.db-blobs")) == 1
+        assert engine.has_blobs() == (how == "not appended")
+        store = app.payloads.store
+        assert store is not None
+        sweeper = sweeping.Sweeper(lambda: nullcontext(engine), store)
+        sweeper.start(engine)
+        sweeper.join(10)
+        assert files(tmp_path / "q.db-blobs") == []

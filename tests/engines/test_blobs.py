@@ -18,8 +18,9 @@ from respool.delivery.model import NewCall, Outcome, Parked, Settlement, Verdict
 from respool.engines.base import Engine, Group, Reads, Stream
 from respool.engines.blobs import BlobKey, ReferenceKey
 from respool.errors import BlobLost, BlobsUnavailable, RecordTooLarge
-from respool.record import Meta, first_pos
+from respool.record import Meta, first_pos, id_text
 from respool.reference import is_reference, unpack
+from respool.replay.payloads import lost_payloads
 from respool.worker.sweeping import Progress, remove_left_over, sweep
 
 BODY = b"payload" * 20_000
@@ -379,6 +380,26 @@ def test_a_lost_or_damaged_payload_is_told(engine: Engine, folder: Store, tmp_pa
             blobs.load(reference)
         (tmp_path / "blobs" / unpack(reference).name).unlink(missing_ok=True)
     assert blobs.load(blobs.offload(BODY)) == BODY  # sent again, it is there again
+
+
+def test_check_tells_what_is_gone(
+    engine: Engine, folder: Store, tmp_path: Path, log: int, main: Group
+) -> None:
+    """Of a record, and of an outcome; not what is on its way, nor what was trimmed."""
+    blobs = Blobs(engine, folder, 1 << 20)
+    kept, lost, result, lone = (blobs.offload(BODY + b"%d" % n) for n in range(4))
+    first, second = (head(), head())
+    engine.append_row(large(log, kept, id=first))
+    engine.append_row(large(log, lost, id=second))
+    pos = first_pos(log)
+    ended = [Outcome(pos, "success", result, 1.0, None)]
+    write(engine, main, outcomes=ended, references=[(pos, result)])
+    assert lost_payloads(engine, folder) == (0, [])
+    for each in (lost, lone):
+        (tmp_path / "blobs" / unpack(each).name).unlink()
+    (tmp_path / "blobs" / unpack(result).name).write_bytes(b"cut")
+    count, ids = lost_payloads(engine, folder)
+    assert (count, sorted(ids)) == (2, sorted(map(id_text, (first, second))))
 
 
 def test_what_nobody_knows_is_removed_from_a_folder_of_ours(

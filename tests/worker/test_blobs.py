@@ -21,7 +21,7 @@ from tests.worker.support import SOURCES, Place, eventually, on_each_engine
 from respool import App, ConfigError, RecordTooLarge
 from respool.app import AsyncResult
 from respool.blobs import Store
-from respool.errors import BlobLost, BlobsUnavailable
+from respool.errors import BlobLost, BlobsUnavailable, QueueFull
 from respool.reference import is_reference, unpack
 from respool.testing import work
 from respool.worker import sweeping
@@ -376,6 +376,42 @@ def test_no_lock_is_held_while_the_store_is_asked(tmp_path: Path, monkeypatch: p
         assert store is not None
         assert sweeping.sweep(app.engine, store, sweeping.Progress(), 4e9) == 1
     assert {name: asked.count(name) for name in asked} == {"put": 7, "get": 5, "remove": 1}
+
+
+def test_many_large_calls_are_appended_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One commit for many, in the order that they were given in."""
+    with App("shop", f"sqlite:///{tmp_path / 'q.db'}") as app:
+        task = app.task(name="f")(len)
+        engine, appends = app.engine, []
+
+        def watch(name: str, count: Any) -> None:
+            real = getattr(engine, name)
+
+            def watched(*arguments: Any) -> Any:
+                appends.append((name, count(*arguments)))
+                return real(*arguments)
+
+            monkeypatch.setattr(engine, name, watched)
+
+        watch("append_row", lambda row: 1)
+        watch("append_rows", lambda rows, *rest: len(rows))
+        watch("append_run", lambda log, task, bodies, *rest: len(bodies))
+        sizes = [100_000, 100_001, 5, 6, *range(100_002, 100_302)]
+        results = task.delay_many(b"x" * size for size in sizes)
+        rows = "append_rows"
+        assert appends == [(rows, 2), ("append_run", 2), (rows, 256), (rows, 44)]
+        work(app)
+        assert results.get(timeout=5) == sizes
+
+
+def test_a_full_queue_takes_no_more_large_calls(tmp_path: Path) -> None:
+    """H16: those that were sent are seen by who looks how full it is."""
+    with App("shop", f"sqlite:///{tmp_path / 'q.db'}") as app:
+        app.queue("default", max_pending=2, when_full="raise")
+        task = app.task(name="f")(len)
+        with pytest.raises(QueueFull):
+            task.delay_many([b"x" * 100_000] * 5)
+        assert app.lag() == 2
 
 
 def test_never_offloaded(tmp_path: Path) -> None:

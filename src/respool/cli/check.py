@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def command(as_json: bool) -> None:
     """Prove by counting that every record is in exactly one place in every group, and the log is whole.
 
-    All apps on the log are checked. It can be run beside workers. Exit code 1 where anything is wrong.
+    All apps on the log are checked, and large payloads are looked up in their store. It can be run beside
+    workers. Exit code 1 where anything is wrong.
 
     \b
     pending   not handed to a worker yet
@@ -39,7 +40,7 @@ def command(as_json: bool) -> None:
 
     target = open_target()
     with progress("checking") as tell:
-        report = check(target.engine, tell)
+        report = check(target.engine, tell, target.store)
     returned = {each.group.id: _returned(target, each) for each in report.groups}
     if as_json:
         document(_data(report, returned))
@@ -59,6 +60,7 @@ def _data(report: Report, returned: dict[int, int]) -> dict[str, Any]:
         "ok": report.ok,
         "records": report.records,
         "problems": report.problems,
+        "notes": report.notes,
         "groups": [
             {
                 each.stream.kind: each.stream.name,
@@ -111,6 +113,8 @@ def _print(target: Target, report: Report, returned: dict[int, int]) -> None:
             click.secho(f"Note on {where}: {text}", fg="yellow")
     for text in report.problems:
         click.secho(f"Wrong: {text}", fg="red")
+    for text in report.notes:
+        click.secho(f"Note: {text}", fg="yellow")
     if report.ok:
         records = counted(report.records, "record")
         click.echo(f"{records} in {target.location.shown}: each is in one place in every group.")

@@ -10,13 +10,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..app import App
+from ..blobs import Store
 from ..delivery.model import Lease, Parked
 from ..delivery.seek import held
 from ..engines.base import Engine, Group, ParkedFilter, Stream
-from ..errors import EngineError
+from ..errors import BlobsUnavailable, EngineError
 from ..record import log_of, offset_of
 from .find import Source, sides
 from .intervals import common, minus, overlaps, size, union
+from .payloads import lost_payloads
 
 if TYPE_CHECKING:
     from ..engines.inspect import Bounds, GroupPage, GroupState, LogState
@@ -75,6 +78,7 @@ class Report:
     groups: list[GroupReport] = field(default_factory=list)
     records: int = 0
     problems: list[str] = field(default_factory=list)  # of the log, the file, and what belongs to no group
+    notes: list[str] = field(default_factory=list)  # what was not looked at
 
     @property
     def ok(self) -> bool:
@@ -82,12 +86,13 @@ class Report:
         return not self.problems and not any(group.problems for group in self.groups)
 
 
-def check(source: Source, progress: Progress | None = None) -> Report:
+def check(source: Source, progress: Progress | None = None, store: Store | None = None) -> Report:
     """Check the log and all groups on it.
 
     Parameters:
         source: an App or an engine; all apps on the log are checked.
         progress: told how many positions are done, and how many there are.
+        store: where large payloads are; default: the App's.
 
     Returns: totals by group, and what is wrong.
 
@@ -99,6 +104,7 @@ def check(source: Source, progress: Progress | None = None) -> Report:
     damaged = bool(report.problems)
     try:
         _check_all(engine, report, progress)
+        _check_payloads(engine, store or (source.payloads.store if isinstance(source, App) else None), report)
     except Exception as error:
         if not damaged:
             raise
@@ -124,6 +130,23 @@ def _check_all(engine: Engine, report: Report, progress: Progress | None) -> Non
             report.groups.append(_check_group(engine, streams[group.stream], group, meter))
         else:
             report.problems.append(f"group {group.name} reads a stream that is gone (number {group.stream})")
+
+
+def _check_payloads(engine: Engine, store: Store | None, report: Report) -> None:
+    if not engine.has_blobs():
+        return
+    if store is None:
+        report.notes.append("large payloads were not looked at: name their store by -A, or RESPOOL_BLOBS")
+        return
+    try:
+        lost, ids = lost_payloads(engine, store)
+    except BlobsUnavailable as error:
+        report.problems.append(f"large payloads cannot be looked at: {error}")
+        return
+    if lost:
+        problems = Problems()
+        problems.add(f"large payloads are gone from {store.shown}, of the records", ids, lost)
+        report.problems += problems.texts()
 
 
 class _Meter:

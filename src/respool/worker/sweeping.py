@@ -92,9 +92,13 @@ class Sweeper:
         if now < self._next or (self._thread is not None and self._thread.is_alive()):
             return
         self._next = now + EVERY
-        if engine.has_blobs():
+        if engine.has_blobs() or self._may_hold_unknown(now):
             self._thread = threading.Thread(target=self._round, name="respool-sweep", daemon=True)
             self._thread.start()
+
+    def _may_hold_unknown(self, now: float) -> bool:
+        """Say whether files may be there alone: of what was entered in a transaction that was rolled back."""
+        return self._store.own and now >= self._left_over_next and self._store.has_files()
 
     def join(self, timeout: float) -> None:
         """Wait for a round that goes on."""
