@@ -13,7 +13,16 @@ from pathlib import Path
 
 import pytest
 from tests.crash.kills import Rampage
-from tests.worker.support import LINE, SOURCES, Place, WorkerProcess, eventually, on_each_engine, tree
+from tests.worker.support import (
+    FINE_AND_SLOW,
+    LINE,
+    SOURCES,
+    Place,
+    WorkerProcess,
+    eventually,
+    on_each_engine,
+    tree,
+)
 
 from respool.errors import WorkerLost
 from respool.replay import dead_letters
@@ -253,25 +262,15 @@ def test_replaced_child_does_not_overwrite_what_its_predecessor_left(place: Plac
 
 # Blame
 
-BLAMED = """
+BLAMED = (
+    FINE_AND_SLOW
+    + """
 @app.task
 def fatal(n):
     note("start", "fatal", n)
     die()
-
-
-@app.task
-def fine(n):
-    note("start", "fine", n)
-    return n
-
-
-@app.task
-def slow(n):
-    note("start", "slow", n)
-    wait_for(f"go-{n}")
-    return n
 """
+)
 
 
 def test_poison_among_innocents(place: Place) -> None:

@@ -1,17 +1,24 @@
-"""The server that the engines' tests share, and a database of it for each of the run's processes."""
+"""The servers that the engines' tests share, a database for each process of the run, a queue in a store.
+
+A module of tests says in `kit` what it runs on.
+"""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from tests.engines.kits import EngineKit
 from tests.services.fixtures import kafka as kafka
 from tests.services.fixtures import newest_postgres as newest_postgres
 from tests.services.fixtures import pgbouncer as pgbouncer
 from tests.services.fixtures import postgres as postgres
 from tests.services.fixtures import services_run as services_run
 from tests.services.postgres import PostgresAddress
+
+from respool.engines.base import Engine, Group, Stream
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +44,23 @@ def _database(server: PostgresAddress) -> Iterator[str]:
     name = f"t{uuid.uuid4().hex[:12]}"
     yield server.create_database(name, "template0")
     server.drop_database(name)
+
+
+@pytest.fixture
+def engine(kit: EngineKit) -> Any:
+    return kit.open()
+
+
+@pytest.fixture
+def queue(engine: Engine) -> Stream:
+    return engine.create_stream("queue", "shop", "default", 1, {})
+
+
+@pytest.fixture
+def log(queue: Stream) -> int:
+    return queue.logs[0]
+
+
+@pytest.fixture
+def main(engine: Engine, queue: Stream) -> Group:
+    return next(group for group in engine.groups() if group.stream == queue.id)

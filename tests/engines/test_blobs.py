@@ -44,26 +44,6 @@ held_by_the_record_alone = pytest.mark.parametrize(
 test_kafka.py."""
 
 
-@pytest.fixture
-def engine(kit: EngineKit) -> Engine:
-    return kit.open()
-
-
-@pytest.fixture
-def queue(engine: Engine) -> Stream:
-    return engine.create_stream("queue", "shop", "default", 1, {})
-
-
-@pytest.fixture
-def log(queue: Stream) -> int:
-    return queue.logs[0]
-
-
-@pytest.fixture
-def main(engine: Engine, queue: Stream) -> Group:
-    return next(group for group in engine.groups() if group.stream == queue.id)
-
-
 @pytest.fixture(params=["folder", "memory"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     if request.param == "memory":

@@ -78,23 +78,8 @@ def kit(kits: list[EngineKit]) -> EngineKit:
 
 
 @pytest.fixture
-def engine(kit: EngineKit) -> Engine:
-    return kit.open()
-
-
-@pytest.fixture
 def queue(engine: Engine) -> Stream:
     return engine.create_stream("queue", "shop", "default", 1, {"retention": 60})
-
-
-@pytest.fixture
-def log(queue: Stream) -> int:
-    return queue.logs[0]
-
-
-@pytest.fixture
-def main(engine: Engine, queue: Stream) -> Group:
-    return next(group for group in engine.groups() if group.stream == queue.id)
 
 
 CUTS = [(kit, gone) for kit in KITS for gone in [(0, 5), (3, 5), (0, 3)] if kit in CUTS_ENDS or gone[0] == 0]

@@ -33,21 +33,6 @@ def kit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EngineKit]:
     made.remove()
 
 
-@pytest.fixture
-def engine(kit: EngineKit) -> Engine:
-    return kit.open()
-
-
-@pytest.fixture
-def queue(engine: Engine) -> Stream:
-    return engine.create_stream("queue", "shop", "default", 1, {})
-
-
-@pytest.fixture
-def main(engine: Engine, queue: Stream) -> Group:
-    return next(group for group in engine.groups() if group.stream == queue.id)
-
-
 def replay_of(engine: Engine, queue: Stream, name: str = "v2") -> Group:
     group = engine.create_group(
         queue, "shop", name, "replay", {}, [(log, first_pos(log), None) for log in queue.logs]

@@ -55,26 +55,6 @@ def kit(session_database: str) -> Iterator[PostgresKit]:
 
 
 @pytest.fixture
-def engine(kit: PostgresKit) -> Any:
-    return kit.open()
-
-
-@pytest.fixture
-def queue(engine: Engine) -> Stream:
-    return engine.create_stream("queue", "shop", "default", 1, {})
-
-
-@pytest.fixture
-def log(queue: Stream) -> int:
-    return queue.logs[0]
-
-
-@pytest.fixture
-def main(engine: Engine, queue: Stream) -> Group:
-    return next(group for group in engine.groups() if group.stream == queue.id)
-
-
-@pytest.fixture
 def writers(engine: Any) -> Iterator[Callable[[], Writer]]:
     """Make transactions of somebody's own; those that are open in the end are undone."""
     made: list[Writer] = []

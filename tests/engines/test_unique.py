@@ -40,16 +40,6 @@ def any_kit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EngineKi
     yield from _kit(request, tmp_path)
 
 
-@pytest.fixture
-def engine(kit: EngineKit) -> Engine:
-    return kit.open()
-
-
-@pytest.fixture
-def queue(engine: Engine) -> Stream:
-    return engine.create_stream("queue", "shop", "default", 1, {})
-
-
 def call(queue: Stream, id: Any = None, body: bytes = b"b") -> NewCall:
     return NewCall(queue.logs[0], "send", body, None, id or new_head(wall_clock()), NOW)
 

@@ -88,6 +88,20 @@ def die():
 
 """
 
+FINE_AND_SLOW = """
+@app.task
+def fine(n):
+    note("start", "fine", n)
+    return n
+
+
+@app.task
+def slow(n):
+    with noted("slow", n):
+        wait_for(f"go-{n}")
+        return n
+"""
+
 _RUN = """
 import sys, msgspec
 from respool.worker.options import WorkerOptions

@@ -42,7 +42,7 @@ from typing import Any
 
 import apsw
 import pytest
-from tests.worker.support import SOURCES, Place, eventually, on_each_engine
+from tests.worker.support import FINE_AND_SLOW, SOURCES, Place, eventually, on_each_engine
 
 from respool import App
 from respool.clock import boottime_ns
@@ -74,20 +74,9 @@ from respool.worker.services import services
 from respool.worker.supervisor import Supervisor
 from respool.worker.takeover import Watch
 
-CODE = """
-@app.task
-def fine(n):
-    note("start", "fine", n)
-    return n
-
-
-@app.task
-def slow(n):
-    note("start", "slow", n)
-    wait_for(f"go-{n}")
-    return n
-
-
+CODE = (
+    FINE_AND_SLOW
+    + """
 @app.task(max_deliveries=1)
 def once_only(n):
     note("start", "once_only", n)
@@ -101,6 +90,7 @@ def fails(n):
     fine.delay(n)
     raise ValueError(n)
 """
+)
 
 
 @pytest.fixture

@@ -16,13 +16,15 @@ import psycopg
 import pytest
 from tests.services.postgres import PostgresAddress, PostgresServer
 from tests.services.proxy import Proxy
-from tests.worker.support import Place, eventually
+from tests.worker.support import FINE_AND_SLOW, Place, eventually
 from tests.worker.test_servers import Producer
 
 from respool import AppendUnknown
 from respool.errors import EngineUnavailable
 
-CODE = """
+CODE = (
+    FINE_AND_SLOW
+    + """
 @app.task
 def echo(text):
     note("start", "echo", text)
@@ -30,22 +32,9 @@ def echo(text):
 
 
 @app.task
-def fine(n):
-    note("start", "fine", n)
-    return n
-
-
-@app.task
 def short(n):
     with noted("short", n):
         time.sleep(0.01)
-        return n
-
-
-@app.task
-def slow(n):
-    with noted("slow", n):
-        wait_for(f"go-{n}")
         return n
 
 
@@ -59,6 +48,7 @@ def pay(self, n):
 
 TABLE = "paid_" + app.url.partition("schema=")[2].partition("&")[0]
 """
+)
 TIMEOUT = 2.0
 
 

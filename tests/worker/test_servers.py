@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from tests.services.postgres import PostgresServer
-from tests.worker.support import Place, eventually
+from tests.worker.support import FINE_AND_SLOW, Place, eventually
 
 from respool.engines.base import Registration
 from respool.errors import AppendUnknown, ConfigError, EngineUnavailable, RespoolError
@@ -22,20 +22,6 @@ from respool.worker import host
 from respool.worker.page import WorkerFile
 
 on_postgres = pytest.mark.parametrize("place", ["postgres"], indirect=True)
-
-CODE = """
-@app.task
-def fine(n):
-    note("start", "fine", n)
-    return n
-
-
-@app.task
-def slow(n):
-    with noted("slow", n):
-        wait_for(f"go-{n}")
-        return n
-"""
 
 
 @pytest.fixture
@@ -100,7 +86,7 @@ def _repeats(runs: dict[str, int]) -> int:
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_server_that_restarts(server: PostgresServer, served: Place, mode: Any) -> None:
     """Nothing is lost, what runs goes on, and at most what could not be settled is run again (P3)."""
-    module = served.module(CODE, beat=0.2, worker_ttl=3.0)
+    module = served.module(FINE_AND_SLOW, beat=0.2, worker_ttl=3.0)
     slow = module.slow.delay(1)
     worker = served.worker(2)
     served.await_start("slow", "1")
@@ -125,7 +111,7 @@ def test_server_that_restarts(server: PostgresServer, served: Place, mode: Any) 
 
 def test_server_that_is_away_for_longer_than_the_time_to_live(server: PostgresServer, served: Place) -> None:
     """H4: nobody has beaten meanwhile, so nobody is dead; what was running is settled when it is back."""
-    module = served.module(CODE, beat=0.1, worker_ttl=0.5, append_timeout=1.0)
+    module = served.module(FINE_AND_SLOW, beat=0.1, worker_ttl=0.5, append_timeout=1.0)
     slow = module.slow.delay_many([1, 2])
     workers = [served.worker(1, name=name, before=_elsewhere(name)) for name in ("first", "second")]
     eventually(lambda: len(served.runs("slow")) == 2)
@@ -153,7 +139,7 @@ def test_server_that_is_away_for_longer_than_the_time_to_live(server: PostgresSe
 
 def test_server_that_hangs_for_longer_than_the_time_to_live(server: PostgresServer, served: Place) -> None:
     """P10, H4: its connections stay open and nothing answers. Waits end, nothing is stolen or repeated."""
-    module = served.module(CODE, beat=0.1, worker_ttl=0.5, append_timeout=2.0)
+    module = served.module(FINE_AND_SLOW, beat=0.1, worker_ttl=0.5, append_timeout=2.0)
     slow = module.slow.delay_many([1, 2])
     workers = [served.worker(1, name=name, before=_elsewhere(name)) for name in ("first", "second")]
     eventually(lambda: len(served.runs("slow")) == 2)
@@ -186,7 +172,7 @@ def test_worker_that_is_to_end_while_the_server_is_away(
     server: PostgresServer, served: Place, leave: Callable[[PostgresServer], None]
 ) -> None:
     """P10: the second signal ends it; what it held is settled by the next, who finds its lock free."""
-    module = served.module(CODE, append_timeout=2.0)
+    module = served.module(FINE_AND_SLOW, append_timeout=2.0)
     slow = module.slow.delay(1)
     worker = served.worker(1)
     served.await_start("slow", "1")
@@ -214,7 +200,7 @@ def _elsewhere(name: str) -> str:
 @on_postgres
 def test_worker_killed_elsewhere_is_found_by_its_beats(place: Place) -> None:
     """H4: its lock says nothing to us. What it ran is run again, once it was silent for long enough."""
-    module = place.module(CODE, beat=0.2, worker_ttl=1.0)
+    module = place.module(FINE_AND_SLOW, beat=0.2, worker_ttl=1.0)
     result = module.slow.delay(1)
     first = place.worker(1, before=_elsewhere("another"))
     place.await_start("slow", "1")
@@ -232,7 +218,7 @@ def test_worker_killed_elsewhere_is_found_by_its_beats(place: Place) -> None:
 
 @on_postgres
 def test_beats_elsewhere_are_looked_at_seldom_and_never_misjudged(place: Place) -> None:
-    place.module(CODE, beat=0.1, worker_ttl=0.5)
+    place.module(FINE_AND_SLOW, beat=0.1, worker_ttl=0.5)
     worker = place.worker(1)
     place.children()
     engine = place.app.engine
@@ -265,7 +251,7 @@ def test_password_is_shown_nowhere(place: Place) -> None:
     assert place.url is not None
     password = urllib.parse.urlsplit(place.url).password
     assert password
-    place.module(CODE)
+    place.module(FINE_AND_SLOW)
     worker = place.worker(2, url=place.url)
     worker.said("serves")
     children = place.children(2)  # those that have started: a fork has its parent's arguments for a moment
@@ -285,7 +271,7 @@ def test_password_is_shown_nowhere(place: Place) -> None:
 def test_wrong_password_is_an_error_that_does_not_show_it(place: Place) -> None:
     assert place.url is not None
     url = place.url.replace(f":{urllib.parse.urlsplit(place.url).password}@", ":s3cr3t@")
-    place.module(CODE)
+    place.module(FINE_AND_SLOW)
     worker = place.worker(1, url=url)
     assert worker.wait() == 1
     assert "password authentication failed" in worker.log
@@ -295,7 +281,7 @@ def test_wrong_password_is_an_error_that_does_not_show_it(place: Place) -> None:
 
 @on_postgres
 def test_folder_of_workers_is_this_users_alone_and_goes_with_the_last(place: Place) -> None:
-    module = place.module(CODE)
+    module = place.module(FINE_AND_SLOW)
     first, second = place.worker(1), place.worker(1)
     eventually(lambda: len(place.registered()) == 2)
     (folder,) = place.folder.glob("respool-*")
@@ -343,7 +329,7 @@ def test_folder_that_goes_while_another_worker_comes(tmp_path: Path) -> None:
 
 def test_idle_workers_ask_for_little_and_hold_nothing_open(server: PostgresServer, served: Place) -> None:
     """Two statements a second for a worker with two children: beats, and few looks at anything else."""
-    module = served.module(CODE, beat=1.0, worker_ttl=10.0, poll_interval=1.0)
+    module = served.module(FINE_AND_SLOW, beat=1.0, worker_ttl=10.0, poll_interval=1.0)
     server.configure({"log_statement": "all"})
     server.restart()
     worker = served.worker(2)
