@@ -104,7 +104,7 @@ def idle_queries(folder: Path, sizes: Sizes) -> dict[str, float]:
         for n in range(IDLE_WORKERS):
             stack.enter_context(worker(folder, options=("-n", f"idle-{n}")))
         with psycopg.connect(os.environ[common.DATABASE], autocommit=True) as db:
-            while _children(db) < 3 * IDLE_WORKERS:
+            while _asleep(db) < 2 * IDLE_WORKERS:
                 time.sleep(0.2)
             time.sleep(8.0)
             before, start = _committed(db), time.perf_counter()
@@ -116,9 +116,10 @@ def idle_queries(folder: Path, sizes: Sizes) -> dict[str, float]:
     return {"queries_per_s": each, "open_transactions": row[0] if row else 0}
 
 
-def _children(db: Any) -> int:
+def _asleep(db: Any) -> int:
+    """Children that have found nothing to do: each has a connection of its own to be woken by."""
     row = db.execute(
-        "SELECT count(DISTINCT pid) FROM pg_stat_activity WHERE application_name = 'respool state'"
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'respool sleeper'"
     ).fetchone()
     return int(row[0])
 
