@@ -22,7 +22,7 @@ from tests.services.fixtures import KafkaAddress
 from tests.services.install import java
 from tests.services.kafka import libraries
 
-from respool import App, ConfigError
+from respool import App, AppendUnknown, ConfigError, EngineUnavailable
 from respool.blobs import Blobs, Store
 from respool.config import parse_url
 from respool.delivery.model import NewCall, Verdict
@@ -177,6 +177,28 @@ def test_calls_survive_who_relays_them(
     assert [other.find("shop", call.id) for call in calls] == [first, first + 1, first + 2]
     other.tidy_now()
     assert other.bounds(queue)[0][2] == first + 3
+
+
+@pytest.mark.parametrize("error", [EngineUnavailable("no broker"), TopicGone("a broker knows no such topic")])
+def test_what_is_kept_and_cannot_be_sent_is_unknown_and_not_lost(
+    kit: KafkaKit, engine: Any, queue: Stream, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P1: whoever sends it anew, by its id, adds nothing; a broker's word that there is no topic is looked into."""
+    log = queue.logs[0]
+    call = row(log, b"one", "shop\0given", time.time())
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.sender, "append", fails)
+        with pytest.raises(AppendUnknown):
+            engine.append_row(call)
+        with pytest.raises(AppendUnknown):
+            engine.append_rows([call])
+    assert engine.append_row(call) == first_pos(log)
+    assert engine.bounds(queue)[0][2] == first_pos(log) + 1
+    assert "calls lost: their topic is gone" not in engine.counters(engine.outbox.group.id)
 
 
 def test_given_ids_are_known_for_a_window_and_no_longer(kafka: KafkaAddress, tmp_path: Path) -> None:

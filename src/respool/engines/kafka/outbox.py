@@ -24,7 +24,7 @@ from ...delivery.claim import Request, claim
 from ...delivery.model import MAX_LEASE, Change, Lease, NewCall, Outcome, Settlement, View
 from ...delivery.settle import settle
 from ...delivery.spans import Finder
-from ...errors import AppendUnknown, EngineError
+from ...errors import AppendUnknown, EngineError, EngineUnavailable
 from ...record import Id, first_pos
 from ...reference import is_reference
 from .. import stored_id
@@ -46,6 +46,7 @@ _unpack_row = msgspec.msgpack.Decoder(tuple[int, bytes]).decode
 _unpack = msgspec.msgpack.Decoder(int).decode
 LookFor = Callable[[int, set[Id], float], dict[Id, int]]
 """Where records with these ids are in a log, of those stored since a time."""
+_KEPT = "the record is kept in the state, and could not be sent yet; a worker sends it"
 NOWHERE = -1  # the place of what is lost
 NOTHING: Mapping[int, bytes] = {}
 LOST = "calls lost: their topic is gone"
@@ -121,7 +122,7 @@ class Outbox:
         Raises: LeaseLost; AppendUnknown where they are kept and could not be sent yet: they will be.
         """
         conflicts = self._inner.append_rows(self.rewritten(rows), fence)
-        sent = self.relay()
+        sent = self._relay_kept()
         for id in {row.id for row in rows} - sent:
             self._await(self._inner.find(HIDDEN, outbox_id(id)))
         return [self._moved(each) for each in conflicts]
@@ -129,7 +130,7 @@ class Outbox:
     def append_one(self, row: NewCall) -> int | Conflict:
         """Append one record by way of the outbox; return where it is in Kafka."""
         done = self._inner.append_row(self.rewritten([row])[0])
-        self.relay()
+        self._relay_kept()
         return self._moved(done) if isinstance(done, Conflict) else self._await(done)
 
     def _await(self, place: int | None) -> int:
@@ -144,8 +145,8 @@ class Outbox:
                 if time.monotonic() > deadline:
                     break
                 waiter.sleep(0.05)
-            self.relay()
-        raise AppendUnknown("the record is kept in the state, and could not be sent yet; a worker sends it")
+            self._relay_kept()
+        raise AppendUnknown(_KEPT)
 
     def _moved(self, conflict: Conflict) -> Conflict:
         pos = self._position(conflict.pos)
@@ -171,6 +172,13 @@ class Outbox:
         return None
 
     # Relaying
+
+    def _relay_kept(self) -> set[Id]:
+        """Send what was just kept: it will be sent, so where it cannot be now it must not be sent anew."""
+        try:
+            return self.relay()
+        except EngineUnavailable as error:
+            raise AppendUnknown(_KEPT) from error
 
     def relay(self) -> set[Id]:
         """Send all that waits; return the ids of what was sent.
@@ -207,6 +215,7 @@ class Outbox:
                 try:
                     found += self._send_to(target, some)
                 except TopicGone as error:
+                    self._make_sure_of(target)
                     lost += len(some)
                     log_.error("%d call(s) are lost: %s", len(some), error)
                     found += [(each.pos, _pack(NOWHERE)) for each in some]
@@ -217,6 +226,15 @@ class Outbox:
         self._settle(lease, found, lost, tried=False, bodies=bodies)
         self._inner.ring_waiters([pos for pos, _ in found])
         return {h.id_of(each.header) for each in waiting}
+
+    def _make_sure_of(self, target: int) -> None:
+        """Raise EngineUnavailable unless a log's topic is gone for good: a broker that was just started, or has
+        just lost one beside it, may not know of it."""
+        try:
+            self._places.check_topic(self._places.stream_of_log(target))
+        except EngineError:
+            return
+        raise EngineUnavailable("a broker does not know of a topic that is there; nothing was sent")
 
     def _send_to(self, target: int, waiting: list[_Waiting]) -> list[tuple[int, bytes]]:
         """Send what waits for one log; return where it is now."""

@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Mapping
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka import TopicPartition
 
 from ...errors import EngineError, RespoolError
 from ...record import first_pos, log_of, offset_of
-from ..base import Group, Stream
+from ..base import Stream
 from .inspect import KafkaInspect
 from .log import LATE, PAGE
+from .mirror import Mirror
 from .names import group_name
 from .outbox import EARLY
 from .places import HIDDEN, KEPT
@@ -29,9 +30,8 @@ class KafkaRetention(KafkaInspect):
 
     def __init__(self) -> None:
         KafkaInspect.__init__(self)
-        self._mirrored: dict[tuple[str, str, int], int] = {}
+        self._mirror: Mirror | None = None
         self._mirror_at = self._rarely_at = 0.0
-        self._mirrors = True
         self._tidying: threading.Thread | None = None
         self._wanted = threading.Event()
         self._ended = False
@@ -128,6 +128,8 @@ class KafkaRetention(KafkaInspect):
         self._wanted.set()
         if self._tidying is not None and self._tidying is not threading.current_thread():
             self._tidying.join(self.cluster.timeout)
+            if self._mirror is not None and not self._tidying.is_alive():
+                self._mirror.close()
 
     def tidy_now(self) -> None:
         """Do it here and now. Raises what it finds."""
@@ -137,7 +139,7 @@ class KafkaRetention(KafkaInspect):
         now = time.monotonic()
         if now >= self._mirror_at:
             self._mirror_at = now + MIRROR
-            self._mirror()
+            self._mirror_cursors()
         if now >= self._rarely_at:
             self._rarely_at = now + RARELY
             self._look_after()
@@ -155,30 +157,12 @@ class KafkaRetention(KafkaInspect):
 
     # K6: what Kafka's own tools see
 
-    def _mirror(self) -> None:
-        """Commit the cursors that have moved, as the offsets of consumer groups that nobody has joined."""
-        if not self._mirrors:
-            return
+    def _mirror_cursors(self) -> None:
+        if self._mirror is None:
+            self._mirror = Mirror(self.cluster)
         for group in self.groups():
             stream = self._stored.get(group.stream)
             if stream is not None and KEPT in stream.settings:
-                self._mirror_group(group, stream)
-
-    def _mirror_group(self, group: Group, stream: Stream) -> None:
-        name = group_name(self.options.prefix, group.app or stream.app, group.name)
-        moved = []
-        for at in self.inner.positions(group):
-            place = self.place(at.log)
-            offset = offset_of(at.cursor)
-            if self._mirrored.get((name, *place)) != offset:
-                moved.append(TopicPartition(place.topic, place.partition, offset))
-        if not moved:
-            return
-        asked = self.cluster.admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(name, moved)])
-        try:
-            asked[name].result(self.cluster.timeout)
-        except (KafkaException, TimeoutError) as error:
-            log.warning("Kafka's consumer group %s cannot show how far %s is: %s", name, group.name, error)
-            self._mirrors = isinstance(error, TimeoutError) or error.args[0].retriable()
-            return
-        self._mirrored.update({(name, each.topic, each.partition): each.offset for each in moved})
+                name = group_name(self.options.prefix, group.app or stream.app, group.name)
+                cursors = {self.place(at.log): offset_of(at.cursor) for at in self.inner.positions(group)}
+                self._mirror.show(name, cursors)
