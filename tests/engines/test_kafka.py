@@ -183,7 +183,7 @@ def test_calls_survive_who_relays_them(
 def test_what_is_kept_and_cannot_be_sent_is_unknown_and_not_lost(
     kit: KafkaKit, engine: Any, queue: Stream, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """P1: whoever sends it anew, by its id, adds nothing; a broker's word that there is no topic is looked into."""
+    """P1: who sends it anew, by its id, adds nothing. A broker that knows no topic is not believed."""
     log = queue.logs[0]
     call = row(log, b"one", "shop\0given", time.time())
 

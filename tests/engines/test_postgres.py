@@ -671,7 +671,7 @@ def test_claims_stay_as_fast_behind_an_open_transaction(engine: Any, main: Group
         after, _ = buffers(engine, "claimable", {"grp": main.id, "want": 1})
         statements = {
             "returned": {"grp": main.id, "most": 8, "lanes": 500},
-            "gap_count": (main.id,),
+            "oldest_writer": {"grp": main.id, "before": OLD},
             "has_work": {"grp": main.id, "now": OLD, "tasks": [], "gaps": 1000},
         }
         pages = {name: buffers(engine, name, bound)[0] for name, bound in statements.items()}
@@ -1056,7 +1056,7 @@ def test_nobody_is_notified_where_nobody_sleeps(engine: Any, main: Group, log: i
         sleeper = engine.sleeper([log], 1)
         sleeper.prepare()
         engine.append_row(row(log))
-        assert said() == [f"log {log}"]
+        assert said() == [f"log {log} for 0"]
         sleeper.close()
         engine.append_row(row(log))
         assert said() == []

@@ -251,7 +251,7 @@ class Executor:
             self._ring_for_order(lease, crowded=crowded)
         if lease is None:
             self.slot.settled()
-            if claim_next and not reads.tasks:
+            if claim_next and settlement is None and not reads.tasks:
                 service.offered = 0.0  # nothing else to do: there may be some of these
             return None
         return self._read(service, lease, now)

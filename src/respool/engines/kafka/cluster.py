@@ -213,16 +213,28 @@ class Cluster:
         """Return a topic's id and how many partitions it has; None where there is none."""
 
         def look(left: float) -> tuple[str, int] | None:
-            futures = self.admin.describe_topics(TopicCollection([topic]), request_timeout=left)
+            once = min(left, ONE_TRY)
+            futures = self.admin.describe_topics(TopicCollection([topic]), request_timeout=once)
             try:
-                found = futures[topic].result(left + 1)
+                found = futures[topic].result(once + 1)
             except KafkaException as error:
                 if error.args[0].code() in _GONE:
                     return None
+                self._ask_for_controller(topic)
                 raise
             return str(found.topic_id), len(found.partitions)
 
         return self.again(look, f"topic {topic}")
+
+    def _ask_for_controller(self, topic: str) -> None:
+        """Have the admin client ask who the controller is, through a topic's metadata.
+
+        By itself it does so every five minutes, and asks a broker that is gone until then.
+        """
+        try:
+            self.admin.list_topics(topic, timeout=ONE_TRY)
+        except KafkaException as error:
+            _driver.debug("%s", error)  # what it was asked for is said by the caller
 
     def described_later(self, topic: str) -> tuple[str, int] | None:
         """Look again for a while: a broker that has just started may not know of all its topics yet."""
@@ -252,6 +264,8 @@ class Cluster:
             futures[topic].result(self.timeout + 1)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                if error.args[0].code() in _PASSING:
+                    self._ask_for_controller(topic)
                 what = f"topic {topic} with {partitions} partition(s) cannot be made"
                 raise self.translated(error.args[0], what) from None
         except TimeoutError:

@@ -1,8 +1,8 @@
 """Cursors as the offsets of Kafka's consumer groups, so that its own tools see the true lag (K6).
 
-Nobody joins these groups. Each has a consumer that reads nothing and commits: the admin client could do it for
-all, but its requests to a group's coordinator abort the process where that broker is lost meanwhile (librdkafka,
-issues 3663 and 4605).
+Nobody joins these groups. Each has a consumer that reads nothing and commits: the admin client could do it
+for all, but its requests to a group's coordinator abort the process where that broker is lost meanwhile
+(librdkafka's issues 3663 and 4605).
 """
 
 from __future__ import annotations

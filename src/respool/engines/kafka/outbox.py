@@ -228,8 +228,10 @@ class Outbox:
         return {h.id_of(each.header) for each in waiting}
 
     def _make_sure_of(self, target: int) -> None:
-        """Raise EngineUnavailable unless a log's topic is gone for good: a broker that was just started, or has
-        just lost one beside it, may not know of it."""
+        """Raise EngineUnavailable unless a log's topic is gone for good.
+
+        A broker that was just started, or has just lost one beside it, may not know of it.
+        """
         try:
             self._places.check_topic(self._places.stream_of_log(target))
         except EngineError:

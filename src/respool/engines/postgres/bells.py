@@ -2,8 +2,11 @@
 
 NOTIFY takes a lock that all commits of a database pass through, so it is sent only if somebody waits. Who
 sleeps holds an advisory lock, a *flag*, on a connection of its own that listens; who rings tries to share the
-flags, in memory and without a row, and notifies where one is held. Flags are few: whoever finds none free is
-woken with the others, since a notification reaches all who listen.
+flags, in memory and without a row, and notifies where one is held.
+
+A notification reaches all who listen, but a single record is for one: the ring names a flag that is up. The
+others stand aside for a moment, then look whether it was taken: whoever has the flag may be at work, or serve
+other queues. Flags are few; whoever finds none free is always among the others.
 
 A ring follows what it is about in one round trip, in the same pipeline but after its commit. Only a single
 append rings before it, in its own statement: who raises a flag between the two would not hear it, so the
@@ -25,13 +28,14 @@ from typing import Any
 import psycopg
 
 from ...errors import RespoolError
+from .batch import Executes
 from .connection import connect
-from .log import Executes
 from .reach import PostgresOptions
 
 FLAGS = 4
 BUSY = 3  # claims in a row
 FIRST_SLEEP = 0.1  # seconds: longer than it takes to commit
+ASIDE = 0.005  # seconds: longer than it takes to claim
 _WORKERS, _WAITERS = 0x5266, 0x5267  # first halves of the flags' locks
 MAX_SLEEP = 3600.0
 _ALL = (1 << 64) - 1
@@ -41,7 +45,13 @@ Db = psycopg.Connection[Any]
 RING = (
     "SELECT pg_notify(%s, %s) WHERE NOT (SELECT bool_and(pg_try_advisory_xact_lock_shared(%s, flag)) "
     f"FROM generate_series(0, {FLAGS - 1}) AS flag)"
-)
+).encode()
+RING_ONE = (
+    "SELECT pg_notify(%s, %s || flag) "
+    f"FROM generate_series(0, {FLAGS - 1}) AS flag "
+    "WHERE NOT pg_try_advisory_xact_lock_shared(%s, flag) LIMIT 1"
+).encode()
+FOR = " for "  # in what is said, before the number of a flag
 
 
 def _mask(ranges: Sequence[tuple[int, int]]) -> int:
@@ -77,7 +87,7 @@ class PostgresBells:
     def ring(self, log: int, *, everyone: bool = False) -> None:
         """Wake sleeping workers that serve a log."""
         try:
-            self._writer.read(lambda db: self.ring_log(db, log))
+            self._writer.read(lambda db: self.ring_log(db, log, everyone=everyone))
         except RespoolError:
             return  # a hint: those who sleep find out by polling
 
@@ -97,18 +107,26 @@ class PostgresBells:
         """Take note how many a settlement has woken by itself."""
         self._woken = woken
 
-    def ring_log(self, db: Executes, log: int) -> None:
+    def ring_log(self, db: Executes, log: int, *, everyone: bool) -> None:
         """Ring for workers; in a pipeline, after the commit of what it is about."""
-        db.execute(RING, (self.channel, self._said(log), _WORKERS))
+        if everyone:
+            db.execute(RING, (self.channel, self._said(log), _WORKERS))
+        else:
+            db.execute(RING_ONE, (self.channel, self._said(log) + FOR, _WORKERS))
 
     def _said(self, log: int) -> str:
         return f"log {self.rings.get(log, log)}"
 
     def ring_values(self, log: int) -> dict[str, Any]:
         """Return what a statement needs that rings for workers by itself."""
-        return {"flags": _WORKERS, "last_flag": FLAGS - 1, "channel": self.channel, "said": self._said(log)}
+        return {
+            "flags": _WORKERS,
+            "last_flag": FLAGS - 1,
+            "channel": self.channel,
+            "said": self._said(log) + FOR,
+        }
 
-    def ring_done(self, db: Db, ranges: Sequence[tuple[int, int]]) -> Any:
+    def ring_done(self, db: Executes, ranges: Sequence[tuple[int, int]]) -> Any:
         """Ring for those who wait for one of these positions, or for one that shares a bit of 64 with it."""
         return db.execute(RING, (self.channel, f"done {_mask(ranges):x}", _WAITERS))
 
@@ -177,7 +195,9 @@ class PostgresSleeper:
         self.concerns, self._wake_fds = concerns, wake_fds
         self._db: Db | None = None
         self._flag: int | None = None
-        self._fresh = False  # the flag has just been raised
+        self._fresh = False  # the flag has just been raised, or none was found free for the first time
+        self._aside: float | None = None  # until when another is given the time to take what was rung for
+        self._flagless = False
         self._silent_until = 0.0
         self._spare = os.pipe()  # never readable: what `fileno` gives while there is no connection
         self._closed = False
@@ -191,8 +211,10 @@ class PostgresSleeper:
         try:
             if self._flag is None:
                 self._flag = self._raise_flag(db)
-                self._fresh = self.kind == _WORKERS and self._flag is not None
+                self._fresh = self.kind == _WORKERS and (self._flag is not None or not self._flagless)
+                self._flagless = self._flag is None
             self._heard(db)
+            self._aside = None
         except psycopg.Error:
             self._lose()
 
@@ -212,14 +234,13 @@ class PostgresSleeper:
             try:
                 if db is not None and self._heard(db):
                     return True
+                if self._aside is not None:
+                    deadline = min(deadline, self._aside)
                 left = max(deadline - time.monotonic(), 0.0)
                 readable = self._wait(db, left)
-                if db is not None and db.fileno() in readable:
-                    if self._heard(db):
-                        return True
-                    if time.monotonic() < deadline:
-                        continue
-                return False
+                if db is not None and db.fileno() in readable and time.monotonic() < deadline:
+                    continue
+                return db is not None and db.fileno() in readable and self._heard(db)
             except psycopg.Error:
                 self._lose()
                 return False  # who cannot hear should look, and listen anew
@@ -236,9 +257,16 @@ class PostgresSleeper:
         return {fd for fd, _ in poll.poll(int(seconds * 1000 + 0.999))}
 
     def _heard(self, db: Db) -> bool:
-        """Take all that was said; say whether any of it concerns us."""
-        said = [notify.payload for notify in db.notifies(timeout=0)]
-        return any(map(self.concerns, said))
+        """Take all that was said; say whether any of it is for us now."""
+        now = False
+        for notify in db.notifies(timeout=0):
+            said, _, flag = notify.payload.partition(FOR)
+            if self.concerns(said):
+                if not flag or flag == str(self._flag):
+                    now = True
+                elif self._aside is None:
+                    self._aside = time.monotonic() + ASIDE
+        return now
 
     def cancel(self) -> None:
         """Take the flag down: who appends need not notify any more."""

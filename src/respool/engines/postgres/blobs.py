@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import psycopg
-
 from ...clock import now as wall_clock
 from ..blobs import BlobKey, ReferenceKey
 from ..columns import spans_of
-from .connection import Connection, snapshot
+from .connection import Bounded, Connection, snapshot
 from .references import columns
 
-Db = psycopg.Connection[Any]
+Db = Bounded
 _FIRST_BLOB, _FIRST_REFERENCE = BlobKey(b"", 0), ReferenceKey(b"", 0, 0, 0)
 
 

@@ -6,20 +6,19 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import psycopg
 from psycopg.types.json import Jsonb
 
 from ...delivery.model import MAX_LEASE, Change, LimitChange
 from ...record import first_pos
 from ..columns import journal_rows, lease_row, outcome_row
+from .batch import Executes
 from .references import put_references
 from .sql import LIMITS_LOCK
 
-Db = psycopg.Connection[Any]
 FEW = 4  # rows that are cheaper one by one
 
 
-def write_change(db: Db, sql: dict[str, bytes], group: int, change: Change) -> None:
+def write_change(db: Executes, sql: dict[str, bytes], group: int, change: Change) -> None:
     """Send what was decided. Rows are removed before others are put in their place."""
     execute = db.execute
     if change.dropped_leases:
@@ -77,7 +76,7 @@ def write_change(db: Db, sql: dict[str, bytes], group: int, change: Change) -> N
         _write_limits(db, sql, group, change.limits)
 
 
-def _write_limits(db: Db, sql: dict[str, bytes], group: int, limits: LimitChange) -> None:
+def _write_limits(db: Executes, sql: dict[str, bytes], group: int, limits: LimitChange) -> None:
     """Send what was decided of limits; a settlement that frees a slot takes the lock only now."""
     if limits.freed or limits.refunds:
         db.execute(sql["lock_limits"], (LIMITS_LOCK,))
@@ -97,7 +96,11 @@ def _write_limits(db: Db, sql: dict[str, bytes], group: int, limits: LimitChange
 
 
 def _many(
-    db: Db, sql: dict[str, bytes], statements: tuple[str, str], group: int, rows: Sequence[Sequence[Any]]
+    db: Executes,
+    sql: dict[str, bytes],
+    statements: tuple[str, str],
+    group: int,
+    rows: Sequence[Sequence[Any]],
 ) -> None:
     """Write rows one by one, or, where there are more than a few, as columns in one statement."""
     one, many = statements

@@ -20,6 +20,7 @@ from ...errors import (
     LogMoved,
     RespoolError,
 )
+from .batch import Batch
 from .reach import PostgresOptions, parameters, unreachable
 from .sql import statements
 
@@ -56,9 +57,9 @@ class Connection:
         self.options = options
         self.sql = statements(options.schema)
         self._role, self._kind = role, kind or Bounded
-        self._db: psycopg.Connection[Any] | None = None
+        self._db: Bounded | None = None
 
-    def opened(self) -> psycopg.Connection[Any]:
+    def opened(self) -> Bounded:
         """Return the connection, made where there is none that works. The lock must be held."""
         db = self._db
         if db is None or db.closed:
@@ -66,7 +67,7 @@ class Connection:
         return db
 
     @contextmanager
-    def using(self) -> Iterator[psycopg.Connection[Any]]:
+    def using(self) -> Iterator[Bounded]:
         """Give the connection to this thread; a connection that breaks in the block raises Lost."""
         with self.lock:
             db = self.opened()
@@ -82,7 +83,7 @@ class Connection:
                 self._clean(db)
                 raise
 
-    def _clean(self, db: psycopg.Connection[Any]) -> None:
+    def _clean(self, db: Bounded) -> None:
         """Undo what was begun and not committed; a connection that cannot even do that is dropped."""
         if db.closed or db.info.transaction_status == psycopg.pq.TransactionStatus.IDLE:
             return
@@ -102,11 +103,11 @@ class Connection:
         with self.lock:
             self.drop()
 
-    def read(self, run: Callable[[psycopg.Connection[Any]], T]) -> T:
+    def read(self, run: Callable[[Bounded], T]) -> T:
         """Run reads; where the connection breaks, once more on another within the timeout."""
         return self._again(run, lambda lost: EngineUnavailable(f"{self.options.shown}: {lost}"))
 
-    def append(self, run: Callable[[psycopg.Connection[Any]], T]) -> T:
+    def append(self, run: Callable[[Bounded], T]) -> T:
         """Run an append that does nothing the second time: where the connection breaks it is sent again.
 
         Raises: AppendUnknown where it still broke when the time was up.
@@ -118,9 +119,7 @@ class Connection:
             ),
         )
 
-    def _again(
-        self, run: Callable[[psycopg.Connection[Any]], T], broken: Callable[[Lost], RespoolError]
-    ) -> T:
+    def _again(self, run: Callable[[Bounded], T], broken: Callable[[Lost], RespoolError]) -> T:
         deadline = time.monotonic() + self.options.timeout
         tries, lost = 0, None
         while True:
@@ -190,6 +189,14 @@ class Bounded(psycopg.Connection[Any]):
 
     patience = 10.0
     pooled = False
+    _batch: Batch | None = None
+
+    @property
+    def batch(self) -> Batch:
+        """What sends statements together, without cursors."""
+        if self._batch is None:
+            self._batch = Batch(self)
+        return self._batch
 
     def find_pooler(self) -> None:
         """See whether a pooler is between: it gives its own number for the server's process.
@@ -244,7 +251,7 @@ def connect(options: PostgresOptions, role: str, kind: type[Bounded] = Bounded) 
     return db
 
 
-def _is_broken(db: psycopg.Connection[Any], error: psycopg.Error) -> bool:
+def _is_broken(db: Bounded, error: psycopg.Error) -> bool:
     """Say whether the connection is of no more use: closed, or ended by the server."""
     return (
         db.closed or db.broken or isinstance(error, pg.AdminShutdown | pg.CrashShutdown | pg.CannotConnectNow)
@@ -256,14 +263,14 @@ def _first_line(error: psycopg.Error) -> str:
     return text.splitlines()[0]
 
 
-def snapshot(db: psycopg.Connection[Any]) -> AbstractContextManager[None]:
+def snapshot(db: Bounded) -> AbstractContextManager[None]:
     """Return a block whose reads all see the same moment."""
     db.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
     return _Ending(db)
 
 
 class _Ending(AbstractContextManager[None]):
-    def __init__(self, db: psycopg.Connection[Any]) -> None:
+    def __init__(self, db: Bounded) -> None:
         self._db = db
 
     def __enter__(self) -> None: ...
@@ -273,7 +280,12 @@ class _Ending(AbstractContextManager[None]):
             self._db.execute("COMMIT")
 
 
-def one(db: psycopg.Connection[Any], statement: bytes, bound: Any) -> Any:
+def one(db: Bounded, statement: bytes, bound: Any) -> Any:
     """Return the one value that a statement gives, None where it gives no row."""
-    row = db.execute(statement, bound).fetchone()
+    return value(db.execute(statement, bound))
+
+
+def value(given: Any) -> Any:
+    """Return the first value of what a statement gave, None where that is no row."""
+    row = given.fetchone()
     return None if row is None else row[0]

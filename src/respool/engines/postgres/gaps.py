@@ -11,15 +11,12 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-import psycopg
-
 from ...delivery.model import Lease
 from ...delivery.order import packed_keys
 from ...delivery.spans import Span, joined
 from ...record import log_of
+from .batch import Executes
 from .log import ranges
-
-Db = psycopg.Connection[Any]
 
 MAX_GAPS = 1000
 """Ranges of numbers that a group may keep as gaps; beyond that the cursor waits, visibly (G4)."""
@@ -39,17 +36,17 @@ class GapsFound:
         ] = []  # lo of the gap; lows and highs of what is left
 
 
-def ask(db: Db, sql: dict[str, bytes], group: int) -> tuple[Any, Any]:
+def ask(db: Executes, sql: dict[str, bytes], group: int) -> tuple[Any, Any]:
     """Send the reads of a group's gaps: what has come of them, and how many there are."""
-    db.execute(sql["oldest_writer"], {"grp": group, "before": time.time() - LONG})
+    number = db.execute(sql["oldest_writer"], {"grp": group, "before": time.time() - LONG})
     bound = {"grp": group, "limit": FOUND, "ranges": A_CLAIM}
-    return db.execute(sql["gaps"], bound, binary=True), db.execute(sql["gap_count"], (group,))
+    return db.execute(sql["gaps"], bound, binary=True), number
 
 
 def understood(asked: tuple[Any, Any]) -> tuple[GapsFound, int]:
     """Return what was read, and how many more gaps the group may keep."""
     found, kept = asked
-    return _found(found.fetchall()), MAX_GAPS - int(kept.fetchone()[0])
+    return _found(found.fetchall()), MAX_GAPS - int(kept.fetchone()[1])
 
 
 def _found(rows: Sequence[Any]) -> GapsFound:
@@ -70,7 +67,7 @@ def between(lo: int, hi: int, here: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def given_back(
-    db: Db, sql: dict[str, bytes], sync: Callable[[], None], came: list[int], *, keyed: bool
+    db: Executes, sql: dict[str, bytes], sync: Callable[[], None], came: list[int], *, keyed: bool
 ) -> list[Lease]:
     """Return records that came late as if a worker had given them back, for whoever comes next (G4).
 
@@ -93,7 +90,7 @@ def given_back(
     return leases
 
 
-def write(db: Db, sql: dict[str, bytes], group: int, found: GapsFound) -> None:
+def write(db: Executes, sql: dict[str, bytes], group: int, found: GapsFound) -> None:
     """Send what is left of the gaps that were looked at."""
     for lo, lows, highs in found.left:
         if lows:

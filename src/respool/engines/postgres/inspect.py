@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import psycopg
-
 from ...delivery.model import MAX_LEASE, Parked
 from ...record import NO_META, first_pos, id_of, unpack_meta
 from ..base import Group, ParkedFilter
 from ..columns import lease_of, outcome_of
 from ..inspect import Bounds, Brief, Gaps, GroupPage, GroupState, LogState
 from . import gaps
-from .connection import Connection, snapshot
+from .connection import Bounded, Connection, snapshot
 from .log import id_from, ranges
 from .view import parked_of
 
 T = TypeVar("T")
-Db = psycopg.Connection[Any]
+Db = Bounded
 _MICRO = 1_000_000
 _EVER = 1 << 62  # microseconds
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-import psycopg
 
 from ...delivery.limits import Limit
 from ...delivery.model import Bucket
 from ..columns import buckets_held
-from .connection import Connection, one
+from .connection import Bounded, Connection, one
 from .sql import LIMITS_LOCK
 
-Db = psycopg.Connection[Any]
+Db = Bounded
 
 
 class PostgresLimits:

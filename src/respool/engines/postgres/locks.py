@@ -27,7 +27,7 @@ class PostgresLocks:
     _swept: str = ""
     _sequence: Callable[[int], str]
     _appending: Callable[[int, Any], Any]
-    ring_log: Callable[[Any, int], Any]
+    ring_log: Callable[..., Any]
 
     @property
     def _sql(self) -> dict[str, bytes]:
@@ -62,7 +62,7 @@ class PostgresLocks:
                 return None
             insert(db, self._sql, self._sequence, [row], 0, fence)
             (pos,) = db.execute(self._sql["place_lock"], bound).fetchone()
-            self.ring_log(db, row.log)
+            self.ring_log(db, row.log, everyone=False)
             return int(pos)
 
         def at_once(db: Db) -> int | None:

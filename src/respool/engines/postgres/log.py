@@ -7,18 +7,18 @@ seen out of order. Who reads on past a number that is missing keeps it as a gap;
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-import psycopg
 from psycopg import errors as pg
 
-from ...delivery.model import NewCall
+from ...delivery.model import Change, NewCall
 from ...delivery.spans import Span, count
 from ...errors import EngineError
 from ...record import NO_META, OFFSET_BITS, Id, Row, first_pos, id_of, unpack_meta
 from .. import stored_id
-from ..base import Conflict, LeaseLost, Record, Stream
-from .connection import Connection
+from ..base import Conflict, LeaseLost, Reads, Record, Stream
+from .batch import Batch, Executes, Reply
+from .connection import Bounded, Connection
 from .reach import PostgresOptions
 from .references import hold, offloaded, refer
 
@@ -26,13 +26,6 @@ ROWS_A_STATEMENT = 256
 _MICRO = 1_000_000
 _FOREVER = 1 << 62  # in microseconds: before and after all there is
 _TEXT = b"\xff"  # begins an id given as text; no id of ours does before the year 10889
-
-
-class Executes(Protocol):
-    """A connection, ours or the caller's, as far as an append needs one."""
-
-    def execute(self, statement: Any, bound: Any = (), /, *, binary: bool = False) -> psycopg.Cursor[Any]:
-        """Run a statement."""
 
 
 def id_bytes(id: Id) -> bytes:
@@ -52,7 +45,8 @@ class PostgresLog:
     _writer: Connection
     _reader: Connection
     _state: Connection
-    ring_log: Callable[[Executes, int], None]
+    _ahead: tuple[list[Span], list[Reply]] | None = None  # of the lease that was claimed last
+    ring_log: Callable[..., None]
     ring_values: Callable[[int], dict[str, Any]]
     add_partitions: Callable[..., None]
 
@@ -71,12 +65,12 @@ class PostgresLog:
         """Append records that share all but their bodies; the same head again appends nothing."""
         bound = self._run_values(log, task, bodies, meta, head, now)
 
-        def run(db: psycopg.Connection[Any]) -> None:
+        def run(db: Bounded) -> None:
             try:
                 with db.pipeline() as pipeline:
                     db.execute(self._sql["append_run"], bound, binary=True)
                     pipeline.sync()
-                    self.ring_log(db, log)
+                    self.ring_log(db, log, everyone=len(bodies) > 1)
             except pg.UniqueViolation:
                 return  # by another connection, between the look and the append
 
@@ -104,8 +98,8 @@ class PostgresLog:
             "meta": row.meta, "time": int(row.time * _MICRO), "key": row.key, **self.ring_values(row.log),
         }  # fmt: skip
 
-        def run(db: psycopg.Connection[Any]) -> Any:
-            return db.execute(self._sql["append_row"], bound, binary=True).fetchone()
+        def run(db: Bounded) -> Any:
+            return db.batch.run(self._sql["append_row"], bound, binary=True).fetchone()
 
         found = self._appending(row.log, run)
         if found is not None:
@@ -131,15 +125,15 @@ class PostgresLog:
         return conflicts
 
     def _appender(self, rows: Sequence[NewCall], start: int, fence: tuple[int, int] | None) -> Any:
-        def run(db: psycopg.Connection[Any]) -> list[Conflict]:
+        def run(db: Bounded) -> list[Conflict]:
             conflicts = insert(db, self._sql, self._sequence, rows, start, fence)
-            self.ring_log(db, rows[0].log)
+            self.ring_log(db, rows[0].log, everyone=len(rows) > 1)
             return conflicts
 
-        def run_at_once(db: psycopg.Connection[Any]) -> list[Conflict]:
+        def run_at_once(db: Bounded) -> list[Conflict]:
             with db.transaction():
                 conflicts = insert(db, self._sql, self._sequence, rows, start, fence)
-            self.ring_log(db, rows[0].log)
+            self.ring_log(db, rows[0].log, everyone=len(rows) > 1)
             return conflicts
 
         return run_at_once if fence is not None or offloaded(rows) else run
@@ -149,7 +143,7 @@ class PostgresLog:
         done = self._writer.append(lambda db: self._with_partition(db, log, run))
         return done
 
-    def _with_partition(self, db: psycopg.Connection[Any], log: int, run: Any) -> Any:
+    def _with_partition(self, db: Bounded, log: int, run: Any) -> Any:
         try:
             return run(db)
         except pg.CheckViolation:  # no partition for the number
@@ -162,24 +156,39 @@ class PostgresLog:
 
     # Reading
 
+    def read_ahead(self, batch: Batch, reads: Reads, change: Change) -> None:
+        """Have the records of a lease come along with the claim: `rows` is what is asked next."""
+        claimed = [lease.spans for lease in change.leases if lease.owner and lease.id not in reads.leases]
+        self._ahead = None
+        if len(claimed) == 1:
+            asked = [batch.execute(self._sql["rows"], span[:2], binary=True) for span in claimed[0]]
+            self._ahead = list(claimed[0]), asked
+
     def rows(self, spans: Iterable[Span]) -> list[Row]:
         """Return the records that exist in the spans, in the spans' order."""
         wanted = list(spans)
+        ahead, self._ahead = self._ahead, None
 
-        def run(db: psycopg.Connection[Any]) -> list[Any]:
+        def run(db: Bounded) -> list[Any]:
             if len(wanted) == 1:
                 span = wanted[0]
-                return db.execute(self._sql["rows"], (span.lo, span.hi), binary=True).fetchall()
-            with db.pipeline():
-                cursors = [db.execute(self._sql["rows"], (span.lo, span.hi), binary=True) for span in wanted]
-            return [row for cursor in cursors for row in cursor.fetchall()]
+                return db.batch.run(self._sql["rows"], (span.lo, span.hi), binary=True).fetchall()
+            with db.batch as batch:
+                replies = [
+                    batch.execute(self._sql["rows"], (span.lo, span.hi), binary=True) for span in wanted
+                ]
+                batch.sync()
+            return [row for reply in replies for row in reply.fetchall()]
 
-        found = self._state.read(run)
+        if ahead is not None and ahead[0] == wanted:
+            found: list[Any] = [row for reply in ahead[1] for row in reply.fetchall()]
+        else:
+            found = self._state.read(run)
         if len(found) < count(wanted):
             found = self._state.read(lambda db: self._with_kept(db, wanted, found))
         return found
 
-    def _with_kept(self, db: psycopg.Connection[Any], spans: list[Span], found: list[Any]) -> list[Any]:
+    def _with_kept(self, db: Bounded, spans: list[Span], found: list[Any]) -> list[Any]:
         """Add what was parked when its partition was dropped, in the spans' order (H15)."""
         by_pos = {row[0]: row for row in found}
         for span in spans:
@@ -217,7 +226,7 @@ class PostgresLog:
     def run_spans(self, head: bytes, size: int) -> list[tuple[int, int]] | None:
         """Return the ranges of positions that a run takes; others' records may lie between."""
 
-        def run(db: psycopg.Connection[Any]) -> list[tuple[int, int]] | None:
+        def run(db: Bounded) -> list[tuple[int, int]] | None:
             entries = db.execute(
                 self._sql["run_parts"], (head, id_of(head, size - 1)), binary=True
             ).fetchall()
@@ -241,7 +250,7 @@ class PostgresLog:
             return bounds
         times = _times(since, until)
 
-        def run(db: psycopg.Connection[Any]) -> list[tuple[int, int, int]]:
+        def run(db: Bounded) -> list[tuple[int, int, int]]:
             found = []
             for log, first, end in bounds:
                 row = db.execute(self._sql["window"], (first, end, *times)).fetchone()

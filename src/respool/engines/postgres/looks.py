@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-import psycopg
 
 from ...delivery.model import MAX_LEASE, JournalEntry, Lease, Outcome, Parked, Position
 from ...delivery.spans import count, find, intersect
@@ -13,10 +10,10 @@ from ...record import first_pos
 from ..base import Counts, Group, ParkedFilter, Status
 from ..columns import counts_of, how_it_ended, lease_of, outcome_of, positions_of
 from . import gaps
-from .connection import Connection, one, snapshot
+from .connection import Bounded, Connection, one, snapshot, value
 from .view import parked_of
 
-Db = psycopg.Connection[Any]
+Db = Bounded
 
 
 class PostgresLooks:
@@ -32,12 +29,12 @@ class PostgresLooks:
     def has_work(self, group: int, now: float, tasks: Sequence[str]) -> bool:
         """Say whether a claim would find something, without a lock."""
         bound = {"grp": group, "now": now, "tasks": list(tasks), "gaps": gaps.MAX_GAPS}
-        return bool(self._reader.read(lambda db: one(db, self._sql["has_work"], bound)))
+        return bool(self._reader.read(lambda db: value(db.batch.run(self._sql["has_work"], bound))))
 
     def next_due(self, group: int, after: float = -1.0) -> float | None:
         """Return when the next of the group's parked records is due."""
         bound = {"grp": group, "after": after}
-        due: float | None = self._reader.read(lambda db: one(db, self._sql["next_open"], bound))
+        due: float | None = self._reader.read(lambda db: value(db.batch.run(self._sql["next_open"], bound)))
         return due
 
     def status(self, group: Group, pos: int) -> Status:
@@ -46,7 +43,7 @@ class PostgresLooks:
 
     def _status(self, db: Db, group: int, pos: int) -> Status:
         bound = {"grp": group, "pos": pos, "log": pos >> 40}
-        found = db.execute(self._sql["place"], bound).fetchone()
+        found = db.batch.run(self._sql["place"], bound).fetchone()
         if found is None:
             return Status("outside")
         cursor, start, stop, is_parked, in_gap, *outcome = found

@@ -145,8 +145,8 @@ class PostgresRetention:
                 return 0  # somebody reads it, or has an enqueue open: the next round will do
         try:
             drop(db, self.options.schema, start, self._sql)
-        except pg.LockNotAvailable:
-            return 0
+        except (pg.LockNotAvailable, pg.UndefinedTable):
+            return 0  # the latter: another worker was faster
         return 1
 
     def _move_aside(self, db: Db, stream: Stream, start: int) -> bool:

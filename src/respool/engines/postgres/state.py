@@ -22,8 +22,9 @@ from ...errors import AppendUnknown, EngineUnavailable, LogMoved
 from ..base import Conflict, Reads
 from ..columns import by_log
 from . import gaps
+from .batch import Batch, Executes
 from .change import write_change
-from .connection import Connection, Lost, one, snapshot
+from .connection import Bounded, Connection, Lost, one, snapshot
 from .gaps import GapsFound
 from .limits import PostgresLimits
 from .log import ROWS_A_STATEMENT, insert
@@ -33,7 +34,7 @@ from .sql import GROUP_LOCKS, LIMITS_LOCK
 from .view import look_at, read_view
 
 T = TypeVar("T")
-Db = psycopg.Connection[Any]
+Db = Bounded
 
 
 class NoPartition(Exception):
@@ -54,7 +55,8 @@ class PostgresState(PostgresLooks, PostgresLimits):
 
     _sequence: Callable[[int], str]
     add_partitions: Callable[..., None]
-    ring_done: Callable[[Db, Sequence[tuple[int, int]]], Any]
+    read_ahead: Callable[[Batch, Reads, Change], None]
+    ring_done: Callable[[Executes, Sequence[tuple[int, int]]], Any]
     note_rung: Callable[[int], None]
     note_claim: Callable[[], None]
 
@@ -71,24 +73,23 @@ class PostgresState(PostgresLooks, PostgresLimits):
         connection = self._writer if synced else self._state
         committing = False
         try:
-            # One pipeline for all: psycopg leaves one with a Flush behind the Sync, and that stops the clock
-            # by which the server ends who is idle in a transaction (G7).
-            with connection.using() as db, db.pipeline() as pipeline:
-                view, found = self._begin(db, pipeline, reads, synced)
+            with connection.using() as db, db.batch as batch:
+                view, found = self._begin(batch, reads, synced)
                 change = Change()
                 answer = decide(view, change)
                 decided = {*change.dropped_leases, *(kept.id for kept in change.leases)}
                 change.leases += [lease for lease in found.leases if lease.id not in decided]
                 if change.calls:
-                    change.count("calls refused: id taken", self.append_calls(db, change.calls))
+                    change.count("calls refused: id taken", self.append_calls(batch, change.calls))
                 settled = [(entry.lo, entry.hi) for entry in change.journal]
-                gaps.write(db, self._sql, reads.group, found)
-                write_change(db, self._sql, reads.group, change)
+                gaps.write(batch, self._sql, reads.group, found)
+                write_change(batch, self._sql, reads.group, change)
                 committing = True
-                db.execute("COMMIT")
+                batch.execute(b"COMMIT")
+                if reads.due:
+                    self.read_ahead(batch, reads, change)
                 if settled:
-                    pipeline.sync()
-                    rung = self.ring_done(db, settled)
+                    rung = self.ring_done(batch, settled)
             if settled:
                 self.note_rung(rung.rowcount)
         except Lost as lost:
@@ -102,21 +103,19 @@ class PostgresState(PostgresLooks, PostgresLimits):
             self.note_claim()
         return answer
 
-    def _begin(
-        self, db: Db, pipeline: psycopg.Pipeline, reads: Reads, synced: bool
-    ) -> tuple[View, GapsFound]:
+    def _begin(self, batch: Batch, reads: Reads, synced: bool) -> tuple[View, GapsFound]:
         milliseconds = f"{int(self.options.timeout * 1000)}ms"
         commit = "on" if synced and self.options.durability == "full" else "off"
-        db.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-        db.execute(self._sql["begin"], (milliseconds, milliseconds, commit))
-        return self.lock_and_read(db, pipeline, reads)
+        batch.execute(b"BEGIN ISOLATION LEVEL READ COMMITTED")
+        bound = {"patience": milliseconds, "commit": commit, "locks": GROUP_LOCKS, "grp": reads.group}
+        batch.execute(self._sql["begin"], bound)
+        return self.read(batch, reads, batch.sync)
 
-    def lock_and_read(self, db: Db, pipeline: psycopg.Pipeline, reads: Reads) -> tuple[View, GapsFound]:
-        """Lock the group, then read what a decision wants to see, in the transaction that is open."""
-        db.execute(self._sql["lock_group"], (GROUP_LOCKS, reads.group))
+    def read(self, db: Executes, reads: Reads, sync: Callable[[], None]) -> tuple[View, GapsFound]:
+        """Read what a decision wants to see, in the transaction that is open and has locked the group."""
         if reads.buckets or reads.open:
             db.execute(self._sql["lock_limits"], (LIMITS_LOCK,))
-        return read_view(db, self._sql, reads, pipeline.sync)
+        return read_view(db, self._sql, reads, sync)
 
     def look(self, reads: Reads, decide: Callable[[View, Change], T]) -> T:
         """Return what `decide` would, and write nothing: without a lock."""
@@ -127,7 +126,7 @@ class PostgresState(PostgresLooks, PostgresLimits):
 
         return self._reader.read(run)
 
-    def append_calls(self, db: Db, calls: Sequence[NewCall]) -> int:
+    def append_calls(self, db: Executes, calls: Sequence[NewCall]) -> int:
         """Append the calls of runs; return how many were refused since their id is another record's."""
         return sum(
             not conflict.same
@@ -136,7 +135,7 @@ class PostgresState(PostgresLooks, PostgresLimits):
             for conflict in self._inserted(db, log, some[start : start + ROWS_A_STATEMENT])
         )
 
-    def _inserted(self, db: Db, log: int, calls: Sequence[NewCall]) -> list[Conflict]:
+    def _inserted(self, db: Executes, log: int, calls: Sequence[NewCall]) -> list[Conflict]:
         try:
             return insert(db, self._sql, self._sequence, calls, 0, None, settling=True)
         except pg.CheckViolation as error:

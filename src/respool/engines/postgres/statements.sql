@@ -32,9 +32,9 @@ put AS (
     INSERT INTO respool.record (pos, task, body, meta, seq, id, time, key)
     SELECT pos, %(task)s, %(body)s, %(meta)s, 0, %(id)s, %(time)s, %(key)s FROM entered
     RETURNING pos)
-SELECT pos, CASE WHEN NOT (SELECT bool_and(pg_try_advisory_xact_lock_shared(%(flags)s, flag))
-                           FROM generate_series(0, %(last_flag)s) AS flag)
-                 THEN pg_notify(%(channel)s, %(said)s) END
+SELECT pos, (SELECT pg_notify(%(channel)s, %(said)s || flag)
+             FROM generate_series(0, %(last_flag)s) AS flag
+             WHERE NOT pg_try_advisory_xact_lock_shared(%(flags)s, flag) LIMIT 1)
 FROM put;
 
 -- name: append_rows
@@ -209,9 +209,11 @@ DELETE FROM respool.worker WHERE id = %s;
 -- A group's transaction: the lock, which takes no xid; all reads; then the xid as barrier; then the writes (G3).
 
 -- name: begin
--- Whoever stops in the middle, with the lock, is stopped by the server (G7).
-SELECT set_config('lock_timeout', %s, true), set_config('idle_in_transaction_session_timeout', %s, true),
-       set_config('synchronous_commit', %s, true);
+-- Whoever stops in the middle, with the lock, is stopped by the server (G7): so the settings come first.
+SELECT CASE WHEN set_config('lock_timeout', %(patience)s, true) <> ''
+             AND set_config('idle_in_transaction_session_timeout', %(patience)s, true) <> ''
+             AND set_config('synchronous_commit', %(commit)s, true) <> ''
+       THEN pg_advisory_xact_lock(%(locks)s, %(grp)s::integer) END;
 
 -- A run's own transaction, which its settlement joins
 
@@ -304,7 +306,7 @@ WHERE p.grp = %s ORDER BY p.log;
 -- A long transaction that has appended nothing is not to keep gaps open (G4). An INSERT locks the table before
 -- it takes its number, and its xid too (G1): of those that are older than a gap, only such as hold that lock can
 -- still fill it. Asked before the gaps, whose snapshot must be the later one: who has ended by now is seen then.
--- It looks at all locks of the server: only where a gap has been there for a while. A lock names the lower half
+-- It looks at all locks of the server: only where a gap has been there for a while. How many gaps there are, besides. A lock names the lower half
 -- of an xid; the upper half is that of the latest xid, or next to it.
 SELECT set_config('respool_gap.oldest', CASE WHEN EXISTS (
         SELECT 1 FROM respool.gap
@@ -320,7 +322,8 @@ SELECT set_config('respool_gap.oldest', CASE WHEN EXISTS (
             AND log.relation = 'respool.record'::regclass
             AND log.database = (SELECT oid FROM pg_database WHERE datname = current_database()))
         ON own.locktype = 'transactionid' AND own.mode = 'ExclusiveLock')
-    ELSE '0' END, true);
+    ELSE '0' END, true),
+    (SELECT count(*) FROM respool.gap WHERE grp = %(grp)s);
 
 -- name: gaps
 -- Whether a number is there, and whether it can still come, is asked in one statement: of one snapshot (G4).
@@ -333,9 +336,6 @@ FROM respool.gap g CROSS JOIN LATERAL (
 WHERE g.grp = %(grp)s AND (now.closed OR (
     SELECT pos FROM respool.record WHERE pos >= g.lo AND pos < g.hi ORDER BY pos LIMIT 1) IS NOT NULL)
 ORDER BY g.lo LIMIT %(ranges)s;
-
--- name: gap_count
-SELECT count(*) FROM respool.gap WHERE grp = %s;
 
 -- name: drop_gap
 DELETE FROM respool.gap WHERE grp = %s AND lo = %s;

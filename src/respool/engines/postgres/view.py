@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import psycopg
-
 from ...delivery.lanes import RETURNED_OF_LANES, due_of_lanes
 from ...delivery.model import MAX_LEASE, Bucket, Lease, Limits, Ordering, Parked, Position, View
 from ...record import OFFSET_BITS, log_of
@@ -14,16 +12,15 @@ from ..base import Reads, looked_for
 from ..columns import add_holders, lease_of, positions_of
 from ..ordering import read_order, read_waiting
 from . import gaps
+from .batch import Executes
 from .gaps import GapsFound
-
-Db = psycopg.Connection[Any]
 
 PARTITIONS_AT_ONCE = 8
 """Of an ordered group, read in one round trip."""
 
 
 def read_view(
-    db: Db, sql: dict[str, bytes], reads: Reads, sync: Callable[[], None]
+    db: Executes, sql: dict[str, bytes], reads: Reads, sync: Callable[[], None]
 ) -> tuple[View, GapsFound]:
     """Read what a decision asked for, and take in what has come of the group's gaps.
 
@@ -39,7 +36,7 @@ def read_view(
     return view, found
 
 
-def look_at(db: Db, sql: dict[str, bytes], reads: Reads) -> View:
+def look_at(db: Executes, sql: dict[str, bytes], reads: Reads) -> View:
     """Read the same without a pipeline, and leave gaps as they are."""
     asked = _ask(db, sql, reads)
     view, _ = _understood(asked, reads)
@@ -47,7 +44,7 @@ def look_at(db: Db, sql: dict[str, bytes], reads: Reads) -> View:
     return view
 
 
-def _ask(db: Db, sql: dict[str, bytes], reads: Reads) -> dict[str, Any]:
+def _ask(db: Executes, sql: dict[str, bytes], reads: Reads) -> dict[str, Any]:
     """Send the reads of a decision, in the pipeline of its lock."""
     group = reads.group
     asked: dict[str, Any] = {}
@@ -141,7 +138,7 @@ def _complete(view: View, asked: dict[str, Any], reads: Reads, came: list[Lease]
 class _Order:
     """What a claim of an ordered group, or a settlement in one, needs to know besides."""
 
-    def __init__(self, db: Db, sql: dict[str, bytes], reads: Reads, sync: Callable[[], None]) -> None:
+    def __init__(self, db: Executes, sql: dict[str, bytes], reads: Reads, sync: Callable[[], None]) -> None:
         self._db, self._sql, self._reads, self._sync = db, sql, reads, sync
 
     def ahead(

@@ -27,6 +27,7 @@ from ..base import Conflict, LeaseLost, Reads
 from .change import write_change
 from .connection import Bounded, Connection, Lost, patience
 from .enlist import Plain
+from .sql import GROUP_LOCKS
 from .state import NoPartition
 
 if TYPE_CHECKING:
@@ -137,7 +138,8 @@ class PostgresWork:
 
     def _settle(self, db: Db, reads: Reads, decide: Callable[[View, Change], bool]) -> bool:
         engine, rung = self._engine, None
-        # One pipeline for all, for the reason given in `PostgresState.transact`.
+        # One pipeline for all: psycopg leaves one with a Flush behind the Sync, and that stops the clock by
+        # which the server ends who is idle in a transaction (G7).
         with db.pipeline() as pipeline:
             view = self._locked(db, pipeline, reads)
             change = Change()
@@ -163,7 +165,8 @@ class PostgresWork:
         db.execute("SET CONSTRAINTS ALL IMMEDIATE")
         found = db.execute(sql["work_of"])
         db.execute(sql["work_settings"], (milliseconds, milliseconds))
-        view, _ = self._engine.lock_and_read(db, pipeline, reads)
+        db.execute(sql["lock_group"], (GROUP_LOCKS, reads.group))
+        view, _ = self._engine.read(db, reads, pipeline.sync)
         if found.fetchone() != (str(self._lease),):
             raise ConfigError(
                 "the task ended self.transaction() by a COMMIT or ROLLBACK of its own: what it did "

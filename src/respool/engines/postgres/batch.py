@@ -1,0 +1,235 @@
+"""Statements that go to the server together, and come back together.
+
+This is the hot path of the engine, so it stands on psycopg's layer of libpq instead of its cursors. Those
+cost some 40 µs a statement, and in psycopg's pipeline each statement is a packet by itself, which wakes the
+server; a claim has a dozen of them. Values are converted by psycopg's own adapters, and errors are its own.
+"""
+
+from __future__ import annotations
+
+import re
+import select
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import psycopg
+from psycopg import pq
+from psycopg.adapt import PyFormat, Transformer
+from psycopg.errors import error_from_result
+
+if TYPE_CHECKING:
+    from .connection import Bounded
+
+MOST_PREPARED = 300
+"""Statements that are kept prepared on a connection: one for each set of types. More go as text."""
+
+_OK = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK)
+_PLACE = re.compile(rb"%(?:\((\w+)\))?([sbt%])")
+
+
+class Executes(Protocol):
+    """What runs statements: a connection, ours or the caller's, or a batch of them."""
+
+    def execute(self, statement: Any, bound: Any = (), /, *, binary: bool = False) -> Any:
+        """Run a statement; return what its rows are fetched from."""
+
+
+class _Numbered(NamedTuple):
+    """A statement as the server wants it."""
+
+    text: bytes
+    names: tuple[str, ...] | None  # of the values, in order; None: they come as a sequence
+    formats: tuple[PyFormat, ...]
+
+
+@cache
+def _numbered(statement: bytes) -> _Numbered:
+    """Return a statement with $1, $2… in place of %s and %(name)s."""
+    formats: list[PyFormat] = []
+    names: dict[str, int] = {}
+
+    def numbered(found: re.Match[bytes]) -> bytes:
+        name, kind = found[1], found[2].decode()
+        if kind == "%":
+            return b"%"
+        if name is None or name.decode() not in names:
+            formats.append(PyFormat(kind))
+            if name is not None:
+                names[name.decode()] = len(formats)
+        return b"$%d" % (len(formats) if name is None else names[name.decode()])
+
+    text = _PLACE.sub(numbered, statement)
+    return _Numbered(text, tuple(names) if names else None, tuple(formats))
+
+
+class Reply:
+    """What a statement gave. Whoever wants to know before the batch was sent has it sent."""
+
+    __slots__ = ("_batch", "_result")
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+        self._result: Any = None
+
+    def _answer(self) -> Any:
+        if self._result is None:
+            self._batch.sync()
+        return self._result
+
+    @property
+    def rowcount(self) -> int:
+        """How many rows were given, or changed."""
+        result = self._answer()
+        return int(result.ntuples or result.command_tuples or 0)
+
+    def fetchall(self) -> list[tuple[Any, ...]]:
+        """Return all rows."""
+        result = self._answer()
+        return self._batch.load(result, result.ntuples)
+
+    def fetchone(self) -> tuple[Any, ...] | None:
+        """Return the first row; None where there is none."""
+        result = self._answer()
+        return self._batch.load(result, 1)[0] if result.ntuples else None
+
+
+class Batch:
+    """The statements of one connection: `with` it, they wait for each other until `sync`, or the end.
+
+    Example:
+        with batch:
+            first = batch.execute(b"SELECT %s", (1,))
+            batch.sync()
+            first.fetchone()
+    """
+
+    def __init__(self, db: Bounded) -> None:
+        self._db, self._pg = db, db.pgconn
+        self._transformer = Transformer(db)
+        self._names: dict[tuple[bytes, tuple[int, ...]], bytes] = {}
+        self._prepared: set[bytes] = set()
+        self._asked: deque[Reply | bytes] = deque()  # a name: of what is being prepared
+        self._poll = select.poll()
+        self._poll.register(self._pg.socket, select.POLLIN)
+
+    def __enter__(self) -> Batch:
+        self._pg.enter_pipeline_mode()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._db.closed:
+            self._asked.clear()
+            return
+        try:
+            if self._asked and kind is None:
+                self.sync()
+            elif self._asked:  # what was sent before the error has an answer, too
+                self._answers()
+        finally:
+            if not self._db.closed:
+                self._pg.exit_pipeline_mode()
+
+    def run(self, statement: bytes, bound: Any = (), *, binary: bool = False) -> Reply:
+        """Run one statement by itself, and wait for it."""
+        with self:
+            reply = self.execute(statement, bound, binary=binary)
+            self.sync()
+        return reply
+
+    def execute(self, statement: bytes, bound: Any = (), /, *, binary: bool = False) -> Reply:
+        """Send a statement along with the next `sync`; what it gives can be fetched after that."""
+        numbered = _numbered(statement)
+        values: Sequence[Any] = bound
+        if numbered.names is not None:
+            named: Mapping[str, Any] = bound
+            values = [named[name] for name in numbered.names]
+        transformer, pg = self._transformer, self._pg
+        dumped = transformer.dump_sequence(values, numbered.formats) if values else ()
+        types, formats = (transformer.types or (), transformer.formats) if values else ((), None)
+        reply = Reply(self)
+        name = None if self._db.prepare_threshold is None else self._name(numbered.text, types)
+        if name is None:
+            pg.send_query_params(numbered.text, dumped, types, formats, binary)
+        else:
+            if name not in self._prepared:
+                pg.send_prepare(name, numbered.text, types)
+                self._prepared.add(name)
+                self._asked.append(name)
+            pg.send_query_prepared(name, dumped, formats, binary)
+        self._asked.append(reply)
+        return reply
+
+    def _name(self, text: bytes, types: tuple[int, ...]) -> bytes | None:
+        """Return how a statement with values of such types is called once it is prepared."""
+        names = self._names
+        name = names.get((text, types))
+        if name is None and len(names) < MOST_PREPARED:
+            name = names[text, types] = b"respool_%d" % len(names)
+        return name
+
+    def load(self, result: Any, rows: int) -> list[tuple[Any, ...]]:
+        """Return the first rows of a result as Python's values."""
+        if not rows:
+            return []
+        self._transformer.set_pgresult(result)
+        return self._transformer.load_rows(0, rows, tuple)
+
+    def sync(self) -> None:
+        """Send all, and wait for all. Raises: the driver's error for the first statement that failed."""
+        failed = self._answers()
+        if failed is not None:
+            raise error_from_result(failed, encoding=self._db.info.encoding)
+
+    def _answers(self) -> Any:
+        """Wait for every answer; return the first error. A wait that breaks ends the connection."""
+        try:
+            self._pg.pipeline_sync()
+            self._flush()
+            failed = None
+            while self._asked:
+                asked = self._asked.popleft()
+                result = self._next()
+                self._next()  # None: the end of one statement's results
+                if isinstance(asked, Reply):
+                    asked._result = result
+                elif result.status not in _OK:
+                    self._prepared.discard(asked)
+                if result.status not in _OK and failed is None:
+                    failed = result
+            self._next()  # of the sync itself
+        except BaseException:
+            self._asked.clear()
+            self._pg.finish()  # nobody can tell what was answered
+            raise
+        return failed
+
+    def _next(self) -> Any:
+        pg = self._pg
+        if pg.is_busy():
+            until = time.monotonic() + self._db.patience
+            while pg.is_busy():
+                self._wait(self._poll.poll, until)
+                pg.consume_input()
+        return pg.get_result()
+
+    def _flush(self) -> None:
+        pg = self._pg
+        if not pg.flush():
+            return
+        until = time.monotonic() + self._db.patience
+        both = select.poll()
+        both.register(pg.socket, select.POLLIN | select.POLLOUT)
+        while pg.flush():  # the server may not read on until its answers are read
+            self._wait(both.poll, until)
+            pg.consume_input()
+
+    def _wait(self, poll: Callable[[int], list[tuple[int, int]]], until: float) -> None:
+        left = until - time.monotonic()
+        if left <= 0 or not poll(int(left * 1000) + 1):
+            raise psycopg.OperationalError(f"no answer within {self._db.patience:g} s")
