@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import statistics
 import threading
 import time
 import uuid
@@ -653,21 +652,19 @@ def test_a_claim_looks_at_few_pages_of_many(engine: Any, main: Group, log: int) 
             assert not any(kind.startswith("Seq Scan record") for kind in kinds), (name, kinds)
 
 
-def test_claims_stay_as_fast_behind_an_open_transaction(engine: Any, main: Group, log: int) -> None:
+def test_claims_read_no_more_behind_an_open_transaction(engine: Any, main: Group, log: int) -> None:
     """Nothing that was ever updated or deleted can be cleaned up; nothing of it is looked at either."""
-    fill(engine, log, size=5200)
-    reader, took = Reader(engine, main, 1), []
+    fill(engine, log, size=2200)
+    reader = Reader(engine, main, 1)
     with psycopg.connect(engine.options.conninfo) as old:
         old.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         old.execute("SELECT 1")  # no xid: it would keep the gaps of other databases' tests open
         reader.exchange()
         before, _ = buffers(engine, "claimable", {"grp": main.id, "want": 1})
-        for n in range(5000):
-            if n % 1000 == 999:
+        for n in range(2000):
+            if n % 400 == 399:
                 engine.tidy()
-            begun = time.perf_counter()
             reader.exchange()
-            took.append(time.perf_counter() - begun)
         after, _ = buffers(engine, "claimable", {"grp": main.id, "want": 1})
         statements = {
             "returned": {"grp": main.id, "most": 8, "lanes": 500},
@@ -677,7 +674,6 @@ def test_claims_stay_as_fast_behind_an_open_transaction(engine: Any, main: Group
         pages = {name: buffers(engine, name, bound)[0] for name, bound in statements.items()}
     assert after < before + 10
     assert max(pages.values()) < 40, pages
-    assert statistics.median(took[-200:]) < 2.5 * statistics.median(took[:200])
 
 
 def test_old_versions_of_cursors_and_beats_go(engine: Any, main: Group, log: int) -> None:

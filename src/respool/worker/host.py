@@ -25,9 +25,9 @@ from .retaining import Retainer
 from .services import Service
 
 HOUSEKEEPING = 5.0  # seconds between two rounds of housekeeping, unless there was more to do than …
-IDLE_HOUSEKEEPING = 30.0  # seconds, where nothing was written meanwhile
+IDLE_HOUSEKEEPING = 60.0  # seconds, where nothing was written meanwhile
 HOUSEKEEPING_SHARE = 0.1  # … a round may take
-RARELY = 10.0  # seconds between two looks of who hears the bell: a ring is lost only with who would ring
+RARELY = 20.0  # seconds between two looks of who hears the bell: a ring is lost only with who would ring
 ABANDONED = 60.0  # seconds after which a seek that is not over is finished by a worker
 LEAST_WAIT = 0.02  # seconds between looks at a group that has a rate
 UNSETTLED = 10_000_000  # ns of finished work that may be unsettled (H1, H2)
