@@ -81,7 +81,7 @@ def old_transaction(folder: Path, sizes: Sizes) -> dict[str, float]:
                 other.execute("INSERT INTO open_for_long VALUES (1)")
             mark.delay_many(range(sizes.many))
             with worker(folder) as running:
-                rates[kind] = timed_drain(marks, before + sizes.many, running).rate
+                rates[kind] = timed_drain(marks, sizes.many, running, before).rate
             other.rollback()
     app.close()
     return {
