@@ -31,7 +31,7 @@ from respool.delivery.spans import Span
 from respool.engines import open_engine
 from respool.engines.base import Conflict, Engine, Group, LeaseLost, Reads, Registration, Stream
 from respool.engines.postgres import gaps as kept_gaps
-from respool.engines.postgres import partitions
+from respool.engines.postgres import partitions, retention
 from respool.engines.postgres.log import insert
 from respool.engines.postgres.partitions import SIZE
 from respool.errors import AppendUnknown, EngineUnavailable
@@ -916,6 +916,28 @@ def test_partitions_go_as_a_whole_and_what_is_parked_stays(
 
 def _text(id: bytes) -> str:
     return str(uuid.UUID(bytes=id))
+
+
+def test_two_that_drop_one_partition_at_once(
+    kit: PostgresKit, engine: Any, queue: Stream, main: Group, log: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, real = kit.open(), retention.drop
+    leap(engine, log, SIZE)
+    fill(engine, log)
+    Reader(engine, main).drain()
+
+    def faster(*arguments: Any) -> None:
+        monkeypatch.setattr(retention, "drop", real)
+        while f"record_{log}_0" in tables(engine, log):
+            other.trim(queue, CUT, 500)
+        real(*arguments)
+
+    monkeypatch.setattr(retention, "drop", faster)
+    while engine.trim(queue, CUT, 500):
+        continue
+    assert retention.drop is real, "it was not tried"
+    assert f"record_{log}_0" not in tables(engine, log)
+    sound(engine)
 
 
 def test_what_is_parked_is_seen_once_while_its_partition_is_to_be_dropped(
