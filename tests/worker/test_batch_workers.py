@@ -260,7 +260,7 @@ def _batch_of(app: App, slot: Any, size: int, run: Any) -> tuple[Any, Any, Lease
     executor, service = _executor(app, slot)
     executor.patient = False
     executor.sizers[service.group.id].want = 10
-    lease = executor._exchange(service, None)
+    lease = executor.exchange.next(service, None)
     assert lease is not None
     return executor, service, lease
 

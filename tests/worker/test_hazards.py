@@ -222,7 +222,7 @@ def _executor_of(app: App, slot: Slot) -> tuple[Executor, Any]:
 def _lease(executor: Executor, service: Any) -> Lease:
     ((_, lo, hi),) = executor.engine.bounds(service.stream)
     lease = Lease(1, 1, 0, [Span(lo, hi)])
-    executor._read(service, lease, 0.0)
+    executor.exchange.read(service, lease, 0.0)
     return lease
 
 
@@ -726,7 +726,7 @@ def test_a_coroutine_that_cancels_itself_is_not_over_any_limit(app: App) -> None
     cancelled.delay(1)
     ((_, _, end),) = app.engine.bounds(service.stream)
     lease = Lease(2, 1, 0, [Span(end - 1, end)])
-    executor._read(service, lease, 0.0)
+    executor.exchange.read(service, lease, 0.0)
     (verdict,) = executor.run_lease(service, lease).verdicts
     assert "CancelledError" in verdict.note
     executor.close()

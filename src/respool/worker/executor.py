@@ -10,25 +10,22 @@ from typing import Any, Protocol
 
 from ..clock import boottime_ns
 from ..clock import now as wall_clock
-from ..delivery.batching import claim_with
-from ..delivery.claim import Request, claim
 from ..delivery.death import charge_before
-from ..delivery.limits import admit
 from ..delivery.model import Change, Lease, Settlement, Verdict, View
-from ..delivery.order import Claimant, key_map
+from ..delivery.order import key_map
 from ..delivery.settle import settle
 from ..delivery.sizing import LeaseSizer
 from ..delivery.spans import Finder, Span
 from ..engines.base import Engine, Reads
-from ..errors import EngineUnavailable, LogMoved, NotEncodable
+from ..errors import EngineUnavailable, NotEncodable
 from ..record import Row
 from ..running import current_run
 from . import page as p
 from . import verdicts
 from .batching import Batching
 from .calling import Caller, EndNow
-from .host import LONGEST, RARELY, UNSETTLED, has_work
-from .limiting import OPEN_BUCKETS
+from .exchange import Exchange
+from .host import LONGEST, PATIENCE, RARELY, UNSETTLED, has_work
 from .own_work import Did, Finished, Kept, OwnWork, ranges
 from .run import CurrentRun
 from .services import Service
@@ -40,7 +37,6 @@ STAY = 0.1  # seconds with one service before the others get their turn
 ONLY_KEY = b"\x81\xa3key"  # how the attributes begin of a record that has nothing but a key
 FEW = 4  # records; after no more than that, and with nobody waiting for a result, …
 REST = 0.002  # … this many seconds of rest: producers share the machine, and send more at once meanwhile
-PATIENCE = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds between tries while the engine cannot be reached
 
 
 class Host(Protocol):
@@ -81,10 +77,10 @@ class Executor:
         self.limit: int | None = None  # records to run in all
         self.patient = True  # batches wait for more records
         self.rows: list[Row] = []
-        self._logs: set[int] = set()  # that the present lease has records of
         self._forked = False
         self.skip: frozenset[int] = frozenset()
-        self._keyless: dict[int, Exception] = {}  # of which nobody can tell whose limit they are under
+        self.keyless: dict[int, Exception] = {}  # of which nobody can tell whose limit they are under
+        self.exchange = Exchange(self)
         self.batching = Batching(self)
         self.storms = self.caller.storms = Storms(self)
         self.limited: list[Span] = []  # of the lease: records whose task is stopped
@@ -94,7 +90,6 @@ class Executor:
         self._first_lease = p.lease_number(worker, child)
         self._reachable = True
         self._awaited = False  # somebody waited for what was settled last
-        self._moved = ""  # what was said of a log that is moved
         os.register_at_fork(after_in_child=self._after_fork)
         self._outside = current_run.set(self.run)
 
@@ -153,7 +148,7 @@ class Executor:
     def _serve(self, service: Service) -> bool:
         """Run leases of one service, for a while."""
         until = time.monotonic() + STAY
-        lease = self._exchange(service, None)
+        lease = self.exchange.next(service, None)
         if lease is None:
             return False
         self.host.busy(True)
@@ -168,110 +163,10 @@ class Executor:
                     self.sizers[service.group.id].left_out()
             self.host.between_leases()
             go_on = not self.stopping and time.monotonic() < until
-            lease = self._exchange(service, settlement, claim_next=go_on)
+            lease = self.exchange.next(service, settlement, claim_next=go_on)
         return True
 
     # Transactions
-
-    def _exchange(
-        self, service: Service, settlement: Settlement | None, *, claim_next: bool = True
-    ) -> Lease | None:
-        """Settle one lease and claim the next that has something to run."""
-        lease = self._settle_and_claim(service, settlement, claim_next)
-        while lease is not None and not lease.spans:  # all of it has to wait for limits
-            if self.stopping:
-                self.slot.settled()
-                return None
-            lease = self._settle_and_claim(service, None, True)
-        return lease
-
-    def _settle_and_claim(
-        self, service: Service, settlement: Settlement | None, claim_next: bool
-    ) -> Lease | None:
-        """Do both in one transaction; what is over its limit is parked in another."""
-        group, sizer, now = service.group.id, self.sizers[service.group.id], wall_clock()
-        number, limiter = self.next_lease(), service.limiter
-        want = max(sizer.want, service.batch)
-        if self.limit is not None:
-            want = min(want, self.limit - self.done)
-            claim_next = claim_next and want > 0
-        service.turn += claim_next  # only claims count: else the even turns might all be settlements
-        who = None if service.claimant is None else Claimant(*service.claimant, want, service.turn)
-        request = Request(
-            want, self.worker, self.child, number, now, service.turn, service.lanes, self.patient, ordered=who
-        )
-        if limiter is not None and claim_next:
-            request = request._replace(
-                want=max(want, limiter.scan if self.limit is None else 0),
-                most_limited=want,
-                most_new=limiter.most_new(group),
-            )
-        settled, freed, crowded = True, False, False
-
-        def decide(view: View, change: Change) -> Lease | None:
-            nonlocal settled, freed, crowded
-            if service.stormy:
-                self.storms.within(service, view, change, now)
-            if settlement is not None:
-                settled = settle(view, change, settlement)
-                freed = change.limits is not None
-            crowded = view.order is not None and bool(view.order.waiting)
-            if not claim_next:
-                return None
-            service.rewinds, service.rate = view.settings.get("rewinds", ()), view.settings.get("rate")
-            if settlement is not None and settlement.waits:
-                return claim_with(view, change, request, settlement.waits_as)
-            return claim(view, change, request)
-
-        settles = (settlement.lease,) if settlement else ()
-        reads = Reads(group, settles, settings=service.rate is not None)
-        if claim_next:
-            tasks = self._offer(service)
-            reads = Reads(group, settles, True, request.want, 8, now, tasks, ordered=who)
-            if limiter is not None or tasks:  # now and then of others, too, whose code has no limits any more
-                reads = reads._replace(open=OPEN_BUCKETS)
-        elif service.stormy:
-            reads = reads._replace(settings=True)
-        try:
-            lease: Lease | None = self.transact(reads, decide)
-        except LogMoved as moved:
-            if not claim_next:
-                raise  # closed, though we had a lease: it is not ours any more
-            self._claim_nothing(service, settlement, moved)
-            return None
-        if service.stormy:
-            self.storms.told(service)
-        if settlement is not None:
-            self._announce(settlement, settled)
-            if settlement.waits and lease is not None:  # else this process sees to it that they run in time
-                self.engine.ring(settlement.waits[0].lo >> 40)
-            if freed:
-                self.engine.ring(service.stream.logs[0])
-        if who is not None:
-            self._ring_for_order(lease, crowded=crowded)
-        if lease is None:
-            self.slot.settled()
-            if claim_next and settlement is None and not reads.tasks:
-                service.offered = 0.0  # nothing else to do: there may be some of these
-            return None
-        return self._read(service, lease, now)
-
-    def _ring_for_order(self, lease: Lease | None, *, crowded: bool) -> None:
-        """Wake those who may go on in the partitions that we leave, or of whose keys some are free now."""
-        before, self._logs = self._logs, set() if lease is None else {span.lo >> 40 for span in lease.spans}
-        for log in before if crowded else before - self._logs:
-            self.engine.ring(log, everyone=True)
-
-    def _claim_nothing(self, service: Service, settlement: Settlement | None, moved: LogMoved) -> None:
-        """The log is moved elsewhere: settle what we have, claim no more, and look again after a while."""
-        if settlement is not None:
-            self._exchange(service, settlement, claim_next=False)
-        else:
-            self.slot.settled()
-        if self._moved != str(moved):
-            self._moved = str(moved)
-            log.warning("%s", self._moved.removesuffix("; nothing was sent"))
-        self.host.pause(PATIENCE[-1])
 
     def next_lease(self) -> int:
         """Return an id for a lease, never used before."""
@@ -295,56 +190,7 @@ class Executor:
                 self.host.pause(PATIENCE[min(tries, len(PATIENCE) - 1)])
                 tries += 1
 
-    def _offer(self, service: Service) -> tuple[str, ...]:
-        """Once a second, ask for calls of our tasks that nobody knew so far (P11)."""
-        now = time.monotonic()
-        if now - service.offered < 1.0:
-            return ()
-        service.offered = now
-        return tuple(service.runners)
-
-    def _read(self, service: Service, lease: Lease, now: float) -> Lease:
-        """Read the records of a lease, and return what may start of it now."""
-        self.rows = self.engine.rows(lease.spans)
-        self.skip = frozenset()
-        if service.choice is not None:
-            self.skip = service.choice.left_out(self.engine, lease.spans, self.rows)
-        self.limited = []
-        if service.stormy:
-            self.rows, self.limited = self.storms.part(service, self.rows)
-        if service.limiter is not None:
-            lease = self._admit(service, lease, now)
-        if service.batch and lease.spans:
-            self.rows = self.batching.sort(service, lease, self.rows)
-        self.slot.claimed(lease.id, service.group.id, [row[0] for row in self.rows], now)
-        return lease
-
-    def _admit(self, service: Service, lease: Lease, now: float) -> Lease:
-        """Have the limits let in what they can of a lease; the rest is parked. All in one transaction."""
-        limiter = service.limiter
-        assert limiter is not None
-        asks, self._keyless = limiter.asks(service, lease, self.rows, self.skip, now)
-        if not asks:
-            limiter.looked(0, 0)
-            return lease
-        most = max(self.sizers[service.group.id].want, service.batch)
-        ids = tuple({one.id for ask in asks for one in ask.buckets})
-        after: Lease | None = self.transact(
-            Reads(service.group.id, (lease.id,), now=now, buckets=ids),
-            lambda view, change: admit(view, change, lease.id, self.worker, asks, most, now),
-        )
-        if after is None:
-            log.warning("a lease was lost before anything of it was begun")
-            self.rows = []
-            return Lease(lease.id, None, lease.child, [])
-        kept, before = Finder(after.spans), len(self.rows)
-        self.rows = [row for row in self.rows if kept.find(row[0])]
-        limiter.looked(before, len(self.rows))
-        if len(self.rows) < before:
-            self.engine.ring(service.stream.logs[0])  # who sleeps is to know when the next may start
-        return after
-
-    def _announce(self, settlement: Settlement, settled: bool) -> None:
+    def announce(self, settlement: Settlement, settled: bool) -> None:
         """Wake those whom a settlement concerns; say it where the lease was lost."""
         if not settled:
             log.warning("a lease was lost: %d run(s) are not counted, and repeated", settlement.records)
@@ -382,7 +228,7 @@ class Executor:
             self.storms.told(service)
         self.slot.words[p.SETTLED] += count
         self.slot.forget_verdicts()
-        self._announce(settlement, settled)
+        self.announce(settlement, settled)
         if not settled:
             self.slot.words[p.BOUND] = 0  # nothing more of this lease is ours to run
 
@@ -391,7 +237,7 @@ class Executor:
         assert self._own.settlement is not None
         self.slot.words[p.SETTLED] += len(finished.rows)
         self.slot.forget_verdicts()
-        self._announce(self._own.settlement, settled=True)
+        self.announce(self._own.settlement, settled=True)
 
     # One lease
 
@@ -410,7 +256,7 @@ class Executor:
         only, get_runner, skip, clock = service.only, service.runners.get, self.skip, boottime_ns
         first = lease.spans[0]
         simple = not lease.bodies and not any(any(span[2:]) for span in lease.spans)
-        keyless = self._keyless
+        keyless = self.keyless
         careful = not simple or bool(skip) or bool(keyless)
         kept: Kept = ([], [])  # verdicts and results since the last settlement
         held: set[int] = set()  # keys of which a record is to run again: what follows waits for it (P8)

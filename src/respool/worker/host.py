@@ -34,6 +34,7 @@ UNSETTLED = 10_000_000  # ns of finished work that may be unsettled (H1, H2)
 LONGEST = (
     100_000_000  # ns after which the rest of a lease goes back; what has priority may have come meanwhile
 )
+PATIENCE = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds between tries while the engine cannot be reached
 SWEPT_AFTER = 60.0  # seconds that a bucket was not used, and is full
 HELD = 0.2  # seconds between two looks while so much waits for limits that the cursor does, too
 STEP = 5000  # records or values in one transaction
