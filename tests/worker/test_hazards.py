@@ -482,7 +482,7 @@ def _supervisor(beat: Callable[..., int], busy: list[bool]) -> Any:
     supervisor.engine = SimpleNamespace(beat=beat)
     supervisor._attendant = SimpleNamespace(written=0)
     supervisor._watch = SimpleNamespace(look=lambda *a, **k: 0)
-    supervisor._keep_house = lambda worked: None
+    supervisor._house = SimpleNamespace(tidy=lambda worked: False)
     slot = FakeSlot()
     supervisor.children = {0: SimpleNamespace(slot=slot, busy=False, pid=1, index=0)}
     supervisor.set_busy = lambda value: setattr(supervisor.children[0], "busy", value)

@@ -6,38 +6,29 @@ import functools
 import os
 import socket
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..clock import now as wall_clock
-from ..dead import drop_old
 from ..delivery.claim import Request, claim
 from ..delivery.model import Change, View
 from ..delivery.order import Claimant
-from ..delivery.seek import held, under_way
+from ..delivery.seek import held
 from ..delivery.spans import ranges_of
 from ..engines.base import Reads, Worker
 from ..engines.moving import told
 from ..errors import DatabaseGone, EngineUnavailable, LogMoved, RespoolError
-from ..replay import moving
-from .retaining import Retainer
 from .services import Service
 
-HOUSEKEEPING = 5.0  # seconds between two rounds of housekeeping, unless there was more to do than …
-IDLE_HOUSEKEEPING = 60.0  # seconds, where nothing was written meanwhile
-HOUSEKEEPING_SHARE = 0.1  # … a round may take
 RARELY = 20.0  # seconds between two looks of who hears the bell: a ring is lost only with who would ring
-ABANDONED = 60.0  # seconds after which a seek that is not over is finished by a worker
 LEAST_WAIT = 0.02  # seconds between looks at a group that has a rate
 UNSETTLED = 10_000_000  # ns of finished work that may be unsettled (H1, H2)
 LONGEST = (
     100_000_000  # ns after which the rest of a lease goes back; what has priority may have come meanwhile
 )
 PATIENCE = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds between tries while the engine cannot be reached
-SWEPT_AFTER = 60.0  # seconds that a bucket was not used, and is full
 HELD = 0.2  # seconds between two looks while so much waits for limits that the cursor does, too
-STEP = 5000  # records or values in one transaction
 
 
 @functools.cache
@@ -214,46 +205,4 @@ def all_done(engine: Any, groups: Sequence[Any], ordered: Collection[int]) -> bo
             return False
         if counts.next_due is not None and counts.next_due <= now:
             return False
-    return True
-
-
-def keep_house(
-    engine: Any, groups: Sequence[Any], dead_ttls: Mapping[int, Mapping[str, float]], retainer: Retainer
-) -> bool:
-    """Do, in small steps and for a short while, what nobody waits for: drop what is old.
-
-    Parameters:
-        dead_ttls: by group and task, the seconds that dead letters are kept.
-        retainer: one for as long as the worker lives.
-
-    Returns: whether there is more to do, so that the next round should not wait.
-    """
-    now, until = wall_clock(), time.monotonic() + HOUSEKEEPING_SHARE
-    while engine.expire_outcomes(now, STEP) == STEP:
-        if time.monotonic() >= until:
-            return True
-    engine.sweep_limits(now - SWEPT_AFTER, STEP)
-    engine.sweep_locks(now, STEP)
-    for group in groups:
-        for task, ttl in dead_ttls.get(group.id, {}).items():
-            drop_old(engine, group, task, ttl, lambda: time.monotonic() < until)
-            if time.monotonic() >= until:
-                return True
-    if not _finish_seeks(engine, {group.id for group in groups}, now, until):
-        return True
-    return retainer.keep(engine, {group.stream for group in groups}, now, until)
-
-
-def _finish_seeks(engine: Any, served: Collection[int], now: float, until: float) -> bool:
-    """Bring seeks to their end whose command was killed in the middle; False where there is more to do."""
-    for group in engine.groups():
-        to = under_way(group.settings) if group.id in served else None
-        if to is None or now - group.settings["seek"]["at"] < ABANDONED:
-            continue
-        if moving.end_leases(engine, group, to, take=True):
-            return False
-        while moving.rewind_slice(engine, group, to):
-            if time.monotonic() >= until:
-                return False
-        moving.finish(engine, group, to)
     return True

@@ -32,12 +32,12 @@ from .host import (
     boot_id,
     farewell,
     idle,
-    keep_house,
     pid_space,
     refuse_moved,
     running_info,
     version,
 )
+from .housekeeping import keep_house
 from .options import EXIT_LATE, WorkerOptions
 from .retaining import Retainer
 from .services import Service

@@ -29,22 +29,21 @@ from . import page as p
 from .aftermath import Aftermath, how_it_died
 from .attending import Attendant, end_ordered_run, keep_limits
 from .host import (
-    HOUSEKEEPING,
-    IDLE_HOUSEKEEPING,
     LogFile,
     all_done,
     boot_id,
     farewell,
-    keep_house,
     pid_space,
     refuse_moved,
     running_info,
     version,
 )
+from .housekeeping import House
 from .options import EXIT_LATE, EXIT_LOST, EXIT_RECYCLED, EXIT_REFUSED, Hello, Refusal, Welcome, WorkerOptions
+from .outage import Outage
 from .page import WorkerFile
 from .process import ChildProcess
-from .retaining import Retainer
+from .replacing import Replacements
 from .sweeping import Sweeper
 from .takeover import Watch, new_file
 
@@ -53,8 +52,6 @@ log = logging.getLogger("respool.worker")
 IDLE_TICK = 0.2  # seconds between looks whether a child has begun to work
 BUSY_TICK = 0.02  # seconds between looks at children that work
 IMPORT_TIMEOUT = 300.0
-BACKOFF = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before a child that died early is replaced
-EARLY = 5.0  # seconds: a child that dies sooner than that after its start died "early"
 WAIT = 0.25  # seconds that a write waits for a lock: meanwhile no time limit is kept, and no death noticed
 AGAIN = 0.5  # seconds before what could not be written is tried again
 MOST_CHILDREN = 255  # numbered from 0; the last number is for leases of our own
@@ -76,8 +73,7 @@ class Supervisor:
         self._patient: Any = None  # the same log, for what is better waited for
         self.worker = 0
         self._file: WorkerFile | None = None
-        self._early_deaths = 0
-        self._respawn_at: dict[int, float] = {}
+        self._replacements = Replacements()
         self._signals = 0
         self._status = 0  # that it ends with
         self._draining = False
@@ -85,8 +81,7 @@ class Supervisor:
         self._deadline_to_kill: float | None = None
         self._dirty = True
         self._synced = -1
-        self._unreachable_since: float | None = None
-        self._said_unreachable = False
+        self._outage = Outage()
         self._bury_at = self._settle_at = 0.0
         self._left_over = True  # our file stays for whoever comes after us, unless we leave nothing behind
         self._began = time.monotonic()
@@ -178,10 +173,11 @@ class Supervisor:
         # It writes only where a worker died, right after a beat of ours: there is hardly ever a lock. But a
         # takeover that gives up half-way loses the dead one's last words.
         self._watch = Watch(self._patient, boot_id(), patience, dict(hello.deliveries))
-        self._sweeper = self._make_sweeper(location)
+        self._house = House(
+            self.engine, self.groups, dict(hello.dead_ttls), self._file, self._make_sweeper(location)
+        )
         self._deadline = 0
-        self._retainer = Retainer()
-        self._beat_at = self._housekeeping_at = 0.0
+        self._beat_at = 0.0
         self._beat()
 
     def _make_sweeper(self, location: Location) -> Sweeper | None:
@@ -209,7 +205,7 @@ class Supervisor:
             child.process.wait()
             child.close()
         self.children.clear()
-        self._respawn_at.clear()
+        self._replacements.clear()
         if self._file is not None:
             self._file.close(remove=not self._left_over)
             self._file = None
@@ -242,7 +238,9 @@ class Supervisor:
                 self._beat()
             if self.options.burst and not self._draining and self._nothing_left():
                 self._drain()
-            self._respawn(now)
+            if not self._draining:
+                for index in self._replacements.due(now):
+                    self._spawn(index)
 
     def _wait(self) -> None:
         """Sleep until the next beat, a message, a signal; shortly while a child works."""
@@ -254,7 +252,7 @@ class Supervisor:
             until = min(until, now + 0.1)
         if self._deadline_to_kill is not None:
             until = min(until, self._deadline_to_kill)
-        for at in self._respawn_at.values():
+        for at in self._replacements.times():
             until = min(until, at)
         alive = [child for child in self.children.values() if child.process.returncode is None]
         if len(alive) < len(self.children):
@@ -290,7 +288,7 @@ class Supervisor:
         self._draining = True
         if self.options.grace is not None:
             self._deadline_to_kill = time.monotonic() + self.options.grace
-        self._respawn_at.clear()
+        self._replacements.clear()
         self._beat()  # says that we are draining: nobody is blamed for what follows (H6)
         for child in self.children.values():
             child.stop()
@@ -309,7 +307,7 @@ class Supervisor:
                     child.stop()
                 else:
                     self._welcome(child)
-                self._early_deaths = 0
+                self._replacements.came_up()
             elif isinstance(message, Refusal):
                 log.error("a new process cannot start: %s", message.error)
 
@@ -355,38 +353,16 @@ class Supervisor:
                 child.slot.words[p.DEADLINE] = self._deadline
         try:
             self._watch.look(self.worker, beaten=True)
-            self._keep_house(synced)
+            if self._house.tidy(worked=synced):
+                self._obey_mark()
+                self._house.go_round()
         except (EngineUnavailable, AppendUnknown) as error:
             self._unreachable("look after the log", error)
             return
-        if self._said_unreachable:
-            log.info("the engine is back")
-        self._said_unreachable, self._unreachable_since = False, None
+        self._outage.over()
 
     def _unreachable(self, what: str, error: RespoolError) -> None:
-        """Say that the engine is out of reach: once, and where it is for longer than from beat to beat."""
-        now = time.monotonic()
-        if self._unreachable_since is None:
-            self._unreachable_since = now
-        elif not self._said_unreachable and now - self._unreachable_since >= self.hello.settings["beat"]:
-            self._said_unreachable = True
-            log.error("cannot %s for %.1f s: %s", what, now - self._unreachable_since, error)
-
-    def _keep_house(self, worked: bool) -> None:
-        now = time.monotonic()
-        rests = self.engine.capabilities.many_hosts and not worked  # each look is a round trip
-        wait = IDLE_HOUSEKEEPING if rests else HOUSEKEEPING
-        self._housekeeping_at = min(self._housekeeping_at, now + wait)
-        if not rests or now >= self._housekeeping_at:
-            self.engine.tidy()
-        if now >= self._housekeeping_at:
-            assert self._file is not None
-            self._file.keep()
-            self._obey_mark()
-            if self._sweeper is not None:
-                self._sweeper.start(self.engine)
-            more = keep_house(self.engine, self.groups, dict(self.hello.dead_ttls), self._retainer)
-            self._housekeeping_at = now if more else now + wait
+        self._outage.noted(what, error, patience=self.hello.settings["beat"])
 
     def _obey_mark(self) -> None:
         """End this worker where the log was moved elsewhere; what it runs, if anything, finishes."""
@@ -461,9 +437,9 @@ class Supervisor:
 
     def _gives_up(self) -> bool:
         """Say whether this worker ends though the engine is out of reach: whoever finds it dead clears up."""
-        if not self._draining or self._unreachable_since is None:
+        waited = self._outage.lasts()
+        if not self._draining or waited is None:
             return False
-        waited = time.monotonic() - self._unreachable_since
         return self._cold or waited > self.hello.settings["append_timeout"]
 
     def _clear_up(self, child: ChildProcess, status: int) -> None:
@@ -489,21 +465,4 @@ class Supervisor:
             self._handled += child.slot.words[p.DONE]
             child.slot.clear()
         if not self._draining:
-            self._plan_respawn(child, status)
-
-    def _plan_respawn(self, child: ChildProcess, status: int) -> None:
-        """Replace a dead child, the sooner the longer it lived: no storm where each dies at import."""
-        early = status != EXIT_RECYCLED and time.monotonic() - child.started < EARLY and not child.over_limit
-        if not child.ready or (early and status == EXIT_LOST):
-            self._early_deaths = min(self._early_deaths + 1, len(BACKOFF) - 1)
-            wait = BACKOFF[self._early_deaths]
-            log.error("child %d ended right after its start; the next starts in %g s", child.index, wait)
-        else:
-            wait = 0.0
-        self._respawn_at[child.index] = time.monotonic() + wait
-
-    def _respawn(self, now: float) -> None:
-        for index, at in list(self._respawn_at.items()):
-            if now >= at and not self._draining:
-                del self._respawn_at[index]
-                self._spawn(index)
+            self._replacements.plan(child, status)

@@ -1,0 +1,103 @@
+"""What a worker does beside its tasks, in small steps: what nobody waits for, and nobody else does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from ..clock import now as wall_clock
+from ..dead import drop_old
+from ..delivery.seek import under_way
+from ..replay import moving
+from .page import WorkerFile
+from .retaining import Retainer
+from .sweeping import Sweeper
+
+HOUSEKEEPING = 5.0  # seconds between two rounds of housekeeping, unless there was more to do than …
+IDLE_HOUSEKEEPING = 60.0  # seconds, where nothing was written meanwhile
+HOUSEKEEPING_SHARE = 0.1  # … a round may take
+ABANDONED = 60.0  # seconds after which a seek that is not over is finished by a worker
+SWEPT_AFTER = 60.0  # seconds that a bucket was not used, and is full
+STEP = 5000  # records or values in one transaction
+
+
+class House:
+    """What a supervisor keeps in order, at its beats."""
+
+    def __init__(
+        self,
+        engine: Any,
+        groups: Sequence[Any],
+        dead_ttls: Mapping[int, Mapping[str, float]],
+        file: WorkerFile,
+        sweeper: Sweeper | None,
+    ) -> None:
+        self._engine, self._groups, self._ttls = engine, groups, dead_ttls
+        self._file, self._sweeper, self._retainer = file, sweeper, Retainer()
+        self._next, self._wait = 0.0, HOUSEKEEPING
+
+    def tidy(self, *, worked: bool) -> bool:
+        """Keep the store fast; return whether it is time for a round (`go_round`).
+
+        Parameters:
+            worked: something was written since the last beat.
+        """
+        now = time.monotonic()
+        rests = self._engine.capabilities.many_hosts and not worked  # each look is a round trip
+        self._wait = IDLE_HOUSEKEEPING if rests else HOUSEKEEPING
+        self._next = min(self._next, now + self._wait)
+        if not rests or now >= self._next:
+            self._engine.tidy()
+        return now >= self._next
+
+    def go_round(self) -> None:
+        """Do the rest: each thing for a short while."""
+        now = time.monotonic()
+        self._file.keep()
+        if self._sweeper is not None:
+            self._sweeper.start(self._engine)
+        more = keep_house(self._engine, self._groups, self._ttls, self._retainer)
+        self._next = now if more else now + self._wait
+
+
+def keep_house(
+    engine: Any, groups: Sequence[Any], dead_ttls: Mapping[int, Mapping[str, float]], retainer: Retainer
+) -> bool:
+    """Do, in small steps and for a short while, what nobody waits for: drop what is old.
+
+    Parameters:
+        dead_ttls: by group and task, the seconds that dead letters are kept.
+        retainer: one for as long as the worker lives.
+
+    Returns: whether there is more to do, so that the next round should not wait.
+    """
+    now, until = wall_clock(), time.monotonic() + HOUSEKEEPING_SHARE
+    while engine.expire_outcomes(now, STEP) == STEP:
+        if time.monotonic() >= until:
+            return True
+    engine.sweep_limits(now - SWEPT_AFTER, STEP)
+    engine.sweep_locks(now, STEP)
+    for group in groups:
+        for task, ttl in dead_ttls.get(group.id, {}).items():
+            drop_old(engine, group, task, ttl, lambda: time.monotonic() < until)
+            if time.monotonic() >= until:
+                return True
+    if not _finish_seeks(engine, {group.id for group in groups}, now, until):
+        return True
+    return retainer.keep(engine, {group.stream for group in groups}, now, until)
+
+
+def _finish_seeks(engine: Any, served: Collection[int], now: float, until: float) -> bool:
+    """Bring seeks to their end whose command was killed in the middle; False where there is more to do."""
+    for group in engine.groups():
+        to = under_way(group.settings) if group.id in served else None
+        if to is None or now - group.settings["seek"]["at"] < ABANDONED:
+            continue
+        if moving.end_leases(engine, group, to, take=True):
+            return False
+        while moving.rewind_slice(engine, group, to):
+            if time.monotonic() >= until:
+                return False
+        moving.finish(engine, group, to)
+    return True

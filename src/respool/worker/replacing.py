@@ -1,0 +1,53 @@
+"""When processes that have ended are replaced: the sooner the longer they lived."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+
+from .options import EXIT_LOST, EXIT_RECYCLED
+from .process import ChildProcess
+
+log = logging.getLogger("respool.worker")
+
+BACKOFF = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before a child that died early is replaced
+EARLY = 5.0  # seconds: a child that dies sooner than that after its start died "early"
+
+
+class Replacements:
+    """The children to be started again, each at its time: no storm where each dies at import."""
+
+    def __init__(self) -> None:
+        self._early_deaths = 0
+        self._at: dict[int, float] = {}  # by the child's index
+
+    def plan(self, child: ChildProcess, status: int) -> None:
+        """Plan the next start for a child that has ended."""
+        early = status != EXIT_RECYCLED and time.monotonic() - child.started < EARLY and not child.over_limit
+        if not child.ready or (early and status == EXIT_LOST):
+            self._early_deaths = min(self._early_deaths + 1, len(BACKOFF) - 1)
+            wait = BACKOFF[self._early_deaths]
+            log.error("child %d ended right after its start; the next starts in %g s", child.index, wait)
+        else:
+            wait = 0.0
+        self._at[child.index] = time.monotonic() + wait
+
+    def came_up(self) -> None:
+        """Note that a child has come up."""
+        self._early_deaths = 0
+
+    def clear(self) -> None:
+        """Plan nothing any more."""
+        self._at.clear()
+
+    def times(self) -> list[float]:
+        """Return when there is something to start."""
+        return list(self._at.values())
+
+    def due(self, now: float) -> Iterator[int]:
+        """Yield the indexes of those to be started now; each is planned no more."""
+        for index, at in list(self._at.items()):
+            if now >= at:
+                del self._at[index]
+                yield index
