@@ -149,7 +149,6 @@ def capabilities() -> str:
         "orders": "calls of one key run one by one and in order (P8)",
         "enlists": "calls within a transaction of your own",
         "unique": "unique calls (`unique=` of a task)",
-        "moves": "`respool transfer` moves it elsewhere, or others to it",
         "keeps_positions": "records that are moved here keep their offsets",
         "joins_work": "a run's own database work commits with its settlement",
         "foreign": "streams that other programs write",

@@ -9,6 +9,7 @@ import uuid
 import pytest
 from tests.cli.support import in_terminal, python, run, write_shop
 from tests.engines.conftest import session_database as session_database
+from tests.services.fixtures import kafka as kafka
 from tests.services.fixtures import postgres as postgres
 from tests.services.fixtures import services_run as services_run
 
@@ -110,6 +111,28 @@ def test_what_cannot_be(cli, filled, args, code, said):
     assert said in told
     assert "secret" not in told
     assert cli("-A", "shop", "--url", FROM, "call", "add", "1", "1"), "the source is open"
+
+
+def test_to_kafka_and_back(cli, filled, folder, kafka):
+    """The same command, the same app; offsets are the topics'."""
+    state = urllib.parse.quote(f"sqlite:///{folder / 'state.db'}", safe="")
+    broker = f"{kafka.url()}?prefix=t{uuid.uuid4().hex[:12]}-&state={state}"
+    cli("transfer", "--from", FROM, "--to", broker, "--dry-run")
+    assert not (folder / "state.db").exists()
+    assert "no log at kafka://" in cli("transfer", "--from", broker, "--to", TO, "--yes", code=2)
+    told = cli("transfer", "--from", FROM, "--to", broker, "--yes")
+    assert re.search(r"Moved 3 records with \d groups to kafka://.*; checked on both sides", told)
+    assert "returned 5" in cli("-A", "shop", "--url", broker, "show", filled["sum"])
+    assert filled["bad"] in cli("--url", broker, "dead", "list", "--json")
+    worked = run("-A", "shop", "--url", broker, "worker", "-c", "1", "--burst", cwd=folder)
+    assert "worked through 1 record" in worked.stderr
+    assert "in one place" in cli("--url", broker, "check")
+    assert "Moved 3 records" in cli("transfer", "--from", broker, "--to", TO, "--yes")
+    assert "returned 9" in cli("-A", "shop", "--url", TO, "show", filled["later"])
+    refused = cli("-A", "shop", "--url", broker, "call", "add", "1", "1", code=1)
+    assert "this log was moved to sqlite:////" in refused
+    assert "open again" in cli("transfer", "--undo", "--from", broker, "--yes")
+    assert cli("-A", "shop", "--url", broker, "call", "add", "1", "1")
 
 
 def test_a_target_in_use(cli, filled):

@@ -170,7 +170,7 @@ def test_calls_survive_who_relays_them(
             finish(engine, main, lease, Verdict(first_pos(log), "success", calls=calls))
     assert engine.status(main, first_pos(log)).place == "done", "the settlement stands"
     other = kit.open()
-    monkeypatch.setattr(other.outbox, "_patience", -1.0)  # whoever had taken them is dead
+    monkeypatch.setattr(other.outbox, "patience", -1.0)  # whoever had taken them is dead
     other.tidy_now()
     first = first_pos(log) + 1
     assert [r.body for r in other.records(first, first + 99, 99)] == [b"0", b"1", b"2"]

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 import pytest
@@ -20,6 +21,13 @@ from respool.engines.base import Engine
 from respool.errors import EngineUnavailable
 from respool.replay import check
 from respool.transfer import transfer, undo
+
+each_way = pytest.mark.parametrize(
+    ("place", "elsewhere"),
+    [("sqlite", "postgres"), ("postgres", "sqlite"), ("kafka", "sqlite"), ("sqlite", "kafka")],
+    indirect=True,
+    ids=["sqlite-to-postgres", "postgres-to-sqlite", "kafka-to-sqlite", "sqlite-to-kafka"],
+)
 
 TASKS = """
 @app.task
@@ -37,12 +45,16 @@ def fails(n):
 
 @pytest.fixture
 def elsewhere(request: pytest.FixtureRequest, tmp_path: Path, place: Place) -> Iterator[str]:
-    """The URL of an empty store of the other engine."""
-    if place.url is not None:
+    """The URL of an empty store of another engine."""
+    database = request.getfixturevalue("session_database") if place.url is None else ""
+    server = f"{database}?schema=s{uuid.uuid4().hex[:12]}"
+    if getattr(request, "param", None) == "kafka":
+        broker = request.getfixturevalue("kafka").url()
+        yield f"{broker}?prefix=t{uuid.uuid4().hex[:12]}-&state={quote(server, safe='')}"
+    elif place.url is not None:
         yield f"sqlite:///{tmp_path / 'there.db'}"
-        return
-    database = request.getfixturevalue("session_database")
-    yield f"{database}?schema=s{uuid.uuid4().hex[:12]}"
+    else:
+        yield server
 
 
 @pytest.fixture
@@ -63,13 +75,16 @@ class Producer(threading.Thread):
     def run(self) -> None:
         try:
             while True:
-                self.task.delay(self.sent)
+                if self.sent % 3:
+                    self.task.delay(self.sent)
+                else:
+                    self.task.apply_async((self.sent,), task_id=f"{id(self)}-{self.sent}")
                 self.sent += 1
         except Exception as error:  # noqa: BLE001 - the test looks at it
             self.stopped_by = error
 
 
-@on_each_engine
+@each_way
 def test_live_workers_and_producers(place: Place, target: Engine, elsewhere: str) -> None:
     module = place.module(TASKS)
     worker = place.worker(2)
@@ -147,7 +162,7 @@ def test_workers_of_a_moved_log_do_not_start_and_go_on_after_undo(place: Place, 
     assert place.runs("work") == {"a": 1}
 
 
-@on_each_engine
+@each_way
 def test_dead_letters_and_results_are_as_before(place: Place, target: Engine, elsewhere: str) -> None:
     """What an app sees of its calls is the same under the other URL; a redrive and a replay work there."""
     from respool import App

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import signal
 import threading
 import time
@@ -11,15 +13,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
-from tests.engines.kits import KITS, EngineKit
+from tests.engines.kits import KITS, EngineKit, KafkaKit
 from tests.transfer.support import ALL, NOW, differing, end, furnish, group_of, stream_of, take, told
 
 from respool.config import parse_url
 from respool.delivery import seek
-from respool.delivery.model import NewCall
+from respool.delivery.model import Lease, NewCall
 from respool.engines import open_engine
 from respool.engines.base import Engine, Reads, Registration
+from respool.engines.kafka import barring
 from respool.engines.moving import INCOMING, Mark
 from respool.engines.sqlite.engine import SQLiteEngine, SQLiteOptions
 from respool.errors import ConfigError, EngineError, EngineUnavailable, LogMoved, RespoolError
@@ -29,8 +33,26 @@ from respool.transfer import copying, plan, transfer, undo
 from respool.transfer.draining import StillRunning
 
 MOVED = [name for name in KITS if name != "kafka"]
-PAIRS = [(a, b) for a in MOVED for b in MOVED]
-OTHERS = [("sqlite-file", "postgres"), ("postgres", "sqlite-file"), ("sqlite-file", "sqlite-file")]
+KAFKA = [
+    *(("sqlite-file", "kafka"), ("kafka", "sqlite-file"), ("postgres", "kafka-sqlite")),
+    *(("kafka", "postgres"), ("kafka", "kafka")),
+]
+PAIRS = [*((a, b) for a in MOVED for b in MOVED), *KAFKA]
+OTHERS = [
+    ("sqlite-file", "postgres"),
+    ("postgres", "sqlite-file"),
+    ("sqlite-file", "sqlite-file"),
+    *KAFKA[:2],
+]
+OF_OLD = "&id_window=9999d"
+"""So that a topic's ids are known though the records are of long ago."""
+
+
+def kit_of(request: pytest.FixtureRequest, name: str, folder: Path) -> EngineKit:
+    if not name.startswith("kafka"):
+        return KITS[name](request, folder, "full")
+    inner = KITS["sqlite-file" if name == "kafka-sqlite" else "postgres"](request, folder, "full")
+    return KafkaKit(request.getfixturevalue("kafka").url(), inner, "full", OF_OLD)
 
 
 @pytest.fixture
@@ -39,7 +61,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Engin
     kits = []
     for side, name in zip(("from", "to"), request.param, strict=True):
         (tmp_path / side).mkdir()
-        kits.append(KITS[name](request, tmp_path / side, "full"))
+        kits.append(kit_of(request, name, tmp_path / side))
     yield kits[0], kits[1]
     for kit in kits:
         kit.remove()
@@ -47,7 +69,7 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Engin
 
 each_pair = pytest.mark.parametrize("pair", PAIRS, indirect=True, ids="-to-".join)
 both_ways = pytest.mark.parametrize("pair", OTHERS, indirect=True, ids="-to-".join)
-one_pair = pytest.mark.parametrize("pair", OTHERS[2:], indirect=True, ids="-to-".join)
+one_pair = pytest.mark.parametrize("pair", OTHERS[2:3], indirect=True, ids="-to-".join)
 
 
 @pytest.fixture
@@ -60,6 +82,13 @@ def target(pair: tuple[EngineKit, EngineKit]) -> Engine:
     return pair[1].open()
 
 
+def comparable(known: dict[str, Any], target: Engine) -> dict[str, Any]:
+    """Return what `told` told, but for what another numbering changes: there nothing is below the floor."""
+    if target.capabilities.keeps_positions:
+        return known
+    return {name: {k: v for k, v in each.items() if k != "floors"} for name, each in known.items()}
+
+
 def call(log: int, id: Any = None, body: bytes = b"b") -> NewCall:
     return NewCall(log, "add", body, None, id or new_head(time.time()), time.time())
 
@@ -70,10 +99,13 @@ def test_all_of_it_is_there(source: Engine, target: Engine) -> None:
     before, places = told(source), [source.bounds(stream) for stream in source.streams()]
     numbers = [(g.id, g.stream, g.name) for g in source.groups()]
     done = transfer(source, target)
-    assert differing(told(target), before) == []
+    assert differing(comparable(told(target), target), comparable(before, target)) == []
     assert told(source) == before
-    assert [target.bounds(stream) for stream in target.streams()] == places, "an empty target keeps numbers"
-    assert [(g.id, g.stream, g.name) for g in target.groups()] == numbers
+    if target.capabilities.keeps_positions:
+        assert [target.bounds(stream) for stream in target.streams()] == places, (
+            "an empty target keeps numbers"
+        )
+        assert [(g.id, g.stream, g.name) for g in target.groups()] == numbers
     assert check(source).ok
     assert check(target).ok
     assert done.records == done.plan.records == check(target).records
@@ -90,7 +122,8 @@ def test_it_goes_on_there(source: Engine, target: Engine) -> None:
     jobs = stream_of(target, "default")
     log, end_there = target.bounds(jobs)[0][0], target.bounds(jobs)[0][2]
     assert target.append_row(call(log)) == end_there
-    assert target.append_row(call(log, "shop\0order-1", b"x")) != end_there + 1, "its id is taken"
+    again: Any = target.append_row(call(log, "shop\0order-1", b"x"))
+    assert getattr(again, "pos", again) < end_there, "its id is taken"
     worker = target.register(Registration("shop", "w", "here", "boot", 1, NOW, {}))
     journal = {
         entry.owner
@@ -139,7 +172,7 @@ def test_nobody_writes_to_the_source_any_more(source: Engine, target: Engine) ->
         lambda: source.drop_group(main),
     ]
     for attempt in attempts:
-        with pytest.raises(LogMoved, match=f"was moved to {target.shown}") as raised:
+        with pytest.raises(LogMoved, match=re.escape(f"was moved to {target.shown}")) as raised:
             attempt()
         assert raised.value.final
     assert source.trim(jobs, NOW + 1e9, ALL) == 0
@@ -159,7 +192,8 @@ def test_undo_opens_the_source_again(source: Engine, target: Engine) -> None:
     transfer(source, target)
     assert undo(source, None) == [f"{source.shown}: open again, as it was"]
     assert source.mark() is None
-    assert told(source) == before == told(target)
+    assert told(source) == before
+    assert comparable(told(target), target) == comparable(before, target)
     log = stream_of(source, "default").logs[0]
     source.append_row(call(log))
     assert take(source, group_of(source, stream_of(source, "default")), 3, 99)
@@ -227,7 +261,7 @@ def test_into_a_target_in_use(source: Engine, target: Engine) -> None:
     there = told(target)
     assert len(there.pop("queue mine/default")["records"]) == len(sent) + 1
     assert len(there.pop("queue spare/default")["records"]) == 1
-    assert there == before
+    assert comparable(there, target) == comparable(before, target)
     assert check(target).ok
 
 
@@ -241,12 +275,12 @@ def test_what_an_app_declared_there_and_never_used_gives_way(source: Engine, tar
     worker = target.register(
         Registration("shop", "w1", "elsewhere", "boot", 1, NOW, {"groups": [group_of(target, unrelated).id]})
     )
-    with pytest.raises(ConfigError, match=f"worker w1 serves {target.shown} already"):
+    with pytest.raises(ConfigError, match=re.escape(f"worker w1 serves {target.shown} already")):
         transfer(source, target)
     target.drop_worker(worker)
     before = told(source)
     transfer(source, target)
-    assert differing(told(target), before) == []
+    assert differing(comparable(told(target), target), comparable(before, target)) == []
     assert not set(stream_of(target, "default").logs) & set(unrelated.logs), "no number comes back (H10)"
 
 
@@ -266,20 +300,6 @@ def test_other_refusals(source: Engine, target: Engine, tmp_path: Path) -> None:
         transfer(third, source)
     assert transfer(source, target).plan.done
     third.close()
-
-
-@pytest.mark.parametrize("way", ["from", "to"])
-def test_kafka_is_refused(request: pytest.FixtureRequest, tmp_path: Path, way: str) -> None:
-    broker, file = KITS["kafka"](request, tmp_path, "full"), SQLiteEngine(SQLiteOptions(tmp_path / "f.db"))
-    kafka = broker.open()
-    for engine in (kafka, file):
-        engine.create_stream("queue", "shop", "default", 1, {})
-    with pytest.raises(ConfigError, match="a log on Kafka cannot be moved"):
-        transfer(*(kafka, file) if way == "from" else (file, kafka))
-    assert kafka.mark() is None
-    assert file.mark() is None
-    file.close()
-    broker.remove()
 
 
 @both_ways
@@ -335,7 +355,7 @@ def test_what_runs_is_waited_for_and_may_send(source: Engine, target: Engine) ->
     assert not moving.is_alive()
     assert failed == []
     assert target.find("shop", sent.id) is not None
-    assert told(target) == told(source)
+    assert comparable(told(target), target) == comparable(told(source), target)
 
 
 @both_ways
@@ -347,12 +367,14 @@ def test_the_dead_are_taken_over(source: Engine, target: Engine, monkeypatch: py
     lease = take(source, main, 3, worker)
     transfer(source, target)
     there = group_of(target, stream_of(target, "default"))
-    returned = {
-        pos for each in target.leases(there) for span in each.spans for pos in range(span.lo, span.hi)
-    }
-    assert {pos for span in lease.spans for pos in range(span.lo, span.hi)} <= returned
+    returned = {id for each in target.leases(there) for id in ids_of(target, each)}
+    assert set(ids_of(source, lease)) <= returned
     assert all(each.owner is None for each in target.leases(there))
     assert check(target).ok
+
+
+def ids_of(engine: Engine, lease: Lease) -> list[Any]:
+    return [record.id for span in lease.spans for record in engine.records(span.lo, span.hi, ALL)]
 
 
 @both_ways
@@ -372,13 +394,52 @@ def test_what_does_not_end_in_time_is_let_go_on(
     assert take(source, main, 3, worker)
 
 
+@pytest.mark.parametrize("kit", MOVED)
+def test_a_sealed_store_settles_and_takes_nothing_new(
+    request: pytest.FixtureRequest, tmp_path: Path, kit: str
+) -> None:
+    """Of a log that is kept elsewhere: what waits in its outbox can be sent, and nothing is added."""
+    made = KITS[kit](request, tmp_path, "full")
+    engine = made.open()
+    furnish(engine)
+    jobs = stream_of(engine, "default")
+    main, log = group_of(engine, jobs), jobs.logs[0]
+    draining = Mark("t", "draining", "there", NOW)
+    relayed = take(engine, main, 3, -1)
+    engine.set_mark(draining)
+    engine.append_row(call(log))
+    engine.set_mark(msgspec.structs.replace(draining, sealed=True))
+    for append in (lambda: engine.append_row(call(log)), lambda: engine.append_rows([call(log)] * 2)):
+        with pytest.raises(LogMoved, match="is being moved to there"):
+            append()
+    end(engine, main, relayed)
+    end(engine, main, take(engine, main, 3, -1))  # whoever sends goes on
+    engine.set_mark(None)
+    engine.append_row(call(log))
+    assert check(engine).ok
+    made.remove()
+
+
 # Killed in the middle
 
+WRITES_WITHIN = (
+    "set_mark",
+    "give_names",
+    "take_stream",
+    "take_group",
+    "take_state",
+    "transact",
+    "append_rows",
+)
 WRITES = ("set_mark", "give_names", "take_stream", "take_records", "take_group", "take_state")
 
 
-def killed_after(pair: tuple[EngineKit, EngineKit], steps: int) -> int:
-    """Run the transfer in a process that is killed after so many changes; return its status."""
+def killed_after(pair: tuple[EngineKit, EngineKit], steps: int, *, within: bool = False) -> int:
+    """Run the transfer in a process that is killed after so many changes; return its status.
+
+    Parameters:
+        within: those within the steps of an engine count, too, and the last append is made by half.
+    """
     pid = os.fork()
     if pid:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -397,10 +458,27 @@ def killed_after(pair: tuple[EngineKit, EngineKit], steps: int) -> int:
 
             return once
 
-        sides = [open_engine(parse_url(str(kit.url)), "full", 10.0) for kit in pair]
+        def halved(append: Any) -> Any:
+            def once(place: Any, items: Any) -> Any:
+                nonlocal left
+                left -= 1
+                items = list(items)
+                done = append(place, items if left else items[: len(items) // 2])
+                if not left:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return done
+
+            return once
+
+        sides: list[Any] = [open_engine(parse_url(str(kit.url)), "full", 10.0) for kit in pair]
         for engine in sides:
             for name in WRITES:
                 setattr(engine, name, killing(getattr(engine, name)))
+        for engine in [engine for engine in sides if within and hasattr(engine, "inner")]:
+            for name in WRITES_WITHIN:
+                setattr(engine.inner, name, killing(getattr(engine.inner, name)))
+            engine.sender.append = halved(engine.sender.append)
+            barring._set = killing(barring._set)
         transfer(*sides)
         os._exit(0)
     except BaseException:  # noqa: BLE001 - the parent sees the status
@@ -408,7 +486,7 @@ def killed_after(pair: tuple[EngineKit, EngineKit], steps: int) -> int:
         os._exit(1)
 
 
-@both_ways
+@pytest.mark.parametrize("pair", OTHERS[:3], indirect=True, ids="-to-".join)
 def test_killed_after_each_step_it_goes_on(pair: tuple[EngineKit, EngineKit]) -> None:
     """Each process makes one change, on either side, and is killed: the next goes on from there."""
     source = pair[0].open()
@@ -425,9 +503,31 @@ def test_killed_after_each_step_it_goes_on(pair: tuple[EngineKit, EngineKit]) ->
         assert told(source) == before
     assert kills > 20
     target = pair[1].open()
-    assert differing(told(target), before) == []
+    assert differing(comparable(told(target), target), comparable(before, target)) == []
     assert check(target).ok
     assert target.mark() is None
+
+
+@pytest.mark.parametrize("pair", KAFKA[:2], indirect=True, ids="-to-".join)
+def test_killed_in_the_middle_of_a_step(pair: tuple[EngineKit, EngineKit]) -> None:
+    """A log in Kafka and its state are two stores: killed between the two, or when half a page was sent."""
+    source = pair[0].open()
+    furnish(source)
+    before = told(source)
+    kills = 0
+    for steps in itertools.cycle((2, 5, 3, 7, 4)):
+        status = killed_after(pair, steps, within=True)
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+        kills += 1
+        assert kills < 100
+    assert kills > 6
+    assert told(source) == before
+    target = pair[1].open()
+    assert differing(comparable(told(target), target), comparable(before, target)) == []
+    assert check(target).ok
+    assert check(source).ok
 
 
 @both_ways
@@ -446,7 +546,7 @@ def test_given_up_in_the_middle(pair: tuple[EngineKit, EngineKit], steps: int) -
     undo(None, target)
     assert target.streams() == []
     transfer(source, target)
-    assert told(target) == told(source) != before
+    assert comparable(told(target), target) == comparable(told(source), target) != comparable(before, target)
     assert check(target).ok
 
 

@@ -7,9 +7,11 @@ import sys
 import uuid
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from tests.engines.kits import KITS
+from tests.services.fixtures import KafkaAddress
 
 from respool.engines.moving import NOT_MOVED, STATE_TABLES, WITH_LOG
 
@@ -70,26 +72,32 @@ def move(source: str, target: str, records: int, size: int) -> tuple[int, float,
 
 
 @pytest.fixture
-def urls(tmp_path: Path, session_database: str) -> dict[str, str]:
+def urls(tmp_path: Path, session_database: str, kafka: KafkaAddress) -> dict[str, str]:
     server = f"{session_database}?schema=s{uuid.uuid4().hex[:12]}"
+    state = quote(f"sqlite:///{tmp_path / 'state.db'}", safe="")
     return {
         "file": f"sqlite:///{tmp_path / 'a.db'}",
         "other": f"sqlite:///{tmp_path / 'b.db'}",
         "server": server,
+        "kafka": f"{kafka.url()}?prefix=t{uuid.uuid4().hex[:12]}-&state={state}",
     }
 
 
-@pytest.mark.parametrize("way", [("file", "server"), ("server", "file"), ("file", "other")], ids="-to-".join)
+WAYS = [("file", "server"), ("server", "file"), ("file", "other"), ("file", "kafka"), ("kafka", "file")]
+
+
+@pytest.mark.parametrize("way", WAYS, ids="-to-".join)
 def test_memory_does_not_grow_with_the_log(urls: dict[str, str], way: tuple[str, str]) -> None:
     """With half as many results besides. The rate is that of the processor: others use the machine too."""
     moved, seconds, spent, grown = move(urls[way[0]], urls[way[1]], RECORDS, 100)
     print(f"{way}: {moved / seconds:,.0f} records/s ({moved / spent:,.0f} busy), {grown / 1024:.1f} MiB more")
     assert moved == RECORDS
-    assert grown < 48 * 1024
-    assert moved / spent > 50_000
+    on_kafka = "kafka" in way  # the client reads ahead; a header is packed for each record
+    assert grown < (64 if on_kafka else 48) * 1024
+    assert moved / spent > (25_000 if on_kafka else 50_000)
 
 
-@pytest.mark.parametrize("way", [("file", "server"), ("server", "file")], ids="-to-".join)
+@pytest.mark.parametrize("way", [*WAYS[:2], *WAYS[3:]], ids="-to-".join)
 def test_memory_does_not_grow_with_the_size_of_records(urls: dict[str, str], way: tuple[str, str]) -> None:
     """A page of 5,000 records of 100 KB would be half a gigabyte."""
     moved, _, _, grown = move(urls[way[0]], urls[way[1]], 2500, 100_000)

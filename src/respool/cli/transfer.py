@@ -56,7 +56,7 @@ def command(
     Workers of the source stop claiming, finish what they run, and say where the log goes; a dead worker's
     calls are taken over. Then nothing can be sent there any more, whoever tries gets LogMoved with the new
     URL, and all is copied and checked on both sides. Order, ids, times and partitions stay; so do offsets
-    where the target keeps them. Killed at any moment, it goes on when it is run again.
+    where the target keeps them (not Kafka). Killed at any moment, it goes on when it is run again.
 
     The source stays as it was, closed. --undo opens it again: before the end that gives the transfer up (name
     both sides), after it the source goes on from where it was, beside the target.

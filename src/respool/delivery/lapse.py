@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..record import OFFSET_BITS
 from .model import MAX_LEASE, Change, JournalEntry, Lease, View
@@ -14,13 +14,14 @@ LOST = "lost: trimmed before they were done"
 """The counter of what a group has lost."""
 
 
-def lapse(view: View, change: Change, upto: Mapping[int, int], now: float) -> int:
+def lapse(view: View, change: Change, upto: Mapping[int, int], now: float, kept: Sequence[Span] = ()) -> int:
     """Have a group go on at these positions, if it is not so far: what lies below is lost to it.
 
     Pending records and those that were given back are; what a worker has, and what is parked, is not.
 
     Parameters:
         upto: by log.
+        kept: what was given back and is not lost, though it lies below.
 
     Returns: how many records it loses, which are counted.
     """
@@ -32,7 +33,7 @@ def lapse(view: View, change: Change, upto: Mapping[int, int], now: float) -> in
             unseen = [(lo, min(hi, end)) for lo, hi in at.missing if lo < end]
             lost += subtract([Span(at.cursor, end)], unseen)
     for lease in view.returned:
-        below = _out_of(lease, upto, change)
+        below = _out_of(lease, upto, kept, change)
         lost += below
         if below and lease.keys:
             _let_go(lease, below, view, change, now)
@@ -52,9 +53,10 @@ def _let_go(lease: Lease, below: list[Span], view: View, change: Change, now: fl
     free(gone - {keys[pos] for span in left for pos in range(span.lo, span.hi)} - {0}, view, change, now)
 
 
-def _out_of(lease: Lease, upto: Mapping[int, int], change: Change) -> list[Span]:
+def _out_of(lease: Lease, upto: Mapping[int, int], kept: Sequence[Span], change: Change) -> list[Span]:
     ends = [upto.get(span.lo >> OFFSET_BITS, 0) for span in lease.spans]
-    below = [(s.lo, min(s.hi, end)) for s, end in zip(lease.spans, ends, strict=True) if s.lo < end]
+    lies = [Span(s.lo, min(s.hi, end)) for s, end in zip(lease.spans, ends, strict=True) if s.lo < end]
+    below = [(s.lo, s.hi) for s in subtract(lies, [(s.lo, s.hi) for s in kept])]
     if below:
         keep_or_return(change, lease, subtract(lease.spans, below), release=False)
     return intersect(lease.spans, below)

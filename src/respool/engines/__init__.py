@@ -34,6 +34,8 @@ def open_engine(location: Location, durability: str, timeout: float) -> Engine:
 
 def is_there(location: Location) -> bool:
     """Say whether there is a store at a URL, without making one. Raises as `open_engine`."""
+    if location.state is not None:
+        return is_there(location.state)
     if location.server is None:
         return location.path is None or os.path.isfile(location.path)
     options = _postgres_options(location, "full", 10.0)

@@ -3,7 +3,7 @@
 A store that takes part in a transfer has a *mark*. What the mark says is kept by the store itself, for every
 process that uses it, and stays when all processes are gone:
 
-    source  draining   nobody claims; appends and settlements go on
+    source  draining   nobody claims; appends and settlements go on, until it is sealed
             closed     nobody writes, but for workers' beats; all that was written before is to be seen
             moved      the same, for good: the other side has it all
     target  filling    what comes is under names of its own, so that nobody uses it yet; all else goes on
@@ -47,6 +47,8 @@ class Mark(msgspec.Struct, frozen=True):
         int, list[tuple[int, int, int]]
     ] = {}  # of a target that numbers records: see transfer/mapping.py
     at: tuple[Any, ...] = ()  # of the target: the last page that it has taken
+    sealed: bool = False  # of a source that drains: no record is appended any more, either
+    put_back: dict[str, str | None] = {}  # of a source: what it has changed elsewhere, as it was before
 
     @property
     def is_source(self) -> bool:

@@ -28,7 +28,6 @@ class Capabilities(NamedTuple):
     foreign: bool = False  # reads streams that other programs write
     keeps_positions: bool = True  # records that come from another engine keep their numbers
     unique: bool = True  # a call and the lock that it takes are stored together, or neither
-    moves: bool = True  # all that is on it can be moved to another engine, or from one to it
     orders: bool = True  # runs the records of one key one by one (P8)
 
 
@@ -37,7 +36,7 @@ CAPABILITIES = {
     "sqlite:///:memory:": Capabilities("SQLite in memory", True, False, True, False, False, False),
     "postgresql://": Capabilities("PostgreSQL", True, True, True, True, True, True),
     "kafka://": Capabilities(
-        "Kafka", False, True, False, True, False, False, True, False, False, False, orders=False
+        "Kafka", False, True, False, True, False, False, True, False, False, orders=False
     ),
 }
 """By how their URLs begin."""

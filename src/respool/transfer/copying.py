@@ -14,6 +14,7 @@ import msgspec
 from ..blobs import Store
 from ..engines.base import Engine, Group, Stream
 from ..engines.moving import STATE_TABLES, BlobRow, Mark, RawRecord, StateTable
+from ..errors import EngineError
 from ..record import first_pos, id_of
 from ..reference import Reference
 from .mapping import (
@@ -131,7 +132,11 @@ class Copy:
             wanted = {_id(row) for row in more}
             rows = self.source.raw_records(lo, first_pos(log + 1), len(more), 1 << 62)
             rows = [row for row in rows if _id(row) in wanted]
-            assert len(rows) == len(more), "the target's log has records that are not the source's"
+            if len(rows) != len(more):
+                raise EngineError(
+                    f"{self.target.shown}: a log that is being filled holds what is not the source's, or "
+                    "that twice; give the transfer up (respool transfer --undo), and begin again"
+                )
             known, lo = more[-1].pos + 1, rows[-1].pos + 1
             self._at(RECORDS, log, lo)
             self._keep_places(log, [row.pos for row in rows], [row.pos for row in more])

@@ -144,12 +144,18 @@ def _moved_span(span: Span, places: Places) -> Span:
 def moved_rows(
     table: StateTable, rows: Sequence[tuple[Any, ...]], places: Places
 ) -> Sequence[tuple[Any, ...]]:
-    """Return rows of a group's state with the target's positions."""
+    """Return rows of a group's state with the target's positions; none of records past retention."""
     if not table.positions:
         return rows
     first = table.columns.index(table.positions[0])
     if not table.ends:
-        return [(*row[:first], places.record(row[first]), *row[first + 1 :]) for row in rows]
+        needed = table.name == "parked"
+        moved_to = [[places.record(row[first])] if needed else _if_there(row[first], places) for row in rows]
+        return [
+            (*row[:first], pos, *row[first + 1 :])
+            for row, at in zip(rows, moved_to, strict=True)
+            for pos in at
+        ]
     edges = [table.columns.index(column) for column in (*table.positions, *table.ends)]
     moved = []
     for row in rows:

@@ -14,20 +14,20 @@ from ..lent import LendsState
 from .bells import KafkaSleeper
 from .blobs import KafkaBlobs
 from .cluster import Cluster
-from .moving import KafkaMoving
+from .moved import Moved
 from .options import KafkaOptions
 from .outbox import Outbox
 from .reader import Reader
-from .retention import KafkaRetention
 from .sender import Sender
+from .taking import KafkaTaking
 
 
-class KafkaEngine(KafkaRetention, KafkaBlobs, KafkaMoving):
+class KafkaEngine(KafkaTaking, KafkaBlobs):
     """Composed of a cluster and an inner engine. Clients are made when first used."""
 
     def __init__(self, options: KafkaOptions, inner: LendsState) -> None:
-        KafkaRetention.__init__(self)
-        self.options, self.inner = options, inner
+        KafkaTaking.__init__(self)
+        self.options, self.inner, self.moved = options, inner, Moved(inner)
         known = inner.capabilities
         self.capabilities = CAPABILITIES["kafka://"]._replace(
             many_hosts=known.many_hosts, durable=known.durable
@@ -35,13 +35,14 @@ class KafkaEngine(KafkaRetention, KafkaBlobs, KafkaMoving):
         self.target = f"{options.client['bootstrap.servers']} {options.prefix} {inner.target}"
         self._pid = os.getpid()
         self.cluster = Cluster(options)
-        self.sender = Sender(self.cluster)
+        self.sender = Sender(self.cluster, self.told_moved)
         self.reader, self.seeker = Reader(self.cluster), Reader(self.cluster)
         try:
             self.sender.prepare()
             self.cluster.connect()
             self.outbox = Outbox(
-                inner, self, self.sender, self._look_for, self._note_time, self.cluster.timeout
+                *(inner, self, self.sender, self._look_for, self.moved, self._note_time),
+                self.cluster.timeout,
             )
         except BaseException:
             self.close()

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...delivery.model import Parked
-from ...record import first_pos
+from ...delivery.spans import Span
+from ...record import first_pos, offset_of
 from ..base import Group, ParkedFilter, Record
 from ..inspect import Bounds, Brief, Gaps, GroupPage, GroupState, LogState
+from .log import FEW, MUCH
 from .places import HIDDEN
+from .reader import Trimmed
 from .state import KafkaState
 
 PAGE = 2000
+MANY = 10_000  # offsets of small records that are read at a time where they are only counted
 
 
 class KafkaInspect(KafkaState):
@@ -50,15 +54,31 @@ class KafkaInspect(KafkaState):
 
     def record_count(self, lo: int, hi: int) -> int:
         """Return how many records there are at lo <= p < hi."""
-        return sum(1 for _ in self._whole(lo, hi))
+        return sum(1 for _ in self._positions(lo, hi))
+
+    def _positions(self, lo: int, hi: int) -> Iterator[int]:
+        """Yield where there are records at lo <= p < hi; logs may lie between. Nothing else is looked at."""
+        for log in sorted(self._logs_between(lo, hi)):
+            low, high = max(lo, first_pos(log)), min(hi, first_pos(log + 1))
+            start = self.starts([log])[log]
+            if low < start:
+                yield from sorted(self._rows_kept([Span(low, min(high, start))]))
+            low, high = max(low, start), min(high, self.ends([log])[log])
+            page, place = FEW, self.place(log)
+            while low < high:
+                upto = min(low + page, high)
+                try:
+                    (found,) = self.seeker.read([(place, offset_of(low), offset_of(low) + upto - low)])
+                except Trimmed:  # just now
+                    low = max(low + 1, self.starts([log])[log])
+                    continue
+                yield from (first_pos(log) + message.offset() for message in found)
+                small = sum(map(len, found)) < MUCH
+                low, page = upto, min(2 * page, MANY) if small else FEW
 
     def first_record(self, lo: int, hi: int) -> int | None:
         """Return the first position at lo <= p < hi that holds a record."""
-        for log in sorted(self._logs_between(lo, hi)):
-            low, high = max(lo, first_pos(log)), min(hi, first_pos(log + 1))
-            for each in self._in_order(log, low, high, 1 if high - low == 1 else 100):
-                return each.pos
-        return None
+        return next(self._positions(lo, hi), None)
 
     def group_bounds(self, group: Group) -> list[Bounds]:
         """Return what a group reads of each log."""
@@ -67,11 +87,11 @@ class KafkaInspect(KafkaState):
     def group_page(self, group: Group, lo: int, hi: int) -> GroupPage:
         """Return all a group knows of lo <= p < hi. Records are read before, and can only grow less."""
         ranges: list[tuple[int, int]] = []
-        for each in self._whole(lo, hi):
-            if ranges and ranges[-1][1] == each.pos:
-                ranges[-1] = (ranges[-1][0], each.pos + 1)
+        for pos in self._positions(lo, hi):
+            if ranges and ranges[-1][1] == pos:
+                ranges[-1] = (ranges[-1][0], pos + 1)
             else:
-                ranges.append((each.pos, each.pos + 1))
+                ranges.append((pos, pos + 1))
         return self.inner.group_page(group, lo, hi)._replace(records=ranges)
 
     def group_state(self, group: Group, limit: int) -> GroupState:

@@ -19,6 +19,7 @@ from ..lent import LendsState
 from . import header as h
 from .cluster import Cluster
 from .message import header_of, item, items_of_run, place_from, record, record_of, row_of
+from .moved import Moved, Page, between, edges, end_of
 from .options import KafkaOptions
 from .outbox import EARLY, Outbox
 from .places import HIDDEN, KafkaPlaces
@@ -27,6 +28,8 @@ from .sender import Sender
 
 MICRO = h.MICRO
 PAGE = 2000  # offsets read at a time where nobody says how many
+FEW = 200  # as many at first, and where records are large:
+MUCH = 1 << 20  # bytes of a page
 LATE = 2.0  # seconds that a record is stored after its time at most, unless a counter says more
 BEHIND = "late"  # how the counters are named that say more: "late 7", in ms, for log 7
 RECENT = 10_000
@@ -42,6 +45,7 @@ class KafkaLog(KafkaPlaces):
     outbox: Outbox
     reader: Reader  # a worker's: it stays where it read last
     seeker: Reader  # everybody else's
+    moved: Moved
 
     def __init__(self) -> None:
         KafkaPlaces.__init__(self)
@@ -185,6 +189,11 @@ class KafkaLog(KafkaPlaces):
             if len(self._recent) > RECENT:
                 self._recent.popitem(last=False)
 
+    def forget(self) -> None:
+        """Forget what is known of streams and groups."""
+        super().forget()
+        self.moved.forget()
+
     def enlist(self, connection: Any) -> Any:
         """Refuse: Kafka takes part in no transaction of a database."""
         raise ConfigError(f"{self.options.shown}: Kafka takes no calls within transactions of others")
@@ -312,14 +321,20 @@ class KafkaLog(KafkaPlaces):
             kept = self._rows_kept([Span(lo, min(hi, start))])
             for pos in sorted(kept):
                 yield _full(pos, kept[pos])
-        lo, hi = max(lo, start), min(hi, self.ends([log])[log])
-        while lo < hi:
-            upto = min(lo + max(page, 1), hi)
-            found: dict[int, tuple[Row, Any]] = {}
-            self._read_into(found, self.seeker, [(lo, upto)])
+        for found in self._in_pages(max(lo, start), min(hi, self.ends([log])[log]), page):
             for pos in sorted(found):
                 yield _full(pos, found[pos])
-            lo = upto
+
+    def _in_pages(self, lo: int, hi: int, most: int) -> Iterator[dict[int, tuple[Row, Any]]]:
+        """Yield what a range of one log holds, page by page: small ones where records are large."""
+        page = min(FEW, max(most, 1))
+        while lo < hi:
+            upto = min(lo + page, hi)
+            found: dict[int, tuple[Row, Any]] = {}
+            self._read_into(found, self.seeker, [(lo, upto)])
+            yield found
+            small = sum(len(row[2]) for row, _ in found.values()) < MUCH
+            lo, page = upto, min(2 * page, max(most, 1)) if small else min(FEW, page)
 
     # Finding
 
@@ -381,19 +396,32 @@ class KafkaLog(KafkaPlaces):
 
     def _look_for(self, log: int, wanted: set[Id], since: float, until: float | None = None) -> dict[Id, int]:
         """Return where records with these ids are, of those stored in a window of time."""
-        lo = self._first_stored(log, since)
+        pages = self._pages(log)
+        lo = max(self._first_stored(log, since), end_of(pages, 0))
         hi = self.ends([log])[log] if until is None else self._first_stored(log, until + self._lateness(log))
         found: dict[Id, int] = {}
-        while lo < hi and len(found) < len(wanted):
-            upto = min(lo + PAGE, hi)
-            page: dict[int, tuple[Row, Any]] = {}
-            self._read_into(page, self.seeker, [(lo, upto)])
-            for pos, (_, message) in page.items():
-                id = h.id_of(_header(message))
-                if id in wanted:
-                    found.setdefault(id, pos)
-            lo = upto
+        for at, end in [*self._about(pages, log, since, until), (lo, hi)]:
+            while at < end and len(found) < len(wanted):
+                upto = min(at + PAGE, end)
+                page: dict[int, tuple[Row, Any]] = {}
+                self._read_into(page, self.seeker, [(at, upto)])
+                for pos, (_, message) in page.items():
+                    id = h.id_of(_header(message))
+                    if id in wanted:
+                        found.setdefault(id, pos)
+                at = upto
         return found
+
+    def _pages(self, log: int) -> list[Page]:
+        """Return what is known of records that came to a log from another engine."""
+        return self.moved.pages(self.stream_of_log(log), log)
+
+    def _about(self, pages: list[Page], log: int, since: float, until: float | None) -> list[tuple[int, int]]:
+        """Return the ranges of such records that a window of time may be in."""
+        if not pages:
+            return []
+        high = 1 << 62 if until is None else int(until * MICRO) + 1
+        return between(pages, int(since * MICRO), high, self.starts([log])[log])
 
     def _first_stored(self, log: int, moment: float) -> int:
         """Return the first position that was stored at or after a moment; the end where none was."""
@@ -444,6 +472,14 @@ class KafkaLog(KafkaPlaces):
         return [(log, *self._narrowed(log, first, end, low, high)) for log, first, end in bounds]
 
     def _narrowed(self, log: int, first: int, end: int, low: int, high: int) -> tuple[int, int]:
+        pages = self._pages(log)
+        came = edges(pages, low, high, first, lambda lo, hi: self._times(log, lo, min(hi, end)))
+        start, stop = self._of_our_own(log, min(max(first, end_of(pages, first)), end), end, low, high)
+        if came is None:
+            return start, stop
+        return came[0], came[1] if start == stop else stop
+
+    def _of_our_own(self, log: int, first: int, end: int, low: int, high: int) -> tuple[int, int]:
         late = self._lateness(log)
         lo = first if low < 0 else min(max(self._first_stored(log, low / MICRO - EARLY), first), end)
         sure, stop = end, end

@@ -24,7 +24,12 @@ Item = tuple[bytes | None, bytes | None, Any]
 
 def item(row: NewCall, events: bool = False) -> Item:
     """Return value, key and headers of a record of ours. `events`: with CloudEvents' headers too."""
-    packed = h.pack(row.id, int(row.time * h.MICRO), row.task, row.meta)
+    return item_of(row, int(row.time * h.MICRO), events)
+
+
+def item_of(row: NewCall, micros: int, events: bool = False) -> Item:
+    """Return the same of a record with a time in microseconds."""
+    packed = h.pack(row.id, micros, row.task, row.meta)
     headers: list[tuple[str, Any]] = [(h.NAME, packed)]
     key = None
     if row.meta is not None:

@@ -25,13 +25,14 @@ from ...delivery.model import MAX_LEASE, Change, Lease, NewCall, Outcome, Settle
 from ...delivery.settle import settle
 from ...delivery.spans import Finder
 from ...errors import AppendUnknown, EngineError, EngineUnavailable
-from ...record import Id, first_pos
+from ...record import Id, first_pos, log_of
 from ...reference import is_reference
 from .. import stored_id
 from ..base import Conflict, Engine, Group, Reads, Stream
 from . import header as h
 from .cluster import TopicGone
 from .message import item
+from .moved import Moved, outbox_id
 from .places import HIDDEN, KafkaPlaces
 from .sender import Sender
 
@@ -50,11 +51,6 @@ _KEPT = "the record is kept in the state, and could not be sent yet; a worker se
 NOWHERE = -1  # the place of what is lost
 NOTHING: Mapping[int, bytes] = {}
 LOST = "calls lost: their topic is gone"
-
-
-def outbox_id(id: Id) -> str:
-    """Return an id as the outbox stores it, within its own namespace."""
-    return f"b{id.hex()}" if isinstance(id, bytes) else f"t{id}"
 
 
 class _Waiting(NamedTuple):
@@ -86,13 +82,14 @@ class Outbox:
         places: KafkaPlaces,
         sender: Sender,
         look_for: LookFor,
+        moved: Moved,
         note_time: Callable[[int, float], None],
         timeout: float,
     ) -> None:
         self._inner, self._places, self._sender = inner, places, sender
-        self._look_for, self._note_time = look_for, note_time
+        self._look_for, self._moved_here, self._note_time = look_for, moved, note_time
         self._timeout = timeout
-        self._patience = 2 * timeout + 2.0  # seconds after which who relays is taken for dead
+        self.patience = 2 * timeout + 2.0  # seconds after which who relays is taken for dead
         self._lock = threading.Lock()
         self.stream: Stream = inner.create_stream("queue", HIDDEN, NAME, 1, {})
         self._log = self.stream.logs[0]
@@ -166,6 +163,8 @@ class Outbox:
         return pos
 
     def _position(self, place: int) -> int | None:
+        if log_of(place) != self._log:  # it came from another engine
+            return self._moved_here.place(place)
         for outcome in self._inner.outcomes(self.group.id, place, place + 1):
             if outcome.value is not None and (pos := _unpack(outcome.value)) != NOWHERE:
                 return pos
@@ -306,7 +305,7 @@ class Outbox:
 
     def recover(self) -> None:
         """Give back what somebody took to relay it, and died."""
-        before = time.time() - self._patience
+        before = time.time() - self.patience
         dead = [
             each for each in self._inner.leases(self.group) if each.owner is not None and each.since < before
         ]

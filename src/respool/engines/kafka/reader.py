@@ -66,6 +66,7 @@ class Reader:
                     "fetch.queue.backoff.ms": 1,
                     "fetch.message.max.bytes": 262144,
                     "queued.min.messages": 1000,
+                    "queued.max.messages.kbytes": 16384,  # of a partition: what is large fills memory else
                     "fetch.wait.max.ms": 10,
                     **self._cluster.options.client,
                     "group.id": self._cluster.options.prefix + GROUP,

@@ -12,9 +12,11 @@ from confluent_kafka import TopicPartition
 from ...errors import EngineError, RespoolError
 from ...record import first_pos, log_of, offset_of
 from ..base import Stream
+from ..moving import INCOMING
 from .inspect import KafkaInspect
 from .log import LATE, PAGE
 from .mirror import Mirror
+from .moved import end_of
 from .names import group_name
 from .outbox import EARLY
 from .places import HIDDEN, KEPT
@@ -71,10 +73,18 @@ class KafkaRetention(KafkaInspect):
 
         What was stored before it is older. What was stored later is looked at where that may be old, too.
         """
+        micros = int(before * 1_000_000)
+        pages = self._pages(log)
+        for page in pages:  # what came from another engine was stored long after its time
+            if page.hi > start and page.most >= micros:
+                times = self._times(log, max(page.lo, start), page.hi)
+                young = next((pos for pos, at in times if at >= micros), None)
+                if young is not None:
+                    return young
+        start = max(start, end_of(pages, start))
         end = min(max(self._first_stored(log, before - EARLY), start), self.ends([log])[log])
         if self._lateness(log) > LATE:
             stop = min(end + max(limit, PAGE), self.ends([log])[log])
-            micros = int(before * 1_000_000)
             young = next((pos for pos, at in self._times(log, end, stop) if at >= micros), None)
             end = stop if young is None else young
         return end
@@ -145,13 +155,16 @@ class KafkaRetention(KafkaInspect):
             self._look_after()
 
     def _look_after(self) -> None:
+        mark = self.inner.mark()
         for stream in self.refresh():
-            if stream.app == HIDDEN or KEPT not in stream.settings:
+            if stream.app == HIDDEN or KEPT not in stream.settings or stream.app.startswith(INCOMING):
                 continue
             try:
                 self.check_topic(stream)
             except EngineError as error:
                 log.error("%s", error)
+                continue
+            if mark is not None and mark.phase in ("closed", "moved"):
                 continue
             self.inner.drop_kept(stream, KEPT_A_STEP)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -33,8 +33,9 @@ Item = tuple[bytes | None, bytes | None, Any]
 class Sender:
     """One producer, used by one thread at a time: who appends is combined with others above."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, refused: Callable[[], RespoolError | None]) -> None:
         self._cluster = cluster
+        self._refused = refused  # says why a topic takes nothing, where it is not for the size of a record
         self._lock = threading.Lock()
         self._producer: Producer | None = None
         self._made = 0.0
@@ -124,7 +125,7 @@ class Sender:
             self._producer = None  # of no more use; the next append makes another
         for error in failed:
             if error.code() == KafkaError.MSG_SIZE_TOO_LARGE and not stored:
-                return RecordTooLarge(
+                return self._refused() or RecordTooLarge(
                     f"{shown}: topic {topic} takes no record of that size: raise its max.message.bytes"
                 )
             if error.code() not in _MAYBE and not stored:

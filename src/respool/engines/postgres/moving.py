@@ -95,7 +95,7 @@ class PostgresMoving:
         try:
             with db.transaction():
                 db.execute(f"SET LOCAL lock_timeout = '{PATIENCE}'".encode())
-                tables = self._barred(db) if mark is not None and mark.phase in ("closed", "moved") else []
+                tables = [] if mark is None else self._barred(db, mark)
                 if tables:  # whoever has appended has committed then, and nobody can before we have
                     names = ", ".join(f"{schema}.{quoted(table)}" for table in tables)
                     db.execute(f"LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE".encode())
@@ -119,8 +119,10 @@ class PostgresMoving:
         except (pg.LockNotAvailable, pg.DeadlockDetected) as error:
             raise _Held from error
 
-    def _barred(self, db: Db) -> list[str]:
+    def _barred(self, db: Db, mark: Mark) -> list[str]:
         """Return the tables that nobody may write to any more; first those that others wait for."""
+        if mark.phase not in ("closed", "moved"):
+            return ["record"] if mark.sealed else []
         found = db.execute(self._sql["own_tables"], (quoted(self.options.schema),)).fetchall()
         names = sorted(name for (name,) in found if name not in WRITABLE and not name.endswith("_rest"))
         return sorted(names, key=lambda name: name not in ("record", "ids"))

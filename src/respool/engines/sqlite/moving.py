@@ -37,6 +37,7 @@ _pack = msgspec.msgpack.Encoder().encode
 _CLAIM = """CREATE TRIGGER moved_claim BEFORE INSERT ON lease
 WHEN new.owner > 0 AND NOT EXISTS (SELECT 1 FROM lease WHERE id = new.id)
 BEGIN SELECT RAISE(ABORT, {told}); END"""
+_SEAL = "CREATE TRIGGER moved_seal BEFORE INSERT ON record BEGIN SELECT RAISE(ABORT, {told}); END"
 
 
 class SQLiteMoving:
@@ -70,6 +71,8 @@ class SQLiteMoving:
             text = apsw.format_sql_value(told(mark, self.shown))
             if mark.phase == "draining":
                 db.execute(_CLAIM.format(told=text))
+                if mark.sealed:
+                    db.execute(_SEAL.format(told=text))
             elif mark.is_source:
                 if db.execute(SQL["is_leased"]).get:
                     raise EngineError("a worker has leases: nothing is closed while it runs")
