@@ -26,7 +26,7 @@ from .errors import ConfigError, UnknownName
 from .opened import Opened, open_log
 from .options import TaskOptions, check_limit, limit_of, task_options
 from .payloads import Payloads
-from .pressure import gate_of, lag
+from .pressure import declared_terms, lag
 from .record import first_pos, parse_id
 from .result import AsyncResult
 from .retention import UNSET, stored_retention
@@ -123,7 +123,7 @@ class App:
         rate_limit: Any = None,
         rate_burst: Any = None,
         max_concurrency: Any = None,
-        max_pending: int | None = None,
+        max_pending: Any = UNSET,
         when_full: str | None = None,
         max_pending_wait: Any = None,
         ordered: bool = False,
@@ -141,21 +141,23 @@ class App:
                 `main` has yet to do, and dead letters, stay longer. Default: 30 days, or as stored.
             rate_limit, rate_burst, max_concurrency: limits of all its calls together, over all workers; as
                 of a task.
-            max_pending: calls to do, at about which this app sends no more: `delay()` waits for room, then
-                raises QueueFull. What a task sends is not held up, and what is parked does not count.
+            max_pending: calls to do, at about which nobody sends more: `delay()` waits for room, then
+                raises QueueFull. What a task sends is not held up, and what is parked does not count. It is
+                stored with the queue when the app opens, and what was declared last holds for all who send
+                to it, also where they do not declare it. None: no bound any more. Default: as stored.
             when_full: "wait" (default), or "raise": QueueFull at once.
             max_pending_wait: seconds to wait at most; default: the app's `append_timeout`.
 
         Raises: DeclarationConflict where it is declared otherwise here; on first use, where it was
             created otherwise.
         """
-        gate = gate_of(name, max_pending, when_full, max_pending_wait, self.settings["append_timeout"])
+        terms = declared_terms(name, max_pending, when_full, max_pending_wait)
         given = {"rate_limit": rate_limit, "rate_burst": rate_burst, "max_concurrency": max_concurrency}
         limit = limit_of(check_limit(given, f"queue {name}"), f"queue {name}")
         kept = UNSET if retention is UNSET else stored_retention(retention)
         count = queue_partitions(name, ordered, partitions)
         queue = self.queues.get(name) or Queue(self, check_name("queue", name))
-        queue.take_in(kept, ordered, count, limit, gate)
+        queue.take_in(kept, ordered, count, limit, terms)
         self.queues[name] = queue
         return queue
 
@@ -173,12 +175,12 @@ class App:
 
         0.0 where none has a `max_pending`. A producer that can wait slows down by it.
         """
-        names = tuple(self.queues) if queue is None else (self.queue_name(queue),)
-        gates = {name: self.queues[name].gate for name in names if name in self.queues}
+        opened = self.opened
+        names = (*opened.gates,) if queue is None else (self.queue_name(queue),)
         full = [
-            lag(self.engine, self.main_of(name)) / gate.terms.most
-            for name, gate in gates.items()
-            if gate is not None
+            lag(opened.engine, self.main_of(name)) / opened.gates[name].terms.most
+            for name in names
+            if name in opened.gates
         ]
         return max(full, default=0.0)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .delivery.limits import Limit
 from .errors import ConfigError, DeclarationConflict
-from .pressure import Gate
+from .options import out_of_order
 from .retention import UNSET, shown_age
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Queue:
         self.app, self.name, self.retention = app, name, retention
         self.ordered, self.partitions = False, 1
         self.limit: Limit | None = None  # of all its calls together; not stored: its workers keep it
-        self.gate: Gate | None = None  # where it has a max_pending
+        self.terms: Any = UNSET  # how full it may become: Terms, None: as full as can be, or as stored
 
     def __repr__(self) -> str:
         return f"<Queue {self.name} of {self.app.name}>"
@@ -41,7 +41,7 @@ class Queue:
         return order if self.retention is UNSET else {"retention": self.retention, **order}
 
     def take_in(
-        self, retention: Any, ordered: bool, partitions: int, limit: Limit | None, gate: Gate | None
+        self, retention: Any, ordered: bool, partitions: int, limit: Limit | None, terms: Any
     ) -> None:
         """Add what a further declaration says. Raises DeclarationConflict where it says otherwise."""
         if retention is not UNSET and self.retention is not UNSET:
@@ -52,16 +52,21 @@ class Queue:
             raise DeclarationConflict(
                 f"queue {self.name} is declared with two limits: {self.limit} and {limit}"
             )
-        if gate is not None and self.gate is not None and self.gate.terms != gate.terms:
+        if terms is not UNSET and self.terms not in (UNSET, terms):
             raise DeclarationConflict(
                 f"queue {self.name} is declared with two different max_pending; keep one"
+            )
+        if (ordered or self.ordered) and (limit or self.limit) is not None:
+            raise ConfigError(
+                f"queue {self.name}: ordered and limits exclude each other: calls of one key run one by one, "
+                "and wait for nothing else; give another queue a limit"
             )
         if retention is not UNSET:
             self.retention = retention
         if ordered:
             self.ordered, self.partitions = True, partitions
         self.limit = limit or self.limit
-        self.gate = self.gate or gate
+        self.terms = self.terms if terms is UNSET else terms
 
 
 class Subscription:
@@ -78,13 +83,22 @@ def check_subscription(name: str, stream: StreamHandle, options: TaskOptions, *,
     for option in ("key", "priority"):
         if options[option] is not None:
             raise ConfigError(f"subscription {name}: {option}= is of calls; an event has its stream's")
-    if ordered and options["batch"] is not None:
+    if ordered and (excluded := out_of_order(options)) is not None:
         raise ConfigError(
-            f"subscription {name}: ordered and batch exclude each other: events of a key come one by one"
+            f"subscription {name}: ordered and {excluded} exclude each other: events of a key come one by one"
         )
-    if ordered and stream.key is None:
+    if ordered and stream.key is None and not stream.foreign:
         raise ConfigError(
             f"subscription {name}: ordered=True needs a stream with a key: app.stream({stream.name!r}, key=…)"
+        )
+
+
+def check_task(task: Task[Any, Any], queue: Queue | None) -> None:
+    """Raise ConfigError where a task cannot run in the queue that it is declared for."""
+    if queue is not None and queue.ordered and (option := out_of_order(task.options)) is not None:
+        raise ConfigError(
+            f"task {task.name} has {option}=, and its queue {queue.name} is ordered, where calls run one by "
+            "one in the order of their keys; declare it for another queue"
         )
 
 

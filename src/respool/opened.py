@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from .config import SETTINGS
-from .declared import compare
+from .declared import check_task, compare
 from .engines import open_engine
 from .engines.base import Engine, Group, Stream
-from .errors import ConfigError, UnknownName
+from .errors import ConfigError, EngineError, LogMoved, UnknownName
+from .pressure import Gate, store_terms, terms_of
 from .producer import Producer
 from .record import log_of
-from .retention import DEFAULT_AGE
+from .retention import DEFAULT_AGE, UNSET
 
 if TYPE_CHECKING:
     from .app import App
+
+log = logging.getLogger("respool")
 
 
 class Opened:
@@ -25,6 +30,7 @@ class Opened:
         self.engine = engine
         self.producer = Producer(engine, app.settings["max_record_size"])
         self.streams: dict[tuple[str, str], Stream] = {}  # the declared ones as stored, by kind and name
+        self.gates: dict[str, Gate] = {}  # of queues with a max_pending
         self._mains: dict[int, Group] = {}  # by the log of their queue
 
     def create_stream(
@@ -53,10 +59,32 @@ class Opened:
         self.streams[kind, name] = stream
         return stream
 
-    def create_subscriptions(self) -> None:
-        """Create the groups of the app's subscriptions where they are new."""
+    def open_gates(self, groups: Sequence[Group]) -> None:
+        """Store how full queues may become where that is declared, and keep to what is stored."""
+        mains = {group.stream: group for group in groups if group.kind == "main"}
+        for queue in self._app.queues.values():
+            group = mains[self.streams["queue", queue.name].id]
+            terms = terms_of(group)
+            if queue.terms is not UNSET and queue.terms != terms:
+                terms = queue.terms
+                try:
+                    store_terms(self.engine, group, terms)
+                except (ConfigError, EngineError, LogMoved) as error:
+                    log.warning(
+                        "queue %s: its max_pending could not be stored, so only this process keeps to it, "
+                        "until a worker of the app starts: %s",
+                        *(queue.name, error),
+                    )
+            if terms is not None:
+                self.gates[queue.name] = Gate(queue.name, terms, self._app.settings["append_timeout"])
+
+    def create_subscriptions(self, groups: list[Group]) -> None:
+        """Create the groups of the app's subscriptions where they are new.
+
+        Parameters:
+            groups: all there are so far.
+        """
         engine, app = self.engine, self._app
-        groups = engine.groups()
         known = {(g.stream, g.app, g.name): g for g in groups}
         for subscription in app.subscriptions.values():
             name, ordered = subscription.group, subscription.ordered
@@ -117,11 +145,15 @@ def open_log(app: App) -> Opened:
     engine = open_engine(app.location, durability, app.settings["append_timeout"])
     try:
         opened = Opened(app, engine)
+        for task in app.tasks.values():
+            check_task(task, app.queues.get(task.queue))
         for queue in app.queues.values():
             opened.create_stream("queue", app.name, queue.name, queue.partitions, queue.settings)
         for handle in app.stream_handles.values():
             opened.create_stream("stream", "", handle.name, handle.partitions, handle.settings)
-        opened.create_subscriptions()
+        groups = engine.groups()
+        opened.create_subscriptions(groups)
+        opened.open_gates(groups)
     except BaseException:
         engine.close()
         raise

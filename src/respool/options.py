@@ -346,6 +346,15 @@ class TaskOptions(msgspec.Struct, frozen=True):
         return self.values[name]
 
 
+def out_of_order(options: TaskOptions) -> str | None:
+    """Return the option for which a task has no place in an ordered queue; None where there is none."""
+    if options["batch"] is not None:
+        return "batch"
+    if options.limit is None:
+        return None
+    return "rate_limit" if options.limit.rate is not None else "max_concurrency"
+
+
 def task_options(
     given: Mapping[str, Any], defaults: Mapping[str, Any], max_deliveries: int, what: str
 ) -> TaskOptions:

@@ -8,22 +8,64 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .config import duration
+from .delivery.model import Change, View
 from .delivery.spans import count
-from .engines.base import Engine, Group
+from .engines.base import Engine, Group, Reads
 from .errors import ConfigError, QueueFull, UnknownName
+from .retention import UNSET
 
 FRESH = 0.25  # seconds that a look at a queue is good for …
 SHARE = 16  # … and of the room that it found, this part: others send meanwhile too
 MOST = 1_000_000  # records over their limits that are counted
+AGAIN = 5.0  # seconds after which the terms are read again
+STORED = "max_pending"  # their name among the settings of a queue's `main`
+ANY = 1 << 62  # calls: no bound
 LOOK = 0.1  # seconds between looks of who waits for room and is not woken
 
 
 class Terms(NamedTuple):
-    """How a queue is kept from growing without bounds."""
+    """How a queue is kept from growing without bounds; stored with its `main`, for whoever sends to it."""
 
     most: int
-    raises: bool
-    wait: float  # seconds to wait for room at most
+    raises: bool = False
+    wait: float | None = None  # seconds to wait for room at most; None: the sender's `append_timeout`
+
+    def stored(self) -> list[Any]:
+        """Return them as they are stored."""
+        return [*self] if self.wait is not None else [*self[:2]]
+
+
+def declared_terms(queue: str, most: Any, when_full: Any, wait: Any) -> Any:
+    """Return what a queue's declaration says of how much is full: Terms, None, or UNSET for nothing.
+
+    Raises: ConfigError, UnknownName for what cannot be.
+    """
+    if most is None or most is UNSET:
+        if when_full is not None or wait is not None:
+            raise ConfigError(f"queue {queue}: say how much is full: max_pending=")
+        return most
+    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+        raise ConfigError(f"queue {queue}: max_pending={most!r} is not a whole number above 0")
+    if when_full not in (None, "wait", "raise"):
+        raise UnknownName("when_full", str(when_full), ("wait", "raise"), f"of queue {queue}")
+    seconds = None if wait is None else duration(wait, "max_pending_wait")
+    return Terms(most, when_full == "raise", seconds)
+
+
+def terms_of(group: Group) -> Terms | None:
+    """Return the terms that are stored with a queue; None where it may grow."""
+    said = group.settings.get(STORED)
+    return None if said is None else Terms(*said)
+
+
+def store_terms(engine: Engine, group: Group, terms: Terms | None) -> None:
+    """Store the terms of a queue (None: it may grow); who sends to it reads them when it opens, or soon."""
+    stored = None if terms is None else terms.stored()
+
+    def decide(view: View, change: Change) -> None:
+        change.settings[STORED] = stored
+
+    engine.transact(Reads(group.id), decide, synced=True)
 
 
 def lag(engine: Engine, group: Group) -> int:
@@ -42,10 +84,15 @@ def lag(engine: Engine, group: Group) -> int:
 
 
 class Gate:
-    """Lets calls into one queue while there is room; asks how much there is only now and then."""
+    """Lets calls into one queue while there is room; asks how much there is only now and then.
 
-    def __init__(self, queue: str, terms: Terms) -> None:
-        self.queue, self.terms = queue, terms
+    Parameters:
+        timeout: seconds to wait for room at most, where the terms do not say.
+    """
+
+    def __init__(self, queue: str, terms: Terms, timeout: float) -> None:
+        self.queue, self.terms, self._timeout = queue, terms, timeout
+        self._read_at = time.monotonic()
         self._lock = threading.Lock()
         self._left = 0  # calls that may be sent without another look
         self._until = 0.0
@@ -54,7 +101,7 @@ class Gate:
         """Wait until there is room for so many calls. Raises QueueFull; nothing was sent."""
         if self._has_room(calls):
             return
-        deadline = time.monotonic() + (0.0 if self.terms.raises else self.terms.wait)
+        deadline = time.monotonic() + self._patience
         while not self._look(engine, group, calls):
             left = deadline - time.monotonic()
             if left <= 0:
@@ -72,13 +119,29 @@ class Gate:
         import asyncio  # see producer.py
 
         loop = asyncio.get_running_loop()
-        deadline = time.monotonic() + (0.0 if self.terms.raises else self.terms.wait)
+        deadline = time.monotonic() + self._patience
         look: Callable[[], bool] = lambda: self._look(engine, group, calls)  # noqa: E731
         while not await loop.run_in_executor(None, look):
             left = deadline - time.monotonic()
             if left <= 0:
                 raise self._full(engine, group)
             await asyncio.sleep(min(left, LOOK))
+
+    @property
+    def _patience(self) -> float:
+        """How many seconds to wait for room."""
+        if self.terms.raises:
+            return 0.0
+        return self._timeout if self.terms.wait is None else self.terms.wait
+
+    def _read_again(self, engine: Engine, group: Group) -> None:
+        """Now and then see what the terms are: another process may have declared others."""
+        now = time.monotonic()
+        if now - self._read_at < AGAIN:
+            return
+        self._read_at = now
+        stored = next((terms_of(each) for each in engine.groups() if each.id == group.id), None)
+        self.terms = Terms(ANY) if stored is None else stored
 
     def _has_room(self, calls: int) -> bool:
         with self._lock:
@@ -89,6 +152,7 @@ class Gate:
 
     def _look(self, engine: Engine, group: Group, calls: int) -> bool:
         """Look how full the queue is. More calls than fit in at all go in when it is empty."""
+        self._read_again(engine, group)
         room = self.terms.most - lag(engine, group)
         if room < min(calls, self.terms.most):
             return False
@@ -97,28 +161,8 @@ class Gate:
         return True
 
     def _full(self, engine: Engine, group: Group) -> QueueFull:
-        waited = "" if self.terms.raises else f" and there was no room within {self.terms.wait:g} s"
+        waited = "" if self.terms.raises else f" and there was no room within {self._patience:g} s"
         return QueueFull(
             f"queue {self.queue} has {lag(engine, group):,} calls to do, its max_pending is "
             f"{self.terms.most:,}{waited}; nothing was sent. Send it later, or start more workers"
         )
-
-
-def gate_of(queue: str, most: Any, when_full: Any, wait: Any, usual: float) -> Gate | None:
-    """Return what a queue's declaration says of how much is full; None where it says nothing.
-
-    Parameters:
-        usual: seconds to wait for room unless `wait` says otherwise.
-
-    Raises: ConfigError, UnknownName for what cannot be.
-    """
-    if most is None:
-        if when_full is not None or wait is not None:
-            raise ConfigError(f"queue {queue}: say how much is full: max_pending=")
-        return None
-    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
-        raise ConfigError(f"queue {queue}: max_pending={most!r} is not a whole number above 0")
-    if when_full not in (None, "wait", "raise"):
-        raise UnknownName("when_full", str(when_full), ("wait", "raise"), f"of queue {queue}")
-    seconds = usual if wait is None else duration(wait, "max_pending_wait")
-    return Gate(queue, Terms(most, when_full == "raise", seconds))

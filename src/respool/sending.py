@@ -17,6 +17,7 @@ from .engines import public_id, stored_id
 from .engines.base import Engine, LeaseLost, Stream
 from .errors import ConfigError, DatabaseGone, EngineUnavailable, Refused
 from .keys import key_hash, partition_of
+from .options import out_of_order
 from .payloads import NEVER
 from .producer import MAX_TOGETHER, Producer, chunks, conflict_error
 from .record import NO_META, Id, Meta, new_head
@@ -56,11 +57,11 @@ class Sender:
         stream = opened.streams.get(("queue", queue)) or app.stream_of("queue", queue)
         log = stream.logs[0]
         if meta.priority is not None or meta.key is not None or stream.settings.get("ordered"):
-            log = self._log_in(stream, meta, body)
+            log = self._log_in(stream, task, meta, body)
         run = current_run.get()
         if run is not None and run.serves(opened.engine) and enlisted(app) is None:
             return self._to_outbox(run, log, task, body, meta, id)
-        gate = app.queues[queue].gate
+        gate = opened.gates.get(queue)
         if gate is not None:  # not for a task's own calls (H16)
             gate.enter(opened.engine, app.main_of(queue))
         row = new_row(app.name, log, task, body, meta, id)
@@ -74,11 +75,11 @@ class Sender:
         app = self._app
         if len(body) > over:
             body, meta = await app.payloads.aoffload(body, meta)
-        log = self._log_in(app.stream_of("queue", queue), meta, body)
+        log = self._log_in(app.stream_of("queue", queue), task, meta, body)
         run = self._run()
         if run is not None:
             return self._to_outbox(run, log, task, body, meta, id)
-        gate = app.queues[queue].gate
+        gate = app.opened.gates.get(queue)
         if gate is not None:
             await gate.aenter(app.engine, app.main_of(queue))
         row = new_row(app.name, log, task, body, meta, id)
@@ -97,7 +98,7 @@ class Sender:
                 f"task {rule.task}: {engine.capabilities.name} has no unique calls; give each a task_id "
                 "made of what is to be unique, or take another engine"
             )
-        log = self._log_in(app.stream_of("queue", queue), meta, body)
+        log = self._log_in(app.stream_of("queue", queue), rule.task, meta, body)
         run, outer = self._run(), enlisted(app)
         if run is not None and not run.sends:
             return self._to_outbox(run, log, rule.task, body, meta, id)
@@ -107,7 +108,7 @@ class Sender:
                 with run.shield():
                     row, fence = run.call_now(log, rule.task, body, meta, id, app.name)
                     return send_unique(app, rule, key, row, fence, None)
-            gate = app.queues[queue].gate
+            gate = app.opened.gates.get(queue)
             if gate is not None:
                 gate.enter(engine, app.main_of(queue))
             row = new_row(app.name, log, rule.task, body, meta, id)
@@ -143,7 +144,7 @@ class Sender:
         stream = app.stream_of("queue", queue)
         if stream.settings.get("ordered"):
             return self.keyed_calls(queue, task, ((body, meta) for body in bodies), over)
-        log = self._log_in(stream, meta, b"")
+        log = self._log_in(stream, task, meta, b"")
         results: ResultSet[Any] = ResultSet(app)
         run = self._run()
         if run is not None:
@@ -162,11 +163,11 @@ class Sender:
         stream, run = app.stream_of("queue", queue), self._run()
         results: ResultSet[Any] = ResultSet(app)
         with self._sending() as producer:
-            together = _Together(producer)
+            together = _Together(producer, lambda calls: self._enter(queue, calls))
             for given, described in calls:
                 sent = app.payloads.offload(given, described) if len(given) > over else (given, described)
                 body, meta = sent
-                log = self._log_in(stream, meta, body)
+                log = self._log_in(stream, task, meta, body)
                 if run is not None:
                     results.add_call(self._to_outbox(run, log, task, body, meta, None))
                     continue
@@ -226,7 +227,7 @@ class Sender:
 
     # Where to, and by what
 
-    def _log_in(self, stream: Stream, meta: Meta, body: bytes) -> int:
+    def _log_in(self, stream: Stream, task: str, meta: Meta, body: bytes) -> int:
         """Return the log that a call goes to. Raises ConfigError for a key or priority it cannot have."""
         if not stream.settings.get("ordered"):
             if meta.key is not None:
@@ -239,6 +240,12 @@ class Sender:
             raise ConfigError(
                 f"queue {stream.name} is ordered, and takes no priorities: its calls keep the order of their "
                 "keys; nothing was sent"
+            )
+        known = self._app.tasks.get(task)
+        if known is not None and (option := out_of_order(known.options)) is not None:
+            raise ConfigError(
+                f"task {task} has {option}=, and queue {stream.name} is ordered, where calls run one by one "
+                "in the order of their keys: send it to another queue; nothing was sent"
             )
         # Without a key any will do; the same for the same call, so that a rerun makes the same ids.
         partition = crc32(body) % stream.partitions
@@ -306,6 +313,12 @@ class Sender:
             return run.enlisted
         return Enlisted(engine, run.enlisted, self._app.settings["max_record_size"])
 
+    def _enter(self, queue: str, calls: int) -> None:
+        """Wait for room for so many calls where the queue has a `max_pending`. Raises QueueFull."""
+        gate = self._app.opened.gates.get(queue)
+        if gate is not None:
+            gate.enter(self._app.engine, self._app.main_of(queue), calls)
+
     def _append_run(
         self,
         log: int,
@@ -318,17 +331,15 @@ class Sender:
     ) -> int:
         """Append records that differ in their bodies only, in large chunks; return how many."""
         app, packed, sent = self._app, meta.packed(), 0
-        gate = app.queues[queue].gate if queue else None
         with self._sending() as producer:
-            large, stored = _Together(producer), 0
+            large, stored, gated = _Together(producer), 0, queue in app.opened.gates
             for chunk in chunks(bodies, over):
-                if gate is not None:
-                    gate.enter(app.engine, app.main_of(queue), len(chunk))
+                self._enter(queue, len(chunk))
                 if len(chunk) == 1 and len(chunk[0]) > over:  # it has attributes of its own
                     row = new_row(app.name, log, task, *app.payloads.offload(chunk[0], meta), None)
                     large.add(row)
                     head, stored = row.id, stored + len(chunk[0])
-                    if gate is not None or stored >= LARGE_TOGETHER:  # a gate is to see them (H16)
+                    if gated or stored >= LARGE_TOGETHER:  # a gate is to see them (H16)
                         large.flush()
                         stored = 0
                 else:
@@ -343,10 +354,16 @@ class Sender:
 
 
 class _Together:
-    """Appends rows of many logs, those of one log together."""
+    """Appends rows of many logs, those of one log together.
 
-    def __init__(self, producer: Producer | Enlisted | Collector) -> None:
-        self._producer = producer
+    Parameters:
+        enter: waits for room for so many.
+    """
+
+    def __init__(
+        self, producer: Producer | Enlisted | Collector, enter: Callable[[int], None] | None = None
+    ) -> None:
+        self._producer, self._enter = producer, enter
         self._waiting: dict[int, list[NewCall]] = {}
 
     def add(self, row: NewCall) -> None:
@@ -355,13 +372,18 @@ class _Together:
         rows = self._waiting.setdefault(row.log, [])
         rows.append(row)
         if len(rows) >= MAX_TOGETHER:
-            self._producer.append_rows(self._waiting.pop(row.log))
+            self._append(self._waiting.pop(row.log))
 
     def flush(self) -> None:
         """Append what is left."""
         for rows in self._waiting.values():
-            self._producer.append_rows(rows)
+            self._append(rows)
         self._waiting.clear()
+
+    def _append(self, rows: list[NewCall]) -> None:
+        if self._enter is not None:
+            self._enter(len(rows))
+        self._producer.append_rows(rows)
 
 
 def new_row(space: str, log: int, task: str, body: bytes, meta: Meta, id: Id | None) -> NewCall:

@@ -139,12 +139,13 @@ def test_a_conflict_shows_retention_as_it_is_written(app: App, seconds: Any, sho
 
 
 def test_a_queue_is_declared_bit_by_bit(app: App) -> None:
-    first = app.queue("mails", ordered=True, partitions=8, rate_limit="10/s", max_pending=5)
+    first = app.queue("mails", ordered=True, partitions=8, max_pending=5)
     again = app.queue("mails", retention="7d")
     assert again is first
     assert again.settings == {"ordered": True, "partitions": 8, "retention": 7 * 86_400.0}
-    assert again.limit is not None
-    assert again.gate is not None
+    assert again.terms == (5, False, None)
+    app.queue("calls", rate_limit="10/s")
+    assert app.queue("calls", retention="7d").limit is not None
     with pytest.raises(DeclarationConflict, match="partitions=8, now with partitions=64"):
         app.queue("mails", ordered=True)
     with pytest.raises(DeclarationConflict, match="two different max_pending"):

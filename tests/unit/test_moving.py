@@ -257,7 +257,7 @@ def test_a_subscription_can_be_moved_below_where_it_began(app):
         seen.append(event)
 
     events.publish_many(range(3))
-    app.opened.create_subscriptions()  # as it is when an app with it is opened first
+    app.opened.create_subscriptions(app.engine.groups())  # as it is when an app with it is opened first
     events.publish(7)
     work(app)
     stream = app.stream_of("stream", "visits")

@@ -87,10 +87,14 @@ class Batching:
         ready: list[Batch] = []
         growing: dict[tuple[Runner, Any], Batch] = {}
         only, get_runner = service.only, service.runners.get
+        keyless = self._executor.keyless
         for row in rows:
             runner = only or get_runner(row[1])
             if runner is None or runner.batch is None:
                 plain.append(row)
+                continue
+            if keyless and row[0] in keyless:
+                out.append((row, verdicts.unreadable(row, keyless[row[0]], now)))
                 continue
             meta: Meta = NO_META
             body: Any = row[2]

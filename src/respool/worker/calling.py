@@ -19,6 +19,7 @@ from ..engines import public_id
 from ..errors import (
     BlobLost,
     BlobsUnavailable,
+    ConfigError,
     CorruptBody,
     NotEncodable,
     RecordTooLarge,
@@ -33,6 +34,13 @@ from .run import CurrentRun
 from .services import Arguments, Runner, Service
 
 log = logging.getLogger("respool.worker")
+
+
+def _misplaced(service: Service, runner: Runner) -> ConfigError:
+    return ConfigError(
+        f"task {runner.name} has {runner.misplaced}=, and {service.stream.kind} {service.stream.name} is "
+        "ordered, where calls run one by one in the order of their keys: send it to another queue"
+    )
 
 
 class EndNow(BaseException):
@@ -96,6 +104,8 @@ class Caller:
             return verdicts.skipped(pos)
         if runner is None:
             return verdicts.unknown(row, now)
+        if runner.misplaced is not None:
+            return verdicts.unreadable(row, _misplaced(service, runner), now)
         try:
             meta = unpack_meta(packed) if packed is not None else NO_META
         except ValueError as error:

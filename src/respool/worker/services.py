@@ -16,6 +16,7 @@ from ..delivery.seek import generation_at
 from ..engines.base import Group, Stream
 from ..engines.things import is_ordered
 from ..errors import BadArguments, CorruptBody, RespoolError, UnknownName
+from ..options import out_of_order
 from ..record import NO_META, Meta
 from ..task import Task
 from .limiting import Limiter, Rule
@@ -26,12 +27,35 @@ Arguments = tuple[Sequence[Any], dict[str, Any]]
 class Runner:
     """A task, compiled for running: what it needs is looked up once, what it does not use is left out."""
 
-    __slots__ = ("batch", "batch_key", "batch_wait", "content_type", "convert", "coroutine", "decode",
-                 "event", "fn", "hard", "holds", "ignores",
-                 "max_deliveries", "name", "options", "over", "plain",
-                 "retry", "soft", "stormy", "task", "ttl", "tuples", "unpack")  # fmt: skip
+    __slots__ = (
+        "batch",
+        "batch_key",
+        "batch_wait",
+        "content_type",
+        "convert",
+        "coroutine",
+        "decode",
+        "event",
+        "fn",
+        "hard",
+        "holds",
+        "ignores",
+        "max_deliveries",
+        "misplaced",
+        "name",
+        "options",
+        "over",
+        "plain",
+        "retry",
+        "soft",
+        "stormy",
+        "task",
+        "ttl",
+        "tuples",
+        "unpack",
+    )  # fmt: skip
 
-    def __init__(self, task: Task[Any, Any], *, event: bool) -> None:
+    def __init__(self, task: Task[Any, Any], *, event: bool, ordered: bool = False) -> None:
         options = task.options
         self.task, self.name, self.options, self.event = task, task.name, options, event
         self.coroutine = inspect.iscoroutinefunction(task.fn)
@@ -48,12 +72,14 @@ class Runner:
         self.decode = codec_for(self.content_type).decode
         self.unpack: Callable[[bytes], Arguments] = self._one_event if event else self._one_call
         """Return the arguments that a body of the usual content type holds."""
-        self.batch: int | None = options["batch"]
+        self.misplaced = out_of_order(options) if ordered else None
+        """The option for which it does not run in this, an ordered, group."""
+        self.batch: int | None = None if self.misplaced else options["batch"]
         self.stormy = options["breaker"] is not None or options["retry_budget"] is not None
         self.tuples = task.signature.tuples
         self.batch_key: Any = options["batch_key"]
         self.batch_wait: float = options["batch_wait"] or 0.0
-        special = self.coroutine or self.soft or self.hard or self.batch or self.stormy
+        special = self.coroutine or self.soft or self.hard or self.batch or self.stormy or self.misplaced
         self.plain = not (special or self.max_deliveries == 1)
         """Whether nothing but the function is to be called."""
 
@@ -182,17 +208,20 @@ def services(app: App, queues: Sequence[str] | None, group: str | None) -> list[
         if name not in app.queues:
             raise UnknownName("queue", name, app.queues, f"declare it: app.queue({name!r})")
     runners = {name: Runner(task, event=False) for name, task in app.tasks.items()}
+    in_order = {name: Runner(task, event=False, ordered=True) for name, task in app.tasks.items()}
     known = app.groups()
     wanted = group or "main"
     found = []
     for name in names:
         stream = app.stream_of("queue", name)
-        here = [g for g in known if g.stream == stream.id and g.name == wanted]
+        groups = [g for g in known if g.stream == stream.id and g.name == wanted]
         limit = app.queues[name].limit
         rule = None if limit is None else Rule(f"{app.name}/queue {name}", limit)
-        for each in here:
-            service = _service(each, stream, runners, known, app)
-            service.limiter = _limiter(app, runners.values(), "task", rule)
+        for each in groups:
+            here = in_order if is_ordered(stream, each) else runners
+            service = _service(each, stream, here, known, app)
+            if here is runners:
+                service.limiter = _limiter(app, runners.values(), "task", rule)
             found.append(service)
     if queues is None:
         for subscription in app.subscriptions.values():
