@@ -75,7 +75,7 @@ def send(
     for _ in range(TRIES):
         lock = engine.lock_of(key, connection)
         if lock is not None and lock.id == row.id:  # sent before, by this run or with this id
-            return AsyncResult(app, public_id(row.id), pos=lock.pos)
+            return AsyncResult(app, public_id(row.id), pos=lock.pos if lock.placed else None)
         if lock is not None and rule.on_duplicate != "replace" and holds(app, engine, lock, rule, now):
             existing: AsyncResult[Any] = AsyncResult(app, public_id(lock.id))
             if rule.on_duplicate == "raise":
@@ -97,6 +97,8 @@ def holds(app: App, engine: Engine, lock: UniqueLock, rule: Unique, now: float) 
     """Say whether the record that a lock names keeps others out."""
     if lock.until is not None:
         return now < lock.until
+    if not lock.placed:
+        return True
     status = engine.status(app.opened.group_at(lock.pos, "main"), lock.pos)
     if status.place in ("done", "outside"):
         return False

@@ -210,7 +210,7 @@ def test_given_ids_are_known_for_a_window_and_no_longer(kafka: KafkaAddress, tmp
     assert [engine.append_row(each) for each in (old, new, old, new)] == [
         first_pos(log), first_pos(log) + 1, first_pos(log), first_pos(log) + 1,
     ]  # fmt: skip
-    while engine.inner.trim(engine.outbox.stream, time.time() - engine.options.id_window, 5000):
+    while engine.inner.trim(engine.outbox.boxes[0].stream, time.time() - engine.options.id_window, 5000):
         continue
     assert engine.find("shop", "0") == first_pos(log) + 1
     assert engine.find("shop", "100") is None
@@ -287,7 +287,7 @@ def test_a_large_payload_is_held_until_its_record_and_its_way_in_are_gone(
     reference = blobs.offload(BODY)
     engine.append_row(large(log, reference, time=NOW))
     far = time.time() + 1e6
-    while engine.inner.trim(engine.outbox.stream, far, 5000):
+    while engine.inner.trim(engine.outbox.boxes[0].stream, far, 5000):
         continue
     assert swept(engine, blobs._store, far) == 0, "its record is there"
     lease = grant(engine, main, 1)

@@ -36,7 +36,8 @@ from respool.delivery.seek import held as is_held
 from respool.delivery.settle import give_back, settle
 from respool.delivery.spans import Span
 from respool.engines.base import Engine, Group, LeaseLost, ParkedFilter, Reads, Status
-from respool.record import first_pos, log_of
+from respool.keys import key_hash
+from respool.record import Meta, first_pos, log_of
 
 # A failure is shrunk before it is shown, which takes longer than it took to find.
 pytestmark = pytest.mark.timeout(10 * settings().max_examples)
@@ -106,7 +107,7 @@ class DeliveryMachine(RuleBasedStateMachine):
 
     @initialize(records=st.integers(0, 12), ordered=st.booleans())
     def begin(self, records: int, ordered: bool) -> None:
-        self.ordered = ordered = ordered and self.engine.capabilities.orders
+        self.ordered = ordered
         self.queue = self.engine.create_stream("queue", "shop", "default", 2, {"ordered": ordered})
         sink = self.engine.create_stream("queue", "shop", "sink", 1, {})
         self.sink = sink.logs[0]
@@ -151,8 +152,9 @@ class DeliveryMachine(RuleBasedStateMachine):
             task, body, _, _ = self.log.rows[self.log.ids[id]]
             return NewCall(log, task, body, None, id, self.moment())
         pick = next(self.numbers) * 7919 % 13 % 5
-        key = log * 10 + pick if pick and log in self.queue.logs else None  # a key is of one partition
-        return NewCall(log, "child", b"c", None, self.fresh_id(), self.moment(), key)
+        key = f"{log}-{pick}" if pick and log in self.queue.logs else None  # a key is of one partition
+        about = (None, None) if key is None else (Meta(key=key).packed(), key_hash(key))
+        return NewCall(log, "child", b"c", about[0], self.fresh_id(), self.moment(), about[1])
 
     def pick_held(self, pick: int) -> Held:
         return self.held[pick % len(self.held)]

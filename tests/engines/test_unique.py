@@ -20,7 +20,6 @@ from respool.errors import ConfigError, EngineError
 from respool.record import new_head
 from respool.testing import work
 
-UNIQUE = [name for name in KITS if name != "kafka"]
 NOW = 1_700_000_000.0
 
 
@@ -30,13 +29,8 @@ def _kit(request: pytest.FixtureRequest, folder: Path) -> Iterator[EngineKit]:
     made.remove()
 
 
-@pytest.fixture(params=UNIQUE)
-def kit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EngineKit]:
-    yield from _kit(request, tmp_path)
-
-
 @pytest.fixture(params=KITS)
-def any_kit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EngineKit]:
+def kit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EngineKit]:
     yield from _kit(request, tmp_path)
 
 
@@ -113,8 +107,7 @@ def test_of_many_at_once_one_takes_it(kit: EngineKit, engine: Engine, queue: Str
     assert engine.record_count(lo, hi) == 25
 
 
-def test_a_step_is_kept_as_it_was_first(any_kit: EngineKit) -> None:
-    engine = any_kit.open()
+def test_a_step_is_kept_as_it_was_first(engine: Engine) -> None:
     assert engine.step_done(5, "charge") is None
     engine.keep_step(5, "charge", b"one", NOW)
     engine.keep_step(5, "charge", b"two", NOW)
@@ -124,14 +117,15 @@ def test_a_step_is_kept_as_it_was_first(any_kit: EngineKit) -> None:
     assert engine.step_done(5, "mail") is None
 
 
-@pytest.mark.parametrize("any_kit", ["kafka"], indirect=True)
-def test_where_it_cannot_be_it_is_an_error(any_kit: EngineKit) -> None:
-    with App("shop", url=any_kit.url) as app:
+def test_where_it_cannot_be_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with App("shop", url="sqlite:///:memory:") as app:
 
         @app.task(unique=True)
         def build(n: int) -> None: ...
 
-        with pytest.raises(ConfigError, match="Kafka has no unique calls; give each a task_id"):
+        cannot = app.engine.capabilities._replace(unique=False)
+        monkeypatch.setattr(app.engine, "capabilities", cannot)
+        with pytest.raises(ConfigError, match="in memory has no unique calls; give each a task_id"):
             build.delay(1)
 
 

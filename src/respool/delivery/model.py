@@ -276,6 +276,7 @@ class Change:
         "kept",
         "leases",
         "limits",
+        "moved_locks",
         "outcomes",
         "parked",
         "references",
@@ -308,6 +309,7 @@ class Change:
         self.results: list[tuple[int, bytes]] = []  # outcomes of the plainest kind: success and a value
         self.results_at = 0.0
         self.results_ordered = False  # by position, each once
+        self.moved_locks: list[tuple[str, int, int]] = []  # key, and where its record was and is now (H16)
         self.forgotten: list[int] = []  # outcomes to remove: the record runs again
         self.unprogressed: list[int] = []
         self.journal: list[JournalEntry] = []

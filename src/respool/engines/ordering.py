@@ -36,6 +36,18 @@ class OrderSource(Protocol):
         """Return how many records of a log are blocked, counted up to so many."""
 
 
+class Elsewhere(Protocol):
+    """What knows a log whose State is lent to it (`lent.py`): where its logs end, and its keys."""
+
+    def tell_ends(self, view: View) -> None:
+        """Tell the view's positions where their logs end."""
+
+    def ahead(
+        self, view: View, positions: Sequence[Position], limit: int
+    ) -> Mapping[int, list[tuple[int, int | None]]]:
+        """Return what `OrderSource.ahead` does. What it raises undoes the transaction."""
+
+
 def read_waiting(view: View, source: OrderSource) -> None:
     """Read what waits for the keys of the leases, and of the parked records, that a decision asked for."""
     keys = asked_keys(view)
@@ -54,13 +66,17 @@ def read_order(
     source: OrderSource,
     *,
     at_once: int = 1,
+    elsewhere: Elsewhere | None = None,
 ) -> None:
     """Read what a claim needs to know, partition by partition until that fills a lease.
 
     Parameters:
         view: with positions and all of the group's leases. due: logs in which something may be due.
         at_once: partitions that are read together, where each reading is a round trip.
+        elsewhere: knows the records, where they are not in this store.
     """
+    if elsewhere is not None:
+        elsewhere.tell_ends(view)
     order = view.order
     assert order is not None
     due = set(due)
@@ -77,7 +93,7 @@ def read_order(
         some = logs[start : start + at_once]
         plain = not few and not stopped and not any(shared for _, shared in some)
         limit = who.want if plain else who.want + who.room
-        order.ahead.update(source.ahead(view, [at for at, _ in some], limit))
+        order.ahead.update((elsewhere or source).ahead(view, [at for at, _ in some], limit))
         for at, _ in some:
             order.claimed.append(at.log)
             if at.log in due:

@@ -6,13 +6,16 @@ The words of the delivery core (leases, parked records, outcomes) are in `delive
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 
 from ..delivery.model import MIDDLE, Lease, Outcome, Parked
 from ..delivery.order import Claimant
 from ..record import Id, Meta
+
+if TYPE_CHECKING:
+    from .ordering import Elsewhere
 
 
 class Capabilities(NamedTuple):
@@ -35,9 +38,7 @@ CAPABILITIES = {
     "sqlite:///path": Capabilities("SQLite", True, False, True, True, True, True),
     "sqlite:///:memory:": Capabilities("SQLite in memory", True, False, True, False, False, False),
     "postgresql://": Capabilities("PostgreSQL", True, True, True, True, True, True),
-    "kafka://": Capabilities(
-        "Kafka", False, True, False, True, False, False, True, False, False, orders=False
-    ),
+    "kafka://": Capabilities("Kafka", False, True, False, True, False, False, True, keeps_positions=False),
 }
 """By how their URLs begin."""
 
@@ -169,6 +170,7 @@ class Reads(NamedTuple):
     buckets: Sequence[int] = ()  # as View.limits, with who has their slots
     open: int = 0  # as View.limits: buckets that are open and waited for, at most so many, with who waits
     ordered: Claimant | None = None  # with positions, for a claim of an ordered group: see View.order
+    elsewhere: Elsewhere | None = None  # for such a claim: knows the log, where that is not in this store
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -216,6 +218,7 @@ class UniqueLock(NamedTuple):
     id: Id
     pos: int
     until: float | None
+    placed: bool = True  # else the record is stored, on its way to its log, and `pos` is not where it will be
 
 
 class Conflict(NamedTuple):

@@ -269,7 +269,9 @@ class CurrentRun:
     def is_latest(self, key: str, pos: int) -> bool:
         """Say whether no later call has taken the key of the one at this position."""
         lock = self._engine.lock_of(key)
-        return lock is None or lock.pos == pos
+        if lock is None or lock.placed:
+            return lock is None or lock.pos == pos
+        return any(record.id == lock.id for record in self._engine.records(pos, pos + 1, 1))
 
     # Steps
 

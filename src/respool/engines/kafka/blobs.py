@@ -49,4 +49,5 @@ class KafkaBlobs:
     def referred(self, digest: bytes) -> list[ReferenceKey]:
         """Return who refers to blobs of a digest."""
         known = self.inner.referred(digest)
-        return [each._replace(group=0) if each.group == self.outbox.group.id else each for each in known]
+        relays = {box.group.id for box in self.outbox.boxes}
+        return [each._replace(group=0) if each.group in relays else each for each in known]

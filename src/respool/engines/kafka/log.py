@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from ...reference import is_reference
 from ..base import Conflict, Reads, Record, Stream
 from ..lent import LendsState
 from . import header as h
+from .ahead import Ahead
 from .cluster import Cluster
 from .message import header_of, item, items_of_run, place_from, record, record_of, row_of
 from .moved import Moved, Page, between, edges, end_of
@@ -52,6 +53,7 @@ class KafkaLog(KafkaPlaces):
         self._recent: OrderedDict[Id, list[tuple[int, int]]] = OrderedDict()
         self._at_hand: dict[int, tuple[Row, bytes]] = {}  # what was read last, with its header
         self._once_parked: set[int] = set()  # of what was claimed last: to be had from the state
+        self._ahead = Ahead()  # of ordered groups
         self._doubtful: set[Id] = set()
         self._remembering = threading.Lock()
         self._late: dict[int, int] = {}
@@ -221,8 +223,11 @@ class KafkaLog(KafkaPlaces):
         """Return the records that exist in the spans, in the spans' order."""
         wanted = self._clipped(spans)
         kept = self._rows_kept([span for span in wanted if span.lo in self._once_parked])
-        left = [span for span in wanted if not all(pos in kept for pos in range(span.lo, span.hi))]
         found: dict[int, tuple[Row, bytes]] = dict(kept)
+        known: Collection[int] = kept
+        if self._ahead.messages:
+            known = self._take_ahead(wanted, found)
+        left = [span for span in wanted if not all(pos in known for pos in range(span.lo, span.hi))]
         while left:
             together, rest, seen = [], [], set()
             for span in left:  # of each log one range at a time
@@ -234,10 +239,23 @@ class KafkaLog(KafkaPlaces):
             self._read_into(found, self.reader, [(span.lo, span.hi) for span in together])
             left = rest
         self._at_hand = found
-        if len(wanted) == 1 and not kept:
+        if len(wanted) == 1 and known is kept and not kept:
             return [row for row, _ in found.values()]
         order = sorted(found)
         return [found[pos][0] for span in wanted for pos in _within(order, span.lo, span.hi)]
+
+    def _take_ahead(self, wanted: Sequence[Span], found: dict[int, tuple[Row, Any]]) -> set[int]:
+        """Add what was read for a claim; return all positions of which is known what is there."""
+        known, messages = set(found), self._ahead.messages
+        for span in wanted:
+            log = log_of(span.lo)
+            for pos in range(span.lo, span.hi):
+                if pos in messages and pos not in found:
+                    known.add(pos)
+                    message = messages[pos]
+                    if message is not None:
+                        found[pos] = row_of(log, message), message
+        return known
 
     def _clipped(self, spans: Iterable[Span]) -> list[Span]:
         """Return spans up to where their logs end: nothing ends a range beyond that."""

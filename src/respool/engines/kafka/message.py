@@ -87,6 +87,12 @@ def _event_headers(row: NewCall) -> list[tuple[str, Any]]:
     return [(name, value.encode()) for name, value in said.items()]
 
 
+def key_of(message: Any) -> str | None:
+    """Return a message's key; None where it has none."""
+    key = message.key()
+    return None if key is None else _text(key)
+
+
 def headers_of(message: Any) -> bytes | None:
     """Return our header, None where the message is another's."""
     for name, value in message.headers() or ():
@@ -133,8 +139,7 @@ def _body(message: Any) -> bytes:
 
 def _header_of_another(message: Any) -> bytes:
     said = {name: _text(value) for name, value in message.headers() or ()}
-    key = message.key()
-    meta = Meta(key=None if key is None else _text(key), headers=said or None)
+    meta = Meta(key=key_of(message), headers=said or None)
     micros = max(message.timestamp()[1], 0) * 1000
     try:
         micros = int(datetime.fromisoformat(said["ce_time"]).timestamp() * h.MICRO)

@@ -88,11 +88,10 @@ class KafkaMoving(KafkaRetention):
         while True:
             try:
                 outbox.recover()
-                outbox.relay()
+                outbox.relay([box.log for box in outbox.boxes])
             except AppendUnknown as error:
                 raise EngineUnavailable(f"{error}; nothing was moved") from error
-            waits = self.inner.has_work(outbox.group.id, wall_clock(), ())
-            if not waits and not self.inner.leases_to_move(outbox.group):
+            if not any(self._waits(box.group) for box in outbox.boxes):
                 return
             if time.monotonic() > deadline:
                 raise EngineUnavailable(
@@ -100,6 +99,11 @@ class KafkaMoving(KafkaRetention):
                     "nothing was moved"
                 )
             time.sleep(PAUSE)
+
+    def _waits(self, relay: Group) -> bool:
+        if self.inner.has_work(relay.id, wall_clock(), ()) or self.inner.leases_to_move(relay):
+            return True
+        return any(self.inner.counts(relay).parked.values())  # for its key
 
     def _tell_trimmed(self, stream: Stream) -> None:
         """Say of what was trimmed before it was run that it is lost, as its worker would have (K1)."""
@@ -180,17 +184,15 @@ class KafkaMoving(KafkaRetention):
     def _rows_stored(
         self, table: StateTable, group: int, after: Sequence[Any] | None, limit: int, size: int
     ) -> list[tuple[Any, ...]]:
-        rows = self.inner.state_rows(table, group, after, limit, size)
         if table is not OWN or group:
-            return rows
+            return self.inner.state_rows(table, group, after, limit, size)
         # Who refers to a payload in Kafka is told as of an outcome of the outbox: see `blobs.py`
-        more = self.inner.state_rows(table, self.outbox.group.id, after, limit, size)
-        if rows and more:
-            last = min(_key(table, rows[-1]), _key(table, more[-1]))
-            return sorted(
-                {row for row in (*rows, *more) if _key(table, row) <= last}, key=lambda row: row[:3]
-            )
-        return rows or more
+        groups = (group, *(box.group.id for box in self.outbox.boxes))
+        found = [self.inner.state_rows(table, each, after, limit, size) for each in groups]
+        last = min((_key(table, rows[-1]) for rows in found if rows), default=())
+        return sorted(
+            {row for rows in found for row in rows if _key(table, row) <= last}, key=lambda row: row[:3]
+        )
 
     def _is_there(self, table: StateTable, row: tuple[Any, ...]) -> bool:
         if not table.positions or table.ends:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from random import Random
 from typing import NamedTuple
 
@@ -22,13 +22,14 @@ import msgspec
 from ...clock import now as wall_clock
 from ...delivery.claim import Request, claim
 from ...delivery.model import MAX_LEASE, Change, Lease, NewCall, Outcome, Settlement, View
+from ...delivery.order import Claimant
 from ...delivery.settle import settle
 from ...delivery.spans import Finder
 from ...errors import AppendUnknown, EngineError, EngineUnavailable
 from ...record import Id, first_pos, log_of
 from ...reference import is_reference
 from .. import stored_id
-from ..base import Conflict, Engine, Group, Reads, Stream
+from ..base import Conflict, Engine, Group, Reads, Stream, UniqueLock
 from . import header as h
 from .cluster import TopicGone
 from .message import item
@@ -38,19 +39,36 @@ from .sender import Sender
 
 log_ = logging.getLogger("respool.engine")
 NAME = "outbox"
+NAME_IN_ORDER = "outbox in order"
 _random_bits = Random().getrandbits  # seeded by the system, whatever the code of users seeds
 RELAY = -1  # who owns what is being relayed: no worker has that number
 AT_ONCE = 1000
 EARLY = 2.0  # seconds before its time that a record may have been stored: clocks differ
 _pack = msgspec.msgpack.Encoder().encode
-_unpack_row = msgspec.msgpack.Decoder(tuple[int, bytes]).decode
 _unpack = msgspec.msgpack.Decoder(int).decode
 LookFor = Callable[[int, set[Id], float], dict[Id, int]]
 """Where records with these ids are in a log, of those stored since a time."""
 _KEPT = "the record is kept in the state, and could not be sent yet; a worker sends it"
 NOWHERE = -1  # the place of what is lost
-NOTHING: Mapping[int, bytes] = {}
 LOST = "calls lost: their topic is gone"
+
+
+class _Packed(msgspec.Struct, array_like=True, omit_defaults=True):
+    """What the outbox keeps of a record besides task and body."""
+
+    log: int  # where it goes
+    header: bytes
+    lock: str | None = None  # the key that it has taken
+
+
+_unpack_row = msgspec.msgpack.Decoder(_Packed).decode
+
+
+def id_from_outbox(id: Id) -> Id:
+    """Return an id from how it is stored in the outbox, namespace and all."""
+    assert isinstance(id, str)
+    kept = id.partition("\0")[2]
+    return bytes.fromhex(kept[1:]) if kept[0] == "b" else kept[1:]
 
 
 class _Waiting(NamedTuple):
@@ -61,6 +79,7 @@ class _Waiting(NamedTuple):
     header: bytes
     body: bytes
     tried: bool  # it may have arrived already
+    lock: str | None
 
     @property
     def time(self) -> float:
@@ -73,8 +92,21 @@ class _Waiting(NamedTuple):
         return NewCall(self.log, task, self.body, meta, h.id_of(self.header), self.time)
 
 
+class _Box(NamedTuple):
+    """One stream of what is on its way, and the group that relays it."""
+
+    stream: Stream
+    log: int
+    group: Group
+    ordered: bool
+
+
 class Outbox:
-    """One outbox for all that is sent through a state."""
+    """One outbox for all that is sent through a state.
+
+    It is two streams: in one of them what has a key keeps the order of its key, whoever relays it and however
+    often (P8). Who has no keys pays nothing for that.
+    """
 
     def __init__(
         self,
@@ -91,24 +123,37 @@ class Outbox:
         self._timeout = timeout
         self.patience = 2 * timeout + 2.0  # seconds after which who relays is taken for dead
         self._lock = threading.Lock()
-        self.stream: Stream = inner.create_stream("queue", HIDDEN, NAME, 1, {})
-        self._log = self.stream.logs[0]
-        self.group: Group = next(g for g in inner.groups() if g.stream == self.stream.id)
+        streams = [
+            inner.create_stream("queue", HIDDEN, name, 1, {"ordered": ordered})
+            for name, ordered in ((NAME, False), (NAME_IN_ORDER, True))
+        ]
+        groups = {group.stream: group for group in inner.groups()}
+        self._plain, self._keyed = (
+            _Box(stream, stream.logs[0], groups[stream.id], bool(stream.settings.get("ordered")))
+            for stream in streams
+        )
+        self.boxes = self._plain, self._keyed
+        self.group = self._plain.group
 
     # Putting in
 
-    def rewritten(self, rows: Sequence[NewCall]) -> list[NewCall]:
-        """Return records as the outbox keeps them. Raises EngineError where a log does not exist."""
+    def rewritten(self, rows: Sequence[NewCall], lock: str | None = None) -> list[NewCall]:
+        """Return records as the outbox keeps them. Raises EngineError where a log does not exist.
+
+        `lock`: the key that they take.
+        """
         for log in {row.log for row in rows}:
             self._places.place(log)
+        keyed = {row.log for row in rows if row.key is not None}  # what comes together stays in its order
         return [
             NewCall(
-                self._log,
+                (self._keyed if row.log in keyed else self._plain).log,
                 row.task,
                 row.body,
-                _pack((row.log, h.pack(row.id, int(row.time * h.MICRO), row.task, row.meta))),
+                _pack(_Packed(row.log, h.pack(row.id, int(row.time * h.MICRO), row.task, row.meta), lock)),
                 stored_id(HIDDEN, outbox_id(row.id)),
                 row.time,
+                row.key,
             )
             for row in rows
         ]
@@ -118,17 +163,48 @@ class Outbox:
 
         Raises: LeaseLost; AppendUnknown where they are kept and could not be sent yet: they will be.
         """
-        conflicts = self._inner.append_rows(self.rewritten(rows), fence)
-        sent = self._relay_kept()
+        conflicts: list[Conflict] = []
+        places: dict[int, list[int]] = {}
+        kept = self.rewritten(rows)
+        for n, each in enumerate(kept):
+            places.setdefault(each.log, []).append(n)
+        for some in places.values():
+            found = self._inner.append_rows([kept[n] for n in some], fence)
+            conflicts += [each._replace(row=some[each.row]) for each in found]
+        sent = self._relay_kept(places)
         for id in {row.id for row in rows} - sent:
             self._await(self._inner.find(HIDDEN, outbox_id(id)))
         return [self._moved(each) for each in conflicts]
 
     def append_one(self, row: NewCall) -> int | Conflict:
         """Append one record by way of the outbox; return where it is in Kafka."""
-        done = self._inner.append_row(self.rewritten([row])[0])
-        self._relay_kept()
+        (kept,) = self.rewritten([row])
+        done = self._inner.append_row(kept)
+        self._relay_kept([kept.log])
         return self._moved(done) if isinstance(done, Conflict) else self._await(done)
+
+    def append_unique(
+        self, row: NewCall, key: str, seen: Id | None, until: float | None, fence: tuple[int, int] | None
+    ) -> int | None:
+        """Append a record that takes a key, both kept in one transaction; return where it is in Kafka.
+
+        None where another has taken the key since. Raises: LeaseLost; AppendUnknown where both are kept, and
+        the record could not be sent yet: it will be.
+        """
+        (kept,) = self.rewritten([row], key)
+        before = None if seen is None else stored_id(HIDDEN, outbox_id(seen))
+        place = self._inner.append_unique(kept, key, before, until, fence)
+        if place is None:
+            return None
+        self._relay_kept([kept.log])
+        return self._await(place)
+
+    def lock_of(self, key: str) -> UniqueLock | None:
+        """Return what a key is taken by, or was."""
+        lock = self._inner.lock_of(key)
+        if lock is None:
+            return None
+        return lock._replace(id=id_from_outbox(lock.id), placed=self._box_of(lock.pos) is None)
 
     def _await(self, place: int | None) -> int:
         """Return where a record is in Kafka, once whoever is at it has sent it."""
@@ -142,7 +218,7 @@ class Outbox:
                 if time.monotonic() > deadline:
                     break
                 waiter.sleep(0.05)
-            self._relay_kept()
+            self._relay_kept([log_of(place)])
         raise AppendUnknown(_KEPT)
 
     def _moved(self, conflict: Conflict) -> Conflict:
@@ -158,45 +234,51 @@ class Outbox:
             return None
         pos = self._position(place)
         if pos is None:
-            self.relay()
+            self.relay([log_of(place)])
             pos = self._position(place)
         return pos
 
     def _position(self, place: int) -> int | None:
-        if log_of(place) != self._log:  # it came from another engine
+        box = self._box_of(place)
+        if box is None:  # it came from another engine
             return self._moved_here.place(place)
-        for outcome in self._inner.outcomes(self.group.id, place, place + 1):
+        for outcome in self._inner.outcomes(box.group.id, place, place + 1):
             if outcome.value is not None and (pos := _unpack(outcome.value)) != NOWHERE:
                 return pos
         return None
 
+    def _box_of(self, pos: int) -> _Box | None:
+        return next((box for box in self.boxes if box.log == log_of(pos)), None)
+
     # Relaying
 
-    def _relay_kept(self) -> set[Id]:
+    def _relay_kept(self, logs: Collection[int]) -> set[Id]:
         """Send what was just kept: it will be sent, so where it cannot be now it must not be sent anew."""
         try:
-            return self.relay()
+            return self.relay(logs)
         except EngineUnavailable as error:
             raise AppendUnknown(_KEPT) from error
 
-    def relay(self) -> set[Id]:
-        """Send all that waits; return the ids of what was sent.
+    def relay(self, logs: Collection[int]) -> set[Id]:
+        """Send all that waits in these logs of the outbox; return the ids of what was sent.
 
         Raises: AppendUnknown, EngineUnavailable: the rest waits for the next who relays.
         """
         sent: set[Id] = set()
         with self._lock:
-            while (lease := self._claim()) is not None:
-                sent |= self._send(lease)
+            for box in self.boxes if logs else ():
+                while box.log in logs and (lease := self._claim(box)) is not None:
+                    sent |= self._send(box, lease)
         return sent
 
-    def _claim(self) -> Lease | None:
-        request = Request(AT_ONCE, RELAY, 0, -_random_bits(61) - (1 << 61), wall_clock())
-        reads = Reads(self.group.id, (), True, AT_ONCE, MAX_LEASE, request.now)
+    def _claim(self, box: _Box) -> Lease | None:
+        number, who = -_random_bits(61) - (1 << 61), Claimant(RELAY, 0, AT_ONCE) if box.ordered else None
+        request = Request(AT_ONCE, RELAY, 0, number, wall_clock(), ordered=who)
+        reads = Reads(box.group.id, (), True, AT_ONCE, MAX_LEASE, request.now, ordered=who)
         lease: Lease | None = self._inner.transact(reads, lambda view, change: claim(view, change, request))
         return lease
 
-    def _send(self, lease: Lease) -> set[Id]:
+    def _send(self, box: _Box, lease: Lease) -> set[Id]:
         """Send a lease's records, and say where they are; return their ids."""
         found: list[tuple[int, bytes]] = []
         lost = 0
@@ -204,9 +286,10 @@ class Outbox:
         try:
             spans = Finder(lease.spans)
             for pos, _, body, packed in self._inner.rows(lease.spans):
-                log, header = _unpack_row(packed or b"")
+                kept = _unpack_row(packed or b"")
                 span = spans.find(pos)
-                waiting.append(_Waiting(pos, log, header, body, span is not None and span.deliveries > 0))
+                tried = span is not None and span.deliveries > 0
+                waiting.append(_Waiting(pos, kept.log, kept.header, body, tried, kept.lock))
             by_log: dict[int, list[_Waiting]] = {}
             for each in waiting:
                 by_log.setdefault(each.log, []).append(each)
@@ -219,10 +302,9 @@ class Outbox:
                     log_.error("%d call(s) are lost: %s", len(some), error)
                     found += [(each.pos, _pack(NOWHERE)) for each in some]
         except BaseException:
-            self._settle(lease, found, lost, tried=True)
+            self._settle(box, lease, found, lost, waiting, tried=True)
             raise
-        bodies = {each.pos: each.body for each in waiting if is_reference(each.body)}
-        self._settle(lease, found, lost, tried=False, bodies=bodies)
+        self._settle(box, lease, found, lost, waiting, tried=False)
         self._inner.ring_waiters([pos for pos, _ in found])
         return {h.id_of(each.header) for each in waiting}
 
@@ -264,17 +346,21 @@ class Outbox:
 
     def _settle(
         self,
+        box: _Box,
         lease: Lease,
         found: list[tuple[int, bytes]],
         lost: int,
+        waiting: Sequence[_Waiting],
         *,
         tried: bool,
-        bodies: Mapping[int, bytes] = NOTHING,
     ) -> None:
         """Write down where records are; what is left goes back, marked where it may have been sent.
 
         What refers to a blob is told again as of its place in Kafka: its row here is forgotten one day (H18).
+        So is what has taken a key (H16).
         """
+        bodies = {each.pos: each.body for each in waiting if is_reference(each.body)}
+        locks = {each.pos: each.lock for each in waiting if each.lock is not None}
         ended = wall_clock()
         results = sorted(found)
         done = [(pos, pos + 1) for pos, _ in results]
@@ -288,40 +374,46 @@ class Outbox:
                 mine.spans = [span._replace(deliveries=span.deliveries + 1) for span in mine.spans]
             settle(view, change, settlement)
             change.count(LOST, lost)
-            for pos, place in found:
+            for pos, place in found if bodies or locks else ():
+                if pos in locks and _unpack(place) != NOWHERE:
+                    change.moved_locks.append((locks[pos], pos, _unpack(place)))
                 if pos in bodies and _unpack(place) != NOWHERE:
                     change.outcomes.append(Outcome(_unpack(place), "success", bodies[pos], ended))
                     change.references.append((_unpack(place), bodies[pos]))
             change.journal.clear()  # the outcomes say it all
 
-        self._inner.transact(Reads(self.group.id, (lease.id,)), decide)
+        self._inner.transact(Reads(box.group.id, (lease.id,)), decide)
 
     def forget_references(self, log: int, end: int) -> None:
         """Take down who referred to blobs, of what a log has lost below a position."""
-        gone = [each.pos for each in self._inner.outcomes(self.group.id, first_pos(log), end)]
-        if gone:
-            reads = Reads(self.group.id)
-            self._inner.transact(reads, lambda view, change: change.forgotten.extend(gone))
+        for box in self.boxes:
+            gone = [each.pos for each in self._inner.outcomes(box.group.id, first_pos(log), end)]
+            if gone:
+                reads = Reads(box.group.id)
+                self._inner.transact(reads, lambda view, change, gone=gone: change.forgotten.extend(gone))  # type: ignore[misc]
 
     def recover(self) -> None:
         """Give back what somebody took to relay it, and died."""
         before = time.time() - self.patience
-        dead = [
-            each for each in self._inner.leases(self.group) if each.owner is not None and each.since < before
-        ]
-        for lease in dead:
+        for box in self.boxes:
+            for lease in self._inner.leases(box.group):
+                if lease.owner and lease.since < before:
+                    self._give_back(box, lease.id)
 
-            def decide(view: View, change: Change, id: int = lease.id) -> None:
-                mine = view.leases.get(id)
-                if mine is not None and mine.owner is not None:
-                    spans = [span._replace(deliveries=span.deliveries + 1) for span in mine.spans]
-                    change.leases.append(Lease(mine.id, None, mine.child, spans, mine.bodies, mine.since))
+    def _give_back(self, box: _Box, id: int) -> None:
+        def decide(view: View, change: Change) -> None:
+            mine = view.leases.get(id)
+            if mine is not None and mine.owner:
+                spans = [span._replace(deliveries=span.deliveries + 1) for span in mine.spans]
+                back = Lease(mine.id, None, mine.child, spans, mine.bodies, mine.since, keys=mine.keys)
+                change.leases.append(back)
 
-            self._inner.transact(Reads(self.group.id, (lease.id,)), decide)
+        self._inner.transact(Reads(box.group.id, (id,)), decide)
 
     def tidy(self, window: float) -> None:
         """Send what somebody left behind, and forget what is known for longer than the window."""
         self.recover()
-        if self._inner.has_work(self.group.id, wall_clock(), ()):
-            self.relay()
-        self._inner.trim(self.stream, wall_clock() - window, 5000)
+        now = wall_clock()
+        self.relay([box.log for box in self.boxes if self._inner.has_work(box.group.id, now, ())])
+        for box in self.boxes:
+            self._inner.trim(box.stream, wall_clock() - window, 5000)

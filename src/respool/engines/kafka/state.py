@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ...delivery.lapse import LOST
 from ...delivery.limits import Limit
 from ...delivery.model import Bucket, Change, JournalEntry, Lease, NewCall, Outcome, Parked, Position, View
+from ...delivery.order import Claimant
 from ...delivery.seek import held
 from ...delivery.spans import Span, count, intersect, merge, ranges_of, subtract
 from ...errors import AppendUnknown, EngineError, EngineUnavailable
 from ...record import Id, Row, first_pos, log_of, offset_of
 from ..base import Counts, Group, ParkedFilter, Reads, Status, UniqueLock
+from .ahead import Ahead, KeysMissing, Range
 from .log import KafkaLog
-from .message import header_of
+from .message import header_of, row_of
+from .reader import Trimmed
 from .stays import Stays
 
 T = TypeVar("T")
@@ -46,6 +49,37 @@ class _NewLog(Exception):
         self.logs = logs
 
 
+def _parked_before(view: View) -> set[int]:
+    """Return what a decision has seen of what is parked: the state has it already (H15)."""
+    found = {parked.pos for parked in view.due}
+    if view.order is not None:
+        found.update(parked.pos for chain in view.order.waiting.values() for parked in chain)
+    return found
+
+
+class _Elsewhere:
+    """What a claim of an ordered group wants to know of the log, in the transaction of the state."""
+
+    def __init__(self, group: int, ends: dict[int, int], ahead: Ahead) -> None:
+        self._group, self._ends, self._ahead = group, ends, ahead
+
+    def tell_ends(self, view: View) -> None:
+        _tell_ends(view, self._ends)
+
+    def ahead(
+        self, view: View, positions: Sequence[Position], limit: int
+    ) -> Mapping[int, list[tuple[int, int | None]]]:
+        return self._ahead.rows(self._group, view, positions, limit)
+
+
+def _tell_ends(view: View, ends: Mapping[int, int]) -> None:
+    positions = []
+    for at in view.positions:
+        end = max(ends.get(at.log, at.cursor), at.cursor)
+        positions.append(at._replace(end=end, missing=()))
+    view.positions = positions
+
+
 class KafkaState(KafkaLog):
     """What groups know."""
 
@@ -67,6 +101,7 @@ class KafkaState(KafkaLog):
         absent: set[int] = set()
         fetched: dict[int, Row] = {}
         calls: list[NewCall] = []
+        to: set[int] = set()  # logs of the outbox
 
         def run(view: View, change: Change) -> T:
             everywhere: list[Position] = []
@@ -74,28 +109,33 @@ class KafkaState(KafkaLog):
                 new = [at.log for at in view.positions if at.log not in ends]
                 if new:
                     raise _NewLog(new)
-                self._tell_ends(view, ends)
+                _tell_ends(view, ends)
                 everywhere = view.positions
-                if reads.due:
+                if reads.due and reads.ordered is None:
                     view.positions = self._stays.among(reads.group, everywhere)
             answer = decide(view, change)
-            change.kept = self._to_keep(change.parked, fetched, absent)
+            change.kept = self._to_keep(change.parked, fetched, absent | _parked_before(view))
             calls[:] = change.calls
             if calls:
                 change.calls = self.outbox.rewritten(calls)
+                to.update(call.log for call in change.calls)
             if reads.positions:
                 cursors = {at.log: at.cursor for at in everywhere} | dict(change.cursors)
                 self._note_cursors(reads.group, cursors)
             if reads.due:
-                self._once_parked = {parked.pos for parked in view.due}
+                self._once_parked = _parked_before(view)
             if self._lost and change.journal:
                 self._tell_lost(change)
             return answer
 
+        if reads.ordered is not None:
+            reads = self._by_key(reads, ends)
         while True:
             try:
                 answer = self.inner.transact(reads, run, synced=synced)
                 break
+            except KeysMissing as missing:
+                self._read_keys(missing)
             except _NewLog as found:
                 self.forget()
                 ends.update(self.ends(self.logs_of(reads.group)))
@@ -108,30 +148,60 @@ class KafkaState(KafkaLog):
                     else:
                         fetched[pos] = row
         if calls:
-            self._relay_now()
+            self._relay_now(to)
         return answer
 
-    @staticmethod
-    def _tell_ends(view: View, ends: dict[int, int]) -> None:
-        positions = []
-        for at in view.positions:
-            end = max(ends.get(at.log, at.cursor), at.cursor)
-            positions.append(at._replace(end=end, missing=()))
-        view.positions = positions
+    def _by_key(self, reads: Reads, ends: dict[int, int]) -> Reads:
+        """Return what a claim of an ordered group reads: by keys that are in Kafka."""
+        who = reads.ordered
+        assert who is not None
+        before = self._cursors.get(reads.group, {})
+        unread = max((end - before.get(log, end) for log, end in ends.items()), default=0)
+        turn = self._stays.turn(who.turn, unread)
+        now = Claimant(who.owner, who.child, who.want, turn, who.room)
+        return reads._replace(ordered=now, elsewhere=_Elsewhere(reads.group, ends, self._ahead))
+
+    def _read_keys(self, missing: KeysMissing) -> None:
+        """Read what a claim needs to know."""
+        self._ahead.keep(missing.group, self._messages_of(missing.ranges))
+
+    def _messages_of(self, ranges: Sequence[Range]) -> list[tuple[Range, int, list[Any]]]:
+        """Return ranges, where the log begins in each, and the messages from there on."""
+        if not ranges:
+            return []
+        asked = [(self.place(log_of(lo)), offset_of(lo), offset_of(lo) + hi - lo) for lo, hi in ranges]
+        try:
+            read = self.reader.read(asked)
+        except Trimmed:
+            starts = self.starts([log_of(lo) for lo, _ in ranges])
+            there = {each: (min(max(each[0], starts[log_of(each[0])]), each[1]), each[1]) for each in ranges}
+            left = self._messages_of([now for now in there.values() if now[0] < now[1]])
+            found = {now: (begins, messages) for now, begins, messages in left}
+            return [(each, *found.get(now, (now[0], []))) for each, now in there.items()]
+        return [(each, each[0], messages) for each, messages in zip(ranges, read, strict=True)]
 
     def _to_keep(self, parked: Sequence[Parked], fetched: dict[int, Row], absent: set[int]) -> list[Row]:
-        """Return what is parked, to be kept in the state: from what a worker has just read, or fetched."""
+        """Return what is parked, to be kept in the state: from what a worker has just read, or fetched.
+
+        But for what is `absent`: it is there already, or nowhere.
+        """
         kept, missing = [], []
         for each in parked:
             pos = each.pos
+            if pos in absent:
+                continue
             known = self._at_hand.get(pos)
-            if known is not None:
+            ahead = self._ahead.messages.get(pos)
+            if ahead is not None:
+                row = row_of(log_of(pos), ahead)
+                kept.append(Row(pos, row[1], row[2], header_of(ahead)))
+            elif known is not None:
                 row, behind = known
                 packed = behind if isinstance(behind, bytes) else header_of(behind)
                 kept.append(Row(pos, row[1], row[2], packed))
             elif pos in fetched:
                 kept.append(fetched[pos])
-            elif pos not in absent:
+            else:
                 missing.append(pos)
         if missing:
             raise _Missing(missing)
@@ -150,10 +220,10 @@ class KafkaState(KafkaLog):
             return Row(pos, row[1], row[2], header_of(message))
         return None
 
-    def _relay_now(self) -> None:
+    def _relay_now(self, to: set[int]) -> None:
         """Send the calls of runs that were just settled. What cannot be sent yet waits for a beat."""
         try:
-            self.outbox.relay()
+            self.outbox.relay(to)
         except (AppendUnknown, EngineUnavailable, EngineError) as error:
             log.warning("calls of runs wait in the state until they can be sent: %s", error)
 
@@ -254,18 +324,24 @@ class KafkaState(KafkaLog):
 
         def run(view: View, change: Change) -> T:
             if reads.positions:
-                self._tell_ends(view, ends)
+                _tell_ends(view, ends)
             return decide(view, change)
 
-        return self.inner.look(reads, run)
+        if reads.ordered is not None:
+            reads = self._by_key(reads, ends)
+        while True:
+            try:
+                return self.inner.look(reads, run)
+            except KeysMissing as missing:
+                self._read_keys(missing)
 
     def next_due(self, group: int, after: float = -1.0) -> float | None:
         """Return when the next of the group's parked records is due."""
         return self.inner.next_due(group, after)
 
     def lock_of(self, key: str, connection: Any = None) -> UniqueLock | None:
-        """Return None: no call of this log has taken a key (`Capabilities.unique`)."""
-        return None
+        """Return what a key is taken by, or was."""
+        return self.outbox.lock_of(key)
 
     def append_unique(
         self,
@@ -276,12 +352,17 @@ class KafkaState(KafkaLog):
         fence: tuple[int, int] | None = None,
         connection: Any = None,
     ) -> int | None:
-        """Raise: a record and its lock would be in two stores."""
-        raise EngineError("Kafka has no unique calls: the call and its lock would be in two stores")
+        """Append a record and have it take a key: by way of the outbox, where both are stored together."""
+        if connection is not None:
+            self.enlist(connection)
+        pos = self.outbox.append_unique(row, key, seen, until, fence)
+        if pos is not None:
+            self.inner.ring(row.log)
+        return pos
 
     def sweep_locks(self, now: float, limit: int) -> int:
-        """Return 0: there are no locks."""
-        return 0
+        """Forget locks of records that have ended, of the next `limit` locks."""
+        return self.inner.sweep_locks(now, limit)
 
     def step_done(self, pos: int, step: str) -> bytes | None:
         """Return what a step of a call gave; None where it was not done."""

@@ -32,6 +32,12 @@ class Stays:
         now = time.monotonic()
         return [at for each, lane in lanes.items() for at in self._of_lane((group, each), lane, now)]
 
+    def turn(self, turn: int, unread: int) -> int:
+        """Return whose turn it is in an ordered group: where much is to be read, the same for a while."""
+        if unread < MUCH:
+            return turn
+        return os.getpid() + int(time.monotonic() / STAY)
+
     def _of_lane(self, key: tuple[int, int], lane: list[Position], now: float) -> list[Position]:
         much = [at for at in lane if _unread(at) >= MUCH]
         if not much:

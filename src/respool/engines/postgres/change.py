@@ -60,6 +60,8 @@ def write_change(db: Executes, sql: dict[str, bytes], group: int, change: Change
     if change.outcomes:
         outcomes = {outcome.pos: outcome_row(outcome) for outcome in change.outcomes}
         _many(db, sql, ("put_outcome", "put_many_outcomes"), group, list(outcomes.values()))
+    for lock in change.moved_locks:
+        execute(sql["move_lock"], lock)
     if change.references:
         put_references(db, sql, group, change.references)
     if change.edited:  # kept for as long as its record

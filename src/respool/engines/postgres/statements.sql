@@ -484,6 +484,10 @@ FROM respool.unique_lock u WHERE u.key > %(after)s ORDER BY u.key LIMIT %(limit)
 -- name: main_leases
 SELECT spans FROM respool.lease l JOIN respool.grp g ON g.id = l.grp WHERE g.kind = 'main';
 
+-- name: move_lock
+UPDATE respool.unique_lock u SET pos = moved.now FROM (SELECT %s::text AS key, %s::bigint AS was, %s::bigint AS now) AS moved
+WHERE u.key = moved.key AND u.pos = moved.was;
+
 -- name: drop_locks
 DELETE FROM respool.unique_lock u USING unnest(%s::text[], %s::bigint[]) AS gone (key, pos)
 WHERE u.key = gone.key AND u.pos = gone.pos;

@@ -130,7 +130,11 @@ def _complete(view: View, asked: dict[str, Any], reads: Reads, came: list[Lease]
         view.limits = _limits(asked, reads)
     if reads.ordered is not None:
         due = [log for (log,) in asked["due_logs"].fetchall()]
-        read_order(view, reads.ordered, reads.leases, due, source, at_once=PARTITIONS_AT_ONCE)
+        read_order(
+            *(view, reads.ordered, reads.leases, due, source),
+            at_once=PARTITIONS_AT_ONCE,
+            elsewhere=reads.elsewhere,
+        )
     elif any(lease.keys for lease in (*view.leases.values(), *view.returned)) or any(p.key for p in view.due):
         read_waiting(view, source)
 

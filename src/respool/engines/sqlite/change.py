@@ -43,6 +43,8 @@ def write_change(db: Any, group: int, change: Change) -> None:
         _put_results(db, group, change)
     if change.outcomes:
         many(SQL["put_outcome"], [(group, *outcome_row(each)) for each in change.outcomes])
+    if change.moved_locks:
+        many(SQL["move_lock"], change.moved_locks)
     if change.references:
         put_references(db, group, change.references)
     if change.edited:  # kept for as long as its record

@@ -424,6 +424,9 @@ FROM unique_lock u WHERE u.key > ?1 ORDER BY u.key LIMIT ?3;
 -- name: main_leases
 SELECT spans FROM lease l JOIN grp g ON g.id = l.grp WHERE g.kind = 'main';
 
+-- name: move_lock
+UPDATE unique_lock SET pos = ?3 WHERE key = ?1 AND pos = ?2;
+
 -- name: drop_lock
 DELETE FROM unique_lock WHERE key = ?1 AND pos = ?2;
 

@@ -60,7 +60,8 @@ def read_view(db: Any, reads: Reads) -> View:
     if reads.buckets or reads.open:
         view.limits = _read_limits(db, reads)
     if reads.ordered is not None:
-        read_order(view, reads.ordered, reads.leases, due, _Order(db, group, reads.now))
+        source = _Order(db, group, reads.now)
+        read_order(view, reads.ordered, reads.leases, due, source, elsewhere=reads.elsewhere)
     elif any(lease.keys for lease in (*view.leases.values(), *view.returned)) or any(p.key for p in view.due):
         read_waiting(view, _Order(db, group, reads.now))
     return view
