@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from tests.crash.kills import Rampage
+from tests.crash.loops import LOOPS
 from tests.worker.support import Place, tree
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "600"))
@@ -38,6 +39,27 @@ def test_kills(tmp_path: Path) -> None:
         kills += tally.kills
         rounds += 1
     print(f"{kills:,} kills in {rounds} rounds")
+
+
+@pytest.mark.parametrize("kind", LOOPS)
+def test_kills_over(kind: str, tmp_path: Path) -> None:
+    """Ordered, batched, limited work: rounds of kills, each verified."""
+    until = time.monotonic() + SECONDS / len(LOOPS)
+    seed = int(os.environ.get("RESPOOL_SEED", random.randrange(1 << 30)))
+    kills = rounds = 0
+    while time.monotonic() < until:
+        folder = tmp_path / str(rounds)
+        folder.mkdir()
+        place = Place(folder)
+        print(f"seed {seed + rounds}: ", end="", flush=True)
+        try:
+            loop = LOOPS[kind](place, seed + rounds)
+            loop.go(lambda loop=loop: loop.kills >= ROUND_KILLS or time.monotonic() >= until)  # type: ignore[misc]
+        finally:
+            place.close()
+        kills += loop.kills
+        rounds += 1
+    print(f"{kills:,} kills over {kind} work in {rounds} rounds")
 
 
 NOTHING = """
