@@ -1078,3 +1078,20 @@ def test_nobody_is_notified_where_nobody_sleeps(engine: Any, main: Group, log: i
         sleeper.close()
         engine.append_row(row(log))
         assert said() == []
+
+
+def test_what_is_prepared_is_prepared_again_after_a_rollback(engine: Any) -> None:
+    """The driver has the server forget all that is prepared then, of the batches as well."""
+    queue = engine.create_stream("queue", "shop", "default", 1, {})
+    main = next(group for group in engine.groups() if group.stream == queue.id)
+
+    def fail(view: View, change: Change) -> None:
+        raise ZeroDivisionError
+
+    for _ in range(10):  # so often that the driver prepares it
+        engine.journal(main.id, 0)
+        assert engine.has_work(main.id, 0.0, ()) is False
+    with pytest.raises(ZeroDivisionError):
+        engine.look(Reads(main.id, positions=True), fail)
+    engine.journal(main.id, 0)
+    assert engine.has_work(main.id, 0.0, ()) is False

@@ -198,6 +198,12 @@ class Bounded(psycopg.Connection[Any]):
             self._batch = Batch(self)
         return self._batch
 
+    def _deallocate(self, name: bytes | None) -> Any:
+        """Forget what is prepared; the driver has the server forget all after a rollback, the batch's too."""
+        if name is None and self._batch is not None:
+            self._batch.forget_prepared()
+        return super()._deallocate(name)
+
     def find_pooler(self) -> None:
         """See whether a pooler is between: it gives its own number for the server's process.
 
