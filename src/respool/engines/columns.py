@@ -26,6 +26,8 @@ _ENDING_NUMBER = {name: number for number, name in enumerate(ENDINGS)}
 _ENDS = ("done", "skipped", "purged", "trimmed", "rewound")
 """What a journal entry can say of a record that is in no other place; no clock decides among them."""
 _pack = msgspec.msgpack.Encoder().encode
+_MICRO = 1_000_000
+_EVER = 1 << 62  # microseconds: before and after all there is
 unpack_spans = msgspec.msgpack.Decoder(list[Span]).decode
 _unpack_bodies = msgspec.msgpack.Decoder(dict[int, bytes]).decode
 _unpack_admitted = msgspec.msgpack.Decoder(dict[int, list[tuple[int, int]]]).decode
@@ -125,6 +127,12 @@ def counts_of(
     if limited:
         by_reason["limited"] = by_reason.get("limited", 0) + limited
     return Counts(pending, owned, returned, by_reason, oldest / 1e6 if oldest else None, due)
+
+
+def in_micros(since: float | None, until: float | None) -> tuple[int, int]:
+    """Return a window in time as times are stored: in microseconds."""
+    low = -_EVER if since is None else int(since * _MICRO)
+    return low, _EVER if until is None else int(until * _MICRO)
 
 
 def by_log(calls: Iterable[NewCall]) -> dict[int, list[NewCall]]:

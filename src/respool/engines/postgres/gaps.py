@@ -13,10 +13,9 @@ from typing import Any
 
 from ...delivery.model import Lease
 from ...delivery.order import packed_keys
-from ...delivery.spans import Span, joined
+from ...delivery.spans import Span, joined, ranges_of
 from ...record import log_of
 from .batch import Executes
-from .log import ranges
 
 MAX_GAPS = 1000
 """Ranges of numbers that a group may keep as gaps; beyond that the cursor waits, visibly (G4)."""
@@ -74,7 +73,7 @@ def given_back(
     A lease for each log: no lease is of two lanes.
     """
     by_log: dict[int, list[Span]] = {}
-    for lo, hi in ranges(came):
+    for lo, hi in ranges_of(came):
         by_log.setdefault(log_of(lo), []).append(Span(lo, hi))
     given = [db.execute(sql["lease_number"]) for _ in by_log]
     asked = db.execute(sql["keys_at"], (came,)) if keyed else None

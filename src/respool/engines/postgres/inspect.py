@@ -6,19 +6,19 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ...delivery.model import MAX_LEASE, Parked
+from ...delivery.spans import ranges_of
 from ...record import NO_META, first_pos, id_of, unpack_meta
 from ..base import Group, ParkedFilter
-from ..columns import lease_of, outcome_of
+from ..columns import in_micros, lease_of, outcome_of
 from ..inspect import Bounds, Brief, Gaps, GroupPage, GroupState, LogState
 from . import gaps
 from .connection import Bounded, Connection, snapshot
-from .log import id_from, ranges
+from .log import id_from
 from .view import parked_of
 
 T = TypeVar("T")
 Db = Bounded
 _MICRO = 1_000_000
-_EVER = 1 << 62  # microseconds
 
 
 class PostgresInspect:
@@ -47,13 +47,13 @@ class PostgresInspect:
 
     def task_counts(self, lo: int, hi: int, since: float | None, until: float | None) -> dict[str, int]:
         """Return how many records of each task there are at lo <= p < hi and since <= time < until."""
-        return dict(self._all("tasks_between", (lo, hi, *_times(since, until))))
+        return dict(self._all("tasks_between", (lo, hi, *in_micros(since, until))))
 
     def briefs(
         self, lo: int, hi: int, task: str | None, since: float | None, until: float | None, max_body: int
     ) -> list[Brief]:
         """Return the records at lo <= p < hi that match, without bodies of more than `max_body` bytes."""
-        low, high = _times(since, until)
+        low, high = in_micros(since, until)
         bound = {"lo": lo, "hi": hi, "task": task, "since": low, "until": high, "most": max_body}
         return [_brief(row) for row in self._all("briefs", bound)]
 
@@ -79,7 +79,7 @@ class PostgresInspect:
             parked = [
                 parked_of(row) for row in db.execute(sql["parked_within"], (group.id, lo, hi)).fetchall()
             ]
-            present = ranges(pos for (pos,) in db.execute(sql["records_between"], within).fetchall())
+            present = ranges_of(pos for (pos,) in db.execute(sql["records_between"], within).fetchall())
             return GroupPage(
                 lo,
                 hi,
@@ -175,12 +175,6 @@ def _in_gaps(gaps: list[Any], present: list[tuple[int, int]]) -> list[Parked]:
         for low, high in present
         for pos in range(max(lo, low), min(hi, high))
     ]
-
-
-def _times(since: float | None, until: float | None) -> tuple[int, int]:
-    """Return a window in microseconds, cut as `outside` and `window` cut it."""
-    low = -_EVER if since is None else int(since * _MICRO)
-    return low, _EVER if until is None else int(until * _MICRO)
 
 
 def _brief(row: Any) -> Brief:

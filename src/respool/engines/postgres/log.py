@@ -12,11 +12,12 @@ from typing import Any
 from psycopg import errors as pg
 
 from ...delivery.model import Change, NewCall
-from ...delivery.spans import Span, count
+from ...delivery.spans import Span, count, ranges_of
 from ...errors import EngineError
 from ...record import NO_META, OFFSET_BITS, Id, Row, first_pos, id_of, unpack_meta
 from .. import stored_id
 from ..base import Conflict, LeaseLost, Reads, Record, Stream
+from ..columns import in_micros
 from .batch import Batch, Executes, Reply
 from .connection import Bounded, Connection
 from .reach import PostgresOptions
@@ -24,7 +25,6 @@ from .references import hold, offloaded, refer
 
 ROWS_A_STATEMENT = 256
 _MICRO = 1_000_000
-_FOREVER = 1 << 62  # in microseconds: before and after all there is
 _TEXT = b"\xff"  # begins an id given as text; no id of ours does before the year 10889
 
 
@@ -237,7 +237,7 @@ class PostgresLog:
                 places = [(first, last + 1)]
                 if len(entries) > 1 or last - first != size - 1:
                     own = db.execute(self._sql["run_positions"], (first, last, id), binary=True).fetchall()
-                    places = ranges(pos for (pos,) in own)
+                    places = ranges_of(pos for (pos,) in own)
                 found += places
             return found
 
@@ -248,7 +248,7 @@ class PostgresLog:
         bounds = self.bounds(stream)
         if since is None and until is None:
             return bounds
-        times = _times(since, until)
+        times = in_micros(since, until)
 
         def run(db: Bounded) -> list[tuple[int, int, int]]:
             found = []
@@ -262,7 +262,7 @@ class PostgresLog:
 
     def outside(self, spans: Iterable[Span], since: float | None, until: float | None) -> list[int]:
         """Return the positions in the spans whose time is not in since <= t < until."""
-        times, wanted = _times(since, until), list(spans)
+        times, wanted = in_micros(since, until), list(spans)
         return self._reader.read(
             lambda db: [
                 pos
@@ -372,22 +372,6 @@ def _compare(db: Executes, sql: dict[str, bytes], known: list[tuple[int, NewCall
 
 def _may_be_member(id: Id) -> bool:
     return not isinstance(id, str) and id[13:] != b"\0\0\0"
-
-
-def _times(since: float | None, until: float | None) -> tuple[int, int]:
-    low = -_FOREVER if since is None else int(since * _MICRO)
-    return low, _FOREVER if until is None else int(until * _MICRO)
-
-
-def ranges(positions: Iterable[int]) -> list[tuple[int, int]]:
-    """Return ranges [lo, hi) of positions that are given in order."""
-    found: list[tuple[int, int]] = []
-    for pos in positions:
-        if found and found[-1][1] == pos:
-            found[-1] = (found[-1][0], pos + 1)
-        else:
-            found.append((pos, pos + 1))
-    return found
 
 
 def log_ends(log: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from psycopg import errors as pg
 from psycopg.types.json import Jsonb
 
 from ...delivery.model import Lease
-from ...delivery.spans import Span
+from ...delivery.spans import Span, ranges_of
 from ...errors import ConfigError, EngineError, EngineUnavailable, LogMoved
 from ...record import OFFSET_BITS, first_pos
 from ..inspect import Bounds
@@ -31,7 +31,7 @@ from ..moving import (
 )
 from ..things import Group, Stream
 from .connection import Connection, connect
-from .log import id_bytes, id_from, ranges
+from .log import id_bytes, id_from
 from .partitions import (
     SIZE,
     TABLES,
@@ -151,7 +151,7 @@ class PostgresMoving:
         late = self._reader.read(lambda db: db.execute(self._sql["came_late"], (group.id,)).fetchall())
         leases = self.leases(group)
         if late:
-            spans = [Span(lo, hi) for lo, hi in ranges(pos for (pos,) in late)]
+            spans = [Span(lo, hi) for lo, hi in ranges_of(pos for (pos,) in late)]
             leases.append(Lease(0, None, 0, spans, {}, time.time()))
         return leases
 

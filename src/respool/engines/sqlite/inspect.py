@@ -10,16 +10,16 @@ from typing import Any
 import apsw
 
 from ...delivery.model import MAX_LEASE, Parked
+from ...delivery.spans import ranges_of
 from ...record import NO_META, first_pos, id_of, unpack_meta
 from ..base import Group, ParkedFilter
-from ..columns import lease_of, outcome_of
+from ..columns import in_micros, lease_of, outcome_of
 from ..inspect import Bounds, Brief, Gaps, GroupPage, GroupState, LogState
 from .connection import Connection
 from .sql import SQL
 from .view import parked_of
 
 _MICRO = 1_000_000
-_EVER = 1 << 62  # microseconds
 
 
 class SQLiteInspect:
@@ -48,14 +48,14 @@ class SQLiteInspect:
     def task_counts(self, lo: int, hi: int, since: float | None, until: float | None) -> dict[str, int]:
         """Return how many records of each task there are at lo <= p < hi and since <= time < until."""
         with self._reading() as db:
-            return dict(_all(db, "tasks_between", (lo, hi, *_times(since, until))))
+            return dict(_all(db, "tasks_between", (lo, hi, *in_micros(since, until))))
 
     def briefs(
         self, lo: int, hi: int, task: str | None, since: float | None, until: float | None, max_body: int
     ) -> list[Brief]:
         """Return the records at lo <= p < hi that match, without bodies of more than `max_body` bytes."""
         with self._reading() as db:
-            found = _all(db, "briefs", (lo, hi, task, *_times(since, until), max_body))
+            found = _all(db, "briefs", (lo, hi, task, *in_micros(since, until), max_body))
         return [_brief(row) for row in found]
 
     def group_bounds(self, group: Group) -> list[Bounds]:
@@ -170,12 +170,6 @@ def _one(db: apsw.Connection, name: str, bound: Sequence[Any]) -> Any:
     return db.execute(SQL[name], bound).get
 
 
-def _times(since: float | None, until: float | None) -> tuple[int, int]:
-    """Return a window in microseconds, cut as `outside` and `window` cut it."""
-    low = -_EVER if since is None else int(since * _MICRO)
-    return low, _EVER if until is None else int(until * _MICRO)
-
-
 def _brief(row: Any) -> Brief:
     pos, task, size, body, meta, seq, head, micros = row
     meta = unpack_meta(meta) if meta else NO_META
@@ -190,13 +184,7 @@ def _present(db: apsw.Connection, lo: int, hi: int) -> list[tuple[int, int]]:
     """Return the ranges of positions that hold records; most logs have no gaps."""
     if _one(db, "count_between", (lo, hi)) == hi - lo:
         return [(lo, hi)]
-    ranges: list[tuple[int, int]] = []
-    for (pos,) in _all(db, "positions_between", (lo, hi)):
-        if ranges and ranges[-1][1] == pos:
-            ranges[-1] = (ranges[-1][0], pos + 1)
-        else:
-            ranges.append((pos, pos + 1))
-    return ranges
+    return ranges_of(pos for (pos,) in _all(db, "positions_between", (lo, hi)))
 
 
 def _range(db: apsw.Connection, log: int, floor: int) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from ...record import NO_META, Id, Row, first_pos, id_of, unpack_meta
 from ...reference import is_reference, unpack
 from .. import stored_id
 from ..base import Conflict, LeaseLost, Record, Stream
+from ..columns import in_micros
 from .connection import Connection
 from .sql import SQL
 
@@ -23,7 +24,6 @@ ROWS_A_STATEMENT = 256
 _FIELDS = 7
 _OFFLOADED_FIELDS = 10
 _MICRO = 1_000_000
-_FOREVER = 1 << 62  # in microseconds: before and after all there is
 _APPEND_RUN, _APPEND_ROW = SQL["append_run"], SQL["append_row"]
 
 
@@ -242,8 +242,7 @@ class SQLiteLog:
         """Return (log, first, one past the last) position that can have a time in since <= t < until."""
         if since is None and until is None:
             return self.bounds(stream)
-        low = -_FOREVER if since is None else int(since * _MICRO)
-        high = _FOREVER if until is None else int(until * _MICRO)
+        low, high = in_micros(since, until)
         ids = _id_at(low - 1000), _id_at(high + 1999)
         windows = []
         with self._reader.lock, self._reader.reading() as db:
@@ -257,8 +256,7 @@ class SQLiteLog:
 
     def outside(self, spans: Iterable[Span], since: float | None, until: float | None) -> list[int]:
         """Return the positions in the spans whose time is not in since <= t < until."""
-        low = -_FOREVER if since is None else int(since * _MICRO)
-        high = _FOREVER if until is None else int(until * _MICRO)
+        low, high = in_micros(since, until)
         with self._reader.lock, self._reader.reading() as db:
             return [
                 pos
