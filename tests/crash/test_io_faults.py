@@ -22,8 +22,8 @@ from respool.delivery.claim import Request, claim
 from respool.delivery.model import Lease, NewCall, Settlement, Verdict
 from respool.delivery.settle import settle
 from respool.engines.base import Group, Reads, Registration
-from respool.engines.sqlite import connection as connection_module
 from respool.engines.sqlite import engine as engine_module
+from respool.engines.sqlite import preparing
 from respool.engines.sqlite.engine import SQLiteEngine, SQLiteOptions
 from respool.errors import (
     AppendUnknown,
@@ -736,7 +736,7 @@ def test_a_database_of_another_application_is_left_as_it_is(tmp_path: Path) -> N
 def test_a_newer_schema_is_left_as_it_is(tmp_path: Path) -> None:
     path = made(tmp_path / "q.db")
     db = apsw.Connection(str(path))
-    db.execute(f"PRAGMA user_version = {connection_module.SCHEMA_VERSION + 1}")
+    db.execute(f"PRAGMA user_version = {preparing.SCHEMA_VERSION + 1}")
     db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     db.close()
     before = path.read_bytes()
@@ -820,9 +820,9 @@ def test_the_last_mount_on_a_point_counts(tmp_path: Path, monkeypatch: pytest.Mo
     point = os.path.realpath(tmp_path)
     below, above = f"30 22 0:40 / {point} rw - nfs s:/x rw", f"31 22 0:41 / {point} rw - ext4 /dev/b rw"
     mounts(monkeypatch, below, above)
-    assert connection_module.file_system(tmp_path / "q.db") == "ext4"
+    assert preparing.file_system(tmp_path / "q.db") == "ext4"
     mounts(monkeypatch, above, below)
-    assert connection_module.file_system(tmp_path / "q.db") == "nfs"
+    assert preparing.file_system(tmp_path / "q.db") == "nfs"
 
 
 def remove(path: Path) -> None:

@@ -49,7 +49,7 @@ from respool.clock import boottime_ns
 from respool.delivery.model import Lease
 from respool.delivery.spans import Span
 from respool.engines.base import Registration
-from respool.engines.sqlite import connection
+from respool.engines.sqlite import preparing
 from respool.errors import (
     AppendError,
     AppendUnknown,
@@ -775,7 +775,7 @@ def test_s2_versions_that_can_corrupt_are_refused(tmp_path: Path, monkeypatch: p
 
 
 def test_s2_no_network_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "file_system", lambda path: "nfs4")
+    monkeypatch.setattr(preparing, "file_system", lambda path: "nfs4")
     with pytest.raises(Exception, match="network file system"):
         App("t", url=f"sqlite:///{tmp_path / 'log.db'}").engine  # noqa: B018
 

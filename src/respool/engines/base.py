@@ -1,8 +1,9 @@
 """The two seams: the Log (append, read, find) and the State (what groups know).
 
-An engine is one object with both, and with what belongs to them: the registry, retention, bells
-(`bells.py`) and reads for commands and checks (`inspect.py`). It stores and finds; what becomes of a
-record is decided by `respool.delivery`, whose functions run inside `State.transact`.
+An engine is one object with both, and with what belongs to them: streams, groups and workers
+(`registry.py`), retention (`retention.py`), bells (`bells.py`), references to large payloads (`blobs.py`) and
+reads for commands and checks (`inspect.py`). It stores and finds; what becomes of a record is decided by
+`respool.delivery`, whose functions run inside `State.transact`.
 
 What holds for every method, where it says nothing else:
 
@@ -27,8 +28,8 @@ What holds for every method, where it says nothing else:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..delivery.limits import Limit
 from ..delivery.model import Bucket, Change, JournalEntry, Lease, NewCall, Outcome, Parked, Position, View
@@ -38,6 +39,8 @@ from .bells import Bells, Sleeper
 from .blobs import BlobRefs
 from .inspect import Inspect
 from .moving import Moving
+from .registry import Registry
+from .retention import Retention
 from .things import (
     CAPABILITIES,
     Capabilities,
@@ -373,107 +376,6 @@ class State(Protocol):
 
     def counters(self, group: int) -> dict[str, int]:
         """Return what was skipped, refused, dropped: counted since the group was made, by name."""
-
-
-class Registry(Protocol):
-    """Streams, groups and workers. Numbers rise and are never used again, not even after a removal."""
-
-    def create_stream(
-        self, kind: Literal["queue", "stream"], app: str, name: str, partitions: int, settings: dict[str, Any]
-    ) -> Stream:
-        """Create a stream with its logs, for a queue also `main`, which reads each log from offset 0. Synced.
-
-        Where one of this kind, app and name exists, return that as it is stored. Of many who create it at
-        once one does, and all get the same. Settings are what JSON keeps. Raises LogMoved where a transfer is
-        just filling the stream.
-        """
-
-    def add_lane(self, stream: Stream, priority: int) -> Stream:
-        """Make the lane of a priority, with a log for each partition, and return the stream with it. Synced.
-
-        A transaction of our own, whatever the caller has open. Of many who make it at once one does. Every
-        group of the stream reads it from offset 0 (H10), but for a replay, whose window was there before.
-        Who sleeps for the stream's other logs is woken by rings for these (`Bells.ring`).
-        """
-
-    def streams(self) -> list[Stream]:
-        """Return all streams, by number."""
-
-    def create_group(
-        self,
-        stream: Stream,
-        app: str,
-        name: str,
-        kind: Literal["main", "subscription", "replay", "group"],
-        settings: dict[str, Any],
-        bounds: Sequence[tuple[int, int, int | None]],
-    ) -> Group | None:
-        """Create a group; None where the stream has one of this app and name. Synced.
-
-        Parameters:
-            bounds: (log, lo, hi): it reads lo <= p < hi, None: no end; the cursor begins at lo. A log that
-                the stream gets later, or has got by now, is read from offset 0 (H10), by a replay not at all.
-        """
-
-    def drop_group(self, group: Group) -> None:
-        """Forget a group and all that it knows, in one transaction; the records stay. Synced.
-
-        Its leases are gone: settlements and fences that name them find nothing.
-        """
-
-    def groups(self) -> list[Group]:
-        """Return all groups, by number."""
-
-    def register(self, worker: Registration) -> int:
-        """Enter a worker that starts, with 0 beats; return its number. Synced.
-
-        It must fit in 23 bits: lease ids are made of it (`worker.page.lease_number`) and fit in 63.
-        """
-
-    def beat(self, worker: int, draining: bool, info: dict[str, Any], *, synced: bool) -> int | None:
-        """Add a beat and store the rest; return how many beats that makes. One statement (H1).
-
-        Called by a thread while tasks run: one call into the driver, that does not hold the GIL. Synced, it
-        also makes durable what any process of this host wrote unsynced before.
-
-        Returns: None where the worker is not registered any more: it was declared dead.
-        """
-
-    def drop_worker(self, worker: int) -> None:
-        """Remove a worker that has ended, or is dead, and holds no lease."""
-
-    def workers(self) -> list[Worker]:
-        """Return the workers registered, by number."""
-
-
-class Retention(Protocol):
-    """What workers do beside their tasks: drop what is too old, keep the store fast. In small steps."""
-
-    def trim(self, stream: Stream, before: float, limit: int, upto: Mapping[int, int] | None = None) -> int:
-        """Cut off old records at the beginning of the stream's logs, about `limit`; return how many.
-
-        Only below the first record with time >= before, or below the position of `upto` (by log) where that
-        is later; and below all that any group has pending or leased (a group that has come to its stop has
-        nothing pending). What is parked stays readable: the log is
-        cut no further, or it stays behind by itself. Runs are cut as a whole; outcomes and journal go with
-        their records; no end in `Log.bounds` falls. 0: there is nothing more to do for now.
-        """
-
-    def byte_count(self, lo: int, hi: int) -> int:
-        """Return how many bytes the bodies and attributes of the records at lo <= p < hi have."""
-
-    def expire_outcomes(self, now: float, limit: int) -> int:
-        """Drop the values of outcomes with until <= now, at most `limit`; return how many.
-
-        The ending stays, with `until` 0 and no value (H9). No lock where there is nothing to drop.
-        """
-
-    def tidy(self) -> None:
-        """Do what the store needs to stay fast and small, if it is time; cheap if not.
-
-        Workers call it after each beat. It holds up no writer for longer than a commit takes, and what it
-        cannot do now it leaves for the next time: it logs, and raises nothing for that.
-        """
 
 
 class Engine(Log, State, Registry, Retention, BlobRefs, Bells, Inspect, Moving, Protocol):

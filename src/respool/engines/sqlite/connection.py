@@ -1,41 +1,28 @@
-"""Opening the file, waiting for its lock, and telling errors apart."""
+"""A connection: waiting for the file's lock, doubt after a failed sync, and telling errors apart."""
 
 from __future__ import annotations
 
 import os
 import random
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import apsw
 
 from ...errors import (
     AppendUnknown,
-    ConfigError,
     DatabaseGone,
     EngineError,
-    EngineTooOld,
     EngineUnavailable,
     LogMoved,
-    SchemaTooNew,
 )
 from ..moving import IS_MOVING, WAS_MOVED
-from .sql import schema
 
-SCHEMA_VERSION = 1
-APPLICATION_ID = 0x5265_7370  # "Resp"
 PAGE_SIZE = 2048  # bytes: a commit writes pages, and half the bytes are summed, written and synced
 FRAME_HEADER = 24  # bytes before each page in the write-ahead log
-SAFE_SQLITE = (3, 51, 3)
-"""Versions 3.7.0 to 3.51.2 can corrupt a WAL database with two checkpointing connections (S2): see
-https://sqlite.org/wal.html, "The WAL-reset bug"."""
-
-_REMOTE = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "glusterfs", "fuse.sshfs"}
 _LOCK_WAITS = (apsw.BusyError, apsw.LockedError)
 _OUT_OF_REACH = (apsw.ReadOnlyError, apsw.CantOpenError, apsw.AuthError, apsw.PermissionsError)
 _NOT_OURS = (apsw.NotADBError, apsw.CorruptError)
@@ -110,7 +97,7 @@ class Reading:
         connection = self._connection
         connection._deadline = time.monotonic() + connection._timeout
         if not connection.db.get_autocommit():
-            _roll_back(connection.db)  # somebody was interrupted within a snapshot
+            roll_back(connection.db)  # somebody was interrupted within a snapshot
         return connection.db
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
@@ -118,7 +105,7 @@ class Reading:
         if error is None:
             return
         if not connection.db.get_autocommit():
-            _roll_back(connection.db)
+            roll_back(connection.db)
         if isinstance(error, apsw.Error):
             raise connection._read_failed(error) from error
 
@@ -146,12 +133,12 @@ class Connection:
         self._doubt = (
             Doubt() if doubt is None else doubt
         )  # if any, nothing is acknowledged before a full checkpoint (S3)
-        self._path = _path_of(target)
+        self._path = path_of(target)
         flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
         try:
             self.db = apsw.Connection(target, flags=flags, statementcachesize=200)
         except apsw.Error as error:
-            raise self._not_opened(error) from error
+            raise self.not_opened(error) from error
         try:
             self.db.set_busy_handler(self._wait)
             with self.waiting(timeout):
@@ -159,7 +146,7 @@ class Connection:
                     time.sleep(random.uniform(0.001, 0.005))
         except apsw.Error as error:
             self.db.close()
-            raise self._not_opened(error) from error
+            raise self.not_opened(error) from error
         except BaseException:
             self.db.close()
             raise
@@ -259,7 +246,7 @@ class Connection:
 
     def _failed(self, error: BaseException) -> None:
         if not self.db.get_autocommit():
-            _roll_back(self.db)
+            roll_back(self.db)
         if isinstance(error, apsw.Error):
             raise self._translated(error) from error
 
@@ -288,7 +275,8 @@ class Connection:
             return EngineError(f"{where} is damaged or not a Respool database: {error}")
         return EngineError(f"{where}: {error}")
 
-    def _not_opened(self, error: apsw.Error) -> Exception:
+    def not_opened(self, error: apsw.Error) -> Exception:
+        """Return the error for a file that cannot be opened."""
         where = self._path or "the in-memory database"
         if isinstance(error, _LOCK_WAITS):
             return EngineUnavailable(
@@ -353,116 +341,12 @@ def moved_told() -> Iterator[None]:
         raise
 
 
-def _roll_back(db: apsw.Connection) -> None:
+def roll_back(db: apsw.Connection) -> None:
+    """Undo the transaction that is open."""
     db.execute("ROLLBACK")
 
 
-def prepare(target: str, timeout: float, pragmas: dict[str, str] | None = None) -> Any:
-    """Create the schema where the database is empty; refuse unsafe places, versions and other files.
-
-    Returns what identifies the file.
-    """
-    path = _path_of(target)
-    version = apsw.sqlite_lib_version()  # of the library in use, which need not be the one built against
-    if tuple(map(int, version.split("."))) < SAFE_SQLITE:
-        raise EngineTooOld(
-            f"SQLite {version} can corrupt a database that several processes write; "
-            "at least 3.51.3 is needed: pip install -U apsw"
-        )
-    if path:
-        refuse_network_file_system(Path(path))
-    where = path or target
-    connection = Connection(
-        target, synced=True, timeout=timeout, pragmas=pragmas, look=lambda db: _look(db, where)
-    )
-    try:
-        with connection.waiting() as db:
-            _create_or_check(db, where)
-    except apsw.Error as error:
-        raise connection._not_opened(error) from error
-    finally:
-        connection.close()
-    return connection.identity
-
-
-def _look(db: apsw.Connection, where: str) -> None:
-    db.execute("BEGIN")  # somebody may be creating it at this moment
-    try:
-        _check_whose(db, where)
-    finally:
-        if not db.get_autocommit():
-            db.execute("COMMIT")
-
-
-def _check_whose(db: apsw.Connection, where: str) -> None:
-    """Raise ConfigError for somebody else's database, SchemaTooNew for one of a later Respool."""
-    if not _check_version(db, where) and db.execute("SELECT count(*) FROM sqlite_schema").get:
-        raise ConfigError(f"{where} is a database of something else; give Respool a file of its own")
-
-
-def _create_or_check(db: apsw.Connection, where: str) -> None:
-    if _check_version(db, where):
-        return
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        if not _check_version(db, where):  # nobody was faster
-            _check_whose(db, where)
-            db.execute(schema())
-            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        db.execute("COMMIT")
-    except BaseException:
-        if not db.get_autocommit():
-            _roll_back(db)
-        raise
-
-
-def _check_version(db: apsw.Connection, where: str) -> bool:
-    version = db.execute("PRAGMA user_version").get
-    ours = db.execute("PRAGMA application_id").get == APPLICATION_ID
-    if ours and version > SCHEMA_VERSION:
-        raise SchemaTooNew(
-            f"{where} was written by a newer Respool (schema {version}, this one knows {SCHEMA_VERSION}): "
-            "pip install -U respool"
-        )
-    return bool(ours and version == SCHEMA_VERSION)
-
-
-def refuse_network_file_system(path: Path) -> None:
-    """Raise ConfigError where the path lies on a file system whose locks cannot be trusted (S2)."""
-    kind = file_system(path)
-    if kind in _REMOTE:
-        raise ConfigError(
-            f"{path} is on a network file system ({kind}), where SQLite's locks are not safe; "
-            "use a local disk, or another engine's URL"
-        )
-
-
-def file_system(path: Path) -> str | None:
-    """Return the kind of file system a path lies on, None where the system does not tell."""
-    mounts = Path("/proc/self/mountinfo")
-    if not mounts.exists():
-        return None
-    real = os.path.realpath(path)
-    best, kind = "", None
-    for line in mounts.read_text("utf-8", "surrogateescape").split("\n"):
-        left, _, right = line.partition(" - ")
-        if not right:
-            continue
-        point = _unescaped(left.split(" ")[4])
-        inside = real == point or real.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(best):
-            best, kind = point, right.split()[0]
-    return kind
-
-
-def _unescaped(point: str) -> str:
-    """Return a mount point as it is called: blanks and the like are given as octal bytes."""
-    raw = os.fsencode(point)
-    return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8) & 255]), raw))
-
-
-def _path_of(target: str) -> str | None:
+def path_of(target: str) -> str | None:
     """Return the file behind a connection target, None for a database in memory."""
     if not target.startswith("file:"):
         return target

@@ -23,7 +23,7 @@ from ...record import first_pos
 from ..base import CAPABILITIES, Conflict, Group, LeaseLost, Registration, Stream, Worker
 from ..things import lanes_of
 from .blobs import SQLiteBlobs
-from .connection import Connection, Doubt, gone, identity_of, moved_told, prepare
+from .connection import Connection, Doubt, gone, identity_of, moved_told
 from .doorbell import ALL, Doorbell, Kind, Sleeper, mask_of
 from .enlist import checked
 from .inspect import SQLiteInspect
@@ -31,6 +31,7 @@ from .lent import SQLiteLent
 from .locks import SQLiteLocks
 from .log import SQLiteLog, append_row, append_rows, append_run
 from .moving import SQLiteMoving, refuse_incoming
+from .preparing import prepare
 from .retention import SQLiteRetention
 from .sql import SQL
 from .state import SQLiteState
