@@ -24,7 +24,7 @@ from ..columns import by_log
 from . import gaps
 from .batch import Batch, Executes
 from .change import write_change
-from .connection import Bounded, Connection, Lost, one, snapshot
+from .connection import Bounded, Connection, Lost, one
 from .gaps import GapsFound
 from .limits import PostgresLimits
 from .log import ROWS_A_STATEMENT, insert
@@ -121,8 +121,11 @@ class PostgresState(PostgresLooks, PostgresLimits):
         """Return what `decide` would, and write nothing: without a lock."""
 
         def run(db: Db) -> T:
-            with snapshot(db):
-                return decide(look_at(db, self._sql, reads), Change())
+            with db.batch as batch:
+                batch.execute(b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                answer = decide(look_at(batch, self._sql, reads, batch.sync), Change())
+                batch.execute(b"COMMIT")
+            return answer
 
         return self._reader.read(run)
 

@@ -36,11 +36,12 @@ def read_view(
     return view, found
 
 
-def look_at(db: Executes, sql: dict[str, bytes], reads: Reads) -> View:
-    """Read the same without a pipeline, and leave gaps as they are."""
+def look_at(db: Executes, sql: dict[str, bytes], reads: Reads, sync: Callable[[], None]) -> View:
+    """Read the same, and leave gaps as they are."""
     asked = _ask(db, sql, reads)
+    sync()
     view, _ = _understood(asked, reads)
-    _complete(view, asked, reads, [], _Order(db, sql, reads, lambda: None))
+    _complete(view, asked, reads, [], _Order(db, sql, reads, sync))
     return view
 
 
