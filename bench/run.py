@@ -37,7 +37,7 @@ from rich.table import Table  # noqa: E402
 RESULTS = ROOT / "bench" / "results"
 PEER_PYTHON = ROOT / "bench" / ".venv" / "bin" / "python"
 README = ROOT / "README.md"
-BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
+MARKS = "<!-- figures of {engine}: begin -->", "<!-- figures of {engine}: end -->"  # around a table
 PEERS = ("celery_redis", "huey_sqlite", "procrastinate_postgres")
 # The order of a round, every second round backwards: ours and theirs alternate.
 STEPS = (
@@ -265,11 +265,13 @@ def show(results: Mapping[str, Any], console: Console) -> None:
 
 def markdown(results: Mapping[str, Any]) -> str:
     """What goes between the marks in the README."""
-    at = results["machine"]
+    at, engine = results["machine"], results["engine"]
+    again = "make bench" if engine == "sqlite" else f"make bench ENGINE={engine}"
+    peers = peers_of(results)
     lines = [
         f"Measured on {results['date'][:10]} at commit {results['commit']}, on {at['cores']} cores "
-        f"({at['model'] or 'unknown'}), {at['system']}, {at['python']}, {at['filesystem']}; beside it "
-        f"{peers_of(results) or 'no peer'}. Medians of {len(results['rounds'])} rounds; again: `make bench`.",
+        f"({at['model'] or 'unknown'}), {at['system']}, {at['python']}, {at['filesystem']}"
+        f"{peers and f'; beside it {peers}'}. Medians of {len(results['rounds'])} rounds; again: `{again}`.",
         "",
         "| work | asked | median | min–max | reached |",
         "|---|---:|---:|---:|---|",
@@ -284,20 +286,25 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 def write_readme(results: Mapping[str, Any], readme: Path) -> None:
     text = readme.read_text("utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    first, last = (mark.format(engine=results["engine"]) for mark in MARKS)
+    before, begin, rest = text.partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        sys.exit(f"{readme} has no {BEGIN} … {END} to write the table between")
+        sys.exit(f"{readme} has no {first} … {last} to write the table between")
     new = f"{before}{begin}\n{markdown(results)}\n{end}{after}"
     part = readme.with_name(readme.name + ".part")
     part.write_text(new, "utf-8")
     part.replace(readme)
 
 
+def latest(engine: str) -> Path:
+    """Where the last whole run on an engine is kept."""
+    return RESULTS / ("latest.json" if engine == "sqlite" else f"latest-{engine}.json")
+
+
 def keep(results: Mapping[str, Any]) -> Path:
     RESULTS.mkdir(parents=True, exist_ok=True)
-    engine = "" if results["engine"] == "sqlite" else f"-{results['engine']}"
-    path = RESULTS / (f"latest{engine}.json" if results["complete"] else "partial.json")
+    path = latest(results["engine"]) if results["complete"] else RESULTS / "partial.json"
     part = path.with_suffix(".part")
     part.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")
     part.replace(path)
@@ -310,7 +317,9 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small sizes, for a first look")
     parser.add_argument("--only", action="append", metavar="CASE", help=f"again for more: {', '.join(STEPS)}")
     parser.add_argument("--engine", choices=ENGINES, default="sqlite", help="what the log is on")
-    parser.add_argument("--readme", action="store_true", help="measure nothing: latest.json into the README")
+    parser.add_argument(
+        "--readme", action="store_true", help="measure nothing: the last whole runs into the README"
+    )
     parser.add_argument("--peer-python", type=Path, default=PEER_PYTHON, help="has the peers installed")
     args = parser.parse_args(argv)
     if wrong := sorted(set(args.only or ()) - set(ENGINES[args.engine])):
@@ -325,11 +334,12 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parsed(argv)
     if args.readme:
-        latest = RESULTS / "latest.json"
-        if not latest.exists():
-            sys.exit(f"{latest} is not there yet: make bench")
-        write_readme(json.loads(latest.read_text("utf-8")), README)
-        print(f"wrote the figures to {README}")
+        measured = [path for path in map(latest, ENGINES) if path.exists()]
+        if not measured:
+            sys.exit(f"{latest('sqlite')} is not there yet: make bench")
+        for path in measured:
+            write_readme(json.loads(path.read_text("utf-8")), README)
+            print(f"wrote the figures of {path.name} to {README}")
         return 0
     common.leave_on_sigterm()
     wide = Console()

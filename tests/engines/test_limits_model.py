@@ -486,3 +486,19 @@ def test_limits(make_engine: Callable[[], Engine]) -> None:
     engine.close()
     chosen = settings(max_examples=max(settings().max_examples // fewer, 1))
     run_state_machine_as_test(lambda: LimitsMachine(make_engine), settings=chosen)
+
+
+def test_who_waits_looks_anew_where_the_clock_was_set_back(make_engine: Callable[[], Engine]) -> None:
+    """The model has found it: the time from which to look was of the clock as it was before."""
+    machine = LimitsMachine(make_engine)
+    try:
+        machine.begin(20)
+        machine.claim_and_ask(pick=0, want=30, most=30, turn=0, crash=1, new=True)
+        machine.time_passes(-100)
+        machine.append(2)
+        machine.claim_and_ask(pick=0, want=30, most=30, turn=0, crash=1, new=True)
+        machine.time_passes(5)
+        machine.nobody_is_overlooked()
+        machine.no_limit_is_overrun()
+    finally:
+        machine.teardown()

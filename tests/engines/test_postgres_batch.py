@@ -31,8 +31,9 @@ VALUES = (
 
 @pytest.fixture
 def db(session_database: str) -> Iterator[Bounded]:
-    with opened(session_database) as found:
-        yield found
+    found = opened(session_database)
+    yield found
+    found.close()
 
 
 def opened(url: str) -> Bounded:
@@ -42,7 +43,7 @@ def opened(url: str) -> Bounded:
 @pytest.mark.parametrize("binary", [False, True])
 @pytest.mark.parametrize("prepared", [False, True])
 def test_values_are_those_of_cursors(db: Bounded, prepared: bool, binary: bool) -> None:
-    db.prepare_threshold = 5 if prepared else None
+    db.prepares = prepared
     for values in VALUES * 2:
         expected = db.execute(TYPED, values, binary=binary).fetchall()
         assert db.batch.run(TYPED, values, binary=binary).fetchall() == expected
@@ -90,6 +91,18 @@ def test_the_first_error_is_raised_and_the_connection_goes_on(db: Bounded) -> No
         with pytest.raises(ZeroDivisionError):
             fail_with_something_on_its_way()
         assert batch.run(b"SELECT 2").fetchone() == (2,)
+
+
+def test_what_the_driver_ends_is_not_ours(db: Bounded) -> None:
+    """psycopg deallocates all statements after a rollback where it has prepared any."""
+    for _ in range(3):
+        db.batch.run(b"SELECT 'prepared'")
+        for _ in range(10):
+            db.execute("SELECT 'often'")
+        with pytest.raises(pg.DivisionByZero):
+            db.batch.run(b"SELECT 1 / 0")
+        db.execute("BEGIN")
+        db.rollback()
 
 
 def test_more_kinds_than_are_kept_prepared(db: Bounded, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +164,7 @@ def test_a_server_that_does_not_answer(session_database: str) -> None:
 def test_a_connection_that_is_ended(db: Bounded, session_database: str) -> None:
     assert db.batch.run(b"SELECT 1").fetchone() == (1,)
     with psycopg.connect(session_database, autocommit=True) as other:
-        other.execute("SELECT pg_terminate_backend(%s)", (db.info.backend_pid,))
+        other.execute("SELECT pg_terminate_backend(%s, 10000)", (db.info.backend_pid,))  # and wait for it
     with pytest.raises(psycopg.OperationalError):
         db.batch.run(b"SELECT 1")
     assert db.closed

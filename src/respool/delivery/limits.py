@@ -113,6 +113,8 @@ def admit(
         for declared in ask.buckets:
             if declared.id not in known:
                 known[declared.id] = refilled(limits.buckets.get(declared.id, declared), now)
+                if declared.id in limits.buckets and known[declared.id].at < limits.buckets[declared.id].at:
+                    written.refunds.setdefault(declared.id, 0)  # so that whoever waits for it looks anew
         new = [b.id for b in ask.buckets if ask.pos not in let_in.get(b.id, ())]
         first = len(new) == len(ask.buckets)
         lacking = [one for one in new if _lacks(known[one], limits, written, lease_id, first)]
@@ -211,7 +213,10 @@ def offer(view: View, change: Change, lease: int, want: int, now: float) -> None
         share = -(-left // (len(hungry) - at))
         room = share
         if known is not None:
-            known = limits.buckets[one] = refilled(known, now)
+            before, known = known, refilled(known, now)
+            limits.buckets[one] = known
+            if known.at < before.at:
+                limits.set_back.add(one)
             room = _room(known, _holders(limits, written, one), lease, share)
         view.due += waiting[:room]
         left -= min(room, len(waiting))
@@ -229,6 +234,8 @@ def take(view: View, change: Change, lease: Lease | None, now: float) -> None:
         if taken and lease is not None and known is not None:
             limits.holders.setdefault(one, set()).add(lease.id)
             known = written.buckets[one] = _spent(known, len(taken))
+            if one in limits.set_back:
+                written.refunds.setdefault(one, 0)  # so that the other groups look anew
             lease.admitted = {**lease.admitted, one: ranges_of(taken)}
         if len(taken) == len(waiting) < limits.asked:
             written.passed.append(one)

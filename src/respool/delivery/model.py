@@ -107,7 +107,7 @@ class Bucket(NamedTuple):
 class Limits:
     """What a decision knows of limits; read only where it asks."""
 
-    __slots__ = ("asked", "buckets", "holders", "queued", "waiting")
+    __slots__ = ("asked", "buckets", "holders", "queued", "set_back", "waiting")
 
     def __init__(self) -> None:
         self.buckets: dict[int, Bucket] = {}
@@ -117,6 +117,7 @@ class Limits:
             int, list[Parked]
         ] = {}  # by bucket that is open by now, the first that wait for it
         self.asked = 0  # how many of each were looked for, at most
+        self.set_back: set[int] = set()  # buckets that were used last when our clock was far ahead of now
 
 
 class LimitChange:

@@ -153,7 +153,7 @@ class Batch:
         dumped = transformer.dump_sequence(values, numbered.formats) if values else ()
         types, formats = (transformer.types or (), transformer.formats) if values else ((), None)
         reply = Reply(self)
-        name = None if self._db.prepare_threshold is None else self._name(numbered.text, types)
+        name = self._name(numbered.text, types) if self._db.prepares else None
         if name is None:
             pg.send_query_params(numbered.text, dumped, types, formats, binary)
         else:

@@ -189,6 +189,10 @@ class Bounded(psycopg.Connection[Any]):
 
     patience = 10.0
     pooled = False
+    prepares = True  # PgBouncer before 1.21 has no prepared statements in transaction mode
+    driver_prepares: int | None = (
+        None  # after so many times: psycopg would end ours with its own (DEALLOCATE ALL)
+    )
     _batch: Batch | None = None
 
     @property
@@ -236,17 +240,16 @@ def connect(options: PostgresOptions, role: str, kind: type[Bounded] = Bounded) 
     told, failed = parameters(options), None
     told["application_name"] = f"respool {role}"
     try:
-        db = kind.connect(
-            "", autocommit=True, prepare_threshold=None if options.prepare is False else 5, **told
-        )
+        db = kind.connect("", autocommit=True, prepare_threshold=kind.driver_prepares, **told)
         db.find_pooler()
     except psycopg.Error as error:
         failed = unreachable(error, options)
     if failed is not None:  # outside: the driver's error may hold the password, and would be its context
         raise failed
     db.patience = patience(options, role)
-    if db.pooled and options.prepare is None:
-        db.prepare_threshold = None  # PgBouncer before 1.21 has none in transaction mode
+    db.prepares = not db.pooled if options.prepare is None else options.prepare
+    if not db.prepares:
+        db.prepare_threshold = None
     if db.info.server_version < OLDEST:
         version = db.info.server_version // 10000
         db.close()

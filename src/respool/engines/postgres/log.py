@@ -67,10 +67,10 @@ class PostgresLog:
 
         def run(db: Bounded) -> None:
             try:
-                with db.pipeline() as pipeline:
-                    db.execute(self._sql["append_run"], bound, binary=True)
-                    pipeline.sync()
-                    self.ring_log(db, log, everyone=len(bodies) > 1)
+                with db.batch as batch:
+                    batch.execute(self._sql["append_run"], bound, binary=True)
+                    batch.sync()
+                    self.ring_log(batch, log, everyone=len(bodies) > 1)
             except pg.UniqueViolation:
                 return  # by another connection, between the look and the append
 
@@ -126,8 +126,10 @@ class PostgresLog:
 
     def _appender(self, rows: Sequence[NewCall], start: int, fence: tuple[int, int] | None) -> Any:
         def run(db: Bounded) -> list[Conflict]:
-            conflicts = insert(db, self._sql, self._sequence, rows, start, fence)
-            self.ring_log(db, rows[0].log, everyone=len(rows) > 1)
+            with db.batch as batch:
+                conflicts = insert(batch, self._sql, self._sequence, rows, start, fence)
+                batch.sync()
+                self.ring_log(batch, rows[0].log, everyone=len(rows) > 1)
             return conflicts
 
         def run_at_once(db: Bounded) -> list[Conflict]:

@@ -40,6 +40,7 @@ class RunsOwn(Bounded):
     """A connection in a task's hands: it waits as long as the task's statements take, and ends nothing."""
 
     lent = False
+    driver_prepares = 5  # the task's own statements: no batch is sent here
 
     def commit(self) -> None:
         """Refuse, while a task has it."""
