@@ -130,6 +130,7 @@ def test_a_server_that_does_not_answer(session_database: str) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     silent = threading.Event()
     ends: list[socket.socket] = []
+    pipes: list[threading.Thread] = []
 
     def pipe(source: socket.socket, sink: socket.socket) -> None:
         while data := source.recv(1 << 16):
@@ -140,10 +141,12 @@ def test_a_server_that_does_not_answer(session_database: str) -> None:
         client, _ = listener.accept()
         server = socket.create_connection(("127.0.0.1", port))
         ends.extend((client, server))
-        threading.Thread(target=pipe, args=(client, server), daemon=True).start()
-        threading.Thread(target=pipe, args=(server, client), daemon=True).start()
+        for pair in ((client, server), (server, client)):
+            pipes.append(threading.Thread(target=pipe, args=pair))
+            pipes[-1].start()
 
-    threading.Thread(target=serve, daemon=True).start()
+    server = threading.Thread(target=serve)
+    server.start()
     db = opened(session_database.replace(f":{port}/", f":{listener.getsockname()[1]}/"))
     try:
         assert db.batch.run(b"SELECT 1").fetchone() == (1,)
@@ -155,10 +158,14 @@ def test_a_server_that_does_not_answer(session_database: str) -> None:
         assert 0.3 <= time.monotonic() - began < 5
         assert db.closed
     finally:
+        silent.set()
+        server.join()
         for end in ends:
-            end.shutdown(socket.SHUT_RDWR)
+            end.shutdown(socket.SHUT_RD)
+        for each in pipes:
+            each.join()
+        for end in (*ends, listener):
             end.close()
-        listener.close()
 
 
 def test_a_connection_that_is_ended(db: Bounded, session_database: str) -> None:
