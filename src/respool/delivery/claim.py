@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from .granting import claim_in_order
 from .lanes import Turns, by_lane, has_lanes, unread
 from .limits import offer
 from .limits import take as take_admitted
 from .model import LIMITED, MAX_LEASE, WAITING, Change, Lease, Parked, Position, View
-from .order import Claimant, claim_in_order
+from .order import Claimant
 from .pace import allowed, spent
 from .seek import held
 from .spans import Span, count, joined, take
