@@ -2,12 +2,15 @@
 
 import functools
 import re
+import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+import respool
 from respool import App, BadArguments, ConfigError, DeclarationConflict, UnknownName
 from respool.engines.base import Group, Stream
 from respool.errors import suggest
@@ -150,6 +153,19 @@ def test_a_queue_is_declared_bit_by_bit(app: App) -> None:
         app.queue("mails", ordered=True)
     with pytest.raises(DeclarationConflict, match="two different max_pending"):
         app.queue("mails", max_pending=6)
+
+
+def test_who_sends_imports_no_event_loop() -> None:
+    """It takes 50 ms, and most programs that import respool never need it."""
+    code = (
+        "import sys\nfrom respool import App\n"
+        "App('t', 'sqlite:///:memory:').task(name='f')(lambda: 0).delay()\n"
+        "sys.exit('asyncio' in sys.modules)"
+    )
+    source = str(Path(respool.__file__).parents[1])
+    assert (
+        subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": source}, timeout=60).returncode == 0
+    )
 
 
 def test_a_name_that_is_there_is_not_suggested_for_itself() -> None:
