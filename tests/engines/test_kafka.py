@@ -171,7 +171,11 @@ def test_calls_survive_who_relays_them(
     assert engine.status(main, first_pos(log)).place == "done", "the settlement stands"
     other = kit.open()
     monkeypatch.setattr(other.outbox, "patience", -1.0)  # whoever had taken them is dead
+    sleeper = kit.open().sleeper([log], 7)
+    sleeper.prepare()
     other.tidy_now()
+    assert sleeper.sleep(10), "workers are told of what was left behind"
+    sleeper.close()
     first = first_pos(log) + 1
     assert [r.body for r in other.records(first, first + 99, 99)] == [b"0", b"1", b"2"]
     assert [other.find("shop", call.id) for call in calls] == [first, first + 1, first + 2]

@@ -284,7 +284,7 @@ def test_after_an_outage_all_calls_of_the_batch_succeed(app: App) -> None:
     results = flaky.delay_many(range(500))
     work(app)
     assert results.get(timeout=0) == list(range(500))
-    assert len(runs) < 30
+    assert len(runs) < 60, "far from a run for each call"
 
 
 def test_with_many_culprits_no_innocent_is_buried(app: App) -> None:

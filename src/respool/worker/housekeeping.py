@@ -43,11 +43,11 @@ class House:
         Parameters:
             worked: something was written since the last beat.
         """
-        now = time.monotonic()
-        rests = self._engine.capabilities.many_hosts and not worked  # each look is a round trip
+        now, can = time.monotonic(), self._engine.capabilities
+        rests = can.many_hosts and not worked  # each look is a round trip
         self._wait = IDLE_HOUSEKEEPING if rests else HOUSEKEEPING
         self._next = min(self._next, now + self._wait)
-        if not rests or now >= self._next:
+        if not rests or now >= self._next or not can.one_transaction:  # who relays calls may have died (K4)
             self._engine.tidy()
         return now >= self._next
 

@@ -259,8 +259,11 @@ class Outbox:
         except EngineUnavailable as error:
             raise AppendUnknown(_KEPT) from error
 
-    def relay(self, logs: Collection[int]) -> set[Id]:
+    def relay(self, logs: Collection[int], *, ring: bool = False) -> set[Id]:
         """Send all that waits in these logs of the outbox; return the ids of what was sent.
+
+        Parameters:
+            ring: wake the workers, too; whoever appends or settles does that once all is written.
 
         Raises: AppendUnknown, EngineUnavailable: the rest waits for the next who relays.
         """
@@ -268,7 +271,7 @@ class Outbox:
         with self._lock:
             for box in self.boxes if logs else ():
                 while box.log in logs and (lease := self._claim(box)) is not None:
-                    sent |= self._send(box, lease)
+                    sent |= self._send(box, lease, ring=ring)
         return sent
 
     def _claim(self, box: _Box) -> Lease | None:
@@ -278,7 +281,7 @@ class Outbox:
         lease: Lease | None = self._inner.transact(reads, lambda view, change: claim(view, change, request))
         return lease
 
-    def _send(self, box: _Box, lease: Lease) -> set[Id]:
+    def _send(self, box: _Box, lease: Lease, *, ring: bool) -> set[Id]:
         """Send a lease's records, and say where they are; return their ids."""
         found: list[tuple[int, bytes]] = []
         lost = 0
@@ -306,6 +309,8 @@ class Outbox:
             raise
         self._settle(box, lease, found, lost, waiting, tried=False)
         self._inner.ring_waiters([pos for pos, _ in found])
+        for target, some in by_log.items() if ring else ():
+            self._inner.ring(target, everyone=len(some) > 1)
         return {h.id_of(each.header) for each in waiting}
 
     def _make_sure_of(self, target: int) -> None:
@@ -414,6 +419,7 @@ class Outbox:
         """Send what somebody left behind, and forget what is known for longer than the window."""
         self.recover()
         now = wall_clock()
-        self.relay([box.log for box in self.boxes if self._inner.has_work(box.group.id, now, ())])
+        waits = [box.log for box in self.boxes if self._inner.has_work(box.group.id, now, ())]
+        self.relay(waits, ring=True)
         for box in self.boxes:
             self._inner.trim(box.stream, wall_clock() - window, 5000)
