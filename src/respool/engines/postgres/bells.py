@@ -30,7 +30,7 @@ import psycopg
 from ...errors import RespoolError
 from .batch import Executes
 from .connection import connect
-from .reach import PostgresOptions
+from .part import Part
 
 FLAGS = 4
 BUSY = 3  # claims in a row
@@ -64,10 +64,9 @@ def _mask(ranges: Sequence[tuple[int, int]]) -> int:
     return mask
 
 
-class PostgresBells:
+class PostgresBells(Part):
     """Rings on the connections that append and settle; sleepers have one connection each."""
 
-    options: PostgresOptions
     _writer: Any
     _state: Any
 

@@ -8,23 +8,16 @@ from typing import Any
 from ...clock import now as wall_clock
 from ..blobs import BlobKey, ReferenceKey
 from ..columns import spans_of
-from .connection import Bounded, Connection, snapshot
+from .connection import Bounded, snapshot
+from .part import Part
 from .references import columns
 
 Db = Bounded
 _FIRST_BLOB, _FIRST_REFERENCE = BlobKey(b"", 0), ReferenceKey(b"", 0, 0, 0)
 
 
-class PostgresBlobs:
+class PostgresBlobs(Part):
     """Which blobs there are, and who refers to them."""
-
-    _state: Connection
-    _reader: Connection
-    _writer: Connection
-
-    @property
-    def _sql(self) -> dict[str, bytes]:
-        return self._writer.sql
 
     def touch_blob(self, digest: bytes, size: int, now: float, connection: Any = None) -> int:
         """Enter a blob that is to be stored or referred to; return its stamp.

@@ -12,8 +12,9 @@ from ..base import Group, ParkedFilter
 from ..columns import in_micros, lease_of, outcome_of
 from ..inspect import Bounds, Brief, Gaps, GroupPage, GroupState, LogState
 from . import gaps
-from .connection import Bounded, Connection, snapshot
+from .connection import Bounded, snapshot
 from .log import id_from
+from .part import Part
 from .view import parked_of
 
 T = TypeVar("T")
@@ -21,15 +22,8 @@ Db = Bounded
 _MICRO = 1_000_000
 
 
-class PostgresInspect:
+class PostgresInspect(Part):
     """Reads for people. No transaction lasts longer than a page takes."""
-
-    _reader: Connection
-    _writer: Connection
-
-    @property
-    def _sql(self) -> dict[str, bytes]:
-        return self._writer.sql
 
     def _all(self, name: str, bound: Any = ()) -> list[Any]:
         return self._reader.read(lambda db: db.execute(self._sql[name], bound, binary=True).fetchall())

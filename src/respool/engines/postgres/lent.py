@@ -11,20 +11,16 @@ from psycopg import errors as pg
 
 from ...record import first_pos
 from ..base import Stream
-from .connection import Connection
+from .part import Part
 from .partitions import SIZE, add, partition_of
-from .reach import PostgresOptions
 from .sql import GROUP_LOCKS
 
 Db = psycopg.Connection[Any]
 
 
-class PostgresLent:
+class PostgresLent(Part):
     """What is asked of it beside what is asked of any engine."""
 
-    options: PostgresOptions
-    _writer: Connection
-    _state: Connection
     _made: set[int]
     _leased: Callable[..., Any]
     _drop_partition: Callable[..., int]

@@ -7,22 +7,15 @@ from collections.abc import Sequence
 from ...delivery.limits import Limit
 from ...delivery.model import Bucket
 from ..columns import buckets_held
-from .connection import Bounded, Connection, one
+from .connection import Bounded, one
+from .part import Part
 from .sql import LIMITS_LOCK
 
 Db = Bounded
 
 
-class PostgresLimits:
+class PostgresLimits(Part):
     """What limits let in."""
-
-    _state: Connection
-    _writer: Connection
-    _reader: Connection
-
-    @property
-    def _sql(self) -> dict[str, bytes]:
-        return self._writer.sql
 
     def limited(self, group: int, most: int) -> int:
         """Return how many records wait for limits, counted up to `most`."""

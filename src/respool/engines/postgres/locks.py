@@ -12,26 +12,19 @@ from ...delivery.spans import Finder
 from ...record import Id
 from ..base import UniqueLock
 from ..columns import spans_of
-from .connection import Connection
 from .log import id_bytes, id_from, insert
+from .part import Part
 
 Db = psycopg.Connection[Any]
 
 
-class PostgresLocks:
+class PostgresLocks(Part):
     """Which keys are taken by which records (H16), and what of a call was done once and for all (H14)."""
 
-    _state: Connection
-    _reader: Connection
-    _writer: Connection
     _swept: str = ""
     _sequence: Callable[[int], str]
     _appending: Callable[[int, Any], Any]
     ring_log: Callable[..., Any]
-
-    @property
-    def _sql(self) -> dict[str, bytes]:
-        return self._writer.sql
 
     def lock_of(self, key: str, connection: Any = None) -> UniqueLock | None:
         """Return what a key is taken by, or was."""

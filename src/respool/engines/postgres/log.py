@@ -19,8 +19,8 @@ from .. import stored_id
 from ..base import Conflict, LeaseLost, Reads, Record, Stream
 from ..columns import in_micros
 from .batch import Batch, Executes, Reply
-from .connection import Bounded, Connection
-from .reach import PostgresOptions
+from .connection import Bounded
+from .part import Part
 from .references import hold, offloaded, refer
 
 ROWS_A_STATEMENT = 256
@@ -38,21 +38,13 @@ def id_from(stored: bytes) -> Id:
     return stored[1:].decode() if stored[:1] == _TEXT else stored
 
 
-class PostgresLog:
+class PostgresLog(Part):
     """Appends on the writer's connection, reads on the others."""
 
-    options: PostgresOptions
-    _writer: Connection
-    _reader: Connection
-    _state: Connection
     _ahead: tuple[list[Span], list[Reply]] | None = None  # of the lease that was claimed last
     ring_log: Callable[..., None]
     ring_values: Callable[[int], dict[str, Any]]
     add_partitions: Callable[..., None]
-
-    @property
-    def _sql(self) -> dict[str, bytes]:
-        return self._writer.sql
 
     def _sequence(self, log: int) -> str:
         return f"{self.options.schema}.log_{log}"

@@ -10,21 +10,15 @@ from ...record import first_pos
 from ..base import Counts, Group, ParkedFilter, Status
 from ..columns import counts_of, how_it_ended, lease_of, outcome_of, positions_of
 from . import gaps
-from .connection import Bounded, Connection, one, snapshot, value
+from .connection import Bounded, one, snapshot, value
+from .part import Part
 from .view import parked_of
 
 Db = Bounded
 
 
-class PostgresLooks:
+class PostgresLooks(Part):
     """Reads without a lock."""
-
-    _reader: Connection
-    _writer: Connection
-
-    @property
-    def _sql(self) -> dict[str, bytes]:
-        return self._writer.sql
 
     def has_work(self, group: int, now: float, tasks: Sequence[str]) -> bool:
         """Say whether a claim would find something, without a lock."""

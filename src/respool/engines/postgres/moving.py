@@ -30,8 +30,9 @@ from ..moving import (
     told,
 )
 from ..things import Group, Stream
-from .connection import Connection, connect
+from .connection import connect
 from .log import id_bytes, id_from
+from .part import Part
 from .partitions import (
     SIZE,
     TABLES,
@@ -42,7 +43,6 @@ from .partitions import (
     partitions_below,
     table_name,
 )
-from .reach import PostgresOptions
 from .sql import quoted
 
 T = TypeVar("T")
@@ -56,17 +56,10 @@ _IDS = ("bytea", "int8", "int8")
 _pack = msgspec.msgpack.Encoder().encode
 
 
-class PostgresMoving:
+class PostgresMoving(Part):
     """One transaction a page. Where a connection breaks it is sent again: `Mark.at` tells if it is there."""
 
-    options: PostgresOptions
-    _writer: Connection
-    _reader: Connection
     leases: Callable[[Group], list[Lease]]
-
-    @property
-    def _sql(self) -> dict[str, bytes]:
-        return self._writer.sql
 
     @property
     def shown(self) -> str:

@@ -11,10 +11,10 @@ from ...clock import now as wall_clock
 from ...record import first_pos
 from ..base import Group, Registration, Stream, Worker
 from ..things import lanes_of
-from .connection import Bounded, Connection, one
+from .connection import Bounded, one
 from .moving import refuse_incoming
+from .part import Part
 from .partitions import create_log
-from .reach import PostgresOptions
 from .sql import GROUP_LOCKS
 
 Db = Bounded
@@ -25,18 +25,10 @@ GROUP_TABLES = (
 _LOCKS = 0x5264  # of changes to streams and groups
 
 
-class PostgresRegistry:
+class PostgresRegistry(Part):
     """Which there are."""
 
-    options: PostgresOptions
-    _state: Connection
-    _writer: Connection
-    _reader: Connection
     rings: dict[int, int]
-
-    @property
-    def _sql(self) -> dict[str, bytes]:
-        return self._writer.sql
 
     def create_stream(
         self, kind: Literal["queue", "stream"], app: str, name: str, partitions: int, settings: dict[str, Any]

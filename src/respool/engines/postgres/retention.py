@@ -18,9 +18,9 @@ from ...errors import LogMoved, RespoolError
 from ...record import first_pos
 from ..base import Stream
 from ..columns import spans_of
-from .connection import Connection, connect
+from .connection import connect
+from .part import Part
 from .partitions import SIZE, add, detach_record, drop, partition_of, partitions_below
-from .reach import PostgresOptions
 from .sql import GROUP_LOCKS
 
 STEP = 5000
@@ -29,18 +29,10 @@ Db = psycopg.Connection[Any]
 log = logging.getLogger("respool")
 
 
-class PostgresRetention:
+class PostgresRetention(Part):
     """Removes what is old and done. Nothing that any group has yet to finish goes."""
 
-    options: PostgresOptions
-    _state: Connection
-    _reader: Connection
-    _writer: Connection
     _made: set[int]
-
-    @property
-    def _sql(self) -> dict[str, bytes]:
-        return self._writer.sql
 
     def trim(
         self, stream: Stream, before: float, limit: int = STEP, upto: Mapping[int, int] | None = None

@@ -24,12 +24,11 @@ from ..columns import by_log
 from . import gaps
 from .batch import Batch, Executes
 from .change import write_change
-from .connection import Bounded, Connection, Lost, one
+from .connection import Bounded, Lost, one
 from .gaps import GapsFound
 from .limits import PostgresLimits
 from .log import ROWS_A_STATEMENT, insert
 from .looks import PostgresLooks
-from .reach import PostgresOptions
 from .sql import GROUP_LOCKS, LIMITS_LOCK
 from .view import look_at, read_view
 
@@ -47,11 +46,6 @@ class NoPartition(Exception):
 
 class PostgresState(PostgresLooks, PostgresLimits):
     """What groups know."""
-
-    options: PostgresOptions
-    _state: Connection
-    _writer: Connection
-    _reader: Connection
 
     _sequence: Callable[[int], str]
     add_partitions: Callable[..., None]

@@ -10,17 +10,14 @@ import apsw
 from ...clock import now as wall_clock
 from ...reference import unpack
 from ..blobs import BlobKey, ReferenceKey
-from .connection import Connection
+from .part import Part
 from .sql import SQL
 
 _FIRST_BLOB, _FIRST_REFERENCE = (b"", 0), (b"", 0, 0, 0)
 
 
-class SQLiteBlobs:
+class SQLiteBlobs(Part):
     """Which blobs there are, and who refers to them."""
-
-    _state: Connection
-    _reader: Connection
 
     def touch_blob(self, digest: bytes, size: int, now: float, connection: Any = None) -> int:
         """Enter a blob that is to be stored or referred to; return its stamp.

@@ -15,17 +15,15 @@ from ...record import NO_META, first_pos, id_of, unpack_meta
 from ..base import Group, ParkedFilter
 from ..columns import in_micros, lease_of, outcome_of
 from ..inspect import Bounds, Brief, Gaps, GroupPage, GroupState, LogState
-from .connection import Connection
+from .part import Part
 from .sql import SQL
 from .view import parked_of
 
 _MICRO = 1_000_000
 
 
-class SQLiteInspect:
+class SQLiteInspect(Part):
     """Reads for people. No read transaction lasts longer than a page takes."""
-
-    _reader: Connection
 
     @contextmanager
     def _reading(self) -> Iterator[apsw.Connection]:

@@ -7,17 +7,15 @@ from collections.abc import Iterable
 
 from ...record import first_pos
 from ..base import Stream
-from .connection import Connection
+from .part import Part
 from .retention import leased_of, parked_of, remove
 from .sql import SQL
 
 STEP = 20_000  # positions in one transaction
 
 
-class SQLiteLent:
+class SQLiteLent(Part):
     """What is asked of it beside what is asked of any engine."""
-
-    _state: Connection
 
     def reserve(self, positions: Iterable[int]) -> None:
         """Nothing: there is room."""

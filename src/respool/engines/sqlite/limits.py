@@ -8,16 +8,12 @@ from collections.abc import Sequence
 from ...delivery.limits import Limit
 from ...delivery.model import Bucket
 from ..columns import buckets_held
-from .connection import Connection
+from .part import Part
 from .sql import SQL
 
 
-class SQLiteLimits:
-    """What limits let in. `_state` does not sync its commits, `_writer` does."""
-
-    _state: Connection
-    _writer: Connection
-    _reader: Connection
+class SQLiteLimits(Part):
+    """What limits let in."""
 
     def limited(self, group: int, most: int) -> int:
         """Return how many records wait for limits, counted up to `most`."""

@@ -12,17 +12,14 @@ from ...delivery.spans import Finder
 from ...record import Id
 from ..base import LeaseLost, UniqueLock
 from ..columns import spans_of
-from .connection import Connection
 from .log import head_seq, log_ends, no_such_log
+from .part import Part
 from .sql import SQL
 
 
-class SQLiteLocks:
+class SQLiteLocks(Part):
     """Which keys are taken by which records (H16), and what of a call was done once and for all (H14)."""
 
-    _state: Connection
-    _writer: Connection
-    _reader: Connection
     _swept: str = ""
     ring: Callable[..., None]
 

@@ -17,7 +17,7 @@ from ...reference import is_reference, unpack
 from .. import stored_id
 from ..base import Conflict, LeaseLost, Record, Stream
 from ..columns import in_micros
-from .connection import Connection
+from .part import Part
 from .sql import SQL
 
 ROWS_A_STATEMENT = 256
@@ -194,11 +194,8 @@ def _rows_statement(rows: int, name: str = "append_rows", fields: int = _FIELDS)
     return SQL[name].replace("(values)", f"(VALUES {values})")
 
 
-class SQLiteLog:
+class SQLiteLog(Part):
     """Reads of the log, on a connection that never holds a read transaction open."""
-
-    _reader: Connection
-    _state: Connection
 
     def rows(self, spans: Iterable[Span]) -> list[Row]:
         """Return the records that exist in the spans, in the spans' order.

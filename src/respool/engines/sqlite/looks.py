@@ -10,15 +10,13 @@ from ...delivery.model import MAX_LEASE, JournalEntry, Lease, Outcome, Parked, P
 from ...delivery.spans import count, find, intersect
 from ..base import Counts, Group, ParkedFilter, Status
 from ..columns import counts_of, how_it_ended, lease_of, outcome_of, positions_of
-from .connection import Connection
+from .part import Part
 from .sql import SQL
 from .view import parked_of
 
 
-class SQLiteLooks:
+class SQLiteLooks(Part):
     """Reads without the write lock."""
-
-    _reader: Connection
 
     def status(self, group: Group, pos: int) -> Status:
         """Return where a record is in a group, from one snapshot."""

@@ -28,8 +28,8 @@ from ..moving import (
     told,
 )
 from ..things import Group, Stream
-from .connection import Connection
 from .log import head_seq
+from .part import Part
 from .sql import SQL
 
 _MICRO = 1_000_000
@@ -40,11 +40,9 @@ BEGIN SELECT RAISE(ABORT, {told}); END"""
 _SEAL = "CREATE TRIGGER moved_seal BEFORE INSERT ON record BEGIN SELECT RAISE(ABORT, {told}); END"
 
 
-class SQLiteMoving:
+class SQLiteMoving(Part):
     """One statement or one short transaction a page."""
 
-    _writer: Connection
-    _reader: Connection
     target: str
     options: Any
 

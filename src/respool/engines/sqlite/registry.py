@@ -10,17 +10,14 @@ from ...clock import now as wall_clock
 from ...record import first_pos
 from ..base import Group, Registration, Stream, Worker
 from ..things import lanes_of
-from .connection import Connection
 from .moving import refuse_incoming
+from .part import Part
 from .sql import SQL
 
 
-class SQLiteRegistry:
-    """Which there are. `_state` does not sync its commits, `_writer` does."""
+class SQLiteRegistry(Part):
+    """Which there are."""
 
-    _state: Connection
-    _writer: Connection
-    _reader: Connection
     shown: Any
 
     def __init__(self) -> None:

@@ -17,17 +17,14 @@ from ...errors import LogMoved
 from ...record import first_pos, id_of
 from ..base import Stream
 from ..columns import spans_of
-from .connection import Connection
+from .part import Part
 from .sql import SQL
 
 STEP = 5000  # records in one transaction
 
 
-class SQLiteRetention:
+class SQLiteRetention(Part):
     """Removes what is old and done. Nothing that any group has yet to finish goes."""
-
-    _state: Connection
-    _reader: Connection
 
     @cached_property
     def _looked_at(self) -> dict[int, int]:

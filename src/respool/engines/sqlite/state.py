@@ -9,7 +9,6 @@ from ...delivery.model import Change, View
 from ...errors import LogMoved
 from ..base import Reads
 from .change import write_change
-from .connection import Connection
 from .limits import SQLiteLimits
 from .looks import SQLiteLooks
 from .sql import SQL
@@ -17,11 +16,7 @@ from .view import read_view
 
 
 class SQLiteState(SQLiteLooks, SQLiteLimits):
-    """What groups know. `_state` does not sync its commits, `_writer` does."""
-
-    _state: Connection
-    _writer: Connection
-    _reader: Connection
+    """What groups know."""
 
     def transact(self, reads: Reads, decide: Callable[[View, Change], Any], *, synced: bool = False) -> Any:
         """Lock, read, let `decide` fill the change, write, commit; return what `decide` returned."""
