@@ -14,6 +14,7 @@ from ..lent import LendsState
 from .bells import KafkaSleeper
 from .blobs import KafkaBlobs
 from .cluster import Cluster
+from .epochs import Epochs
 from .moved import Moved
 from .options import KafkaOptions
 from .outbox import Outbox
@@ -35,6 +36,7 @@ class KafkaEngine(KafkaTaking, KafkaBlobs):
         self.target = f"{options.client['bootstrap.servers']} {options.prefix} {inner.target}"
         self._pid = os.getpid()
         self.cluster = Cluster(options)
+        self.epochs = Epochs(inner, self.cluster)
         self.sender = Sender(self.cluster, self.told_moved)
         self.reader, self.seeker = Reader(self.cluster), Reader(self.cluster)
         try:

@@ -19,6 +19,7 @@ from ..lent import LendsState
 from . import header as h
 from .ahead import Ahead
 from .cluster import Cluster
+from .epochs import Epochs
 from .message import header_of, item, items_of_run, place_from, record, record_of, row_of
 from .moved import Moved, Page, between, edges, end_of
 from .options import KafkaOptions
@@ -47,6 +48,7 @@ class KafkaLog(KafkaPlaces):
     reader: Reader  # a worker's: it stays where it read last
     seeker: Reader  # everybody else's
     moved: Moved
+    epochs: Epochs
 
     def __init__(self) -> None:
         KafkaPlaces.__init__(self)
@@ -195,6 +197,7 @@ class KafkaLog(KafkaPlaces):
         """Forget what is known of streams and groups."""
         super().forget()
         self.moved.forget()
+        self.epochs.forget()
 
     def enlist(self, connection: Any) -> Any:
         """Refuse: Kafka takes part in no transaction of a database."""
@@ -258,17 +261,22 @@ class KafkaLog(KafkaPlaces):
         return known
 
     def _clipped(self, spans: Iterable[Span]) -> list[Span]:
-        """Return spans up to where their logs end: nothing ends a range beyond that."""
+        """Return spans up to where their logs end: nothing ends a range beyond that.
+
+        What was handed out and lies beyond is lost (K3), but for what the state keeps of it.
+        """
         wanted = list(spans)
         beyond = {log_of(span.lo) for span in wanted if span.hi > self._ends_seen.get(log_of(span.lo), 0)}
         if beyond:
             ends = self.ends(self.known_logs(sorted(beyond)))
-            wanted = [
-                span.part(span.lo, min(span.hi, ends.get(log_of(span.lo), span.hi)))
-                if log_of(span.lo) in beyond
-                else span
-                for span in wanted
-            ]
+            clipped = []
+            for span in wanted:
+                end = ends.get(log_of(span.lo), span.hi)
+                if end < span.hi and span.lo not in self._once_parked:
+                    self._lose(max(span.lo, end), span.hi, ())
+                    span = span.part(span.lo, end)
+                clipped.append(span)
+            wanted = clipped
         return [span for span in wanted if span.lo < span.hi]
 
     def _read_into(
@@ -280,6 +288,7 @@ class KafkaLog(KafkaPlaces):
             read = reader.read(asked)
         except Trimmed:
             starts = self.starts([log_of(lo) for lo, _ in ranges])
+            ends = self.ends([log_of(lo) for lo, _ in ranges])
             left = []
             for lo, hi in ranges:
                 start = min(max(starts[log_of(lo)], lo), hi)
@@ -287,8 +296,11 @@ class KafkaLog(KafkaPlaces):
                     kept = self._rows_kept([Span(lo, start)])
                     found |= kept
                     self._lose(lo, start, kept)
-                if start < hi:
-                    left.append((start, hi))
+                end = max(start, min(hi, ends[log_of(lo)]))
+                if end < hi:  # the log has lost its end (K3)
+                    self._lose(end, hi, ())
+                if start < end:
+                    left.append((start, end))
             if left:
                 self._read_into(found, reader, left)
             return

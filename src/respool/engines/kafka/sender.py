@@ -76,7 +76,7 @@ class Sender:
             young = FIRST - (time.monotonic() - self._made)
             if young > 0:
                 producer.poll(young)
-            produce, poll = producer.produce, producer.poll
+            produce = producer.produce
             offsets: list[int] = []
             failed: list[KafkaError] = []
             last: list[Any] = []
@@ -88,6 +88,12 @@ class Sender:
                         last.append(message)
                 else:
                     failed.append(error)
+
+            def poll(seconds: float) -> None:
+                try:
+                    producer.poll(seconds)
+                except KafkaException as error:  # fatal: this producer sends nothing any more
+                    failed.append(error.args[0])
 
             deadline = time.monotonic() + self._cluster.timeout
             sent = 0
@@ -123,6 +129,9 @@ class Sender:
         shown = self._cluster.options.shown
         if any(error.fatal() for error in failed):
             self._producer = None  # of no more use; the next append makes another
+            return AppendUnknown(
+                f"{shown}: topic {topic}: {failed[0].str()}; it is not known whether it was stored"
+            )
         for error in failed:
             if error.code() == KafkaError.MSG_SIZE_TOO_LARGE and not stored:
                 return self._refused() or RecordTooLarge(

@@ -97,6 +97,7 @@ class KafkaState(KafkaLog):
         ends = self.ends(logs)
         if reads.due:
             self._look_at_topics(logs)
+            self._look_at_epochs(reads.group, logs)
             self.inner.reserve(end - 1 for log, end in ends.items() if end > first_pos(log))
         absent: set[int] = set()
         fetched: dict[int, Row] = {}
@@ -267,6 +268,18 @@ class KafkaState(KafkaLog):
         for stream in {self.stream_of_log(each).id: self.stream_of_log(each) for each in logs}.values():
             self.check_topic(stream)
 
+    def _look_at_epochs(self, group: int, logs: Sequence[int]) -> None:
+        """See whether logs that another leader leads now hold what the group has read of them (K3)."""
+        changed = self.epochs.changed(group, {log: self._epochs_seen.get(log, -1) for log in logs})
+        if changed:
+            seen = {log: self._epochs_seen[log] for log in changed}
+            starts = self.starts(changed)
+            # Before the epochs are read: who keeps another one has looked, and moves on only then
+            cursors = {at.log: at.cursor for at in self.inner.positions(Group(group, 0, "", "", "group"))}
+            read = {log: offset_of(max(cursors.get(log, 0), starts[log])) for log in changed}
+            at = {log: (self.place(log), read[log], seen[log]) for log in changed if log in cursors}
+            self.epochs.look(self.outbox.group.id, group, at)
+
     # Questions about the ends
 
     def has_work(self, group: int, now: float, tasks: Sequence[str]) -> bool:
@@ -276,17 +289,28 @@ class KafkaState(KafkaLog):
         logs = self.logs_of(group, fresh=LOOK)
         known = self._cursors.get(group)
         ends = self.ends(logs)
+        led = self.epochs.changed(group, {log: self._epochs_seen[log] for log in logs})
         fresh = time.monotonic() - self._cursors_at.get(group, 0.0) < LOOK  # a seek moves them back
-        if known is not None and fresh and all(ends[each] <= known.get(each, -1) for each in logs):
+        if (
+            not led
+            and known is not None
+            and fresh
+            and all(ends[each] <= known.get(each, -1) for each in logs)
+        ):
             return False
         positions = self.inner.positions(Group(group, 0, "", "", "group"))
         self._note_cursors(group, {at.log: at.cursor for at in positions})
-        if all(
+        read = all(
             at.cursor >= (ends.get(at.log, 0) if at.stop is None else min(ends.get(at.log, 0), at.stop))
             for at in positions
-        ):
+        )
+        if read and not led:
             return False
-        return not any(held(each.settings) for each in self.inner.groups() if each.id == group)
+        if any(held(each.settings) for each in self.inner.groups() if each.id == group):
+            return False
+        if led:
+            self._look_at_epochs(group, logs)  # what has lost its end has nothing to be read, and says so
+        return not read
 
     def _note_cursors(self, group: int, cursors: dict[int, int]) -> None:
         self._cursors[group], self._cursors_at[group] = cursors, time.monotonic()
