@@ -181,7 +181,7 @@ class Ordered(Loop):
         in_order(follows, self.keys, range(0, self.sent, 5))
         retried = sum(n % 7 == 3 for n in range(self.sent)) * self.keys
         wanted = self.sent * self.keys + retried
-        assert len(steps) - wanted <= 2 * self.killed, "more runs repeated than processes killed (P3)"
+        assert len(steps) - wanted <= self.killed, "more runs repeated than processes killed (P3)"
         self.nothing_is_left()
         print(f"{self.kills} kills, {len(steps)} ordered runs of {self.sent * self.keys} calls")
 
@@ -277,10 +277,14 @@ def _most_at_once(runs: Sequence[Run]) -> int:
 
 
 def _keeps_rate(starts: Sequence[float], rate: float, burst: int) -> None:
-    """In no stretch of time more starts than the rate and the burst allow, and 5 %."""
-    for size in (burst * 4, len(starts) // 4, len(starts)):
+    """In no stretch of a second or more are there more starts than the rate and the burst allow, and 5 %.
+
+    What was let in starts when its process gets to it: each may hold a lease that was let in before.
+    """
+    held = 2 * CONCURRENCY * burst
+    for size in (int(rate), len(starts) // 2, len(starts)):
         for first, last in zip(starts, starts[size - 1 :], strict=False):
-            allowed = burst + (last - first) * rate * 1.05 + 2
+            allowed = burst + held + (last - first) * rate * 1.05
             assert size <= allowed, f"{size} starts within {last - first:.3f} s"
 
 

@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, Producer
 from confluent_kafka.admin import NewTopic
-from tests.engines.kits import KafkaKit, SQLiteKit
+from tests.engines.kits import KafkaKit, SQLiteKit, eventually
 from tests.services.fixtures import KafkaAddress
 from tests.transfer.support import ALL, NOW, end, group_of, stream_of, take
 
+from respool import App
+from respool.config import parse_url
 from respool.delivery.lapse import LOST
 from respool.delivery.model import NewCall, Verdict
+from respool.engines import open_engine
 from respool.engines.base import Engine, Stream
 from respool.engines.kafka.barring import BARRED, sizes
 from respool.engines.sqlite.engine import SQLiteEngine, SQLiteOptions
@@ -23,6 +26,7 @@ from respool.errors import AppendUnknown, ConfigError, EngineError, LogMoved
 from respool.record import Meta, first_pos, new_head, offset_of
 from respool.reference import Reference
 from respool.replay import check
+from respool.testing import work
 from respool.transfer import transfer, undo
 
 FOR_GOOD = "&id_window=9999d"
@@ -377,3 +381,32 @@ def test_large_payloads_come_back(broker: Any, file: Engine, tmp_path: Path) -> 
     there = first_pos(stream_of(file, "default").logs[0])
     assert [(each.pos, each.group) for each in file.referred(digest)] == [(there, 0)]
     assert file.drop_references(None, NOW * 2, 100)[0] == 0
+
+
+def test_an_ordered_queue_keeps_its_order_there_and_back(kit: KafkaKit, broker: Any, tmp_path: Path) -> None:
+    """What waits for its key goes on waiting, and what comes later comes after it (P8)."""
+    seen: list[tuple[str, int]] = []
+    urls = [f"sqlite:///{tmp_path / 'one.db'}", str(kit.url), f"sqlite:///{tmp_path / 'two.db'}"]
+
+    def step(user: str, n: int) -> None:
+        seen.append((user, n))
+
+    for at, url in enumerate(urls):
+        with App("shop", url=url) as app:
+            app.queue("orders", ordered=True, partitions=2)
+            task = app.task(queue="orders", key="user")(step)
+            for user in "abc":
+                if at == 0:
+                    app.send_task("later", (user, 0), queue="orders", key=user)
+                task.apply_many([((user, 10 * at + n), {}) for n in (1, 2)])
+            work(app)
+            assert seen == [], "all wait for the first of their key, of a task that nobody knows"
+            if url == urls[-1]:
+                app.task(name="later", queue="orders")(step)
+                eventually(lambda app=app: work(app) or len(seen) == 21)  # offered once a second
+                for user in "abc":
+                    assert [n for who, n in seen if who == user] == [0, 1, 2, 11, 12, 21, 22]
+                continue
+            target = open_engine(parse_url(urls[at + 1]), "full", 10.0)
+            transfer(app.engine, target)
+            target.close()
