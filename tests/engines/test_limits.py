@@ -14,6 +14,7 @@ from tests.engines.kits import KITS, EngineKit
 from respool.delivery.admin import purge, redrive
 from respool.delivery.claim import Request, claim
 from respool.delivery.death import Cause, bury_lease
+from respool.delivery.lanes import Turns
 from respool.delivery.limits import Ask, Limit, admit, bucket
 from respool.delivery.model import Bucket, Change, Lease, Settlement, Verdict, View
 from respool.delivery.settle import give_back, settle
@@ -50,9 +51,15 @@ def limit(rate: float | None = None, burst: float = 1.0, slots: int | None = Non
 
 
 def grant(
-    engine: Engine, group: Group, want: int, now: float = NOW, owner: int = 1, most_new: int = 4096
+    engine: Engine,
+    group: Group,
+    want: int,
+    now: float = NOW,
+    owner: int = 1,
+    most_new: int = 4096,
+    lanes: Turns | None = None,
 ) -> Lease | None:
-    request = Request(want, owner, 0, owner << 40 | next(numbers), now, most_new=most_new)
+    request = Request(want, owner, 0, owner << 40 | next(numbers), now, lanes=lanes, most_new=most_new)
     reads = Reads(group.id, positions=True, due=want, returned=ALL, now=now, open=64)
     lease: Lease | None = engine.transact(reads, lambda view, change: claim(view, change, request))
     return lease
@@ -118,6 +125,40 @@ def test_a_rate_holds_over_all_leases_and_nothing_spins(engine: Engine, queue: S
     assert lease is not None
     assert offsets(positions_of(lease)) == [5], "in their turn"
     assert offsets(positions_of(grant(engine, main, 10, NOW + 10) or lease)) == [6, 7, 8, 9, 10], "the burst"
+
+
+def test_a_priority_overtakes_among_those_that_wait_and_starves_none(
+    engine: Engine, queue: Stream, main: Group
+) -> None:
+    """Of one bucket the high lane comes first, the low ones get their turns, and the rate holds (H11)."""
+    one = limit(10.0, burst=2.0)
+    queue = engine.add_lane(engine.add_lane(queue, 9), 2)
+    lanes = {9: queue.lanes[9][0], 4: queue.logs[0], 2: queue.lanes[2][0]}
+    for log in (lanes[4], lanes[2], lanes[9]):
+        bodies = [b"%d" % n for n in range(60)]
+        engine.append_run(log, "send", bodies, None, new_head(NOW), NOW)
+    turns = Turns()
+    started: list[int] = []
+    while (lease := grant(engine, main, 60, lanes=turns)) is not None:
+        after = ask(engine, main, lease, one)
+        assert after is not None
+        if after.spans:
+            started += positions_of(after)
+            finish(engine, main, after)
+    assert len(limited(engine, main)) == 178
+    priority = {log: lane for lane, log in lanes.items()}
+    for n in range(1, 101):
+        now = NOW + n * 0.2
+        while (lease := grant(engine, main, 60, now, most_new=0, lanes=turns)) is not None:
+            started += positions_of(lease)
+            finish(engine, main, lease)
+        assert len(started) <= 2 + n * 2 + 1e-6, "the rate holds"
+    by_lane = {lane: [pos for pos in started if priority[pos >> 40] == lane] for lane in lanes}
+    assert all(positions == sorted(positions) for positions in by_lane.values())
+    first = [priority[pos >> 40] for pos in started[:40]]
+    assert first.count(9) >= 24, "the high one comes first"
+    assert first.count(4) > first.count(2) > 0, "and the low ones get their share"
+    assert len(started) >= 170
 
 
 def test_a_status_tells_that_a_record_is_limited(engine: Engine, queue: Stream, main: Group) -> None:

@@ -73,6 +73,27 @@ def has_lanes(view: View) -> bool:
     return len(positions) > 1 and any(at.priority != positions[0].priority for at in positions)
 
 
+def lanes_of(view: View, parked: Sequence[Parked]) -> list[list[Parked]]:
+    """Return parked records by lane, the highest first, each in their order."""
+    if not has_lanes(view):
+        return [[*parked]]
+    lanes = {at.log: at.priority for at in view.positions}
+    found: dict[int, list[Parked]] = {}
+    for each in parked:
+        found.setdefault(lanes[each.pos >> 40], []).append(each)
+    return [found[priority] for priority in sorted(found, reverse=True)]
+
+
+def ranges_of_lanes(view: View) -> list[tuple[int, int]]:
+    """Return the positions lo <= p < hi that a group's lanes are within; all in one where it has none."""
+    if not has_lanes(view):
+        return [(0, 1 << 63 - 1)]
+    logs: dict[int, list[int]] = {}
+    for at in view.positions:
+        logs.setdefault(at.priority, []).append(at.log)
+    return [(min(lane) << 40, max(lane) + 1 << 40) for lane in logs.values()]
+
+
 def due_of_lanes(
     view: View, logs: Sequence[int], want: int, read: Callable[[int, int], list[Parked]]
 ) -> list[Parked]:

@@ -16,6 +16,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from .lanes import lanes_of
 from .model import Bucket, Change, Lease, LimitChange, Limits, Parked, View
 from .spans import Finder, Span, count, intersect, merge, ranges_of, subtract
 
@@ -202,7 +203,7 @@ def positions(ranges: Sequence[tuple[int, int]]) -> set[int]:
 
 
 def offer(view: View, change: Change, lease: int, want: int, now: float) -> None:
-    """Add to what is due what open buckets let in, of each a fair share."""
+    """Add to what is due what open buckets let in, of each a fair share; of each lane as if it were alone."""
     limits = view.limits
     assert limits is not None
     written, left = _written(change), want
@@ -218,7 +219,8 @@ def offer(view: View, change: Change, lease: int, want: int, now: float) -> None
             if known.at < before.at:
                 limits.set_back.add(one)
             room = _room(known, _holders(limits, written, one), lease, share)
-        view.due += waiting[:room]
+        for lane in lanes_of(view, waiting):  # which of them is served the claim decides: it is of one (H11)
+            view.due += lane[:room]
         left -= min(room, len(waiting))
 
 

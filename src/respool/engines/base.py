@@ -223,8 +223,8 @@ class State(Protocol):
         `View.limits` is there where `buckets` or `open` ask for it, and something is found for `open`: the
         buckets, as far as they are stored; the owned leases that have one of their slots, of any group;
         which of them records of the group wait for; of those open by `now`, the first open first, the first
-        records that wait, by position, at most `looked_for` of each. Nobody else changes a bucket, nor adds
-        to who has its slots, until the transaction ends.
+        records that wait, by position, at most `looked_for` of each lane of each. Nobody else changes a
+        bucket, nor adds to who has its slots, until the transaction ends.
         `order` where records of an ordered group are concerned: for a claim (`reads.ordered`), or where a
         lease or parked record that was asked for has keys; `ordering.py` says what is read then.
 

@@ -518,12 +518,17 @@ SELECT least((SELECT min(k.due) FROM respool.position p CROSS JOIN LATERAL (
 SELECT pg_advisory_xact_lock(%s, 0);
 
 -- name: open_waiting
+-- Of each lane the first: where there are none, of all.
 WITH open AS MATERIALIZED (
-    SELECT bucket, next FROM respool.waiting WHERE grp = %(grp)s AND next <= %(now)s ORDER BY next, bucket LIMIT %(open)s)
+    SELECT bucket, next FROM respool.waiting WHERE grp = %(grp)s AND next <= %(now)s ORDER BY next, bucket LIMIT %(open)s),
+lane AS MATERIALIZED (
+    SELECT min(log)::bigint << 40 AS lo, (max(log)::bigint + 1) << 40 AS hi
+    FROM respool.position WHERE grp = %(grp)s GROUP BY priority)
 SELECT o.bucket, p.* FROM open o LEFT JOIN LATERAL (
-    SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits, key
-    FROM respool.parked WHERE grp = %(grp)s AND waits = o.bucket
-    ORDER BY pos LIMIT (SELECT (2 * %(due)s::bigint + count(*) - 1) / count(*) + 1 FROM open)) AS p ON true
+    SELECT w.* FROM lane CROSS JOIN LATERAL (
+        SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits, key
+        FROM respool.parked WHERE grp = %(grp)s AND waits = o.bucket AND pos >= lane.lo AND pos < lane.hi
+        ORDER BY pos LIMIT (SELECT (2 * %(due)s::bigint + count(*) - 1) / count(*) + 1 FROM open)) AS w) AS p ON true
 ORDER BY o.next, o.bucket, p.pos;
 
 -- name: limits

@@ -202,7 +202,7 @@ def _limits(asked: dict[str, Any], reads: Reads) -> Limits | None:
     limits = Limits()
     for one, *row in asked["open"].fetchall() if reads.open else ():
         waiting = limits.waiting.setdefault(one, [])
-        if row[0] is not None:
+        if row[0] is not None and (not waiting or waiting[-1].pos != row[0]):  # within two lanes' bounds
             waiting.append(parked_of(row))
     if not limits.waiting and not reads.buckets:
         return None

@@ -356,7 +356,7 @@ SELECT id, admitted FROM lease WHERE admitted IS NOT NULL AND owner IS NOT NULL;
 
 -- name: waiting_for
 SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits, key
-FROM parked WHERE grp = ?1 AND waits = ?2 ORDER BY pos LIMIT ?3;
+FROM parked WHERE grp = ?1 AND waits = ?2 AND pos >= ?3 AND pos < ?4 ORDER BY pos LIMIT ?5;
 
 -- name: put_bucket
 -- The limit itself stays as the newest worker has declared it.

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ...delivery.lanes import RETURNED_OF_LANES, due_of_lanes, has_lanes
+from ...delivery.lanes import RETURNED_OF_LANES, due_of_lanes, has_lanes, ranges_of_lanes
 from ...delivery.model import Bucket, Limits, Ordering, Parked, Position, View
 from ..base import Reads, looked_for
 from ..columns import add_holders, lease_of
@@ -58,7 +58,7 @@ def read_view(db: Any, reads: Reads) -> View:
         at = {row[0]: parked_of(row) for row in rows}
         view.due += [at[pos] for pos in reads.parked if pos in at]
     if reads.buckets or reads.open:
-        view.limits = _read_limits(db, reads)
+        view.limits = _read_limits(db, reads, view)
     if reads.ordered is not None:
         source = _Order(db, group, reads.now)
         read_order(view, reads.ordered, reads.leases, due, source, elsewhere=reads.elsewhere)
@@ -67,7 +67,7 @@ def read_view(db: Any, reads: Reads) -> View:
     return view
 
 
-def _read_limits(db: Any, reads: Reads) -> Limits | None:
+def _read_limits(db: Any, reads: Reads, view: View) -> Limits | None:
     """Read the buckets that were asked for, or are open; None where there is nothing to be said of limits."""
     limits, group, ids = Limits(), reads.group, list(reads.buckets)
     if reads.open:
@@ -76,8 +76,12 @@ def _read_limits(db: Any, reads: Reads) -> Limits | None:
             return None
         limits.asked = looked_for(reads.due, len(opened))
         for (one,) in opened:
-            rows = db.execute(SQL["waiting_for"], (group, one, limits.asked)).fetchall()
-            limits.waiting[one] = [parked_of(row) for row in rows]
+            found = {
+                row[0]: row
+                for lane in ranges_of_lanes(view)
+                for row in db.execute(SQL["waiting_for"], (group, one, *lane, limits.asked))
+            }
+            limits.waiting[one] = [parked_of(found[pos]) for pos in sorted(found)]
         ids += limits.waiting
     for one in ids:
         row = db.execute(SQL["bucket"], (one,)).fetchone()
