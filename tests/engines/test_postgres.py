@@ -1058,6 +1058,46 @@ def test_a_claimant_that_stops_is_stopped(kit: PostgresKit, engine: Any, main: G
     assert frozen.counts(main).leased == 10
 
 
+def test_a_run_that_stops_in_the_settlement_of_its_own_transaction_is_stopped(
+    kit: PostgresKit, engine: Any, main: Group, log: int
+) -> None:
+    """Until then nobody waits for it, however long it takes; with the group's lock the server ends it."""
+    fill(engine, log, size=10)
+    tell(engine, f"CREATE TABLE {kit.own_table} (n int)")
+    frozen = open_engine(parse_url(kit.url or ""), "full", 1.0)
+    kit.engines.append(frozen)
+    lease = frozen.transact(
+        Reads(main.id, positions=True, due=5), lambda v, c: claim(v, c, Request(5, 2, 0, 2 << 40, OLD))
+    )
+    work = frozen.begin_work((lease.id, 2))
+    work.connection.execute(f"INSERT INTO {kit.own_table} VALUES (1)")
+    holds, thaw = threading.Event(), threading.Event()
+    said = Settlement(lease.id, 2, [(span.lo, span.hi) for span in lease.spans])
+
+    def decide(view: View, change: Change) -> bool:
+        holds.set()
+        assert thaw.wait(60)
+        return bool(settle(view, change, said))
+
+    reader = Reader(engine, main)
+    assert promptly(lambda: engine.has_work(main.id, OLD, ())), "it is open, and in nobody's way"
+    stopped = started(lambda: work.settle(Reads(main.id, (lease.id,)), decide))
+    assert holds.wait(PATIENCE)
+    assert len(promptly(reader.exchange)) == 5
+    thaw.set()
+    with pytest.raises((EngineUnavailable, AppendUnknown)):
+        stopped.result(PATIENCE)
+    assert tell(engine, f"SELECT * FROM {kit.own_table}") == [], (
+        "neither the work nor the settlement is there"
+    )
+    assert sorted(lease.owner or 0 for lease in engine.leases(main)) == [1, 2]
+    again = frozen.begin_work((lease.id, 2))
+    again.connection.execute(f"INSERT INTO {kit.own_table} VALUES (2)")
+    assert again.settle(Reads(main.id, (lease.id,)), lambda view, change: bool(settle(view, change, said)))
+    assert tell(engine, f"SELECT * FROM {kit.own_table}") == [(2,)]
+    tell(engine, f"DROP TABLE {kit.own_table}")
+
+
 def test_nobody_is_notified_where_nobody_sleeps(engine: Any, main: Group, log: int) -> None:
     with psycopg.connect(engine.options.conninfo, autocommit=True) as db:  # type: ignore[arg-type]
         db.execute(f'LISTEN "{engine.channel}"'.encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ from tests.services.postgres import PostgresServer
 from respool import App, ConfigError
 from respool.config import parse_url
 from respool.engines.postgres import connection
-from respool.engines.postgres.reach import PostgresOptions, hidden, parameters
+from respool.engines.postgres.connection import connect
+from respool.engines.postgres.reach import PostgresOptions, hidden, parameters, resolved
 from respool.errors import EngineTooOld, EngineUnavailable, RespoolError
 
 SECRET = "s3cr%2Ft-w0rd"  # as it is written in a URL
@@ -84,6 +86,52 @@ def test_unreachable_host(silent: int) -> None:
         assert f"postgresql://me@{host}/shop" in str(error)
         assert SECRET not in shown
         assert MEANT not in shown
+
+
+def test_resolver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can end a look-up: it is not waited for longer than connecting may take."""
+    answers = threading.Event()
+    ask = socket.getaddrinfo
+
+    def silent(host: Any, *given: Any, **more: Any) -> Any:
+        if host == "silent.example":
+            answers.wait(60)
+        return ask(host, *given, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    began = time.monotonic()
+    error, shown = failure(f"postgresql://me:{SECRET}@silent.example:5432/shop")
+    answers.set()
+    assert time.monotonic() - began < 10
+    assert isinstance(error, EngineUnavailable)
+    assert "postgresql://me@silent.example:5432/shop: silent.example could not be resolved within" in str(
+        error
+    )
+    assert SECRET not in shown
+    assert MEANT not in shown
+
+
+def test_addresses_of_a_host_are_tried_in_turn(
+    session_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside others; each with its own port."""
+    port = conninfo_to_dict(session_database)["port"]
+    addresses = {"first.example": ["127.0.0.3"], "second.example": ["127.0.0.2", "127.0.0.1"]}
+
+    def known(host: Any, *given: Any, **more: Any) -> Any:
+        return [(2, 1, 6, "", (address, 0)) for address in addresses[host]]
+
+    monkeypatch.setattr(socket, "getaddrinfo", known)
+    url = swap(session_database, host="first.example:1,second.example", port=str(port)) + "?sslmode=disable"
+    options = PostgresOptions(url, "shown")
+    told = resolved(parameters(options), options)
+    assert (told["host"], told["hostaddr"], told["port"]) == (
+        "first.example,second.example,second.example",
+        "127.0.0.3,127.0.0.2,127.0.0.1",
+        f"1,{port},{port}",
+    )
+    with connect(options, "test") as db:
+        assert db.execute("SELECT 1").fetchone() == (1,)
 
 
 @pytest.mark.parametrize(

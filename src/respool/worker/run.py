@@ -62,6 +62,7 @@ class CurrentRun:
         self._calls: list[NewCall] = []
         self._bytes = 0
         self._left: list[NewCall] = []  # appended in the run's own transaction: a failure sends them as well
+        self._places: dict[int, tuple[Any, ...]] = {}  # logs by their names
         self._made: dict[bytes, int] = {}  # how often the same call was made in this run
         self._given: dict[Id, tuple[str, bytes]] = {}  # what was sent with ids of the user's own
         self._flusher: _Flusher | None = None
@@ -340,11 +341,21 @@ class CurrentRun:
         """Return an id that a rerun gives to the same call, and to no other (H8)."""
         group, span = self.service.group, self.span
         generation = self.service.generation_at(parent.pos)
-        history = (group.id, generation, parent.pos, *self._others, span.retries, span.redrives, log)
+        # By names and ids, not by numbers: those change where a transfer takes the log elsewhere.
+        whose = (group.app, group.name, group.created, generation, parent.id, *self._others)
+        history = (*whose, span.retries, span.redrives, self._place_of(log))
         parts = (repr(history).encode(), task.encode(), same_payload(body))
         first = derived_id(parent.time, *parts, b"")
         occurrence = self._made[first] = self._made.get(first, 0) + 1
         return first if occurrence == 1 else derived_id(parent.time, *parts, str(occurrence).encode())
+
+    def _place_of(self, log: int) -> tuple[Any, ...]:
+        """Return a log by the names that it has on every engine."""
+        found = self._places.get(log)
+        if found is None:
+            stream = next(each for each in self._engine.streams() if log in each.logs)
+            found = self._places[log] = (stream.kind, stream.app, stream.name, *stream.place(log))
+        return found
 
     def flush(self) -> None:
         """Send what is in the outbox now. The append checks that the lease is still ours.

@@ -21,7 +21,7 @@ from ...errors import (
     RespoolError,
 )
 from .batch import Batch
-from .reach import PostgresOptions, parameters, unreachable
+from .reach import PostgresOptions, parameters, resolved, unreachable
 from .sql import statements
 
 OLDEST = 140000
@@ -237,7 +237,7 @@ class Bounded(psycopg.Connection[Any]):
 
 def connect(options: PostgresOptions, role: str, kind: type[Bounded] = Bounded) -> Bounded:
     """Open a connection. Raises ConfigError, EngineUnavailable, EngineTooOld, none with the password."""
-    told, failed = parameters(options), None
+    told, failed = resolved(parameters(options), options), None
     told["application_name"] = f"respool {role}"
     try:
         db = kind.connect("", autocommit=True, prepare_threshold=kind.driver_prepares, **told)

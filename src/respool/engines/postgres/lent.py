@@ -73,6 +73,9 @@ class PostgresLent(Part):
                 held = self._leased(db, stream)
                 gone = [p for p in places if not any(s.lo <= p < s.hi for s in held)]
                 db.execute(sql["forget_kept"], (gone,))
+                floor = db.execute(sql["floor"], (log,)).fetchone()
+                if floor is not None:  # what else was known of them went with their partition
+                    db.execute(sql["drop_once"], ([pos for pos in gone if pos < partition_of(floor[0])],))
             return len(gone)
 
         return sum(self._state.append(partial(drop, log=log)) for log in stream.logs)

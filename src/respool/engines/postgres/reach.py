@@ -6,6 +6,9 @@ Nothing that is said holds the password: not the message, and not the errors beh
 from __future__ import annotations
 
 import os
+import socket
+import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +62,78 @@ def parameters(options: PostgresOptions) -> dict[str, Any]:
         "tcp_user_timeout": str(int(max(SHORTEST, options.timeout) * 1000)),
     }
     return _KEEPALIVES | ours | given
+
+
+def resolved(told: dict[str, Any], options: PostgresOptions) -> dict[str, Any]:
+    """Return the same with the addresses of the hosts: a resolver waits as long as it likes.
+
+    Raises: ConfigError where there is no such host; EngineUnavailable where it is not known within the time
+        that connecting may take.
+    """
+    hosts = str(told.get("host") or os.environ.get("PGHOST", "")).split(",")
+    if told.get("hostaddr") or os.environ.get("PGHOSTADDR") or not any(map(_is_name, hosts)):
+        return told
+    ports = str(told.get("port") or os.environ.get("PGPORT") or 5432).split(",")
+    lookups = [_Lookup(host) for host in hosts]
+    deadline = time.monotonic() + max(SHORTEST, options.timeout)
+    places: list[tuple[str, str, str]] = []
+    for n, lookup in enumerate(lookups):
+        port = ports[n if len(ports) == len(hosts) else 0]
+        places += [(lookup.host, address, port) for address in lookup.addresses(deadline)]
+    if not places:
+        late = [lookup.host for lookup in lookups if lookup.failure is None]
+        where = f"cannot connect to {options.shown}: "
+        if late:
+            waited = f"within {max(SHORTEST, options.timeout):g} s"
+            raise EngineUnavailable(
+                f"{where}{', '.join(late)} could not be resolved {waited}; nothing was sent"
+            )
+        why = "; ".join(f"failed to resolve host {each.host!r}: {each.failure}" for each in lookups)
+        raise ConfigError(f"{where}{why}; check the host {_URL}")
+    names, addresses, used = (",".join(column) for column in zip(*places, strict=True))
+    return {**told, "host": names, "hostaddr": addresses, "port": used}
+
+
+class _Lookup:
+    """One host being looked up; given up, it goes on by itself, for there is no way to end it."""
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self.failure: OSError | None = None
+        self._found: list[str] = [] if _is_name(host) else [host]
+        self._done = threading.Event()
+        if self._found or not host:
+            self._done.set()
+        else:
+            threading.Thread(target=self._look, name="respool-resolver", daemon=True).start()
+
+    def _look(self) -> None:
+        try:
+            found = socket.getaddrinfo(self.host, None, type=socket.SOCK_STREAM)
+            self._found = list(dict.fromkeys(str(each[4][0]) for each in found))
+        except OSError as error:
+            self.failure = error
+        finally:
+            self._done.set()
+
+    def addresses(self, deadline: float) -> list[str]:
+        """Return what is known by then; a path has none."""
+        self._done.wait(max(deadline - time.monotonic(), 0.0))
+        found = list(self._found)
+        return [""] if found == [self.host] and self.host[0] in "/@" else found
+
+
+def _is_name(host: str) -> bool:
+    """Say whether a host is one that a resolver is asked for: no address, and no path."""
+    if not host or host[0] in "/@" or host == "localhost":
+        return False
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, host)
+        except OSError:
+            continue
+        return False
+    return True
 
 
 def _is_near(given: dict[str, Any]) -> bool:
