@@ -25,7 +25,7 @@ from tests.worker.support import eventually
 from respool.config import parse_url
 from respool.delivery.admin import purge
 from respool.delivery.claim import Request, claim
-from respool.delivery.model import Change, Lease, NewCall, Settlement, Verdict, View
+from respool.delivery.model import Change, Lease, NewCall, Parked, Settlement, Verdict, View
 from respool.delivery.settle import settle
 from respool.delivery.spans import Span
 from respool.engines import open_engine
@@ -35,7 +35,7 @@ from respool.engines.postgres import partitions, retention
 from respool.engines.postgres.log import insert
 from respool.engines.postgres.partitions import SIZE
 from respool.errors import AppendUnknown, EngineUnavailable
-from respool.record import first_pos, id_of, new_head
+from respool.record import Row, first_pos, id_of, new_head
 from respool.replay import DeadFilter, check, redrive
 
 T = TypeVar("T")
@@ -1028,6 +1028,29 @@ def test_a_journal_entry_goes_with_the_last_of_its_partitions(
     trim_all(engine, queue)
     assert f"journal_{log}_1" not in tables(engine, log)
     assert tell(engine, "SELECT count(*) FROM respool.journal WHERE how = 'purged'") == [(0,)]
+
+
+def test_what_is_known_of_a_lent_logs_records_goes_with_their_partition(engine: Any, log: int) -> None:
+    """The records are elsewhere. Steps that were done (H14) go, but for those of what is parked."""
+    first, queue = first_pos(log), engine.streams()[0]
+    main = engine.groups()[0]
+    places = [first + 3, first + 4, first + SIZE + 1]
+    engine.reserve(places)
+    for pos in places:
+        engine.keep_step(pos, "charge", b"done", OLD)
+
+    def park(view: View, change: Change) -> None:
+        change.parked.append(Parked(first + 4, "dead", None, "add"))
+        change.kept = [Row(first + 4, "add", b"body", b"header")]
+
+    engine.transact(Reads(main.id), park)
+    for _ in range(20):
+        engine.forget_below(queue, log, first + SIZE + 1)
+    assert [engine.step_done(pos, "charge") for pos in places] == [None, b"done", b"done"]
+    assert engine.drop_kept(queue, 100) == 0, "it is parked"
+    engine.transact(Reads(main.id), lambda view, change: change.unparked.append(first + 4))
+    assert engine.drop_kept(queue, 100) == 1
+    assert [engine.step_done(pos, "charge") for pos in places] == [None, None, b"done"]
 
 
 # Locks and bells: G7

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.engines.kits import PostgresKit
+from tests.engines.kits import KITS, KafkaKit, SQLiteKit
+from tests.services.fixtures import KafkaAddress
 from tests.worker.support import Place
 from tests.worker.support import place as place
 
@@ -28,8 +29,8 @@ CUT = OLD + 500
 
 @pytest.fixture(params=["file", "memory"])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
-    if request.param == "postgres":
-        kit = PostgresKit(request.getfixturevalue("session_database"), "full")
+    if request.param in ("postgres", "kafka"):
+        kit = KITS[request.param](request, tmp_path, "full")
         yield kit.open()
         kit.remove()
         return
@@ -38,7 +39,7 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     made.close()
 
 
-every_engine = pytest.mark.parametrize("engine", ["file", "memory", "postgres"], indirect=True)
+every_engine = pytest.mark.parametrize("engine", ["file", "memory", "postgres", "kafka"], indirect=True)
 """For what does not depend on how space is given back; PostgreSQL's partitions: test_postgres.py."""
 
 
@@ -76,7 +77,7 @@ def kept(engine: SQLiteEngine, queue: Stream) -> tuple[int, int]:
 def test_old_and_done_goes_and_numbers_do_not_come_back(engine: SQLiteEngine, queue: Stream) -> None:
     fill(engine, queue, 10, 10)
     run_all(engine, main_of(engine))
-    assert engine.trim(queue, CUT) == 100
+    assert engine.trim(queue, CUT, 5000) == 100
     assert kept(engine, queue) == (100, 100)
     fill(engine, queue, 1, 1)
     assert kept(engine, queue) == (100, 101)
@@ -87,7 +88,7 @@ def test_old_and_done_goes_and_numbers_do_not_come_back(engine: SQLiteEngine, qu
 def test_what_is_young_stays(engine: SQLiteEngine, queue: Stream) -> None:
     fill(engine, queue, 10, 10)
     run_all(engine, main_of(engine))
-    engine.trim(queue, OLD + 4.5)
+    engine.trim(queue, OLD + 4.5, 5000)
     assert kept(engine, queue) == (50, 100)
 
 
@@ -389,7 +390,7 @@ def test_another_groups_records_stay(engine: SQLiteEngine, queue: Stream) -> Non
     log = queue.logs[0]
     engine.create_group(queue, "shop", "v2", "replay", {}, [(log, first_pos(log) + 70, None)])
     run_all(engine, main_of(engine))
-    engine.trim(queue, CUT)
+    engine.trim(queue, CUT, 5000)
     assert kept(engine, queue) == (70, 100)
 
 
@@ -407,3 +408,25 @@ def test_the_file_shrinks(tmp_path: Path) -> None:
     engine.tidy(0)
     assert (tmp_path / "q.db").stat().st_size < before / 4
     engine.close()
+
+
+def test_steps_done_go_with_their_records_on_kafka(kafka: KafkaAddress, tmp_path: Path) -> None:
+    """Those of what is parked stay until it has ended: it may be run again (H14)."""
+    kit = KafkaKit(kafka.url(), SQLiteKit(tmp_path, "full"), "full")
+    engine: Any = kit.open()
+    queue = engine.create_stream("queue", "shop", "default", 1, {})
+    main, first = main_of(engine), first_pos(queue.logs[0])
+    fill(engine, queue, 10, 1)
+    for n in (1, 2, 8):
+        engine.keep_step(first + n, "charge", b"done", OLD)
+    bury(engine, main, 6, [first + 2])
+    trim_all(engine, queue)
+    assert kept(engine, queue) == (6, 10)
+    assert [engine.step_done(first + n, "charge") for n in (1, 2, 8)] == [None, b"done", b"done"]
+    redrive(engine, app="shop")
+    finish(engine, main, claim_due(engine, main))
+    run_all(engine, main)
+    trim_all(engine, queue)
+    assert [engine.step_done(first + n, "charge") for n in (1, 2, 8)] == [None] * 3
+    assert sound(engine).records == 0
+    kit.remove()

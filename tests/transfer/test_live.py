@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +17,11 @@ from tests.worker.support import place as place
 
 from respool import LogMoved
 from respool.config import parse_url
+from respool.delivery.model import NewCall
 from respool.engines import open_engine
 from respool.engines.base import Engine
 from respool.errors import EngineUnavailable
+from respool.record import first_pos, new_head
 from respool.replay import check
 from respool.transfer import transfer, undo
 
@@ -145,6 +148,42 @@ def test_a_killed_workers_calls_are_run_there(place: Place, target: Engine, else
     place.touch("go")
     place.burst(1, url=elsewhere)
     assert place.runs("work") == {"slow": 2, "b": 1, "c": 1}
+    assert check(target).ok
+
+
+PARENT = """
+@app.task
+def parent(n):
+    child.delay(n)
+    with noted("parent", n):
+        wait_for("go")
+
+@app.task
+def child(n):
+    note("start", "child", n)
+"""
+
+
+@each_way
+def test_calls_sent_early_are_not_sent_again_there(place: Place, target: Engine, elsewhere: str) -> None:
+    """H8: a rerun derives the same ids, though streams, logs and groups have other numbers there."""
+    other = target.create_stream("queue", "other", "default", 1, {})
+    target.append_row(NewCall(other.logs[0], "x", b"", None, new_head(time.time()), time.time()))
+    module = place.module(PARENT, outbox_hold=0)
+    module.parent.delay("a")
+    worker = place.worker(1)
+    place.await_start("parent", "a")
+    engine = place.app.engine
+    (queue,) = engine.streams()
+    eventually(
+        lambda: engine.record_count(first_pos(queue.logs[0]), first_pos(queue.logs[0] + 1)) == 2, "sent"
+    )
+    worker.kill_group()
+    transfer(engine, target, into=True)
+    place.touch("go")
+    place.burst(1, url=elsewhere)
+    assert place.runs("parent") == {"a": 2}
+    assert place.runs("child") == {"a": 1}
     assert check(target).ok
 
 

@@ -28,7 +28,7 @@ DAY = 86400.0
 SOON = time.monotonic() + 1e9
 
 
-@pytest.fixture(params=[name for name in KITS if name != "kafka"])
+@pytest.fixture(params=KITS)
 def kit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EngineKit]:
     made = KITS[request.param](request, tmp_path, "full")
     yield made
