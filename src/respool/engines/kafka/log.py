@@ -35,6 +35,7 @@ MUCH = 1 << 20  # bytes of a page
 LATE = 2.0  # seconds that a record is stored after its time at most, unless a counter says more
 BEHIND = "late"  # how the counters are named that say more: "late 7", in ms, for log 7
 RECENT = 10_000
+UNKNOWN = object()
 
 
 class KafkaLog(KafkaPlaces):
@@ -253,11 +254,12 @@ class KafkaLog(KafkaPlaces):
         for span in wanted:
             log = log_of(span.lo)
             for pos in range(span.lo, span.hi):
-                if pos in messages and pos not in found:
-                    known.add(pos)
-                    message = messages[pos]
-                    if message is not None:
-                        found[pos] = row_of(log, message), message
+                message = messages.get(pos, UNKNOWN)
+                if message is UNKNOWN or pos in found:
+                    continue
+                known.add(pos)
+                if message is not None:
+                    found[pos] = row_of(log, message), message
         return known
 
     def _clipped(self, spans: Iterable[Span]) -> list[Span]:
