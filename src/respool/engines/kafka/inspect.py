@@ -9,9 +9,9 @@ from ...delivery.spans import Span
 from ...record import first_pos, offset_of
 from ..base import Group, ParkedFilter, Record
 from ..inspect import Bounds, Brief, Gaps, GroupPage, GroupState, LogState
-from .log import FEW, MUCH
 from .places import HIDDEN
 from .reader import Trimmed
+from .reading import FEW, MUCH
 from .state import KafkaState
 
 PAGE = 2000

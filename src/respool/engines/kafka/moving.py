@@ -24,7 +24,7 @@ from ..moving import INCOMING, STATE_TABLES, BlobRow, LogPlace, Mark, RawRecord,
 from . import header as h
 from .barring import bar, sizes, unbar
 from .cluster import PAUSE
-from .log import _header
+from .reading import header_at_hand
 from .retention import KafkaRetention
 
 MOST = 1_000_000
@@ -162,7 +162,7 @@ class KafkaMoving(KafkaRetention):
         for found in self._in_pages(lo, end, MOST):
             for pos in sorted(found):
                 row, behind = found[pos]
-                yield _raw(pos, row[2], _header(behind))
+                yield _raw(pos, row[2], header_at_hand(behind))
 
     def leases_to_move(self, group: Group) -> list[Lease]:
         """Return a group's leases, of a closed store."""

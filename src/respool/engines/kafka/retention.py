@@ -13,13 +13,14 @@ from ...errors import EngineError, RespoolError
 from ...record import first_pos, log_of, offset_of
 from ..base import Stream
 from ..moving import INCOMING
+from .finding import LATE
 from .inspect import KafkaInspect
-from .log import LATE, PAGE
 from .mirror import Mirror
 from .moved import end_of
 from .names import group_name
 from .outbox import EARLY
 from .places import HIDDEN, KEPT
+from .reading import PAGE
 
 log = logging.getLogger("respool.engine")
 MIRROR = 1.0  # seconds between two commits of the groups' cursors (K6)

@@ -25,12 +25,12 @@ from ..inspect import Bounds
 from ..moving import BlobRow, LogPlace, Mark, RawRecord, StateTable
 from . import header as h
 from .cluster import LATEST, PAUSE, Place
-from .log import _header
 from .message import item_of
 from .moved import says_time
 from .moving import OWN, KafkaMoving
 from .names import topic_name
 from .places import FOR_GOOD, KEPT, lane_topic
+from .reading import header_at_hand
 
 NEAR, TOGETHER = 100, 500  # offsets that are read over; that are read at once
 
@@ -124,7 +124,7 @@ class KafkaTaking(KafkaMoving):
             found: dict[int, Any] = {}
             self._read_into(found, self.seeker, [(lo, hi)])
             kept = [
-                Row(pos, row[1], row[2], _header(message))
+                Row(pos, row[1], row[2], header_at_hand(message))
                 for pos, (row, message) in sorted(found.items())
                 if pos in wanted
             ]
