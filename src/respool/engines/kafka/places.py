@@ -150,7 +150,7 @@ class KafkaPlaces:
     ) -> dict[str, Any]:
         what = f"{kind} {name}"
         if settings.get("foreign"):
-            found = self.cluster.describe(name)
+            found = self.cluster.described_later(name)  # it may have been made just now
             if found is None:
                 raise ConfigError(
                     f"{self.cluster.options.shown}: {what} is declared as foreign, but there is no topic "
