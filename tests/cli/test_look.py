@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from respool import App
 from respool.clock import now as wall_clock
 from respool.delivery.model import Parked, Verdict
 from respool.engines.base import Reads
@@ -171,6 +172,17 @@ def test_queues_and_streams(cli, app):
         ["audit"],
     )
     assert "inference" in cli("-A", "shop", "streams")
+
+
+def test_how_full_a_queue_may_become_is_shown(cli, app):
+    app.tasks["mail"].delay("a")
+    assert row(cli.rows("-A", "shop", "queues"), name="default")["max_pending"] is None
+    assert "max_pending" not in cli("-A", "shop", "queues")
+    with App("shop", url=app.url) as other:
+        other.queue("default", max_pending=54321)
+        _ = other.engine
+    assert row(cli.rows("-A", "shop", "queues"), name="default")["max_pending"] == 54321
+    assert "54,321" in cli("-A", "shop", "queues")
 
 
 def test_tasks_show_the_options_that_differ(cli):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..delivery.model import MIDDLE
+from ..pressure import terms_of
 from ..retention import shown_retention
 from .output import Column, Table, iso, number, when, zone
 
@@ -17,12 +18,19 @@ if TYPE_CHECKING:
 def show_holdings(target: Target, kind: str, as_json: bool, empty: str) -> None:
     """Print a row for each queue or stream."""
     lanes = any(stream.lanes for stream in target.streams.values() if stream.kind == kind)
+    bounds = {
+        group.stream: terms.most
+        for group in target.groups
+        if kind == "queue" and group.kind == "main" and group.stream in target.streams
+        if (terms := terms_of(group)) is not None
+    }
     table = Table(
         Column(kind, least=10),
         Column("records", right=True),
         Column("parts", right=True, drop=2),
         *((Column("priorities", drop=1),) if lanes else ()),
         *((Column("key", least=6, drop=1),) if kind == "stream" else ()),
+        *((Column("max_pending", right=True, drop=1),) if bounds else ()),
         Column(f"oldest ({zone()})", drop=3),
         Column("newest", drop=4),
         Column("kept", drop=5),
@@ -38,10 +46,12 @@ def show_holdings(target: Target, kind: str, as_json: bool, empty: str) -> None:
                 str(data["partitions"]),
                 *((", ".join(map(str, data["priorities"])),) if lanes else ()),
                 *key,
+                *((number(bounds[stream.id]) if stream.id in bounds else "–",) if bounds else ()),
                 *times,
                 shown_retention(stream.settings.get("retention")),
                 ", ".join(data["groups"]),
             )
+            data |= {"max_pending": bounds.get(stream.id)} if kind == "queue" else {}
             row = {**data, "oldest": iso(data["oldest"]), "newest": iso(data["newest"])}
             table.add((target.shown(stream), *cells), row)
     table.show(as_json, empty)
