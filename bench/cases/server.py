@@ -15,6 +15,7 @@ from bench.peers import common
 
 CONNECTIONS = 16
 IDLE_WORKERS = 10
+SETTLED = 15.0  # seconds, until workers have found out that there is nothing to do
 BARE = "INSERT INTO bare (name, body, id) VALUES (%s, %s, %s)"
 
 
@@ -106,7 +107,7 @@ def idle_queries(folder: Path, sizes: Sizes) -> dict[str, float]:
         with psycopg.connect(os.environ[common.DATABASE], autocommit=True) as db:
             while _asleep(db) < 2 * IDLE_WORKERS:
                 time.sleep(0.2)
-            time.sleep(8.0)
+            time.sleep(SETTLED)
             before, start = _committed(db), time.perf_counter()
             time.sleep(sizes.idle_seconds)
             each = (_committed(db) - before) / (time.perf_counter() - start)
