@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -103,6 +104,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         self.generations: Counter[str] = Counter()
         self.held: list[Held] = []  # leases that a worker holds
         self.lost: deque[Held] = deque(maxlen=8)  # leases that it held once
+        self.known: dict[int, Lease] = {}  # as they were when last seen: others may have changed them
         self.touched: set[int] = set()
 
     @initialize(records=st.integers(0, 12), ordered=st.booleans())
@@ -270,6 +272,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         if lease is None:
             return None
         assert (lease.id, lease.owner, lease.child) == (request.lease, request.owner, request.child)
+        self.known[lease.id] = msgspec.structs.replace(lease)
         self.held.append(Held(name, lease.id, request.owner, lease.child, tuple(positions_of(lease))))
         return self.held[-1]
 
@@ -345,7 +348,12 @@ class DeliveryMachine(RuleBasedStateMachine):
         if held.group not in self.groups:
             group = self.dropped
             return bool(self.engine.transact(Reads(group.id, (held.id,)), _settling(settlement)))
-        said = self.transact(held.group, {"leases": (held.id,)}, _settling(settlement))
+        known = self.known.pop(held.id, None)
+        reads = {"leases": (held.id,), "known": None if known is None or known.keys else known}
+        said = self.transact(held.group, reads, _settling(settlement))
+        for lease in self.engine.leases(self.groups[held.group][0]):
+            if lease.id == held.id and lease.owner:
+                self.known[held.id] = lease
         calls = self.model(held.group).settle(settlement)
         assert said == (calls is not None)
         self.appended(self.log.append(calls or []))

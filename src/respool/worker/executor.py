@@ -90,6 +90,9 @@ class Executor:
         self._first_lease = p.lease_number(worker, child)
         self._reachable = True
         self._awaited = False  # somebody waited for what was settled last
+        self._known: Lease | None = (
+            None  # the present lease as it is stored, unless the supervisor has changed it
+        )
         os.register_at_fork(after_in_child=self._after_fork)
         self._outside = current_run.set(self.run)
 
@@ -153,6 +156,7 @@ class Executor:
             return False
         self.host.busy(True)
         while lease is not None:
+            self._known = lease
             if service.batch:
                 settlement = self.batching.run(service, lease)
             else:
@@ -216,14 +220,20 @@ class Executor:
     ) -> None:
         """Settle `count` finished records in the middle of a lease."""
         settlement = Settlement(lease.id, self.worker, done, *kept, began, wall_clock(), records=count)
-        reads = Reads(service.group.id, (lease.id,), settings=bool(service.stormy))
+        plain = not (service.stormy or service.limiter or service.ordered)
+        known = self._known if plain and self._known is not None and self._known.id == lease.id else None
+        reads = Reads(service.group.id, (lease.id,), settings=bool(service.stormy), known=known)
+        left: list[Lease] = []
 
         def decide(view: View, change: Change) -> bool:
             if service.stormy:
                 self.storms.within(service, view, change, settlement.ended)
-            return settle(view, change, settlement)
+            settled = settle(view, change, settlement)
+            left[:] = change.leases
+            return settled
 
         settled = self.transact(reads, decide)
+        self._known = left[0] if len(left) == 1 else None
         if service.stormy:
             self.storms.told(service)
         self.slot.words[p.SETTLED] += count
@@ -237,6 +247,7 @@ class Executor:
         assert self._own.settlement is not None
         self.slot.words[p.SETTLED] += len(finished.rows)
         self.slot.forget_verdicts()
+        self._known = None
         self.announce(self._own.settlement, settled=True)
 
     # One lease

@@ -4,6 +4,9 @@
     decide                                         pure, in this process
     writes; COMMIT                                 another
 
+Where all that is asked for is a lease, and its owner says how it is (`Reads.known`), it is decided first, and
+one round trip does the rest.
+
 The order matters (G3). The lock takes no xid, each read sees all that was committed before it, and the xid
 that becomes the barrier of new gaps is taken after the reads: whoever had a number by then is older.
 """
@@ -14,13 +17,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+import msgspec
 import psycopg
 from psycopg import errors as pg
 
-from ...delivery.model import Change, NewCall, View
+from ...delivery.model import Change, Lease, NewCall, View
 from ...errors import AppendUnknown, EngineUnavailable, LogMoved
 from ..base import Conflict, Reads
-from ..columns import by_log
+from ..columns import by_log, lease_row
 from . import gaps
 from .batch import Batch, Executes
 from .change import write_change
@@ -44,6 +48,10 @@ class NoPartition(Exception):
         self.log = log
 
 
+class _Otherwise(Exception):
+    """A lease is not as its owner knows it."""
+
+
 class PostgresState(PostgresLooks, PostgresLimits):
     """What groups know."""
 
@@ -56,6 +64,11 @@ class PostgresState(PostgresLooks, PostgresLimits):
 
     def transact(self, reads: Reads, decide: Callable[[View, Change], T], *, synced: bool = False) -> T:
         """Lock, read, let `decide` fill the change, write, commit; return what `decide` returned."""
+        if reads.known is not None:
+            try:
+                return self._transact_by_what_is_known(reads, reads.known, decide, synced)
+            except _Otherwise:  # look first
+                reads = reads._replace(known=None)
         while True:
             try:
                 return self._transact(reads, decide, synced)
@@ -97,13 +110,48 @@ class PostgresState(PostgresLooks, PostgresLimits):
             self.note_claim()
         return answer
 
+    def _transact_by_what_is_known(
+        self, reads: Reads, known: Lease, decide: Callable[[View, Change], T], synced: bool
+    ) -> T:
+        """Decide before the lock, and do all in one packet: the lock is held only while the server works.
+
+        Raises: _Otherwise where the lease is not as it is known, or nobody can tell whether all was written:
+            a settlement can be said again.
+        """
+        connection = self._writer if synced else self._state
+        view, change = View(), Change()
+        view.leases[known.id] = msgspec.structs.replace(known)
+        answer = decide(view, change)
+        if change.calls:
+            raise _Otherwise
+        settled = [(entry.lo, entry.hi) for entry in change.journal]
+        try:
+            with connection.using() as db, db.batch as batch:
+                self._lock(batch, reads, synced)
+                id, group, owner, _, spans, *_ = lease_row(reads.group, known)
+                batch.execute(self._sql["lease_is"], (id, group, owner, spans))
+                write_change(batch, self._sql, reads.group, change)
+                batch.execute(b"COMMIT")
+                rung = self.ring_done(batch, settled) if settled else None
+            if rung is not None:
+                self.note_rung(rung.rowcount)
+        except (pg.DivisionByZero, Lost) as error:
+            raise _Otherwise from error
+        except psycopg.Error as error:
+            raise connection.translated(error) from error
+        return answer
+
     def _begin(self, batch: Batch, reads: Reads, synced: bool) -> tuple[View, GapsFound]:
+        self._lock(batch, reads, synced)
+        return self.read(batch, reads, batch.sync)
+
+    def _lock(self, batch: Batch, reads: Reads, synced: bool) -> None:
+        """Begin a transaction, and lock the group."""
         milliseconds = f"{int(self.options.timeout * 1000)}ms"
         commit = "on" if synced and self.options.durability == "full" else "off"
         batch.execute(b"BEGIN ISOLATION LEVEL READ COMMITTED")
         bound = {"patience": milliseconds, "commit": commit, "locks": GROUP_LOCKS, "grp": reads.group}
         batch.execute(self._sql["begin"], bound)
-        return self.read(batch, reads, batch.sync)
 
     def read(self, db: Executes, reads: Reads, sync: Callable[[], None]) -> tuple[View, GapsFound]:
         """Read what a decision wants to see, in the transaction that is open and has locked the group."""

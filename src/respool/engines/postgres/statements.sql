@@ -356,6 +356,10 @@ SELECT nextval('respool.lease_number');
 -- name: lease
 SELECT id, owner, child, spans, bodies, since, admitted, keys FROM respool.lease WHERE grp = %s AND id = ANY (%s);
 
+-- name: lease_is
+-- An error where a lease is not as it is known.
+SELECT 1 / count(*) FROM respool.lease WHERE id = %s AND grp = %s AND owner = %s AND spans = %b;
+
 -- name: returned
 SELECT id, owner, child, spans, bodies, since, admitted, keys FROM respool.lease WHERE grp = %(grp)s AND (owner IS NULL OR owner = 0) ORDER BY child < 0, CASE WHEN child < 0 THEN since ELSE id END
 LIMIT greatest(%(most)s, (SELECT CASE WHEN min(priority) < max(priority) THEN %(lanes)s END
