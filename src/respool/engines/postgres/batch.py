@@ -165,10 +165,6 @@ class Batch:
         self._asked.append(reply)
         return reply
 
-    def forget_prepared(self) -> None:
-        """Take note that the server has nothing prepared any more."""
-        self._prepared.clear()
-
     def _name(self, text: bytes, types: tuple[int, ...]) -> bytes | None:
         """Return how a statement with values of such types is called once it is prepared."""
         names = self._names

@@ -190,9 +190,8 @@ class Bounded(psycopg.Connection[Any]):
     patience = 10.0
     pooled = False
     prepares = True  # PgBouncer before 1.21 has no prepared statements in transaction mode
-    driver_prepares: int | None = (
-        None  # after so many times: psycopg would end ours with its own (DEALLOCATE ALL)
-    )
+    driver_prepares: int | None = None
+    """Uses of a statement before the driver has it prepared: after a rollback it has all forgotten, ours too."""
     _batch: Batch | None = None
 
     @property
@@ -201,12 +200,6 @@ class Bounded(psycopg.Connection[Any]):
         if self._batch is None:
             self._batch = Batch(self)
         return self._batch
-
-    def _deallocate(self, name: bytes | None) -> Any:
-        """Forget what is prepared; the driver has the server forget all after a rollback, the batch's too."""
-        if name is None and self._batch is not None:
-            self._batch.forget_prepared()
-        return super()._deallocate(name)
 
     def find_pooler(self) -> None:
         """See whether a pooler is between: it gives its own number for the server's process.
