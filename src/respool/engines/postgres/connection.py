@@ -191,7 +191,7 @@ class Bounded(psycopg.Connection[Any]):
     pooled = False
     prepares = True  # PgBouncer before 1.21 has no prepared statements in transaction mode
     driver_prepares: int | None = None
-    """Uses of a statement before the driver has it prepared: after a rollback it has all forgotten, ours too."""
+    """After how many uses the driver prepares a statement: after a rollback it has all forgotten, ours too."""
     _batch: Batch | None = None
 
     @property
