@@ -191,7 +191,7 @@ class Bounded(psycopg.Connection[Any]):
     pooled = False
     prepares = True  # PgBouncer before 1.21 has no prepared statements in transaction mode
     driver_prepares: int | None = None
-    """After how many uses the driver prepares a statement: after a rollback it has all forgotten, ours too."""
+    """Uses before the driver prepares a statement; where it does, a rollback has all forgotten, ours too."""
     _batch: Batch | None = None
 
     @property
