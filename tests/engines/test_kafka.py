@@ -161,6 +161,7 @@ def test_calls_survive_who_relays_them(
     lease = grant(engine, main, 1)
     assert lease is not None
     calls = [row(log, b"%d" % n, id=b"\7" * 15 + bytes([n + 1]), time=time.time()) for n in range(3)]
+    monkeypatch.setattr(engine.outbox, "patience", -1.0)  # whoever takes them is dead at once
     with monkeypatch.context() as patch:
         if stage == "before it was sent":
             patch.setattr(Outbox, "_send_to", dies)
@@ -170,7 +171,6 @@ def test_calls_survive_who_relays_them(
             finish(engine, main, lease, Verdict(first_pos(log), "success", calls=calls))
     assert engine.status(main, first_pos(log)).place == "done", "the settlement stands"
     other = kit.open()
-    monkeypatch.setattr(other.outbox, "patience", -1.0)  # whoever had taken them is dead
     sleeper = kit.open().sleeper([log], 7)
     sleeper.prepare()
     other.tidy_now()

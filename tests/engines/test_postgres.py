@@ -1158,3 +1158,33 @@ def test_what_is_prepared_is_prepared_again_after_a_rollback(engine: Any) -> Non
         engine.look(Reads(main.id, positions=True), fail)
     engine.journal(main.id, 0)
     assert engine.has_work(main.id, 0.0, ()) is False
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_what_fails_behind_a_commit_undoes_nothing(
+    engine: Any, main: Group, log: int, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bell that cannot be rung, say: the claim, or the settlement, stands and is not made a second time."""
+    fill(engine, log, size=4)
+
+    def fails(db: Any, *args: Any, **more: Any) -> Any:
+        return db.execute(b"SELECT 1 / 0")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "ring_done", fails)
+        patch.setattr(engine, "read_ahead", fails)
+        patch.setattr(engine, "ring_log", fails)
+        engine.append_rows([row(log), row(log)])
+        request = Request(3, 1, 0, next(numbers), OLD)
+        claimed = Reads(main.id, (), True, 3, 8, OLD)
+        lease = engine.transact(claimed, lambda view, change: claim(view, change, request))
+        first = lease.spans[0].lo
+        said = Settlement(lease.id, lease.owner or 0, [(first, first + 2)], ended=OLD)
+        reads = Reads(main.id, (lease.id,), known=lease if known else None)
+        assert engine.transact(reads, lambda view, change: settle(view, change, said))
+    assert engine.bounds(next(s for s in engine.streams() if log in s.logs))[0][2] == first_pos(log) + 6
+    ((id, span),) = [(each.id, each.spans) for each in engine.leases(main)]
+    assert (id, [s[:2] for s in span]) == (lease.id, [(first + 2, first + 3)])
+    assert [each.how for each in engine.journal(main.id, first)] == ["done"]
+    assert engine.counters(main.id) == {}
+    assert [pos for pos, *_ in engine.rows(lease.spans)] == [first, first + 1, first + 2]

@@ -122,6 +122,7 @@ def test_what_waits_in_the_outbox_is_sent_first(
 ) -> None:
     """Kept, and not sent, and whoever was to send it has died: it is moved like what was sent (P1)."""
     queue = filled(broker, 4)
+    monkeypatch.setattr(broker.outbox, "patience", 0.0)  # after which a relay is taken for dead
 
     def dies(target: int, waiting: Any) -> Any:
         raise AppendUnknown("killed")
@@ -133,7 +134,6 @@ def test_what_waits_in_the_outbox_is_sent_first(
         with pytest.raises(AppendUnknown):
             broker.append_row(row)
     assert [lease.owner for lease in broker.inner.leases(broker.outbox.group)] == [-1]
-    monkeypatch.setattr(broker.outbox, "patience", 0.0)  # after which a relay is taken for dead
     transfer(broker, file)
     there = stream_of(file, "default")
     assert sorted(bodies(file, there)) == [b"0", b"1", b"2", b"3", b"late"]

@@ -397,6 +397,10 @@ class Engine(Log, State, Registry, Retention, BlobRefs, Bells, Inspect, Moving, 
         """The URL, for people: no options, no password."""
 
     @property
+    def breaks(self) -> int:
+        """A number that changes where a server was away, and may have lost what was committed last."""
+
+    @property
     def run_folder(self) -> Path:
         """A folder on this host, for the files by which its workers tell that another is dead.
 

@@ -15,7 +15,7 @@ from ..engines.moving import INCOMING, Mark
 from ..errors import ConfigError, EngineError, EngineUnavailable
 from .copying import Copy, Stores, Tell
 from .draining import drain
-from .plan import Plan, plan, refuse_seeks
+from .plan import Plan, is_blank, plan, refuse_seeks
 from .verify import differences
 
 DISCARDED = 20_000  # records removed in one step
@@ -107,7 +107,13 @@ def _begin(source: Engine, target: Engine, made: Plan) -> Mark:
 
 
 def _discard(target: Engine, streams: Iterable[Stream]) -> None:
+    """Make room on the target: see once more that nobody has used meanwhile what gives way."""
     for stream in streams:
+        if not is_blank(target, stream):
+            raise ConfigError(
+                f"{target.shown}: {stream.kind} {stream.name} was used while the source was being closed; "
+                "nothing was moved. Stop what writes there, and give the transfer up with --undo"
+            )
         while target.discard(stream, DISCARDED):
             pass
 

@@ -280,6 +280,7 @@ class Batching:
         return True
 
     def _charge(self, service: Service, lease: Lease, batch: Batch) -> bool:
+        self._executor.forget_lease()
         ex = self._executor
         positions = [member.row[0] for member in batch.members]
         return bool(

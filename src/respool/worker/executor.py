@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from ..clock import boottime_ns
@@ -13,7 +14,7 @@ from ..clock import now as wall_clock
 from ..delivery.death import charge_before
 from ..delivery.model import Change, Lease, Settlement, Verdict, View
 from ..delivery.order import key_map
-from ..delivery.settle import settle
+from ..delivery.settle import give_back, settle
 from ..delivery.sizing import LeaseSizer
 from ..delivery.spans import Finder, Span
 from ..engines.base import Engine, Reads
@@ -90,6 +91,7 @@ class Executor:
         self._first_lease = p.lease_number(worker, child)
         self._reachable = True
         self._awaited = False  # somebody waited for what was settled last
+        self._breaks = engine.breaks
         self._known: Lease | None = (
             None  # the present lease as it is stored, unless the supervisor has changed it
         )
@@ -123,6 +125,8 @@ class Executor:
 
         `rung`: the bell has just said that there is something, so no need to look first.
         """
+        if self.engine.breaks != self._breaks:
+            self._give_back_what_came_back()
         sure = rung and len(self.services) == 1
         worked, before, self._awaited = False, self.done, False
         for service in self.services:
@@ -134,6 +138,24 @@ class Executor:
         if worked and self.done - before <= FEW and not self._awaited:
             self.host.pause(REST)
         return worked
+
+    def _give_back_what_came_back(self) -> None:
+        """A server that was away may have lost what we committed last: our leases are as they were (S4).
+
+        Between two leases none can be ours, so whatever is in our name goes to whoever comes next.
+        """
+        breaks = self.engine.breaks
+        try:
+            for group, lease in self.engine.leases_of(self.worker):
+                if lease.child == self.child:
+                    ranges = [(span.lo, span.hi) for span in lease.spans]
+                    back = lease.id, self.worker, ranges, self.next_lease()
+                    self.transact(Reads(group, (lease.id,)), partial(_given_back, back))
+                    log.warning("a lease that was settled came back with the server: its records run again")
+        except EngineUnavailable as error:
+            log.debug("%s", error)  # who looks for work says so
+            return
+        self._breaks = breaks
 
     def has_work(self, service: Service) -> bool:
         """Look without the write lock, which others may want."""
@@ -209,6 +231,10 @@ class Executor:
         for parked in {verdict.pos >> 40 for verdict in settlement.verdicts if _concerns_others(verdict)}:
             engine.ring(parked)
 
+    def forget_lease(self) -> None:
+        """Take note that the present lease is not stored any more as it was claimed."""
+        self._known = None
+
     def settle_part(
         self,
         service: Service,
@@ -281,6 +307,7 @@ class Executor:
         run.begin_lease(service, lease.id, self.worker)
 
         def charge(pos: int) -> bool:
+            self.forget_lease()
             reads = Reads(service.group.id, (lease.id,))
             return bool(
                 self.transact(
@@ -422,6 +449,10 @@ class Executor:
             self.host.limited()
             self.host.pause(0.05)
         return True
+
+
+def _given_back(back: tuple[int, int, list[tuple[int, int]], int], view: View, change: Change) -> int:
+    return give_back(view, change, *back)
 
 
 def _ours(rows: Sequence[Row], keys: Mapping[int, int], gone: Collection[int]) -> Sequence[Row]:

@@ -51,6 +51,11 @@ class KafkaEngine(KafkaTaking, KafkaBlobs):
             raise
 
     @property
+    def breaks(self) -> int:
+        """The inner engine's."""
+        return self.inner.breaks
+
+    @property
     def run_folder(self) -> Path:
         """The inner engine's: it numbers the workers."""
         return self.inner.run_folder

@@ -25,7 +25,7 @@ from ...delivery.model import MAX_LEASE, Change, Lease, NewCall, Outcome, Settle
 from ...delivery.order import Claimant
 from ...delivery.settle import settle
 from ...delivery.spans import Finder
-from ...errors import AppendUnknown, EngineError, EngineUnavailable
+from ...errors import AppendUnknown, ConfigError, EngineError, EngineUnavailable, RecordTooLarge, RespoolError
 from ...record import Id, first_pos, log_of
 from ...reference import is_reference
 from .. import stored_id
@@ -212,7 +212,11 @@ class Outbox:
         while place is not None:
             with self._inner.waiter(place) as waiter:
                 waiter.prepare()
-                pos = self._position(place)
+                pos = self._place_of(place)
+                if pos == NOWHERE:
+                    raise EngineError(
+                        "the record was given up: its topic is gone, or takes no record of that size"
+                    )
                 if pos is not None:
                     return pos
                 if time.monotonic() > deadline:
@@ -239,12 +243,17 @@ class Outbox:
         return pos
 
     def _position(self, place: int) -> int | None:
+        pos = self._place_of(place)
+        return None if pos == NOWHERE else pos
+
+    def _place_of(self, place: int) -> int | None:
+        """Return where in Kafka a record of the outbox is by now; NOWHERE: it was given up."""
         box = self._box_of(place)
         if box is None:  # it came from another engine
             return self._moved_here.place(place)
         for outcome in self._inner.outcomes(box.group.id, place, place + 1):
-            if outcome.value is not None and (pos := _unpack(outcome.value)) != NOWHERE:
-                return pos
+            if outcome.value is not None:
+                return _unpack(outcome.value)
         return None
 
     def _box_of(self, pos: int) -> _Box | None:
@@ -256,8 +265,8 @@ class Outbox:
         """Send what was just kept: it will be sent, so where it cannot be now it must not be sent anew."""
         try:
             return self.relay(logs)
-        except EngineUnavailable as error:
-            raise AppendUnknown(_KEPT) from error
+        except (EngineUnavailable, ConfigError, EngineError) as error:
+            raise AppendUnknown(f"{_KEPT}: {error}") from error
 
     def relay(self, logs: Collection[int], *, ring: bool = False) -> set[Id]:
         """Send all that waits in these logs of the outbox; return the ids of what was sent.
@@ -278,7 +287,16 @@ class Outbox:
         number, who = -_random_bits(61) - (1 << 61), Claimant(RELAY, 0, AT_ONCE) if box.ordered else None
         request = Request(AT_ONCE, RELAY, 0, number, wall_clock(), ordered=who)
         reads = Reads(box.group.id, (), True, AT_ONCE, MAX_LEASE, request.now, ordered=who)
-        lease: Lease | None = self._inner.transact(reads, lambda view, change: claim(view, change, request))
+
+        def decide(view: View, change: Change) -> Lease | None:
+            lease = claim(view, change, request)
+            if lease is not None:
+                lease.since = (
+                    request.now + self.patience
+                )  # when we are to be taken for dead: others may wait less
+            return lease
+
+        lease: Lease | None = self._inner.transact(reads, decide)
         return lease
 
     def _send(self, box: _Box, lease: Lease, *, ring: bool) -> set[Id]:
@@ -286,6 +304,8 @@ class Outbox:
         found: list[tuple[int, bytes]] = []
         lost = 0
         waiting: list[_Waiting] = []
+        stuck: RespoolError | None = None
+        until = time.monotonic() + self._timeout
         try:
             spans = Finder(lease.spans)
             for pos, _, body, packed in self._inner.rows(lease.spans):
@@ -297,6 +317,8 @@ class Outbox:
             for each in waiting:
                 by_log.setdefault(each.log, []).append(each)
             for target, some in by_log.items():
+                if time.monotonic() > until:  # or others would take us for dead, and send it too
+                    raise EngineUnavailable("the brokers are slow; the rest is sent later")
                 try:
                     found += self._send_to(target, some)
                 except TopicGone as error:
@@ -304,6 +326,17 @@ class Outbox:
                     lost += len(some)
                     log_.error("%d call(s) are lost: %s", len(some), error)
                     found += [(each.pos, _pack(NOWHERE)) for each in some]
+                except RecordTooLarge as error:
+                    sent, refused = self._send_singly(target, some, error, until)
+                    found += sent + refused
+                    lost += len(refused)
+                except (
+                    ConfigError,
+                    EngineError,
+                ) as error:  # of this topic: what goes elsewhere need not wait
+                    stuck = error
+            if stuck is not None:
+                raise stuck
         except BaseException:
             self._settle(box, lease, found, lost, waiting, tried=True)
             raise
@@ -311,7 +344,24 @@ class Outbox:
         self._inner.ring_waiters([pos for pos, _ in found])
         for target, some in by_log.items() if ring else ():
             self._inner.ring(target, everyone=len(some) > 1)
-        return {h.id_of(each.header) for each in waiting}
+        gone = {pos for pos, place in found if _unpack(place) == NOWHERE}
+        return {h.id_of(each.header) for each in waiting if each.pos not in gone}
+
+    def _send_singly(
+        self, target: int, waiting: list[_Waiting], error: RecordTooLarge, until: float
+    ) -> tuple[list[tuple[int, bytes]], list[tuple[int, bytes]]]:
+        """Send one by one what a topic took not together; return what it took, and what it never takes."""
+        sent: list[tuple[int, bytes]] = []
+        refused: list[tuple[int, bytes]] = []
+        for each in waiting:
+            if time.monotonic() > until:
+                raise EngineUnavailable("the brokers are slow; the rest is sent later")
+            try:
+                sent += self._send_to(target, [each])
+            except RecordTooLarge:
+                log_.error("a call is lost: %s", error)
+                refused.append((each.pos, _pack(NOWHERE)))
+        return sent, refused
 
     def _make_sure_of(self, target: int) -> None:
         """Raise EngineUnavailable unless a log's topic is gone for good.
@@ -399,10 +449,10 @@ class Outbox:
 
     def recover(self) -> None:
         """Give back what somebody took to relay it, and died."""
-        before = time.time() - self.patience
+        now = wall_clock()
         for box in self.boxes:
             for lease in self._inner.leases(box.group):
-                if lease.owner and lease.since < before:
+                if lease.owner and lease.since < now:
                     self._give_back(box, lease.id)
 
     def _give_back(self, box: _Box, id: int) -> None:

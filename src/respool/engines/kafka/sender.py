@@ -78,7 +78,8 @@ class Sender:
                 producer.poll(young)
             produce = producer.produce
             offsets: list[int] = []
-            failed: list[KafkaError] = []
+            failed: list[KafkaError] = []  # of what was sent
+            refused: list[KafkaError] = []  # by the client itself: nothing more was sent
             last: list[Any] = []
 
             def delivered(error: KafkaError | None, message: Any) -> None:
@@ -107,12 +108,12 @@ class Sender:
                     except BufferError:  # full of what is on its way
                         poll(0.05)
                         if time.monotonic() > deadline:
-                            failed.append(KafkaError(KafkaError._MSG_TIMED_OUT))
+                            refused.append(KafkaError(KafkaError._MSG_TIMED_OUT))
                             break
                     except KafkaException as error:
-                        failed.append(error.args[0])
+                        refused.append(error.args[0])
                         break
-                if failed:
+                if failed or refused:
                     break
                 sent += 1
                 if sent % MANY == 0:
@@ -121,6 +122,7 @@ class Sender:
                 poll(0.1)
             if last:
                 self.behind = last[0].timestamp()[1]
+        failed += refused
         if failed or len(offsets) < sent:
             raise self._error(failed, stored=bool(offsets), topic=topic)
         return offsets

@@ -18,7 +18,7 @@ from ...delivery.model import Bucket, Change, JournalEntry, Lease, NewCall, Outc
 from ...delivery.order import Claimant
 from ...delivery.seek import held
 from ...delivery.spans import Span, count, intersect, merge, ranges_of, subtract
-from ...errors import AppendUnknown, EngineError, EngineUnavailable
+from ...errors import RespoolError
 from ...record import Id, Row, first_pos, log_of, offset_of
 from ..base import Counts, Group, ParkedFilter, Reads, Status, UniqueLock
 from .ahead import Ahead, KeysMissing, Range
@@ -103,6 +103,7 @@ class KafkaState(KafkaLog):
         fetched: dict[int, Row] = {}
         calls: list[NewCall] = []
         to: set[int] = set()  # logs of the outbox
+        told: list[tuple[int, int]] = []
 
         def run(view: View, change: Change) -> T:
             everywhere: list[Position] = []
@@ -126,7 +127,7 @@ class KafkaState(KafkaLog):
             if reads.due:
                 self._once_parked = _parked_before(view)
             if self._lost and change.journal:
-                self._tell_lost(change)
+                told[:] = self._tell_lost(change)
             return answer
 
         if reads.ordered is not None:
@@ -148,6 +149,9 @@ class KafkaState(KafkaLog):
                         absent.add(pos)
                     else:
                         fetched[pos] = row
+        if told:
+            with self._remembering:
+                self._lost = [(s.lo, s.hi) for s in subtract([Span(*each) for each in self._lost], told)]
         if calls:
             self._relay_now(to)
         return answer
@@ -225,7 +229,7 @@ class KafkaState(KafkaLog):
         """Send the calls of runs that were just settled. What cannot be sent yet waits for a beat."""
         try:
             self.outbox.relay(to)
-        except (AppendUnknown, EngineUnavailable, EngineError) as error:
+        except RespoolError as error:  # the settlement stands, whatever it is
             log.warning("calls of runs wait in the state until they can be sent: %s", error)
 
     # K1
@@ -241,15 +245,17 @@ class KafkaState(KafkaLog):
             with self._remembering:
                 self._lost += [(span.lo, span.hi) for span in lost]
 
-    def _tell_lost(self, change: Change) -> None:
-        """Say of what was trimmed before it was run that it is lost: it must not read as done (H9, K1)."""
+    def _tell_lost(self, change: Change) -> list[tuple[int, int]]:
+        """Say of what was trimmed before it was run that it is lost: it must not read as done (H9, K1).
+
+        Returns: of what that is said, once it is written.
+        """
         with self._remembering:
             lost = merge(self._lost)
             told = [(e.lo, e.hi) for e in change.journal if e.how == "done"]
             here = intersect([Span(lo, hi) for lo, hi in lost], told)
-            if not here:
-                return
-            self._lost = [(s.lo, s.hi) for s in subtract([Span(*each) for each in lost], told)]
+        if not here:
+            return []
         entries: list[JournalEntry] = []
         for entry in change.journal:
             gone = intersect(here, [(entry.lo, entry.hi)]) if entry.how == "done" else []
@@ -258,6 +264,7 @@ class KafkaState(KafkaLog):
             entries += [entry._replace(lo=s.lo, hi=s.hi, how="trimmed", note=TRIMMED) for s in gone]
         change.journal[:] = entries
         change.count(LOST, count(here))
+        return told
 
     def _look_at_topics(self, logs: Sequence[int]) -> None:
         """Now and then see whether topics are those that they were: a claim is no look at a name (K3)."""

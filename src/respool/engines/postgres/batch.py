@@ -81,6 +81,11 @@ class Reply:
         return self._result
 
     @property
+    def done(self) -> bool:
+        """Whether it is known to have succeeded; what fails behind it in a batch does not undo a commit."""
+        return self._result is not None and self._result.status in _OK
+
+    @property
     def rowcount(self) -> int:
         """How many rows were given, or changed."""
         result = self._answer()
@@ -202,7 +207,9 @@ class Batch:
                     self._prepared.discard(asked)
                 if result.status not in _OK and failed is None:
                     failed = result
-            self._next()  # of the sync itself
+            while (result := self._next()) is None or result.status != pq.ExecStatus.PIPELINE_SYNC:
+                if result is not None and failed is None:  # of an implicit commit
+                    failed = result
         except BaseException:
             self._asked.clear()
             self._pg.finish()  # nobody can tell what was answered

@@ -51,6 +51,7 @@ RING_ONE = (
     f"FROM generate_series(0, {FLAGS - 1}) AS flag "
     "WHERE NOT pg_try_advisory_xact_lock_shared(%s, flag) LIMIT 1"
 ).encode()
+DOWN = "a flag is down"
 FOR = " for "  # in what is said, before the number of a flag
 
 
@@ -260,6 +261,8 @@ class PostgresSleeper:
         now = False
         for notify in db.notifies(timeout=0):
             said, _, flag = notify.payload.partition(FOR)
+            if said == DOWN and self.kind == _WORKERS and self._flag is None and self._aside is None:
+                self._aside = time.monotonic() + ASIDE
             if self.concerns(said):
                 if not flag or flag == str(self._flag):
                     now = True
@@ -274,6 +277,8 @@ class PostgresSleeper:
             return
         try:
             self._db.execute("SELECT pg_advisory_unlock(%s, %s)", (self.kind, flag))
+            if self.kind == _WORKERS:  # who found no flag free is to raise this one, or nobody would ring
+                self._db.execute("SELECT pg_notify(%s, %s)", (self._bells.channel, DOWN))
         except psycopg.Error:
             self._lose()
 

@@ -58,12 +58,14 @@ class Connection:
         self.sql = statements(options.schema)
         self._role, self._kind = role, kind or Bounded
         self._db: Bounded | None = None
+        self.made = 0  # how often it was opened
 
     def opened(self) -> Bounded:
         """Return the connection, made where there is none that works. The lock must be held."""
         db = self._db
         if db is None or db.closed:
             db = self._db = connect(self.options, self._role, self._kind)
+            self.made += 1
         return db
 
     @contextmanager

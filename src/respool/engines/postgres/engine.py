@@ -92,6 +92,11 @@ class PostgresEngine(
         return Connection(self.options, "run", RunsOwn)
 
     @property
+    def breaks(self) -> int:
+        """How often a connection was opened: a server that was away has ended them all."""
+        return sum(connection.made for connection in list(self._connections.values()))
+
+    @property
     def run_folder(self) -> Path:
         """A folder on this machine for what its workers share with their children."""
         store = hashlib.blake2b(self.target.encode(), digest_size=8).hexdigest()

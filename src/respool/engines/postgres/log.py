@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import psycopg
 from psycopg import errors as pg
 
 from ...delivery.model import Change, NewCall
@@ -59,12 +60,10 @@ class PostgresLog(Part):
 
         def run(db: Bounded) -> None:
             try:
-                with db.batch as batch:
-                    batch.execute(self._sql["append_run"], bound, binary=True)
-                    batch.sync()
-                    self.ring_log(batch, log, everyone=len(bodies) > 1)
+                db.batch.run(self._sql["append_run"], bound, binary=True)
             except pg.UniqueViolation:
                 return  # by another connection, between the look and the append
+            self._rung(db, log, len(bodies))
 
         self._appending(log, run)
 
@@ -120,17 +119,24 @@ class PostgresLog(Part):
         def run(db: Bounded) -> list[Conflict]:
             with db.batch as batch:
                 conflicts = insert(batch, self._sql, self._sequence, rows, start, fence)
-                batch.sync()
-                self.ring_log(batch, rows[0].log, everyone=len(rows) > 1)
+            self._rung(db, rows[0].log, len(rows))
             return conflicts
 
         def run_at_once(db: Bounded) -> list[Conflict]:
             with db.transaction():
                 conflicts = insert(db, self._sql, self._sequence, rows, start, fence)
-            self.ring_log(db, rows[0].log, everyone=len(rows) > 1)
+            self._rung(db, rows[0].log, len(rows))
             return conflicts
 
         return run_at_once if fence is not None or offloaded(rows) else run
+
+    def _rung(self, db: Bounded, log: int, records: int) -> None:
+        """Ring for what was appended, and is committed: a hint, so an error is no error of the append."""
+        try:
+            with db.batch as batch:
+                self.ring_log(batch, log, everyone=records > 1)
+        except psycopg.Error:
+            return  # who sleeps finds out by looking
 
     def _appending(self, log: int, run: Any) -> Any:
         """Run an append; where the log's next partition is missing, make it first."""
@@ -158,6 +164,10 @@ class PostgresLog(Part):
             asked = [batch.execute(self._sql["rows"], span[:2], binary=True) for span in claimed[0]]
             self._ahead = list(claimed[0]), asked
 
+    def forget_ahead(self) -> None:
+        """Forget what came along: it may not have."""
+        self._ahead = None
+
     def rows(self, spans: Iterable[Span]) -> list[Row]:
         """Return the records that exist in the spans, in the spans' order."""
         wanted = list(spans)
@@ -175,7 +185,8 @@ class PostgresLog(Part):
             return [row for reply in replies for row in reply.fetchall()]
 
         if ahead is not None and ahead[0] == wanted:
-            found: list[Any] = [row for reply in ahead[1] for row in reply.fetchall()]
+            replies = ahead[1]  # loaded under the connection's lock, as all that it has read
+            found: list[Any] = self._state.read(lambda db: [row for r in replies for row in r.fetchall()])
         else:
             found = self._state.read(run)
         if len(found) < count(wanted):

@@ -26,7 +26,7 @@ from ...errors import AppendUnknown, EngineUnavailable, LogMoved
 from ..base import Conflict, Reads
 from ..columns import by_log, lease_row
 from . import gaps
-from .batch import Batch, Executes
+from .batch import Batch, Executes, Reply
 from .change import write_change
 from .connection import Bounded, Lost, one
 from .gaps import GapsFound
@@ -57,6 +57,7 @@ class PostgresState(PostgresLooks, PostgresLimits):
 
     _sequence: Callable[[int], str]
     add_partitions: Callable[..., None]
+    forget_ahead: Callable[[], None]
     read_ahead: Callable[[Batch, Reads, Change], None]
     ring_done: Callable[[Executes, Sequence[tuple[int, int]]], Any]
     note_rung: Callable[[int], None]
@@ -78,7 +79,7 @@ class PostgresState(PostgresLooks, PostgresLimits):
 
     def _transact(self, reads: Reads, decide: Callable[[View, Change], T], synced: bool) -> T:
         connection = self._writer if synced else self._state
-        committing = False
+        commit: Reply | None = None
         try:
             with connection.using() as db, db.batch as batch:
                 view, found = self._begin(batch, reads, synced)
@@ -91,8 +92,7 @@ class PostgresState(PostgresLooks, PostgresLimits):
                 settled = [(entry.lo, entry.hi) for entry in change.journal]
                 gaps.write(batch, self._sql, reads.group, found)
                 write_change(batch, self._sql, reads.group, change)
-                committing = True
-                batch.execute(b"COMMIT")
+                commit = batch.execute(b"COMMIT")  # all behind it are hints
                 if reads.due:
                     self.read_ahead(batch, reads, change)
                 if settled:
@@ -101,11 +101,15 @@ class PostgresState(PostgresLooks, PostgresLimits):
                 self.note_rung(rung.rowcount)
         except Lost as lost:
             where = self.options.shown
-            if committing:
+            if commit is None:
+                raise EngineUnavailable(f"{where}: {lost}; nothing was written") from lost
+            if not commit.done:
                 raise AppendUnknown(f"{where}: {lost}; it is not known whether it was written") from lost
-            raise EngineUnavailable(f"{where}: {lost}; nothing was written") from lost
+            self.forget_ahead()
         except psycopg.Error as error:
-            raise connection.translated(error) from error
+            if commit is None or not commit.done:
+                raise connection.translated(error) from error
+            self.forget_ahead()
         if change.cursors or change.unparked:
             self.note_claim()
         return answer
@@ -125,19 +129,22 @@ class PostgresState(PostgresLooks, PostgresLimits):
         if change.calls:
             raise _Otherwise
         settled = [(entry.lo, entry.hi) for entry in change.journal]
+        commit: Reply | None = None
         try:
             with connection.using() as db, db.batch as batch:
                 self._lock(batch, reads, synced)
                 id, group, owner, _, spans, *_ = lease_row(reads.group, known)
                 batch.execute(self._sql["lease_is"], (id, group, owner, spans))
                 write_change(batch, self._sql, reads.group, change)
-                batch.execute(b"COMMIT")
+                commit = batch.execute(b"COMMIT")
                 rung = self.ring_done(batch, settled) if settled else None
             if rung is not None:
                 self.note_rung(rung.rowcount)
-        except (pg.DivisionByZero, Lost) as error:
-            raise _Otherwise from error
-        except psycopg.Error as error:
+        except (psycopg.Error, Lost) as error:
+            if commit is not None and commit.done:
+                return answer
+            if isinstance(error, pg.DivisionByZero | Lost):
+                raise _Otherwise from error
             raise connection.translated(error) from error
         return answer
 

@@ -165,6 +165,11 @@ class SQLiteEngine(
         """Return a sleeper that is woken when one of these logs has grown."""
         return self.bell.sleeper(Kind.WORKER, mask_of(logs), service, wake_fds)
 
+    @property
+    def breaks(self) -> int:
+        """Always 0: nothing is lost but with the machine, and all that ran on it."""
+        return 0
+
     def usable(self) -> bool:
         """Say whether this process opened the engine: nothing is used across fork (S2)."""
         return self._pid == os.getpid()
