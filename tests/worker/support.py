@@ -305,10 +305,24 @@ class Place:
         return self.idle_in("default", name)
 
     def idle_in(self, queue: str, name: str = "main") -> bool:
-        """Say whether nothing is pending, taken, given back or due in a queue."""
+        """Say whether nothing is pending, taken, given back or due in a queue, nor on its way there."""
+        return all(
+            self._rests(name, queue) and not self._on_its_way()
+            for _ in range(2)  # what runs may send more
+        )
+
+    def _rests(self, name: str, queue: str) -> bool:
         counts = self.counts(name, queue)
         waits = {reason: number for reason, number in counts.parked.items() if reason != "dead"}
         return not (counts.pending or counts.leased or counts.returned or waits)
+
+    def _on_its_way(self) -> bool:
+        """Say whether calls of runs are kept in the state, to be sent to Kafka."""
+        engine: Any = self.app.engine
+        if engine.capabilities.one_transaction:
+            return False
+        kept = [engine.inner.counts(box.group) for box in engine.outbox.boxes]
+        return any(counts.pending or counts.leased or counts.returned for counts in kept)
 
     def check(self) -> None:
         """Fail unless every record is in one place (P2) and log and state are whole."""

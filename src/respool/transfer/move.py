@@ -75,6 +75,7 @@ def transfer(
     assert source_mark is not None
     if source_mark.phase == "closed":
         if not mark.names:
+            _see_blank(target, made.replaced)
             _discard(target, made.replaced)
         copy = Copy(source, target, mark, made.records, stores, tell)
         copy.run()
@@ -106,14 +107,18 @@ def _begin(source: Engine, target: Engine, made: Plan) -> Mark:
     return mark
 
 
-def _discard(target: Engine, streams: Iterable[Stream]) -> None:
-    """Make room on the target: see once more that nobody has used meanwhile what gives way."""
+def _see_blank(target: Engine, streams: Iterable[Stream]) -> None:
+    """See once more that what gives way on the target was not used while the source was being closed."""
     for stream in streams:
         if not is_blank(target, stream):
             raise ConfigError(
                 f"{target.shown}: {stream.kind} {stream.name} was used while the source was being closed; "
                 "nothing was moved. Stop what writes there, and give the transfer up with --undo"
             )
+
+
+def _discard(target: Engine, streams: Iterable[Stream]) -> None:
+    for stream in streams:
         while target.discard(stream, DISCARDED):
             pass
 
