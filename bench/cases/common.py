@@ -27,7 +27,7 @@ class Sizes:
     idle_seconds: float = 10.0
     starts: int = 7
     backlog: int = 1_000_000
-    urgent: int = 60
+    urgent: int = 40
     dead: int = 100_000
     records: int = 10_000_000
     peer_n: int = 5_000
