@@ -138,6 +138,8 @@ def rows_of_again(sizes: Sizes) -> list[Row]:
     return [
         Row(f"priority 9 behind {sizes.backlog:,} calls: starts after, p50", "priority.p50_ms", ms),
         Row("  worst", "priority.worst_ms", ms, 100, at_most=True),
+        Row(f"due among {sizes.backlog:,} scheduled: starts after its time, p50", "scheduled.p50_ms", ms),
+        Row("  worst", "scheduled.worst_ms", ms, 50, at_most=True),
         Row(f"redrive of {sizes.dead:,} dead letters: seconds", "redrive.seconds", seconds, 5, at_most=True),
         Row("  counted by cause", "redrive.by_error_seconds", seconds),
         Row(f"replay of {sizes.drain:,} calls", "replay.rate", rate),

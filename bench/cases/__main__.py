@@ -29,6 +29,7 @@ CASES: dict[str, Callable[[Path, Sizes], dict[str, Any]]] = {
         appending.crowd,
         waiting.get,
         waiting.priority,
+        waiting.scheduled,
         waiting.idle,
         starting.startup,
         again.redrive,

@@ -12,6 +12,9 @@ from bench.peers import common
 MB = 1 << 20
 
 
+SCHEDULING = 240.0  # seconds that putting a million calls by may take
+
+
 def get(folder: Path, sizes: Sizes) -> dict[str, float]:
     """`delay().get()`, synced, one after the other."""
     marks = use(folder)
@@ -54,6 +57,37 @@ def priority(folder: Path, sizes: Sizes) -> dict[str, float]:
         "worst_ms": max(waits),
         "left": left,
     }
+
+
+def scheduled(folder: Path, sizes: Sizes) -> dict[str, float]:
+    """Calls that are due soon, among others that are due in an hour: from the due time to the start."""
+    use(folder)
+    from bench.apps.noop import app, begun, mark
+
+    from respool.record import Meta, new_head
+
+    mark.delay(0)  # makes the queue
+    now = time.time()
+    (log,) = app.stream_of("queue", "default").logs
+    body, meta = b"\x92\x91\x01\x80", Meta(due=now + 3600).packed()  # as apply_async(countdown=3600) would
+    for _ in range(sizes.backlog // 10_000):
+        app.engine.append_run(log, "mark", [body] * 10_000, meta, new_head(now), now)
+    late = []
+    with worker(folder) as running:
+        queue = next(group for group in app.groups() if group.name == "main")
+        until = time.monotonic() + SCHEDULING
+        while app.engine.counts(queue).parked.get("scheduled", 0) < sizes.backlog:
+            running.check()
+            if time.monotonic() > until:
+                running.fail(f"not all calls were put by within {SCHEDULING:g} s")
+            time.sleep(0.2)
+        for i in range(common.WARM_UP + sizes.urgent):
+            due = time.monotonic() + 0.1
+            started = begun.apply_async(countdown=0.1).get(timeout=common.READY)
+            if i >= common.WARM_UP:
+                late.append((started - due) * 1e3)
+    app.close()
+    return {"p50_ms": common.percentile(late, 50), "worst_ms": max(late)}
 
 
 def idle(folder: Path, sizes: Sizes) -> dict[str, float]:

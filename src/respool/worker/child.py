@@ -154,7 +154,7 @@ class Child:
             rung = False
             if limit is not None and executor.done >= limit:
                 return EXIT_RECYCLED
-            if not worked and not executor.stopping:
+            if (not worked or executor.exhausted) and not executor.stopping:
                 self.busy(False)
                 poll = app.settings["poll_interval"]
                 rung = idle(app.engine, executor.services, sleeper, poll, patient=True)

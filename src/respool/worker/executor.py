@@ -77,6 +77,7 @@ class Executor:
         self.done = 0
         self.limit: int | None = None  # records to run in all
         self.patient = True  # batches wait for more records
+        self.exhausted = False  # the only service has just been asked for more, and had none
         self.rows: list[Row] = []
         self._forked = False
         self.skip: frozenset[int] = frozenset()
@@ -129,6 +130,7 @@ class Executor:
             self._give_back_what_came_back()
         sure = rung and len(self.services) == 1
         worked, before, self._awaited = False, self.done, False
+        self.exhausted = False
         for service in self.services:
             if self.stopping:
                 break
@@ -190,6 +192,7 @@ class Executor:
             self.host.between_leases()
             go_on = not self.stopping and time.monotonic() < until
             lease = self.exchange.next(service, settlement, claim_next=go_on)
+        self.exhausted = go_on and len(self.services) == 1
         return True
 
     # Transactions

@@ -175,6 +175,8 @@ def idle(
         until = time.monotonic() + wait
         if sleeper.sleep(wait):
             return True
+        if patient and getattr(sleeper, "stood_aside", False):
+            continue
         if paced or not patient or time.monotonic() < until:
             return False
 

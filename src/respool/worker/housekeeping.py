@@ -15,7 +15,8 @@ from .retaining import Retainer
 from .sweeping import Sweeper
 
 HOUSEKEEPING = 5.0  # seconds between two rounds of housekeeping, unless there was more to do than …
-IDLE_HOUSEKEEPING = 60.0  # seconds, where nothing was written meanwhile
+QUIET_HOUSEKEEPING = 10.0  # seconds, where nothing was written meanwhile
+IDLE_HOUSEKEEPING = 60.0  # seconds, where each look is a round trip, too
 HOUSEKEEPING_SHARE = 0.1  # … a round may take
 ABANDONED = 60.0  # seconds after which a seek that is not over is finished by a worker
 SWEPT_AFTER = 60.0  # seconds that a bucket was not used, and is full
@@ -45,7 +46,8 @@ class House:
         """
         now, can = time.monotonic(), self._engine.capabilities
         rests = can.many_hosts and not worked  # each look is a round trip
-        self._wait = IDLE_HOUSEKEEPING if rests else HOUSEKEEPING
+        quiet = HOUSEKEEPING if worked else QUIET_HOUSEKEEPING
+        self._wait = IDLE_HOUSEKEEPING if rests else quiet
         self._next = min(self._next, now + self._wait)
         if not rests or now >= self._next or not can.one_transaction:  # who relays calls may have died (K4)
             self._engine.tidy()

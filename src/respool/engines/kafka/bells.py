@@ -23,6 +23,11 @@ class KafkaSleeper:
         """Whether few looks of its own are enough."""
         return not self._unheard and bool(getattr(self._inner, "hears", False))
 
+    @property
+    def stood_aside(self) -> bool:
+        """Whether the last sleep ended since somebody else was rung for."""
+        return bool(getattr(self._inner, "stood_aside", False))
+
     def prepare(self) -> None:
         """Listen from now on, and ask the brokers for nothing where nothing was read for a while."""
         self._reader.rest()

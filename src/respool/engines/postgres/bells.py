@@ -136,7 +136,7 @@ class PostgresBells(Part):
         if self._claims == BUSY:
             for sleeper in list(self._sleepers):
                 if sleeper.kind == _WORKERS:
-                    sleeper.cancel()
+                    sleeper.lower()
 
     @contextmanager
     def waiter(self, pos: int | None) -> Iterator[PostgresSleeper]:
@@ -196,6 +196,7 @@ class PostgresSleeper:
         self._db: Db | None = None
         self._flag: int | None = None
         self._fresh = False  # the flag has just been raised, or none was found free for the first time
+        self.stood_aside = False  # the last sleep ended since somebody else was rung for
         self._aside: float | None = None  # until when another is given the time to take what was rung for
         self._flagless = False
         self._silent_until = 0.0
@@ -220,6 +221,7 @@ class PostgresSleeper:
 
     def sleep(self, timeout: float) -> bool:
         """Wait for a ring, at most so long. A waiter's flag is down afterwards, a worker's stays up."""
+        self.stood_aside = False
         if self._fresh:
             timeout, self._fresh = min(timeout, FIRST_SLEEP), False
         try:
@@ -240,7 +242,10 @@ class PostgresSleeper:
                 readable = self._wait(db, left)
                 if db is not None and db.fileno() in readable and time.monotonic() < deadline:
                     continue
-                return db is not None and db.fileno() in readable and self._heard(db)
+                if db is not None and db.fileno() in readable and self._heard(db):
+                    return True
+                self.stood_aside = self._aside is not None and not readable
+                return False
             except psycopg.Error:
                 self._lose()
                 return False  # who cannot hear should look, and listen anew
@@ -271,6 +276,11 @@ class PostgresSleeper:
         return now
 
     def cancel(self) -> None:
+        """Take a waiter's flag down; a worker's comes down when it is busy."""
+        if self.kind == _WAITERS:
+            self.lower()
+
+    def lower(self) -> None:
         """Take the flag down: who appends need not notify any more."""
         flag, self._flag = self._flag, None
         if flag is None or self._db is None:
