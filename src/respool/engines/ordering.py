@@ -72,7 +72,7 @@ def read_order(
 
     Parameters:
         view: with positions and all of the group's leases. due: logs in which something may be due.
-        at_once: partitions that are read together, where each reading is a round trip.
+        at_once: partitions that are read together at most, where each reading is a round trip.
         elsewhere: knows the records, where they are not in this store.
     """
     if elsewhere is not None:
@@ -89,8 +89,9 @@ def read_order(
     offered = {parked.pos >> 40 for parked in view.due}  # of tasks that nobody knew so far
     logs = choose(view, due | offered, settled, who)
     stopped = any(lease.child == LIMITED for lease in order.leases)
-    for start in range(0, len(logs), at_once):
-        some = logs[start : start + at_once]
+    while logs:
+        some = logs[: _filling([at for at, _ in logs[:at_once]], who.want)]
+        logs = logs[len(some) :]
         plain = not few and not stopped and not any(shared for _, shared in some)
         limit = who.want if plain else who.want + who.room
         order.ahead.update((elsewhere or source).ahead(view, [at for at, _ in some], limit))
@@ -104,6 +105,16 @@ def read_order(
             order.blocked.update((at.log, source.blocked(at.log, who.room)) for at, _ in some)
         if enough(view, settled, who.want):
             return
+
+
+def _filling(positions: Sequence[Position], want: int) -> int:
+    """Return how many of these partitions, the first of them, seem to hold a lease's worth of records."""
+    there = 0
+    for n, at in enumerate(positions, 1):
+        there += at.end - at.cursor
+        if there >= want:
+            return n
+    return len(positions)
 
 
 def _enter(order: Ordering, parked: Iterable[Parked]) -> None:
