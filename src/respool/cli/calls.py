@@ -110,5 +110,5 @@ def command(
 
 def _empty(*filters: Any) -> str:
     if any(each is not None for each in filters):
-        return "No calls match. Without --state, --task, --since and --until all are listed: respool calls"
+        return "No calls match these options. All are listed by: respool calls"
     return "No calls yet. Send one: respool -A … call TASK ARGS"

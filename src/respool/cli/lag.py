@@ -72,7 +72,7 @@ def command(queue: str | None, group: str | None, as_json: bool) -> None:
         waits = sum(data[name] for name in ("pending", "returned", "due", "scheduled", "retry", "limited"))
         if waits and not data["workers"]:
             note(f"{served}: no worker serves it; {how_to_serve(stream, each, target.app)}")
-        if len(data["lanes"]) > 1:
+        if len(data["lanes"]) > 1 and any(data["lanes"].values()):
             lanes = ", ".join(f"{priority}: {number:,}" for priority, number in data["lanes"].items())
             note(f"{served}: pending by priority: {lanes}")
         for name, gauge in gauges(each.settings).items():

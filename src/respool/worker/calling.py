@@ -252,7 +252,9 @@ class Caller:
         verdict.calls, verdict.dropped, verdict.progressed = self.run.end()
         if verdict.reason == "dead":
             id = id_text(public_id(self.run.record.id))
-            log.error("task %s is a dead letter: %s; see: respool show %s", row[1], verdict.note, id)
+            service = self.run.service
+            what = f"task {row[1]}" if row[1] else f"an event, in group {service.group.name},"
+            log.error("%s is a dead letter: %s; see: respool show %s", what, verdict.note, id)
         return verdict
 
     def large_result(self, runner: Runner, row: Row, span: Span, encoded: bytes) -> Verdict:

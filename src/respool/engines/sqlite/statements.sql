@@ -119,7 +119,7 @@ SELECT log, cursor,
        ifnull((SELECT max(pos) FROM record WHERE pos BETWEEN log << 40 AND (log << 40) + 1099511627775) + 1, cursor),
        stop, priority,
        EXISTS (SELECT 1 FROM lease WHERE grp = ?1 AND ifnull(owner, 0) = 0),
-       EXISTS (SELECT 1 FROM parked WHERE grp = ?1 AND pos >> 40 = log AND due <= ?2),
+       EXISTS (SELECT 1 FROM parked WHERE grp = ?1 AND pos >> 40 = +log AND due <= ?2),
        EXISTS (SELECT 1 FROM parked INDEXED BY parked_reason WHERE grp = ?1 AND reason = 'unknown' AND due IS NULL),
        (SELECT settings FROM grp WHERE id = ?1)
 FROM position WHERE grp = ?1;
@@ -258,7 +258,7 @@ SELECT count(*) FROM parked WHERE grp = ?1 AND pos >= ?2 AND pos < ?3 AND reason
 -- name: next_due
 -- Or when a lease has waited long enough for more (owner 0: see delivery.model.WAITING).
 SELECT min(due) FROM (
-    SELECT min((SELECT due FROM parked WHERE grp = ?1 AND pos >> 40 = log AND due > ?2 ORDER BY due LIMIT 1)) AS due
+    SELECT min((SELECT due FROM parked WHERE grp = ?1 AND pos >> 40 = +log AND due > ?2 ORDER BY due LIMIT 1)) AS due
     FROM position WHERE grp = ?1
     UNION ALL SELECT since FROM lease WHERE grp = ?1 AND owner = 0 AND since > ?2);
 
@@ -478,7 +478,7 @@ SELECT settings <> '{}' AND (json_extract(settings, '$.paused') IS NOT NULL
 
 -- name: has_work
 SELECT EXISTS (SELECT 1 FROM position WHERE grp = ?1 AND EXISTS (
-        SELECT 1 FROM parked WHERE grp = ?1 AND pos >> 40 = log AND due <= ?2))
+        SELECT 1 FROM parked WHERE grp = ?1 AND pos >> 40 = +log AND due <= ?2))
     OR EXISTS (SELECT 1 FROM waiting WHERE grp = ?1 AND next <= ?2)
     OR EXISTS (SELECT 1 FROM lease WHERE grp = ?1 AND (owner IS NULL OR (owner = 0 AND since <= ?2)))
     OR EXISTS (SELECT 1 FROM parked INDEXED BY parked_reason WHERE grp = ?1 AND reason = 'unknown' AND due IS NULL
