@@ -266,6 +266,10 @@ class App:
             )
         task: Task[Any, Any] = Task(self, fn, name, checked, event=True)
         self.subscriptions[group] = Subscription(stream, task, group, start, ordered=ordered)
+        opened = self._opened
+        if opened is not None and opened.engine.usable():  # else it is made when the log is opened
+            self.stream_of("stream", stream.name)
+            opened.create_subscriptions(opened.engine.groups())
         return task
 
     # The log

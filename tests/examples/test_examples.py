@@ -11,6 +11,13 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SAYS = {
+    "event_fan_out": (
+        "packed: [0, 1, 2, 3, 4, 5]; mailed: [0, 1, 2, 3, 4, 5]",
+        "order 2 was mailed at the third try: True; it was packed meanwhile: True",
+        "a reader that came later has seen all: {'anna': 60, 'bert': 90}",
+        "nobody packed or mailed anything twice: True",
+        "the events are still there: 6, the last of them [4, 5]",
+    ),
     "per_user_order": (
         "anna: [0, 1, 2, 3]",
         "bert: [0, 1, 2, 3]",

@@ -197,3 +197,19 @@ def test_a_log_deleted_just_before_a_child_opens_it_is_noticed(
     assert b"was deleted or replaced while in use" in theirs.recv(10_000)
     ours.close()
     theirs.close()
+
+
+def test_a_subscription_declared_after_the_log_was_opened(app: App) -> None:
+    """Of a stream that is there, and of one that is new: it is served like any other."""
+    known = app.stream("known")
+    known.publish({"n": 1})
+    seen: list[int] = []
+    for stream in (known, app.stream("new")):
+
+        @stream.subscribe(group=f"of {stream.name}", start="earliest")
+        def see(event: dict[str, int]) -> None:
+            seen.append(event["n"])
+
+    app.stream_handles["new"].publish({"n": 2})
+    work(app)
+    assert sorted(seen) == [1, 2]
