@@ -17,6 +17,7 @@ from .retention import UNSET
 FRESH = 0.25  # seconds that a look at a queue is good for …
 SHARE = 16  # … and of the room that it found, this part: others send meanwhile too
 MOST = 1_000_000  # records over their limits that are counted
+LOOKS = 4  # at most, until what is pending and what is leased are of one moment
 AGAIN = 5.0  # seconds after which the terms are read again
 STORED = "max_pending"  # their name among the settings of a queue's `main`
 ANY = 1 << 62  # calls: no bound
@@ -68,19 +69,27 @@ def store_terms(engine: Engine, group: Group, terms: Terms | None) -> None:
     engine.transact(Reads(group.id), decide, synced=True)
 
 
-def lag(engine: Engine, group: Group) -> int:
+def lag(engine: Engine, group: Group, *, exact: bool = True) -> int:
     """Return how many records of a group are to be done as soon as may be.
 
     What runs counts, what is given back, and what is over a limit or stopped; not what is scheduled, to be
     retried, or dead.
+
+    Parameters:
+        exact: look again where something was claimed between two looks; else it is counted twice.
     """
+    positions = engine.positions(group)
+    leased = sum(count(lease.spans) for lease in engine.leases(group))
+    for _ in range(LOOKS if exact else 0):
+        before, positions = positions, engine.positions(group)
+        if [at.cursor for at in before] == [at.cursor for at in positions]:
+            break
+        leased = sum(count(lease.spans) for lease in engine.leases(group))
     pending = 0
-    for at in engine.positions(group):
+    for at in positions:
         end = at.end if at.stop is None else min(at.end, at.stop)
         pending += max(end - at.cursor, 0)
-    return (
-        pending + sum(count(lease.spans) for lease in engine.leases(group)) + engine.limited(group.id, MOST)
-    )
+    return pending + leased + engine.limited(group.id, MOST)
 
 
 class Gate:
@@ -153,7 +162,7 @@ class Gate:
     def _look(self, engine: Engine, group: Group, calls: int) -> bool:
         """Look how full the queue is. More calls than fit in at all go in when it is empty."""
         self._read_again(engine, group)
-        room = self.terms.most - lag(engine, group)
+        room = self.terms.most - lag(engine, group, exact=False)
         if room < min(calls, self.terms.most):
             return False
         with self._lock:

@@ -289,9 +289,9 @@ class Supervisor:
         if self.options.grace is not None:
             self._deadline_to_kill = time.monotonic() + self.options.grace
         self._replacements.clear()
-        self._beat()  # says that we are draining: nobody is blamed for what follows (H6)
         for child in self.children.values():
             child.stop()
+        self._beat()  # says that we are draining: nobody is blamed for what follows (H6)
 
     def _nothing_left(self) -> bool:
         ready = all(child.ready and not child.busy for child in self.children.values())
