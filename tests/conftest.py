@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 _SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much]  # a machine's steps are slow beside a function's
 
 settings.register_profile(
-    "dev", max_examples=75, stateful_step_count=80, deadline=None, suppress_health_check=_SLOW
+    "dev", max_examples=50, stateful_step_count=80, deadline=None, suppress_health_check=_SLOW
 )
 settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, print_blob=True)
 settings.register_profile(
