@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -149,14 +148,14 @@ class Sender(threading.Thread):
                 self.refused += 1
 
 
-def go_through(place: Place, disturb: Callable[[], None]) -> Sender:
+def go_through(place: Place, disturb: Callable[[Sender], None]) -> Sender:
     """Send and run calls while brokers are away; every one that was sent is run, and once."""
     module = place.module(CODE, append_timeout=2.0, beat=0.2)
     sender = Sender(module)
     place.worker(2)
     sender.start()
     eventually(lambda: len(place.runs("mark")) > 20, "calls are run")
-    disturb()
+    disturb(sender)
     before = sender.sent
     eventually(lambda: sender.sent > before + 20 or sender.error, "calls are sent again", 60)
     sender.stop.set()
@@ -171,9 +170,9 @@ def go_through(place: Place, disturb: Callable[[], None]) -> Sender:
 def test_a_broker_killed_and_started_again(tmp_path: Path, session_database: str) -> None:
     with KafkaServer() as server, placed(tmp_path, server.url(), session_database) as place:
 
-        def disturb() -> None:
+        def disturb(sender: Sender) -> None:
             server.kill()
-            time.sleep(3)  # longer than an append may take: what is sent meanwhile is an error
+            eventually(lambda: sender.unknown + sender.refused > 0, "what is sent meanwhile is an error")
             server.start()
 
         sender = go_through(place, disturb)
@@ -184,7 +183,7 @@ def test_one_of_three_brokers_killed(tmp_path: Path, session_database: str) -> N
     """acks=all with two replicas in sync: what is acknowledged is on another broker too (P1)."""
     with cluster() as brokers, placed(tmp_path, brokers.url(), session_database) as place:
 
-        def disturb() -> None:
+        def disturb(sender: Sender) -> None:
             engine = place.app.engine
             topic = engine.place(place.app.stream_of("queue", "default").logs[0]).topic
             leader = engine.cluster.admin.list_topics(topic, timeout=10).topics[topic].partitions[0].leader

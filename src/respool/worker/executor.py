@@ -151,8 +151,14 @@ class Executor:
             for group, lease in self.engine.leases_of(self.worker):
                 if lease.child == self.child:
                     ranges = [(span.lo, span.hi) for span in lease.spans]
-                    back = lease.id, self.worker, ranges, self.next_lease()
-                    self.transact(Reads(group, (lease.id,)), partial(_given_back, back))
+                    back = partial(
+                        give_back,
+                        lease_id=lease.id,
+                        owner=self.worker,
+                        ranges=ranges,
+                        new_id=self.next_lease(),
+                    )
+                    self.transact(Reads(group, (lease.id,)), back)
                     log.warning("a lease that was settled came back with the server: its records run again")
         except EngineUnavailable as error:
             log.debug("%s", error)  # who looks for work says so
@@ -452,10 +458,6 @@ class Executor:
             self.host.limited()
             self.host.pause(0.05)
         return True
-
-
-def _given_back(back: tuple[int, int, list[tuple[int, int]], int], view: View, change: Change) -> int:
-    return give_back(view, change, *back)
 
 
 def _ours(rows: Sequence[Row], keys: Mapping[int, int], gone: Collection[int]) -> Sequence[Row]:

@@ -291,9 +291,8 @@ class Outbox:
         def decide(view: View, change: Change) -> Lease | None:
             lease = claim(view, change, request)
             if lease is not None:
-                lease.since = (
-                    request.now + self.patience
-                )  # when we are to be taken for dead: others may wait less
+                # When we are to be taken for dead: others, with a shorter timeout, would wait less.
+                lease.since = request.now + self.patience
             return lease
 
         lease: Lease | None = self._inner.transact(reads, decide)
@@ -330,11 +329,8 @@ class Outbox:
                     sent, refused = self._send_singly(target, some, error, until)
                     found += sent + refused
                     lost += len(refused)
-                except (
-                    ConfigError,
-                    EngineError,
-                ) as error:  # of this topic: what goes elsewhere need not wait
-                    stuck = error
+                except (ConfigError, EngineError) as error:
+                    stuck = error  # of this topic: what goes elsewhere need not wait
             if stuck is not None:
                 raise stuck
         except BaseException:

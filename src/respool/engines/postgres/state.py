@@ -82,7 +82,8 @@ class PostgresState(PostgresLooks, PostgresLimits):
         commit: Reply | None = None
         try:
             with connection.using() as db, db.batch as batch:
-                view, found = self._begin(batch, reads, synced)
+                self._lock(batch, reads, synced)
+                view, found = self.read(batch, reads, batch.sync)
                 change = Change()
                 answer = decide(view, change)
                 decided = {*change.dropped_leases, *(kept.id for kept in change.leases)}
@@ -147,10 +148,6 @@ class PostgresState(PostgresLooks, PostgresLimits):
                 raise _Otherwise from error
             raise connection.translated(error) from error
         return answer
-
-    def _begin(self, batch: Batch, reads: Reads, synced: bool) -> tuple[View, GapsFound]:
-        self._lock(batch, reads, synced)
-        return self.read(batch, reads, batch.sync)
 
     def _lock(self, batch: Batch, reads: Reads, synced: bool) -> None:
         """Begin a transaction, and lock the group."""
