@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,45 +22,47 @@ TOLERANCE = 0.15
 MEASURED = 3  # times that the small backlog is measured; the median counts
 
 
-def test_kills(tmp_path: Path) -> None:
-    until = time.monotonic() + SECONDS
+def rounds_of(one: Callable[[Place, int, Callable[[int], bool]], int], folder: Path, seconds: float) -> str:
+    """Run rounds of kills until the time is up; return how many that were.
+
+    Parameters:
+        one: a round in a place with a seed, until what it is given says of its kills that they are enough.
+    """
+    until = time.monotonic() + seconds
     seed = int(os.environ.get("RESPOOL_SEED", random.randrange(1 << 30)))
     kills = rounds = 0
     while time.monotonic() < until:
-        folder = tmp_path / str(rounds)
-        folder.mkdir()
-        place = Place(folder)
+        (folder / str(rounds)).mkdir()
+        place = Place(folder / str(rounds))
         print(f"seed {seed + rounds}: ", end="", flush=True)
         try:
-            rampage = Rampage(place, seed + rounds)
-            tally = rampage.go(lambda tally: tally.kills >= ROUND_KILLS or time.monotonic() >= until)
-            rampage.verify()
+            kills += one(place, seed + rounds, lambda n: n >= ROUND_KILLS or time.monotonic() >= until)
         finally:
             place.close()
-        kills += tally.kills
         rounds += 1
-    print(f"{kills:,} kills in {rounds} rounds")
+    return f"{kills:,} kills in {rounds} rounds"
+
+
+def test_kills(tmp_path: Path) -> None:
+    def one(place: Place, seed: int, enough: Callable[[int], bool]) -> int:
+        rampage = Rampage(place, seed)
+        tally = rampage.go(lambda tally: enough(tally.kills))
+        rampage.verify()
+        return tally.kills
+
+    print(rounds_of(one, tmp_path, SECONDS))
 
 
 @pytest.mark.parametrize("kind", LOOPS)
 def test_kills_over(kind: str, tmp_path: Path) -> None:
     """Ordered, batched, limited work: rounds of kills, each verified."""
-    until = time.monotonic() + SECONDS / len(LOOPS)
-    seed = int(os.environ.get("RESPOOL_SEED", random.randrange(1 << 30)))
-    kills = rounds = 0
-    while time.monotonic() < until:
-        folder = tmp_path / str(rounds)
-        folder.mkdir()
-        place = Place(folder)
-        print(f"seed {seed + rounds}: ", end="", flush=True)
-        try:
-            loop = LOOPS[kind](place, seed + rounds)
-            loop.go(lambda loop=loop: loop.kills >= ROUND_KILLS or time.monotonic() >= until)  # type: ignore[misc]
-        finally:
-            place.close()
-        kills += loop.kills
-        rounds += 1
-    print(f"{kills:,} kills over {kind} work in {rounds} rounds")
+
+    def one(place: Place, seed: int, enough: Callable[[int], bool]) -> int:
+        loop = LOOPS[kind](place, seed)
+        loop.go(lambda: enough(loop.kills))
+        return loop.kills
+
+    print(f"{kind}: {rounds_of(one, tmp_path, SECONDS / len(LOOPS))}")
 
 
 NOTHING = """
