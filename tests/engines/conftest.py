@@ -5,12 +5,14 @@ A module of tests says in `kit` what it runs on.
 
 from __future__ import annotations
 
+import itertools
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.engines.kits import EngineKit
+from tests.engines.kits import KITS, EngineKit
 from tests.services.fixtures import kafka as kafka
 from tests.services.fixtures import newest_postgres as newest_postgres
 from tests.services.fixtures import pgbouncer as pgbouncer
@@ -64,3 +66,22 @@ def log(queue: Stream) -> int:
 @pytest.fixture
 def main(engine: Engine, queue: Stream) -> Group:
     return next(group for group in engine.groups() if group.stream == queue.id)
+
+
+@pytest.fixture(params=KITS)
+def make_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Engine]]:
+    """Make engines, each on a store of its own: one for each example of a model."""
+    kits: list[EngineKit] = []
+    stores = itertools.count()
+
+    def make() -> Engine:
+        folder = tmp_path / str(next(stores))
+        folder.mkdir()
+        while kits:  # an example that has ended
+            kits.pop().remove()
+        kits.append(KITS[request.param](request, folder, "os"))
+        return kits[-1].open()
+
+    yield make
+    for kit in kits:
+        kit.remove()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +19,6 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from tests.engines.kits import KITS, EngineKit
 
 from respool.delivery.admin import purge
 from respool.delivery.claim import Request, claim
@@ -43,7 +41,6 @@ LIMITS = {
 BUCKETS = {name: bucket(name, "", limit, START) for name, limit in LIMITS.items()}
 NAMES = {one.id: name for name, one in BUCKETS.items()}
 OF = ((), ("task a",), ("task b",), ("task c", "queue q"), ("queue q",))  # by a record's position
-stores = itertools.count()
 picks = st.integers(0, 1000)
 
 
@@ -459,24 +456,6 @@ class LimitsMachine(RuleBasedStateMachine):
         for pos in list(held.positions):
             self.items[held.group][pos].place = "done"
         self.leave(id, list(held.positions), unused=False)
-
-
-@pytest.fixture(params=KITS)
-def make_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Engine]]:
-    """Make engines, each on a store of its own."""
-    kits: list[EngineKit] = []
-
-    def make() -> Engine:
-        folder = tmp_path / str(next(stores))
-        folder.mkdir()
-        while kits:
-            kits.pop().remove()
-        kits.append(KITS[request.param](request, folder, "os"))
-        return kits[-1].open()
-
-    yield make
-    for kit in kits:
-        kit.remove()
 
 
 def test_limits(make_engine: Callable[[], Engine]) -> None:

@@ -6,7 +6,6 @@ import itertools
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -21,7 +20,6 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from tests.engines.kits import KITS, EngineKit
 from tests.engines.model import Entry, GroupModel, Item, LogModel, Offer, positions_of
 
 from respool.delivery.admin import drop, purge, redrive
@@ -45,7 +43,6 @@ pytestmark = pytest.mark.timeout(10 * settings().max_examples)
 
 ALL = 1_000_000
 ROOM = 3  # records of a partition that may be blocked
-stores = itertools.count()
 WORKERS = (1, 2, 3)
 CHILDREN = (0, 1)
 GHOSTS = ("ghost", "phantom")  # tasks that not every worker knows
@@ -1002,24 +999,6 @@ class DeliveryMachine(RuleBasedStateMachine):
 
 def _settling(settlement: Settlement) -> Callable[[View, Change], bool]:
     return lambda view, change: settle(view, change, settlement)
-
-
-@pytest.fixture(params=KITS)
-def make_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Engine]]:
-    """Make engines, each on a store of its own."""
-    kits: list[EngineKit] = []
-
-    def make() -> Engine:
-        folder = tmp_path / str(next(stores))
-        folder.mkdir()
-        while kits:  # an example that has ended
-            kits.pop().remove()
-        kits.append(KITS[request.param](request, folder, "os"))
-        return kits[-1].open()
-
-    yield make
-    for kit in kits:
-        kit.remove()
 
 
 @pytest.fixture
