@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from .config import Location, find_url, moment, parse_url, settings, size
 from .declared import (
@@ -21,7 +21,7 @@ from .declared import (
     stream_partitions,
     task_name,
 )
-from .engines.base import Engine, Group, Stream
+from .engines.base import Engine, Group, Stream, StreamKind
 from .errors import ConfigError, UnknownName
 from .opened import Opened, open_log
 from .options import TaskOptions, check_limit, limit_of, task_options
@@ -310,7 +310,7 @@ class App:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def stream_of(self, kind: Literal["queue", "stream"], name: str) -> Stream:
+    def stream_of(self, kind: StreamKind, name: str) -> Stream:
         """Return a declared queue or stream as stored, creating it where it is new."""
         opened = self.opened
         stream = opened.streams.get((kind, name))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from .config import SETTINGS
 from .declared import check_task, compare
 from .engines import open_engine
-from .engines.base import Engine, Group, Stream
+from .engines.base import Engine, Group, Stream, StreamKind
 from .errors import ConfigError, EngineError, LogMoved, UnknownName
 from .pressure import Gate, store_terms, terms_of
 from .producer import Producer
@@ -35,7 +35,7 @@ class Opened:
 
     def create_stream(
         self,
-        kind: Literal["queue", "stream"],
+        kind: StreamKind,
         app: str,
         name: str,
         partitions: int,
@@ -48,8 +48,6 @@ class Opened:
             raise ConfigError(
                 f"{kind} {name}: {option}=True is for Kafka; {can.name} shares its log with nobody"
             )
-        if declared.get("ordered"):
-            _refuse_order(self.engine, f"queue {name}")
         settings = {"retention": DEFAULT_AGE, **declared}
         stream = self.engine.create_stream(kind, app, name, partitions, settings)
         usual = {"ordered": False, "partitions": 1} if kind == "queue" else {}
@@ -96,8 +94,6 @@ class Opened:
             self._refuse_name_of_replay(name, groups)
             latest = subscription.start == "latest"
             bounds = [(log, end if latest else first, None) for log, first, end in engine.bounds(stream)]
-            if ordered:
-                _refuse_order(engine, f"subscription {name}")
             settings = {"ordered": True} if ordered else {}
             engine.create_group(stream, app.name, name, "subscription", settings, bounds)
 
@@ -158,11 +154,3 @@ def open_log(app: App) -> Opened:
         engine.close()
         raise
     return opened
-
-
-def _refuse_order(engine: Engine, what: str) -> None:
-    """Raise ConfigError where the engine cannot keep the order of keys."""
-    if not engine.capabilities.orders:
-        raise ConfigError(
-            f"{what}: {engine.capabilities.name} does not keep the order of keys: no ordered=True"
-        )

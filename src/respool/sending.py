@@ -93,11 +93,6 @@ class Sender:
         """Append one call unless there is one like it; at once, also within a run (H16)."""
         app = self._app
         engine = app.engine
-        if not engine.capabilities.unique:
-            raise ConfigError(
-                f"task {rule.task}: {engine.capabilities.name} has no unique calls; give each a task_id "
-                "made of what is to be unique, or take another engine"
-            )
         log = self._log_in(app.stream_of("queue", queue), rule.task, meta, body)
         run, outer = self._run(), enlisted(app)
         if run is not None and not run.sends:

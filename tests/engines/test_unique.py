@@ -117,18 +117,6 @@ def test_a_step_is_kept_as_it_was_first(engine: Engine) -> None:
     assert engine.step_done(5, "mail") is None
 
 
-def test_where_it_cannot_be_it_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    with App("shop", url="sqlite:///:memory:") as app:
-
-        @app.task(unique=True)
-        def build(n: int) -> None: ...
-
-        cannot = app.engine.capabilities._replace(unique=False)
-        monkeypatch.setattr(app.engine, "capabilities", cannot)
-        with pytest.raises(ConfigError, match="in memory has no unique calls; give each a task_id"):
-            build.delay(1)
-
-
 # As a user sees it
 
 

@@ -17,13 +17,9 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from .model import LIMITED, Change, Lease, Parked, Position, View
 from .spans import Span, joined
-
-if TYPE_CHECKING:
-    pass
 
 ROOM = 1000  # records of a partition that may be blocked; beyond that its cursor waits, visibly
 KEY_BYTES = 4

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from .things import Group, Registration, Stream, Worker
+from .things import Group, GroupKind, Registration, Stream, StreamKind, Worker
 
 
 class Registry(Protocol):
     """Streams, groups and workers. Numbers rise and are never used again, not even after a removal."""
 
     def create_stream(
-        self, kind: Literal["queue", "stream"], app: str, name: str, partitions: int, settings: dict[str, Any]
+        self, kind: StreamKind, app: str, name: str, partitions: int, settings: dict[str, Any]
     ) -> Stream:
         """Create a stream with its logs, for a queue also `main`, which reads each log from offset 0. Synced.
 
@@ -37,7 +37,7 @@ class Registry(Protocol):
         stream: Stream,
         app: str,
         name: str,
-        kind: Literal["main", "subscription", "replay", "group"],
+        kind: GroupKind,
         settings: dict[str, Any],
         bounds: Sequence[tuple[int, int, int | None]],
     ) -> Group | None:

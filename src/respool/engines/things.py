@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from .ordering import Elsewhere
 
 
+StreamKind = Literal["queue", "stream"]
+GroupKind = Literal["main", "subscription", "replay", "group"]
+Place = Literal["pending", "leased", "parked", "done", "outside"]
+
+
 class Capabilities(NamedTuple):
     """What an engine can do; the docs print it, the code asks it."""
 
@@ -30,8 +35,6 @@ class Capabilities(NamedTuple):
     joins_work: bool  # commits a run's own database work with its settlement
     foreign: bool = False  # reads streams that other programs write
     keeps_positions: bool = True  # records that come from another engine keep their numbers
-    unique: bool = True  # a call and the lock that it takes are stored together, or neither
-    orders: bool = True  # runs the records of one key one by one (P8)
 
 
 CAPABILITIES = {
@@ -47,7 +50,7 @@ class Stream(msgspec.Struct, frozen=True):
     """A stream as it was created. A queue is a stream of calls and belongs to an app."""
 
     id: int
-    kind: Literal["queue", "stream"]
+    kind: StreamKind
     app: str  # "" for streams, which all apps share
     name: str
     logs: tuple[int, ...]  # numbers of its partitions' logs, in the partitions' order; lanes' after them
@@ -104,7 +107,7 @@ class Group(msgspec.Struct, frozen=True):
     stream: int
     app: str
     name: str
-    kind: Literal["main", "subscription", "replay", "group"]
+    kind: GroupKind
     settings: dict[str, Any] = {}  # tasks, since, until, outbox
     generation: int = 0
     created: float = 0.0
@@ -179,7 +182,7 @@ class Reads(NamedTuple):
 class Status(msgspec.Struct, frozen=True):
     """Where one record is in one group, and what is known of its end."""
 
-    place: Literal["pending", "leased", "parked", "done", "outside"]
+    place: Place
     parked: Parked | None = None
     lease: Lease | None = None
     outcome: Outcome | None = None

@@ -67,7 +67,7 @@ def transfer(
     done = Summary(made)
     if made.done:
         return done
-    mark = _begin(source, target, made)
+    mark = _begin(source, target)
     source_mark = source.mark()
     if source_mark is None or source_mark.phase == "draining":
         _close(source, target, mark, wait, tell)
@@ -95,7 +95,7 @@ def transfer(
     return done
 
 
-def _begin(source: Engine, target: Engine, made: Plan) -> Mark:
+def _begin(source: Engine, target: Engine) -> Mark:
     """Mark the target as being filled, unless it is."""
     mark, ours = target.mark(), source.mark()
     if mark is None:

@@ -8,7 +8,6 @@ from ..delivery.seek import under_way
 from ..delivery.spans import count
 from ..engines.base import Engine, Group, Stream
 from ..engines.moving import INCOMING, Mark
-from ..engines.things import is_ordered
 from ..errors import ConfigError
 from ..record import first_pos
 from ..worker.host import is_gone
@@ -59,7 +58,7 @@ def plan(source: Engine, target: Engine | None, shown: str, into: bool) -> Plan:
     if target is not None and source.target == target.target:
         raise ConfigError(f"{source.shown} is the source and the target: there is nothing to move")
     made = Plan(source.shown, shown)
-    refuse_streams(source, target)
+    refuse_streams(source)
     for stream in source.streams():
         records = sum(source.record_count(first_pos(log), first_pos(log + 1)) for log in stream.logs)
         groups = [group for group in source.groups() if group.stream == stream.id]
@@ -81,24 +80,15 @@ def plan(source: Engine, target: Engine | None, shown: str, into: bool) -> Plan:
     return made
 
 
-def refuse_streams(source: Engine, target: Engine | None) -> None:
-    """Raise ConfigError where the source has a stream that cannot be moved, or not to that target."""
-    streams = {stream.id: stream for stream in source.streams()}
-    for stream in streams.values():
+def refuse_streams(source: Engine) -> None:
+    """Raise ConfigError where the source has a stream that cannot be moved."""
+    for stream in source.streams():
         if stream.settings.get("foreign"):
             raise ConfigError(
                 f"stream {stream.name} of {source.shown} is a topic that others write (foreign=True): they "
                 "would go on there, and nobody read it. It cannot be moved, nor can all that is on its URL; "
                 "give such streams a URL of their own"
             )
-    if target is not None and not target.capabilities.orders:
-        for group in source.groups():
-            if group.stream in streams and is_ordered(streams[group.stream], group):
-                stream = streams[group.stream]
-                raise ConfigError(
-                    f"{stream.kind} {stream.name} is ordered by key in group {group.name}, which "
-                    f"{target.capabilities.name} cannot do: it cannot be moved there"
-                )
 
 
 def refuse_other_transfers(made: Plan, ours: Mark | None, theirs: Mark | None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -19,7 +19,7 @@ from ...delivery.model import Lease
 from ...delivery.spans import Span, ranges_of
 from ...errors import AppendUnknown, EngineUnavailable, LogMoved
 from ...record import Id, first_pos, log_of
-from ..base import Group, Reads, Stream
+from ..base import Group, Reads, Stream, StreamKind
 from ..moving import INCOMING, STATE_TABLES, BlobRow, LogPlace, Mark, RawRecord, StateTable, told
 from . import header as h
 from .barring import bar, sizes, unbar
@@ -218,7 +218,7 @@ class KafkaMoving(KafkaRetention):
     # What is not to be made, or removed, meanwhile
 
     def create_stream(
-        self, kind: Literal["queue", "stream"], app: str, name: str, partitions: int, settings: dict[str, Any]
+        self, kind: StreamKind, app: str, name: str, partitions: int, settings: dict[str, Any]
     ) -> Stream:
         """Create a stream with its topic, or check that the topic is the one it was; return it as stored."""
         if not any((s.kind, s.app, s.name) == (kind, app, name) for s in self.refresh()):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from ...delivery.model import MIDDLE
 from ...errors import ConfigError, EngineError
 from ...record import first_pos
-from ..base import Group, Stream
+from ..base import Group, GroupKind, Stream, StreamKind
 from ..lent import LendsState
 from .cluster import EARLIEST, LATEST, Cluster, Place, TopicGone
 from .names import topic_name
@@ -131,7 +131,7 @@ class KafkaPlaces:
     # Streams and groups
 
     def create_stream(
-        self, kind: Literal["queue", "stream"], app: str, name: str, partitions: int, settings: dict[str, Any]
+        self, kind: StreamKind, app: str, name: str, partitions: int, settings: dict[str, Any]
     ) -> Stream:
         """Create a stream with its topic, or check that the topic is the one it was; return it as stored."""
         for stream in self.refresh():
@@ -238,7 +238,7 @@ class KafkaPlaces:
         stream: Stream,
         app: str,
         name: str,
-        kind: Literal["main", "subscription", "replay", "group"],
+        kind: GroupKind,
         settings: dict[str, Any],
         bounds: Sequence[tuple[int, int, int | None]],
     ) -> Group | None:

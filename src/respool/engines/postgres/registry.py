@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from psycopg.types.json import Jsonb
 
 from ...clock import now as wall_clock
 from ...record import first_pos
 from ..base import Group, Registration, Stream, Worker
-from ..things import lanes_of
+from ..things import GroupKind, StreamKind, lanes_of
 from .connection import Bounded, one
 from .moving import refuse_incoming
 from .part import Part
@@ -31,7 +31,7 @@ class PostgresRegistry(Part):
     rings: dict[int, int]
 
     def create_stream(
-        self, kind: Literal["queue", "stream"], app: str, name: str, partitions: int, settings: dict[str, Any]
+        self, kind: StreamKind, app: str, name: str, partitions: int, settings: dict[str, Any]
     ) -> Stream:
         """Create a stream, a queue with its `main` at 0 (H10); return the stored one where it exists."""
         sql = self._sql
@@ -99,7 +99,7 @@ class PostgresRegistry(Part):
         stream: Stream,
         app: str,
         name: str,
-        kind: Literal["main", "subscription", "replay", "group"],
+        kind: GroupKind,
         settings: dict[str, Any],
         bounds: Sequence[tuple[int, int, int | None]],
     ) -> Group | None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from ...clock import now as wall_clock
 from ...record import first_pos
 from ..base import Group, Registration, Stream, Worker
-from ..things import lanes_of
+from ..things import GroupKind, StreamKind, lanes_of
 from .moving import refuse_incoming
 from .part import Part
 from .sql import SQL
@@ -24,7 +24,7 @@ class SQLiteRegistry(Part):
         self._rings: dict[int, int] = {}  # as which log a lane rings
 
     def create_stream(
-        self, kind: Literal["queue", "stream"], app: str, name: str, partitions: int, settings: dict[str, Any]
+        self, kind: StreamKind, app: str, name: str, partitions: int, settings: dict[str, Any]
     ) -> Stream:
         """Create a stream, a queue with its `main` at 0 (H10); return the stored one where it exists."""
         with self._reader.lock, self._reader.reading() as db:  # every process asks: no lock for what is there
@@ -84,7 +84,7 @@ class SQLiteRegistry(Part):
         stream: Stream,
         app: str,
         name: str,
-        kind: Literal["main", "subscription", "replay", "group"],
+        kind: GroupKind,
         settings: dict[str, Any],
         bounds: Sequence[tuple[int, int, int | None]],
     ) -> Group | None:
