@@ -29,7 +29,7 @@ import psycopg
 
 from ...errors import RespoolError
 from .batch import Executes
-from .connection import connect
+from .connection import Db, connect
 from .part import Part
 
 FLAGS = 4
@@ -40,7 +40,6 @@ _WORKERS, _WAITERS = 0x5266, 0x5267  # first halves of the flags' locks
 MAX_SLEEP = 3600.0
 _ALL = (1 << 64) - 1
 
-Db = psycopg.Connection[Any]
 
 RING = (
     "SELECT pg_notify(%s, %s) WHERE NOT (SELECT bool_and(pg_try_advisory_xact_lock_shared(%s, flag)) "

@@ -12,7 +12,6 @@ from .connection import Bounded, snapshot
 from .part import Part
 from .references import columns
 
-Db = Bounded
 _FIRST_BLOB, _FIRST_REFERENCE = BlobKey(b"", 0), ReferenceKey(b"", 0, 0, 0)
 
 
@@ -26,7 +25,7 @@ class PostgresBlobs(Part):
         """
         bound = (digest, int(now * 1_000_000), size, now)
 
-        def touch(db: Db) -> int:
+        def touch(db: Bounded) -> int:
             row = db.execute(self._sql["touch_blob"], bound).fetchone()
             assert row is not None
             return int(row[0])
@@ -46,7 +45,7 @@ class PostgresBlobs(Part):
         return dropped, page[-1] if len(page) == limit else None
 
     def _gone(
-        self, db: Db, after: ReferenceKey | None, before: float, limit: int
+        self, db: Bounded, after: ReferenceKey | None, before: float, limit: int
     ) -> tuple[list[ReferenceKey], list[ReferenceKey]]:
         """Return a page of references, and those of them that are not needed: from one snapshot.
 
@@ -82,7 +81,7 @@ class PostgresBlobs(Part):
         doomed = self._state.append(lambda db: self._doom(db, lone, before)) if lone else 0
         return doomed, BlobKey(*page[-1][:2]) if len(page) == limit else None
 
-    def _doom(self, db: Db, lone: Sequence[BlobKey], before: float) -> int:
+    def _doom(self, db: Bounded, lone: Sequence[BlobKey], before: float) -> int:
         with db.transaction():
             bound = {**columns(lone), "before": before}
             locked = db.execute(self._sql["lock_blobs"], bound, binary=True).fetchall()

@@ -34,6 +34,8 @@ SLOW = 3.0
 """Seconds that an answer may take at least."""
 LONG = 3
 T = TypeVar("T")
+Db = psycopg.Connection[Any]
+"""A connection, whether its waits are bounded or not."""
 _PAUSES = (0.02, 0.05, 0.1, 0.2, 0.5)  # seconds between tries to connect anew
 
 _BUSY = (pg.LockNotAvailable, pg.DeadlockDetected, pg.SerializationFailure, pg.QueryCanceled)

@@ -11,14 +11,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import psycopg
-
 from ...delivery.model import NewCall
 from ...errors import ConfigError, EngineUnavailable
 from ..base import CAPABILITIES, Conflict
 from .bells import PostgresBells
 from .blobs import PostgresBlobs
-from .connection import Connection, moved_told, one
+from .connection import Connection, Db, moved_told, one
 from .enlist import Plain, checked
 from .inspect import PostgresInspect
 from .lent import PostgresLent
@@ -32,8 +30,6 @@ from .registry import PostgresRegistry
 from .retention import PostgresRetention
 from .state import PostgresState
 from .work import PostgresWorks, RunsOwn
-
-Db = psycopg.Connection[Any]
 
 
 class PostgresEngine(

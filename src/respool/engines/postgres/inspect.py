@@ -14,11 +14,11 @@ from ..inspect import Bounds, Brief, Gaps, GroupPage, GroupState, LogState
 from . import gaps
 from .connection import Bounded, snapshot
 from .log import id_from
+from .looks import bound_of
 from .part import Part
 from .view import parked_of
 
 T = TypeVar("T")
-Db = Bounded
 _MICRO = 1_000_000
 
 
@@ -32,8 +32,8 @@ class PostgresInspect(Part):
         found = self._all(name, bound)
         return found[0][0] if found else None
 
-    def _at_once(self, run: Callable[[Db], T]) -> T:
-        def inside(db: Db) -> T:
+    def _at_once(self, run: Callable[[Bounded], T]) -> T:
+        def inside(db: Bounded) -> T:
             with snapshot(db):
                 return run(db)
 
@@ -68,7 +68,7 @@ class PostgresInspect(Part):
         sql = self._sql
         within = {"grp": group.id, "lo": lo, "hi": hi, "low": lo - MAX_LEASE, "first": first_pos(lo >> 40)}
 
-        def page(db: Db) -> GroupPage:
+        def page(db: Bounded) -> GroupPage:
             bounds = [Bounds(*row) for row in db.execute(sql["group_bounds"], (group.id,)).fetchall()]
             parked = [
                 parked_of(row) for row in db.execute(sql["parked_within"], (group.id, lo, hi)).fetchall()
@@ -109,7 +109,7 @@ class PostgresInspect(Part):
     def log_states(self) -> list[LogState]:
         """Return all logs."""
 
-        def states(db: Db) -> list[LogState]:
+        def states(db: Bounded) -> list[LogState]:
             found = []
             for log, stream, floor, known in db.execute(self._sql["all_logs"]).fetchall():
                 lo, hi = max(floor, first_pos(log)), first_pos(log + 1)
@@ -149,16 +149,7 @@ class PostgresInspect(Part):
 
 
 def _chosen(chosen: ParkedFilter, group: int, after: int, limit: int) -> dict[str, Any]:
-    return {
-        "grp": group,
-        "after": after,
-        "reasons": list(chosen.reasons) or None,
-        "task": chosen.task,
-        "positions": list(chosen.positions) or None,
-        "since": chosen.since,
-        "until": chosen.until,
-        "limit": limit,
-    }
+    return {"grp": group, "after": after, "limit": limit, **bound_of(chosen)}
 
 
 def _in_gaps(gaps: list[Any], present: list[tuple[int, int]]) -> list[Parked]:

@@ -6,16 +6,14 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-import psycopg
 from psycopg import errors as pg
 
 from ...record import first_pos
 from ..base import Stream
+from .connection import Db
 from .part import Part
 from .partitions import SIZE, add, partition_of
 from .sql import GROUP_LOCKS
-
-Db = psycopg.Connection[Any]
 
 
 class PostgresLent(Part):

@@ -11,8 +11,6 @@ from .connection import Bounded, one
 from .part import Part
 from .sql import LIMITS_LOCK
 
-Db = Bounded
-
 
 class PostgresLimits(Part):
     """What limits let in."""
@@ -33,7 +31,7 @@ class PostgresLimits(Part):
         if self._reader.read(lambda db: one(db, sql["declared"], bound)) is None:
             return
 
-        def declare(db: Db) -> None:
+        def declare(db: Bounded) -> None:
             with db.transaction():
                 db.execute(sql["lock_limits"], (LIMITS_LOCK,))
                 ids = [id for (id,) in db.execute(sql["declared"], bound).fetchall()]
@@ -46,10 +44,10 @@ class PostgresLimits(Part):
         """Forget buckets that are full and were not used since, at most `limit`."""
         sql, bound = self._sql, {"before": before, "limit": limit}
 
-        def some(db: Db) -> bool:
+        def some(db: Bounded) -> bool:
             return one(db, sql["unused_buckets"], bound) is not None or bool(one(db, sql["is_stuck"], ()))
 
-        def sweep(db: Db) -> int:
+        def sweep(db: Bounded) -> int:
             with db.transaction():
                 db.execute(sql["lock_limits"], (LIMITS_LOCK,))
                 db.execute(sql["open_all"])

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import psycopg
-
 from ...delivery.model import NewCall
 from ...delivery.spans import Finder
 from ...record import Id
 from ..base import UniqueLock
 from ..columns import spans_of
+from .connection import Db
 from .log import id_bytes, id_from, insert
 from .part import Part
-
-Db = psycopg.Connection[Any]
 
 
 class PostgresLocks(Part):

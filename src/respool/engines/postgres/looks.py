@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ...delivery.model import MAX_LEASE, JournalEntry, Lease, Outcome, Parked, Position
 from ...delivery.spans import count, find, intersect
@@ -13,8 +14,6 @@ from . import gaps
 from .connection import Bounded, one, snapshot, value
 from .part import Part
 from .view import parked_of
-
-Db = Bounded
 
 
 class PostgresLooks(Part):
@@ -35,7 +34,7 @@ class PostgresLooks(Part):
         """Return where a record is in a group, from one snapshot."""
         return self._reader.read(lambda db: self._status(db, group.id, pos))
 
-    def _status(self, db: Db, group: int, pos: int) -> Status:
+    def _status(self, db: Bounded, group: int, pos: int) -> Status:
         bound = {"grp": group, "pos": pos, "log": pos >> 40}
         found = db.batch.run(self._sql["place"], bound).fetchone()
         if found is None:
@@ -70,7 +69,7 @@ class PostgresLooks(Part):
     def unfinished(self, group: Group, lo: int, hi: int) -> int:
         """Return how many of the positions lo <= p < hi, in one log, are not done in a group."""
 
-        def run(db: Db) -> int:
+        def run(db: Bounded) -> int:
             with snapshot(db):
                 bound = {"grp": group.id, "pos": lo, "log": lo >> 40}
                 place = db.execute(self._sql["place"], bound).fetchone()
@@ -87,15 +86,7 @@ class PostgresLooks(Part):
 
     def parked(self, chosen: ParkedFilter, limit: int) -> list[tuple[int, Parked]]:
         """Return (group, parked record), the oldest first."""
-        bound = {
-            "groups": list(chosen.groups),
-            "reasons": list(chosen.reasons) or None,
-            "task": chosen.task,
-            "positions": list(chosen.positions) or None,
-            "since": chosen.since,
-            "until": chosen.until,
-            "limit": limit,
-        }
+        bound = {"groups": list(chosen.groups), "limit": limit, **bound_of(chosen)}
         return self._reader.read(
             lambda db: [(row[0], parked_of(row[1:])) for row in db.execute(self._sql["parked_list"], bound)]
         )
@@ -121,7 +112,7 @@ class PostgresLooks(Part):
     def counts(self, group: Group) -> Counts:
         """Return how many of a group's records are where, from one snapshot."""
 
-        def run(db: Db) -> Counts:
+        def run(db: Bounded) -> Counts:
             with snapshot(db):
                 return _counts(db, self._sql, group.id)
 
@@ -132,11 +123,22 @@ class PostgresLooks(Part):
         return self._reader.read(lambda db: dict(db.execute(self._sql["counters"], (group,)).fetchall()))
 
 
-def _leases(db: Db, sql: dict[str, bytes], group: int) -> list[Lease]:
+def bound_of(chosen: ParkedFilter) -> dict[str, Any]:
+    """Return what a filter of parked records binds in a statement."""
+    return {
+        "reasons": list(chosen.reasons) or None,
+        "task": chosen.task,
+        "positions": list(chosen.positions) or None,
+        "since": chosen.since,
+        "until": chosen.until,
+    }
+
+
+def _leases(db: Bounded, sql: dict[str, bytes], group: int) -> list[Lease]:
     return [lease_of(row) for row in db.execute(sql["leases"], (group,)).fetchall()]
 
 
-def _status(db: Db, sql: dict[str, bytes], group: int, pos: int) -> Status:
+def _status(db: Bounded, sql: dict[str, bytes], group: int, pos: int) -> Status:
     """Find a record that the cursor has passed: ended, parked, leased, or done without a row."""
     outcome = db.execute(sql["outcomes"], (group, pos, pos + 1)).fetchone()
     known = outcome_of(outcome) if outcome else None
@@ -153,7 +155,7 @@ def _status(db: Db, sql: dict[str, bytes], group: int, pos: int) -> Status:
     return Status("done", how=how_it_ended(ends))
 
 
-def _counts(db: Db, sql: dict[str, bytes], group: int) -> Counts:
+def _counts(db: Bounded, sql: dict[str, bytes], group: int) -> Counts:
     pending, oldest = 0, None
     for at in positions_of(db.execute(sql["positions"], (group,)).fetchall()):
         end = at.end if at.stop is None else min(at.end, at.stop)

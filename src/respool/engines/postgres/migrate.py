@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import psycopg
 from psycopg import errors as pg
 
 from ...errors import ConfigError, SchemaTooNew
+from .connection import Db
 from .reach import PostgresOptions
 from .sql import grants_text, quoted, schema_text
 
 SCHEMA_VERSION = 1
 _LOCK = 0x5263
-
-Db = psycopg.Connection[Any]
 
 
 def ensure_schema(db: Db, options: PostgresOptions) -> bool:

@@ -30,7 +30,7 @@ from ..moving import (
     told,
 )
 from ..things import Group, Stream
-from .connection import connect
+from .connection import Db, connect
 from .log import id_bytes, id_from
 from .part import Part
 from .partitions import (
@@ -46,7 +46,6 @@ from .partitions import (
 from .sql import quoted
 
 T = TypeVar("T")
-Db = psycopg.Connection[Any]
 PATIENCE = "300ms"  # that a table's lock is waited for, with all appends behind it; then it is tried again
 _TRIGGER = "CREATE OR REPLACE TRIGGER respool_moved BEFORE"
 _BOOL = 16  # the type's number in PostgreSQL's catalogue

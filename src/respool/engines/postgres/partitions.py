@@ -7,12 +7,11 @@ OF` would wait for every open transaction that has appended, and all appends wou
 from __future__ import annotations
 
 import threading
-from typing import Any
 
-import psycopg
 from psycopg import errors as pg
 
 from ...record import OFFSET_BITS, first_pos
+from .connection import Db
 from .sql import quoted
 
 PARTITION_BITS = 20
@@ -21,8 +20,6 @@ TABLES = ("record", "outcome", "journal")
 _KEYS = {"record": "pos", "outcome": "pos", "journal": "lo"}
 PATIENCE = 0.2  # seconds that a partition is waited for
 _LOCK = 0x5270  # of whoever makes partitions
-
-Db = psycopg.Connection[Any]
 
 
 def partition_of(pos: int) -> int:

@@ -17,7 +17,6 @@ from .part import Part
 from .partitions import create_log
 from .sql import GROUP_LOCKS
 
-Db = Bounded
 GROUP_TABLES = (
     *("position", "cursor", "gap", "lease", "parked", "waiting"),
     *("outcome", "progress", "journal", "counter"),
@@ -36,7 +35,7 @@ class PostgresRegistry(Part):
         """Create a stream, a queue with its `main` at 0 (H10); return the stored one where it exists."""
         sql = self._sql
 
-        def create(db: Db) -> Any:
+        def create(db: Bounded) -> Any:
             found = db.execute(sql["stream"], (kind, app, name)).fetchone()
             if found is not None:
                 return found
@@ -55,7 +54,7 @@ class PostgresRegistry(Part):
 
         return self._noted(_stream(self._writer.append(create)))
 
-    def _add_log(self, db: Db, stream: int, partition: int, priority: int | None) -> int:
+    def _add_log(self, db: Bounded, stream: int, partition: int, priority: int | None) -> int:
         log = int(one(db, self._sql["add_log"], (stream, partition, priority)))
         db.execute(self._sql["set_floor"], (log,))
         create_log(db, self.options.schema, log)
@@ -65,7 +64,7 @@ class PostgresRegistry(Part):
         """Make the logs of a priority, which the stream's groups read from 0 (H10), unless they are there."""
         which = (stream.kind, stream.app, stream.name)
 
-        def add(db: Db) -> Stream:
+        def add(db: Bounded) -> Stream:
             with db.transaction():
                 db.execute(self._sql["lock_registry"], (_LOCKS,))
                 now = _stream(db.execute(self._sql["stream"], which).fetchone())
@@ -106,7 +105,7 @@ class PostgresRegistry(Part):
         """Create a group that reads lo <= p < hi (None: no end) of each log; None where it exists."""
         created = wall_clock()
 
-        def create(db: Db) -> Group | None:
+        def create(db: Bounded) -> Group | None:
             with db.transaction():
                 db.execute(self._sql["lock_registry"], (_LOCKS,))
                 bound = (stream.id, app, name, kind, Jsonb(settings), created)
@@ -119,7 +118,7 @@ class PostgresRegistry(Part):
         return self._writer.append(create)
 
     def _add_group(
-        self, db: Db, bound: Sequence[Any], bounds: Sequence[tuple[int, int, int | None]]
+        self, db: Bounded, bound: Sequence[Any], bounds: Sequence[tuple[int, int, int | None]]
     ) -> int | None:
         id: int | None = one(db, self._sql["add_group"], bound)
         for log, start, stop in bounds if id is not None else ():
@@ -130,7 +129,7 @@ class PostgresRegistry(Part):
     def drop_group(self, group: Group) -> None:
         """Forget a group and all that it knows; the records stay."""
 
-        def drop(db: Db) -> None:
+        def drop(db: Bounded) -> None:
             with db.transaction():
                 db.execute(self._sql["lock_group"], (GROUP_LOCKS, group.id))
                 for table in GROUP_TABLES:
@@ -143,7 +142,7 @@ class PostgresRegistry(Part):
     def register(self, worker: Registration) -> int:
         """Enter a worker that starts; return its number, never used before."""
 
-        def enter(db: Db) -> int:
+        def enter(db: Bounded) -> int:
             with db.transaction():
                 id = one(db, self._sql["add_worker"], worker[:6])
                 db.execute(self._sql["first_beat"], (id, worker.started, Jsonb(worker.info)))

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import psycopg
 from psycopg import errors as pg
 
 from ...delivery.spans import Span
@@ -18,14 +17,13 @@ from ...errors import LogMoved, RespoolError
 from ...record import first_pos
 from ..base import Stream
 from ..columns import spans_of
-from .connection import connect
+from .connection import Db, connect
 from .part import Part
 from .partitions import SIZE, add, detach_record, drop, partition_of, partitions_below
 from .sql import GROUP_LOCKS
 
 STEP = 5000
 IDS_A_STEP = 20_000
-Db = psycopg.Connection[Any]
 log = logging.getLogger("respool")
 
 

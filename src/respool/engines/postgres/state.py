@@ -37,7 +37,6 @@ from .sql import GROUP_LOCKS, LIMITS_LOCK
 from .view import look_at, read_view
 
 T = TypeVar("T")
-Db = Bounded
 
 
 class NoPartition(Exception):
@@ -90,15 +89,12 @@ class PostgresState(PostgresLooks, PostgresLimits):
                 change.leases += [lease for lease in found.leases if lease.id not in decided]
                 if change.calls:
                     change.count("calls refused: id taken", self.append_calls(batch, change.calls))
-                settled = [(entry.lo, entry.hi) for entry in change.journal]
                 gaps.write(batch, self._sql, reads.group, found)
-                write_change(batch, self._sql, reads.group, change)
-                commit = batch.execute(b"COMMIT")  # all behind it are hints
+                commit = self._commit(batch, reads.group, change)
+                rung = self._ring_settled(batch, change)
                 if reads.due:
                     self.read_ahead(batch, reads, change)
-                if settled:
-                    rung = self.ring_done(batch, settled)
-            if settled:
+            if rung is not None:
                 self.note_rung(rung.rowcount)
         except Lost as lost:
             where = self.options.shown
@@ -129,16 +125,14 @@ class PostgresState(PostgresLooks, PostgresLimits):
         answer = decide(view, change)
         if change.calls:
             raise _Otherwise
-        settled = [(entry.lo, entry.hi) for entry in change.journal]
         commit: Reply | None = None
         try:
             with connection.using() as db, db.batch as batch:
                 self._lock(batch, reads, synced)
                 id, group, owner, _, spans, *_ = lease_row(reads.group, known)
                 batch.execute(self._sql["lease_is"], (id, group, owner, spans))
-                write_change(batch, self._sql, reads.group, change)
-                commit = batch.execute(b"COMMIT")
-                rung = self.ring_done(batch, settled) if settled else None
+                commit = self._commit(batch, reads.group, change)
+                rung = self._ring_settled(batch, change)
             if rung is not None:
                 self.note_rung(rung.rowcount)
         except (psycopg.Error, Lost) as error:
@@ -157,6 +151,16 @@ class PostgresState(PostgresLooks, PostgresLimits):
         bound = {"patience": milliseconds, "commit": commit, "locks": GROUP_LOCKS, "grp": reads.group}
         batch.execute(self._sql["begin"], bound)
 
+    def _commit(self, batch: Batch, group: int, change: Change) -> Reply:
+        """Write what was decided, and commit: all that is sent behind it are hints."""
+        write_change(batch, self._sql, group, change)
+        return batch.execute(b"COMMIT")
+
+    def _ring_settled(self, batch: Batch, change: Change) -> Reply | None:
+        """Ring for those who wait for what is settled."""
+        settled = [(entry.lo, entry.hi) for entry in change.journal]
+        return self.ring_done(batch, settled) if settled else None
+
     def read(self, db: Executes, reads: Reads, sync: Callable[[], None]) -> tuple[View, GapsFound]:
         """Read what a decision wants to see, in the transaction that is open and has locked the group."""
         if reads.buckets or reads.open:
@@ -166,7 +170,7 @@ class PostgresState(PostgresLooks, PostgresLimits):
     def look(self, reads: Reads, decide: Callable[[View, Change], T]) -> T:
         """Return what `decide` would, and write nothing: without a lock."""
 
-        def run(db: Db) -> T:
+        def run(db: Bounded) -> T:
             with db.batch as batch:
                 batch.execute(b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
                 answer = decide(look_at(batch, self._sql, reads, batch.sync), Change())

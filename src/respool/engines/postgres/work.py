@@ -25,15 +25,13 @@ from ...delivery.model import Change, NewCall, View
 from ...errors import AppendUnknown, ConfigError, EngineUnavailable
 from ..base import Conflict, LeaseLost, Reads
 from .change import write_change
-from .connection import Bounded, Connection, Lost, patience
+from .connection import Bounded, Connection, Db, Lost, patience
 from .enlist import Plain
 from .sql import GROUP_LOCKS
 from .state import NoPartition
 
 if TYPE_CHECKING:
     from .engine import PostgresEngine
-
-Db = psycopg.Connection[Any]
 
 
 class RunsOwn(Bounded):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +14,7 @@ from ...record import NO_META, first_pos, id_of, unpack_meta
 from ..base import Group, ParkedFilter
 from ..columns import in_micros, lease_of, outcome_of
 from ..inspect import Bounds, Brief, Gaps, GroupPage, GroupState, LogState
+from .looks import bound_of
 from .part import Part
 from .sql import SQL
 from .view import parked_of
@@ -147,20 +147,11 @@ class SQLiteInspect(Part):
             return _all(db, "orphans")
 
 
-def _chosen(chosen: ParkedFilter, group: int, after: int, limit: int) -> tuple[Any, ...]:
-    return (
-        group,
-        after,
-        json.dumps(list(chosen.reasons)) if chosen.reasons else None,
-        chosen.task,
-        json.dumps(list(chosen.positions)) if chosen.positions else None,
-        limit,
-        chosen.since,
-        chosen.until,
-    )
+def _chosen(chosen: ParkedFilter, group: int, after: int, limit: int) -> dict[str, Any]:
+    return {"grp": group, "after": after, "limit": limit, **bound_of(chosen)}
 
 
-def _all(db: apsw.Connection, name: str, bound: Sequence[Any] = ()) -> list[Any]:
+def _all(db: apsw.Connection, name: str, bound: Sequence[Any] | dict[str, Any] = ()) -> list[Any]:
     return db.execute(SQL[name], bound).fetchall()
 
 

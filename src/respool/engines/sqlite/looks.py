@@ -49,15 +49,7 @@ class SQLiteLooks(Part):
 
     def parked(self, chosen: ParkedFilter, limit: int) -> list[tuple[int, Parked]]:
         """Return (group, parked record), the oldest first."""
-        bound = (
-            json.dumps(list(chosen.groups)),
-            json.dumps(list(chosen.reasons)) if chosen.reasons else None,
-            chosen.task,
-            json.dumps(list(chosen.positions)) if chosen.positions else None,
-            limit,
-            chosen.since,
-            chosen.until,
-        )
+        bound = {"groups": json.dumps(list(chosen.groups)), "limit": limit, **bound_of(chosen)}
         with self._reader.lock, self._reader.reading() as db:
             return [(row[0], parked_of(row[1:])) for row in db.execute(SQL["parked_list"], bound)]
 
@@ -127,6 +119,17 @@ class SQLiteLooks(Part):
         """Return the names of tasks that no worker knew so far (P11)."""
         with self._reader.lock, self._reader.reading() as db:
             return {row[0] for row in db.execute(SQL["unknown_tasks"], (group,))}
+
+
+def bound_of(chosen: ParkedFilter) -> dict[str, Any]:
+    """Return what a filter of parked records binds in a statement."""
+    return {
+        "reasons": json.dumps(list(chosen.reasons)) if chosen.reasons else None,
+        "task": chosen.task,
+        "positions": json.dumps(list(chosen.positions)) if chosen.positions else None,
+        "since": chosen.since,
+        "until": chosen.until,
+    }
 
 
 def _status(db: Any, group: int, pos: int) -> Status:

@@ -245,12 +245,12 @@ FROM json_each(?2) AS wanted CROSS JOIN parked ON parked.grp = ?1 AND parked.pos
 
 -- name: parked_list
 SELECT grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits, parked.key
-FROM parked WHERE grp IN (SELECT value FROM json_each(?1))
-AND (?2 IS NULL OR reason IN (SELECT value FROM json_each(?2)))
-AND (?3 IS NULL OR task = ?3)
-AND (?4 IS NULL OR pos IN (SELECT value FROM json_each(?4)))
-AND (?6 IS NULL OR at >= ?6) AND (?7 IS NULL OR at < ?7)
-ORDER BY at, pos LIMIT ?5;
+FROM parked WHERE grp IN (SELECT value FROM json_each(:groups))
+AND (:reasons IS NULL OR reason IN (SELECT value FROM json_each(:reasons)))
+AND (:task IS NULL OR task = :task)
+AND (:positions IS NULL OR pos IN (SELECT value FROM json_each(:positions)))
+AND (:since IS NULL OR at >= :since) AND (:until IS NULL OR at < :until)
+ORDER BY at, pos LIMIT :limit;
 
 -- name: parked_between
 SELECT count(*) FROM parked WHERE grp = ?1 AND pos >= ?2 AND pos < ?3 AND reason <> 'dead';
@@ -511,21 +511,21 @@ FROM grp g JOIN log l ON l.stream = g.stream LEFT JOIN position p ON p.grp = g.i
 WHERE g.id = ?1 ORDER BY l.id;
 
 -- name: parked_after
-SELECT pos, task FROM parked WHERE grp = ?1 AND pos > ?2
-AND (?3 IS NULL OR reason IN (SELECT value FROM json_each(?3)))
-AND (?4 IS NULL OR task = ?4)
-AND (?5 IS NULL OR pos IN (SELECT value FROM json_each(?5)))
-AND (?7 IS NULL OR at >= ?7) AND (?8 IS NULL OR at < ?8)
-ORDER BY pos LIMIT ?6;
+SELECT pos, task FROM parked WHERE grp = :grp AND pos > :after
+AND (:reasons IS NULL OR reason IN (SELECT value FROM json_each(:reasons)))
+AND (:task IS NULL OR task = :task)
+AND (:positions IS NULL OR pos IN (SELECT value FROM json_each(:positions)))
+AND (:since IS NULL OR at >= :since) AND (:until IS NULL OR at < :until)
+ORDER BY pos LIMIT :limit;
 
 -- name: parked_page
 SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits, parked.key
-FROM parked WHERE grp = ?1 AND pos > ?2
-AND (?3 IS NULL OR reason IN (SELECT value FROM json_each(?3)))
-AND (?4 IS NULL OR task = ?4)
-AND (?5 IS NULL OR pos IN (SELECT value FROM json_each(?5)))
-AND (?7 IS NULL OR at >= ?7) AND (?8 IS NULL OR at < ?8)
-ORDER BY pos LIMIT ?6;
+FROM parked WHERE grp = :grp AND pos > :after
+AND (:reasons IS NULL OR reason IN (SELECT value FROM json_each(:reasons)))
+AND (:task IS NULL OR task = :task)
+AND (:positions IS NULL OR pos IN (SELECT value FROM json_each(:positions)))
+AND (:since IS NULL OR at >= :since) AND (:until IS NULL OR at < :until)
+ORDER BY pos LIMIT :limit;
 
 -- name: parked_by_task
 SELECT reason, task, count(*) FROM parked WHERE grp = ?1 GROUP BY reason, task;
