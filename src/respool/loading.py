@@ -11,12 +11,20 @@ from typing import Any
 
 from .app import App
 from .config import parse_url
-from .errors import ConfigError, UnknownName
+from .errors import ConfigError, UnknownName, suggest
 from .why import remember_spec
 
 
 class AppImportError(ConfigError):
     """The app's module raised while it was imported; the cause is what it raised."""
+
+
+def is_misuse(error: BaseException) -> bool:
+    """Say whether a name or setting cannot be: the command was written wrongly, and ends with exit code 2.
+
+    An app that fails at import is an error of its code, exit code 1, as everything else is.
+    """
+    return isinstance(error, ConfigError) and not isinstance(error, AppImportError)
 
 
 def load_app(spec: str, url: str | None = None) -> App:
@@ -42,7 +50,10 @@ def _module(place: str) -> ModuleType:
     if place.endswith(".py"):
         path = Path(place)
         if not path.exists():
-            raise ConfigError(f"there is no file {place}; give a module or a file with an App, as in -A shop")
+            raise ConfigError(
+                f"there is no file {place}; give a module or a file with an App, as in -A shop"
+                f"{_near(path.stem)}"
+            )
         folder, place = str(path.parent.resolve()), path.stem
     else:
         folder = os.getcwd()
@@ -54,19 +65,32 @@ def _module(place: str) -> ModuleType:
         if error.name is not None and (place == error.name or place.startswith(error.name + ".")):
             raise ConfigError(
                 f"there is no module {place!r} here ({os.getcwd()}) nor among the installed ones; -A takes "
-                "shop, shop.py or shop:app"
+                f"shop, shop.py or shop:app{_near(place)}"
             ) from None
         trim(error)
         raise AppImportError(f"{place} could not be imported: {error}") from error
     except SystemExit as error:
-        trim(error)
-        raise AppImportError(
-            f"{place} called sys.exit({error.code!r}) on import; put what is to run as a program under "
-            'if __name__ == "__main__":'
-        ) from error
+        raise _exits(place, error) from error
     except Exception as error:
         trim(error)
         raise AppImportError(f"{place} could not be imported: {type(error).__name__}: {error}") from error
+
+
+def _near(place: str) -> str:
+    """Return a question after a module of a like name that is here."""
+    here = Path.cwd()
+    modules = [path.stem for path in here.glob("*.py")]
+    modules += [path.parent.name for path in here.glob("*/__init__.py")]
+    found = suggest(place, modules)
+    return found if "did you mean" in found else ""
+
+
+def _exits(place: str, error: SystemExit) -> AppImportError:
+    trim(error)
+    return AppImportError(
+        f"{place} called sys.exit({error.code!r}) on import; put what is to run as a program under "
+        'if __name__ == "__main__":'
+    )
 
 
 def trim(error: BaseException) -> None:
@@ -104,13 +128,13 @@ def _named(module: ModuleType, name: str) -> App:
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
-            raise UnknownName(
-                "name", part, [n for n in vars(found) if not n.startswith("_")], f"in {module.__name__}"
-            )
+            raise UnknownName("App", part, _candidates(found), f"in {module.__name__}")
         found = getattr(found, part)
     if isinstance(found, FunctionType):
         try:
             found = found()
+        except SystemExit as error:
+            raise _exits(f"{module.__name__}:{name}()", error) from error
         except Exception as error:
             trim(error)
             raise AppImportError(
@@ -119,6 +143,16 @@ def _named(module: ModuleType, name: str) -> App:
     if not isinstance(found, App):
         raise ConfigError(f"{module.__name__}:{name} is {type(found).__name__}, not an App")
     return found
+
+
+def _candidates(place: Any) -> list[str]:
+    """Return what there is that is an App, or may return one."""
+    return [
+        name
+        for name, value in vars(place).items()
+        if isinstance(value, App)
+        or (isinstance(value, FunctionType) and value.__module__ == getattr(place, "__name__", None))
+    ]
 
 
 def _only(module: ModuleType) -> App:

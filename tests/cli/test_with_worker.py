@@ -52,12 +52,32 @@ def test_a_worker_started_either_way_does_the_work(folder, args):
     assert run("-A", "shop", "check", cwd=folder).returncode == 0
 
 
-def test_exit_code_of_a_worker_that_cannot_start(folder):
+@pytest.mark.parametrize("pool", ["processes", "solo"])
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["-A", "shop", "worker", "--group", "nope"], "unknown group 'nope'; known: "),
+        (["-A", "shop", "worker", "-Q", "fats"], "unknown queue 'fats'; did you mean 'fast'?"),
+        (["-A", "shpo", "worker"], "there is no module 'shpo' here"),
+        (["-A", "shop:ap", "worker"], "unknown App 'ap'; did you mean 'app'?"),
+        (["-A", "shop", "--url", "sqlite://x", "worker"], "three slashes for a relative path"),
+        (["worker"], "no app: name it with -A shop"),
+    ],
+)
+def test_a_worker_that_is_asked_for_wrongly_ends_with_2_like_any_command(folder, pool, args, told):
     run("-A", "shop", "call", "add", "2", "3", cwd=folder)
-    result = run("-A", "shop", "worker", "-c", "1", "--burst", "--group", "nope", cwd=folder)
-    assert result.returncode != 0
-    assert re.search(r"^\d\d:\d\d:\d\d worker: Error: unknown group 'nope'; known: ", result.stderr)
-    assert run("worker", "--burst", cwd=folder).returncode == 2
+    result = run(*args, "-c", "1", "-P", pool, "--burst", cwd=folder)
+    assert result.returncode == 2, result.stderr
+    assert told in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("pool", ["processes", "solo"])
+def test_a_worker_whose_app_fails_at_import_ends_with_1(folder, pool):
+    write_shop(folder, "raise RuntimeError('no settings')\n", "broken")
+    result = run("-A", "broken", "worker", "-c", "1", "-P", pool, cwd=folder)
+    assert result.returncode == 1
+    assert "RuntimeError: no settings" in result.stderr
 
 
 @pytest.mark.parametrize("pool", ["processes", "solo"])

@@ -72,15 +72,14 @@ class LazyGroup(RespoolGroup):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error of ours is one line, unless --debug asks for all of it."""
-        from ..errors import ConfigError, RespoolError
-        from ..loading import AppImportError
+        from ..errors import RespoolError
+        from ..loading import is_misuse
 
         try:
             code = super().invoke(ctx)
         except RespoolError as error:
             told = _explained(error, common(ctx).debug, sends=ctx.invoked_subcommand == "call")
-            misused = isinstance(error, ConfigError) and not isinstance(error, AppImportError)
-            raise (Misused if misused else Failure)(told) from error
+            raise (Misused if is_misuse(error) else Failure)(told) from error
         if isinstance(code, int) and code:  # click would end with 0, whatever a command returns
             ctx.exit(code)
         return code

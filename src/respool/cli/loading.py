@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, RespoolError, suggest
+from ..errors import ConfigError, suggest
 
 if TYPE_CHECKING:
     from ..app import App
@@ -23,27 +23,9 @@ def load_app(spec: str | None = None, url: str | None = None) -> App:
 
     Raises: ConfigError where none is named, or it is not there; AppImportError where its module fails.
     """
-    from ..loading import AppImportError, trim
     from ..loading import load_app as load
 
-    found = require_spec(spec)
-    try:
-        return load(found, url)
-    except SystemExit as error:
-        raise ConfigError(
-            f"{found} called sys.exit({error.code!r}) on import; put what is to run as a program under "
-            'if __name__ == "__main__":'
-        ) from error
-    except ConfigError as error:
-        near = _near(found) if str(error).startswith("there is no") else ""
-        if near:
-            raise ConfigError(f"{error}{near}") from None
-        raise
-    except RespoolError:
-        raise
-    except Exception as error:  # a function that was to return the App
-        trim(error)
-        raise AppImportError(f"{found} failed: {type(error).__name__}: {error}") from error
+    return load(require_spec(spec), url)
 
 
 def require_spec(given: str | None) -> str:
@@ -110,10 +92,3 @@ def _check_file(spec: str) -> None:
         raise ConfigError(f"-A {spec}: {place!r} is neither a module's name nor a .py file{hint}")
     if not place:
         raise ConfigError(f"-A {spec}: give a module or a file before the colon, as in shop:app")
-
-
-def _near(spec: str) -> str:
-    modules = [path.stem for path in Path.cwd().glob("*.py")]
-    modules += [path.parent.name for path in Path.cwd().glob("*/__init__.py")]
-    found = suggest(spec.partition(":")[0], modules) if modules else ""
-    return found if "did you mean" in found else ""

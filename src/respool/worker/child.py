@@ -19,8 +19,8 @@ import msgspec
 
 from ..app import App
 from ..clock import boottime_ns
-from ..errors import EngineUnavailable, RespoolError, UnknownName
-from ..loading import AppImportError, load_app
+from ..errors import EngineUnavailable, RespoolError
+from ..loading import AppImportError, is_misuse, load_app
 from ..remote import raised_in
 from . import page as p
 from .executor import Executor
@@ -102,7 +102,7 @@ class Child:
             traceback.print_exception(error.__cause__ or error)
             self.say(Refusal(str(error)))
         except RespoolError as error:
-            self.say(Refusal(str(error), usage=isinstance(error, UnknownName)))
+            self.say(Refusal(str(error), usage=is_misuse(error)))
         return None
 
     def _check_log(self) -> None:

@@ -52,7 +52,7 @@ class Refusal(msgspec.Struct):
     """What a child says instead where it cannot start."""
 
     error: str
-    usage: bool = False  # the command was wrong, rather than the app
+    usage: bool = False  # the command was wrong, rather than the app: see `loading.is_misuse`
 
 
 EXIT_REFUSED = 64

@@ -25,6 +25,7 @@ from ..delivery.spans import Span
 from ..engines import open_engine
 from ..engines.base import Registration
 from ..errors import AppendUnknown, DatabaseGone, EngineUnavailable, LogMoved, RespoolError
+from ..loading import is_misuse
 from . import page as p
 from .aftermath import Aftermath, how_it_died
 from .attending import Attendant, end_ordered_run, keep_limits
@@ -112,7 +113,7 @@ class Supervisor:
                     self._wait_for_file()
                 except RespoolError as error:
                     log.error("Error: %s", error)
-                    return 1
+                    return 2 if is_misuse(error) else 1
                 finally:
                     self._end_session()
                 if self._draining:
