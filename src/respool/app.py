@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, overload
 
-from .config import Location, find_url, moment, parse_url, settings, size
+from .config import settings
 from .declared import (
     DEFAULT_QUEUE,
     Queue,
@@ -23,6 +23,7 @@ from .declared import (
 )
 from .engines.base import Engine, Group, Stream, StreamKind
 from .errors import ConfigError, UnknownName
+from .location import Location, find_url, parse_url
 from .opened import Opened, open_log
 from .options import TaskOptions, check_limit, limit_of, task_options
 from .payloads import Payloads
@@ -34,6 +35,7 @@ from .sending import Sender
 from .stream import StreamHandle, check_name
 from .task import Task
 from .transaction import Enlisted, enlist
+from .units import moment, size
 
 if TYPE_CHECKING:
     from .dead import DeadLetters

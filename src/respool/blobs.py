@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from .clock import now as wall_clock
-from .config import Location
 from .errors import BlobLost, BlobsUnavailable, ConfigError, RecordTooLarge
+from .location import Location
 from .reference import Reference, unpack
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from types import FunctionType, ModuleType, TracebackType
 from typing import Any
 
 from .app import App
-from .config import parse_url
 from .errors import ConfigError, UnknownName, suggest
+from .location import parse_url
 from .why import remember_spec
 
 

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from .config import duration, rate, size
 from .delivery.limits import DEFAULT_BURST, Limit
 from .delivery.model import MAX_LEASE
 from .delivery.retry import RetryPolicy
 from .delivery.storms import BreakerPolicy, BudgetPolicy
 from .errors import ConfigError, UnknownName
+from .units import duration, rate, size
 
 
 def _errors(value: object, what: str) -> tuple[type[BaseException], ...]:

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .config import duration
 from .delivery.model import Change, View
 from .delivery.spans import count
 from .engines.base import Engine, Group, Reads
 from .errors import ConfigError, QueueFull, UnknownName
 from .retention import UNSET
+from .units import duration
 
 FRESH = 0.25  # seconds that a look at a queue is good for …
 SHARE = 16  # … and of the room that it found, this part: others send meanwhile too

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 
 from .clock import now as wall_clock
 from .codec import codec_for
-from .config import duration
 from .delivery.model import JournalEntry
 from .engines.base import Group, Record
 from .engines.moving import told
@@ -17,6 +16,7 @@ from .record import Id, id_of, id_text
 from .remote import decode_error
 from .running import current_run
 from .states import READY, Found, error_of, state_of
+from .units import duration
 from .why import explain_waiting
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from .config import duration, size
 from .errors import ConfigError, UnknownName
+from .units import duration, size
 
 DEFAULT_AGE = 30 * 86400.0
 HOLD = 2

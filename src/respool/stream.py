@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from .codec import codec_for
-from .config import moment
 from .engines import public_id
 from .engines.base import Engine, Record
 from .errors import BadArguments, ConfigError, UnknownName
 from .keys import partition_of
 from .record import Meta, id_text, offset_of, parse_id
 from .retention import UNSET
+from .units import moment
 
 if TYPE_CHECKING:
     from .app import App

@@ -15,7 +15,6 @@ from . import result as handles
 from .callkeys import CallKey
 from .clock import now as wall_clock
 from .codec import Codec, codec_for
-from .config import duration, moment
 from .delivery.model import MIDDLE
 from .errors import BadArguments, ConfigError, Retry, UnknownName
 from .keys import KeyOf, key_function, key_text
@@ -28,6 +27,7 @@ from .running import current_run
 from .signature import Signature
 from .stream import check_name
 from .unique import Unique
+from .units import duration, moment
 
 if TYPE_CHECKING:
     from .app import App

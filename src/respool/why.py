@@ -9,12 +9,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from .clock import now as wall_clock
-from .config import without_password
 from .delivery.model import LIMITED, WAITING, Bucket, Lease, Parked
 from .delivery.seek import held
 from .delivery.storms import gauges
 from .engines.base import Engine, Group, Stream, Worker
 from .engines.moving import told
+from .location import without_password
 
 if TYPE_CHECKING:
     from .app import App

@@ -13,10 +13,10 @@ from urllib.parse import quote
 import pytest
 from confluent_kafka import TopicPartition
 
-from respool.config import parse_url
 from respool.engines import open_engine
 from respool.engines.base import Engine, Stream
 from respool.engines.postgres.sql import in_schema
+from respool.location import parse_url
 
 TIMEOUT = 10.0
 

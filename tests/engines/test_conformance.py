@@ -1196,7 +1196,7 @@ def test_other_engines_see_what_was_committed(kit: EngineKit, engine: Engine, ma
 
 ANOTHER = """
 import sys
-from respool.config import parse_url
+from respool.location import parse_url
 from respool.engines import open_engine
 engine = open_engine(parse_url(sys.argv[1]), "full", 10.0)
 (queue,) = engine.streams()

@@ -24,7 +24,6 @@ from tests.services.kafka import libraries
 
 from respool import App, AppendUnknown, ConfigError, EngineUnavailable
 from respool.blobs import Blobs, Store
-from respool.config import parse_url
 from respool.delivery.model import NewCall, Verdict
 from respool.engines import open_engine
 from respool.engines.base import Group, Stream
@@ -32,6 +31,7 @@ from respool.engines.kafka import names
 from respool.engines.kafka.cluster import TopicGone
 from respool.engines.kafka.engine import KafkaEngine
 from respool.engines.kafka.outbox import Outbox
+from respool.location import parse_url
 from respool.record import first_pos, new_head
 from respool.testing import work
 

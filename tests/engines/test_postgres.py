@@ -22,7 +22,6 @@ import pytest
 from tests.engines.kits import TIMEOUT, PostgresKit
 from tests.worker.support import eventually
 
-from respool.config import parse_url
 from respool.delivery.admin import purge
 from respool.delivery.claim import Request, claim
 from respool.delivery.model import Change, Lease, NewCall, Parked, Settlement, Verdict, View
@@ -35,6 +34,7 @@ from respool.engines.postgres import partitions, retention
 from respool.engines.postgres.log import insert
 from respool.engines.postgres.partitions import SIZE
 from respool.errors import AppendUnknown, EngineUnavailable
+from respool.location import parse_url
 from respool.record import Row, first_pos, id_of, new_head
 from respool.replay import DeadFilter, check, redrive
 

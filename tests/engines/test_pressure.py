@@ -13,9 +13,9 @@ from tests.engines.test_roles import Roles
 from tests.engines.test_roles import roles as roles
 
 from respool import App, pressure
-from respool.config import parse_url
 from respool.engines import grant, migrate
 from respool.errors import QueueFull
+from respool.location import parse_url
 from respool.testing import work
 
 Make = Callable[..., App]

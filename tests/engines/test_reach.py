@@ -17,11 +17,11 @@ from psycopg.conninfo import conninfo_to_dict
 from tests.services.postgres import PostgresServer
 
 from respool import App, ConfigError
-from respool.config import parse_url
 from respool.engines.postgres import connection
 from respool.engines.postgres.connection import connect
 from respool.engines.postgres.reach import PostgresOptions, hidden, parameters, resolved
 from respool.errors import EngineTooOld, EngineUnavailable, RespoolError
+from respool.location import parse_url
 
 SECRET = "s3cr%2Ft-w0rd"  # as it is written in a URL
 MEANT = "s3cr/t-w0rd"

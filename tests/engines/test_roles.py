@@ -17,11 +17,11 @@ from tests.engines.test_postgres import leap, tables
 
 from respool import App, ConfigError, IdConflict
 from respool.cli import main
-from respool.config import parse_url
 from respool.engines import grant, migrate
 from respool.engines.postgres.migrate import SCHEMA_VERSION
 from respool.engines.postgres.partitions import SIZE
 from respool.errors import RespoolError, SchemaTooNew
+from respool.location import parse_url
 from respool.replay import redrive
 from respool.testing import work
 

@@ -15,7 +15,6 @@ from tests.services.fixtures import KafkaAddress
 from tests.transfer.support import ALL, NOW, end, group_of, stream_of, take
 
 from respool import App
-from respool.config import parse_url
 from respool.delivery.lapse import LOST
 from respool.delivery.model import NewCall, Verdict
 from respool.engines import open_engine
@@ -23,6 +22,7 @@ from respool.engines.base import Engine, Stream
 from respool.engines.kafka.barring import BARRED, sizes
 from respool.engines.sqlite.engine import SQLiteEngine, SQLiteOptions
 from respool.errors import AppendUnknown, ConfigError, EngineError, LogMoved
+from respool.location import parse_url
 from respool.record import Meta, first_pos, new_head, offset_of
 from respool.reference import Reference
 from respool.replay import check

@@ -16,11 +16,11 @@ from tests.worker.support import Place, eventually, on_each_engine
 from tests.worker.support import place as place
 
 from respool import LogMoved
-from respool.config import parse_url
 from respool.delivery.model import NewCall
 from respool.engines import open_engine
 from respool.engines.base import Engine
 from respool.errors import EngineUnavailable
+from respool.location import parse_url
 from respool.record import first_pos, new_head
 from respool.replay import check
 from respool.transfer import transfer, undo

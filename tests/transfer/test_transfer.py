@@ -18,7 +18,6 @@ import pytest
 from tests.engines.kits import KITS, EngineKit, KafkaKit
 from tests.transfer.support import ALL, NOW, differing, end, furnish, group_of, stream_of, take, told
 
-from respool.config import parse_url
 from respool.delivery import seek
 from respool.delivery.model import Lease, NewCall
 from respool.engines import open_engine
@@ -27,6 +26,7 @@ from respool.engines.kafka import barring
 from respool.engines.moving import INCOMING, Mark
 from respool.engines.sqlite.engine import SQLiteEngine, SQLiteOptions
 from respool.errors import ConfigError, EngineError, EngineUnavailable, LogMoved, RespoolError
+from respool.location import parse_url
 from respool.record import first_pos, id_of, new_head
 from respool.replay import check
 from respool.transfer import copying, plan, transfer, undo

@@ -19,7 +19,7 @@ SOURCES = str(Path(sys.modules["respool"].__file__ or "").parents[1])
 RECORDS = 200_000
 SCRIPT = """
 import os, resource, sys, time
-from respool.config import parse_url
+from respool.location import parse_url
 from respool.delivery.claim import Request, claim
 from respool.delivery.model import Settlement
 from respool.delivery.settle import settle

@@ -12,13 +12,13 @@ from tests.cli.support import Worker
 from tests.worker.support import eventually
 
 from respool import App, BadArguments, ConfigError, NotEncodable, UnknownCall, UnknownName
-from respool.config import rate, share
 from respool.dead import DeadFilter, changed_with, redrive
 from respool.dead.find import dead_letters
 from respool.engines.base import ParkedFilter
 from respool.errors import CorruptBody
 from respool.tagged import from_tagged, to_tagged
 from respool.testing import work
+from respool.units import rate, share
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import pytest
 
 from respool import App
 from respool.callkeys import CallKey
-from respool.config import rate
 from respool.delivery.claim import Request, claim
 from respool.delivery.death import Cause, bury_lease
 from respool.delivery.limits import GATHER, SKEW, Ask, Limit, admit, bucket, opens, refilled
@@ -16,6 +15,7 @@ from respool.delivery.model import Bucket, Change, Lease, Limits, Parked, Positi
 from respool.delivery.settle import give_back, settle
 from respool.delivery.spans import Span
 from respool.errors import BadArguments, ConfigError
+from respool.units import rate
 
 NOW = 1000.0
 TEN = Limit(10.0, 5.0, None)

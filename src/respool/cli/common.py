@@ -155,8 +155,8 @@ class Moment(_Seconds):
             return value
         from datetime import datetime
 
-        from ..config import spoken_moment
         from ..errors import ConfigError
+        from ..units import spoken_moment
 
         try:
             return spoken_moment(value, datetime.now().astimezone()).timestamp()
@@ -171,8 +171,8 @@ class Duration(_Seconds):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return seconds."""
-        from ..config import duration
         from ..errors import ConfigError
+        from ..units import duration
 
         try:
             return duration(value, "duration")
@@ -187,8 +187,8 @@ class Rate(_Seconds):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return how many a second."""
-        from ..config import rate
         from ..errors import ConfigError
+        from ..units import rate
 
         try:
             return rate(value, "rate")
@@ -203,8 +203,8 @@ class Share(_Seconds):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return the part of 1."""
-        from ..config import share
         from ..errors import ConfigError
+        from ..units import share
 
         try:
             return share(value, "share")

@@ -27,8 +27,8 @@ def command(only_print: bool, producer: str | None, as_json: bool) -> None:
     respool migrate --print --url postgresql://host/shop | psql …
     respool migrate --producer web --url postgresql://owner@host/shop
     """
-    from ..config import find_url, parse_url
     from ..engines import grant, grants_of, migrate, schema_of
+    from ..location import find_url, parse_url
     from .output import document
 
     given = common()

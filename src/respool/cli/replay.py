@@ -34,8 +34,8 @@ class SpokenMoment(_Spoken):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Spoken:
         """Return the moment, and how long ago it was said to be."""
         from ..clock import now as wall_clock
-        from ..config import duration
         from ..errors import ConfigError
+        from ..units import duration
 
         at = MOMENT.convert(value, param, ctx)
         try:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from ..app import App
     from ..blobs import Blobs, Store
-    from ..config import Location
     from ..engines.base import Group, Status, Stream, Worker
+    from ..location import Location
     from ..states import Found
 
 TIMEOUT = 10.0
@@ -215,7 +215,7 @@ def open_target(*, code: bool = False, creates: bool = False) -> Target:
 
 
 def _of_app(app: App, creates: bool) -> Target:
-    from ..config import parse_url
+    from ..location import parse_url
 
     location = parse_url(app.url)
     refuse_memory(location, f"app {app.name}")
@@ -228,8 +228,9 @@ def _of_app(app: App, creates: bool) -> Target:
 
 
 def _of_url(url: str) -> Target:
-    from ..config import SETTINGS, parse_url
+    from ..config import SETTINGS
     from ..engines import open_engine
+    from ..location import parse_url
 
     location = parse_url(url)
     refuse_memory(location, "--url")
@@ -243,7 +244,7 @@ def _of_url(url: str) -> Target:
 
 
 def _of_default() -> Target:
-    from ..config import find_url, parse_url
+    from ..location import find_url, parse_url
 
     url = find_url(None, None)
     if not _exists(parse_url(url)):

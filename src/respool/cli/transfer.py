@@ -13,7 +13,7 @@ import click
 from .common import DURATION, confirm, document_option, yes_option
 
 if TYPE_CHECKING:
-    from ..config import Location
+    from ..location import Location
     from ..transfer import Plan, Stores, Summary
 
 TIMEOUT = 10.0
@@ -126,7 +126,7 @@ def _undo(from_url: str | None, to_url: str | None, yes: bool, as_json: bool) ->
 
 
 def _location(url: str, option: str) -> Location:
-    from ..config import parse_url
+    from ..location import parse_url
     from .target import refuse_memory
 
     location = parse_url(url)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from ..config import duration
 from ..errors import ConfigError
+from ..units import duration
 from ..worker.options import WorkerOptions
 
 

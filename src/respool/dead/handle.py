@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..config import rate as per_second
 from ..errors import ConfigError
+from ..units import rate as per_second
 from . import acting
 from .causes import Cause, causes
 from .edit import Arguments, Edit, changed_by, changed_with

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from ..config import Location
 from ..errors import ConfigError
+from ..location import Location
 from ..record import Id
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from ..app import App
-from ..config import rate as per_second
-from ..config import share as part
 from ..engines.base import Engine, Stream
 from ..errors import ConfigError, UnknownCall, UnknownName
 from ..expression import Expression
 from ..record import first_pos, log_of, parse_id
+from ..units import rate as per_second
+from ..units import share as part
 
 STATES = ("PENDING", "SCHEDULED", "RETRY", "SUCCESS", "FAILURE", "REVOKED")
 MAX_IDS = 10_000

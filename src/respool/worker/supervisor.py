@@ -19,13 +19,13 @@ from typing import Any
 from ..blobs import store_of
 from ..clock import boottime_ns
 from ..clock import now as wall_clock
-from ..config import Location, parse_url
 from ..delivery.death import Cause
 from ..delivery.spans import Span
 from ..engines import open_engine
 from ..engines.base import Registration
 from ..errors import AppendUnknown, DatabaseGone, EngineUnavailable, LogMoved, RespoolError
 from ..loading import is_misuse
+from ..location import Location, parse_url
 from . import page as p
 from .aftermath import Aftermath, how_it_died
 from .attending import Attendant, end_ordered_run, keep_limits

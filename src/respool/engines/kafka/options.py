@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
-from ...config import Location, duration
 from ...errors import ConfigError
+from ...location import Location
+from ...units import duration
 
 OURS = frozenset(
     (

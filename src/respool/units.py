@@ -1,0 +1,123 @@
+"""Durations, rates, shares, moments and sizes, as users write them."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta
+
+from .errors import ConfigError
+
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d|w)")
+
+
+def duration(value: float | timedelta | str, what: str = "duration") -> float:
+    """Return a duration in seconds, from seconds, a timedelta, or text like "90s", "1h30m", "7d".
+
+    Raises ConfigError for anything else, for NaN and for negative values.
+    """
+    if isinstance(value, timedelta):
+        seconds = value.total_seconds()
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value)
+    elif (
+        isinstance(value, str)
+        and (parts := _DURATION.findall(value))
+        and not _DURATION.sub("", value).strip()
+    ):
+        seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    elif isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?", value):
+        seconds = float(value)
+    else:
+        raise ConfigError(
+            f'{what}: {value!r} is no duration; give seconds, a timedelta, or text like "90s" or "7d"'
+        )
+    if not 0 <= seconds < float("inf"):
+        raise ConfigError(f"{what}: {value!r} is negative or not a number")
+    return seconds
+
+
+def rate(value: float | str, what: str = "rate") -> float:
+    """Return a rate per second, from a number or text like "50/s", "600/m", "10/h".
+
+    Raises ConfigError for anything else, and for what is not more than 0.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        found = float(value)
+    else:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:/\s*(s|min|m|h|d))?", str(value).strip())
+        if match is None:
+            raise ConfigError(
+                f'{what}: {value!r} is no rate; give a number a second, or text like "50/s", "600/m"'
+            )
+        found = float(match[1]) / _UNITS[match[2] or "s"]
+    if not 0 < found < float("inf"):
+        raise ConfigError(f"{what}: {value!r} must be more than 0")
+    return found
+
+
+def share(value: float | str, what: str = "share") -> float:
+    """Return a part of 1, from a number or text like "5%". Raises ConfigError unless 0 < part <= 1."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", value.strip()) if isinstance(value, str) else None
+    try:
+        part = float(match[1]) / 100 if match else float(value)
+    except ValueError:
+        part = 0.0
+    if isinstance(value, bool) or not 0 < part <= 1:
+        raise ConfigError(f'{what}: {value!r} is no share; give text like "5%", or a number up to 1')
+    return part
+
+
+def moment(value: datetime | float, what: str = "moment") -> float:
+    """Return an aware datetime as seconds since 1970. Raises ConfigError for a naive one."""
+    if isinstance(value, datetime):
+        if value.tzinfo is None or value.utcoffset() is None:
+            raise ConfigError(
+                f"{what}: {value.isoformat()} has no time zone; take datetime.now(UTC) or .astimezone()"
+            )
+        return value.timestamp()
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    raise ConfigError(f"{what}: {value!r} is not an aware datetime")
+
+
+def spoken_moment(text: str, now: datetime) -> datetime:
+    """Return the moment that a command line names: `1h` (ago), `14:00` (today), an ISO date or time.
+
+    Without a zone it is local time, that of `now`, which must be aware.
+    """
+    text = text.strip()
+    if text == "now":
+        return now
+    if _DURATION.findall(text) and not _DURATION.sub("", text).strip():
+        return now - timedelta(seconds=duration(text))
+    try:
+        if re.fullmatch(r"\d{1,2}:\d{2}(:\d{2})?", text):
+            parts = [int(part) for part in text.split(":")]
+            return now.replace(hour=parts[0], minute=parts[1], second=(*parts, 0)[2], microsecond=0)
+        parsed = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"{text!r} is no moment: try 1h, 30d, 14:00, 2026-01-31 or 2026-01-31T14:00"
+        ) from error
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=now.tzinfo)
+
+
+def size(value: int | str, what: str = "size") -> int:
+    """Return a size in bytes, from a number or text like "64KiB", "1MB"."""
+    units = {
+        "": 1,
+        "b": 1,
+        "kb": 1000,
+        "mb": 1000**2,
+        "gb": 1000**3,
+        "kib": 1024,
+        "mib": 1024**2,
+        "gib": 1024**3,
+    }
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    match = re.fullmatch(r"(\d+)\s*([a-z]*)", value.lower()) if isinstance(value, str) else None
+    if match is None or match[2] not in units or not int(match[1]):
+        raise ConfigError(f'{what}: {value!r} is no size; give bytes or text like "1MiB"')
+    return int(match[1]) * units[match[2]]
