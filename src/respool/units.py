@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime, timedelta
+from datetime import datetime, time, timedelta
 
 from .errors import ConfigError
 
@@ -82,9 +82,13 @@ def moment(value: datetime | float, what: str = "moment") -> float:
 
 
 def spoken_moment(text: str, now: datetime) -> datetime:
-    """Return the moment that a command line names: `1h` (ago), `14:00` (today), an ISO date or time.
+    """Return the moment that a command line names: `1h` (ago), `14:00` (the last), an ISO date or time.
 
-    Without a zone it is local time, that of `now`, which must be aware.
+    Without a zone it is this machine's local time. A time of day that is still to come today is yesterday's:
+    what is asked for are records, and they are of the past.
+
+    Parameters:
+        now: the present, local.
     """
     text = text.strip()
     if text == "now":
@@ -92,15 +96,22 @@ def spoken_moment(text: str, now: datetime) -> datetime:
     if _DURATION.findall(text) and not _DURATION.sub("", text).strip():
         return now - timedelta(seconds=duration(text))
     try:
-        if re.fullmatch(r"\d{1,2}:\d{2}(:\d{2})?", text):
-            parts = [int(part) for part in text.split(":")]
-            return now.replace(hour=parts[0], minute=parts[1], second=(*parts, 0)[2], microsecond=0)
+        if is_time_of_day(text):
+            hour, _, rest = text.partition(":")
+            today = datetime.combine(now.date(), time.fromisoformat(f"{hour:0>2}:{rest}"))
+            found = today.astimezone()
+            return found if found <= now else (today - timedelta(days=1)).astimezone()
         parsed = datetime.fromisoformat(text)
     except ValueError as error:
         raise ConfigError(
             f"{text!r} is no moment: try 1h, 30d, 14:00, 2026-01-31 or 2026-01-31T14:00"
         ) from error
-    return parsed if parsed.tzinfo else parsed.replace(tzinfo=now.tzinfo)
+    return parsed.astimezone()  # at the offset that its own day has
+
+
+def is_time_of_day(text: str) -> bool:
+    """Say whether a moment is named by its time of day alone."""
+    return re.fullmatch(r"\d{1,2}:\d{2}(:\d{2})?", text.strip()) is not None
 
 
 def size(value: int | str, what: str = "size") -> int:

@@ -13,7 +13,8 @@ import pytest
 from tests.cli.support import python, run
 
 import respool
-from respool import clock, config
+from respool import clock
+from respool.cli import moments
 from respool.delivery.model import Verdict
 from respool.remote import encode_error
 
@@ -104,10 +105,8 @@ def test_a_replay_since_a_date_is_the_same_on_another_day(cli, app, monkeypatch)
 
 def _later(monkeypatch, seconds):
     """Have command lines be read later, as far as they name moments."""
-    real = config.spoken_moment
-    monkeypatch.setattr(
-        config, "spoken_moment", lambda text, now: real(text, now + timedelta(seconds=seconds))
-    )
+    real = moments.present
+    monkeypatch.setattr(moments, "present", lambda: real() + timedelta(seconds=seconds))
     monkeypatch.setattr(clock, "now", lambda: time.time() + seconds)
 
 
@@ -133,7 +132,7 @@ def test_replay_dry_run_makes_nothing(cli, app):
         ("--queue default --group v2 --task mail", 2, "has no such calls; it has add (1)"),
         ("--queue default --group v2 --all-tasks --until 1h", 2, "has no calls until "),
         ("--queue fast --group v2 --all-tasks", 2, "it holds none at all"),
-        ("--queue default --group v2 --all-tasks --since 1h --until 2h", 2, "must be before until"),
+        ("--queue default --group v2 --all-tasks --since 1h --until 2h", 2, "must be before the second"),
         ("--queue default --group v2 --all-tasks --since yesterday", 2, "'yesterday' is no moment"),
         ("--queue default --group v2 --all-tasks --outbox keep", 2, "'keep' is not one of"),
     ],
@@ -399,7 +398,7 @@ def test_a_group_of_a_stream_says_what_must_be_written_for_it(cli, folder):
         ("create g", 2, "say what it reads"),
         ("create g --queue default --stream inference", 2, "say what it reads"),
         ("create g --queue fats", 2, "did you mean 'fast'?"),
-        ("create g --queue default --start first", 2, "earliest, latest or a moment"),
+        ("create g --queue default --start first", 2, "earliest, latest, or a moment"),
         ("drop mian", 2, "did you mean 'main'?"),
         ("drop main --queue default", 2, "main is the queue's own group"),
         ("drop g --queue fats", 2, "did you mean 'fast'?"),

@@ -141,7 +141,8 @@ def main() -> None:
     it RESPOOL_APP counts, then `app` under [tool.respool] in the nearest pyproject.toml.
 
     Exit codes: 0 done; 1 an error, or `check` found something; 2 the command or the app's settings are
-    wrong: an unknown option, app, queue, group or task, say; 3 a call was not finished in time.
+    wrong: an unknown option, app, queue, group or task, say, of a worker too; 3 a call was not finished in
+    time.
     """
 
 

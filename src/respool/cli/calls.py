@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import MOMENT, json_option, since_option, until_option
+from .common import json_option
+from .moments import between_option, shown_window, since_option, until_option, window
 
 STATES = ("PENDING", "SCHEDULED", "STARTED", "PROGRESS", "RETRY", "SUCCESS", "FAILURE", "REVOKED", "UNKNOWN")
 
 
 if TYPE_CHECKING:
+    from .moments import Spoken
+
     _Text = click.ParamType[str]
 else:
     _Text = click.ParamType  # which older versions of click do not have as a generic class
@@ -43,7 +46,7 @@ class State(_Text):
 )
 @since_option
 @until_option
-@click.option("--between", nargs=2, type=MOMENT, metavar="FROM TO", help="From, and up to: both at once.")
+@between_option
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="So many at most.")
 @click.option("--oldest", is_flag=True, help="The oldest first, rather than the newest.")
 @json_option
@@ -52,9 +55,9 @@ def command(
     task: str | None,
     state: str | None,
     group: str,
-    since: float | None,
-    until: float | None,
-    between: tuple[float, float] | None,
+    since: Spoken | None,
+    until: Spoken | None,
+    between: tuple[Spoken, Spoken] | None,
     limit: int,
     oldest: bool,
     as_json: bool,
@@ -68,12 +71,11 @@ def command(
     from itertools import islice
 
     from ..errors import UnknownName
-    from .export import window
     from .output import Column, Table, iso, line, note, when, width, zone
     from .records import SHORT, Wanted, listed
     from .target import open_target
 
-    since, until = window(since, until, between)
+    low, high = window(since, until, between)
     target = open_target()
     streams = (
         target.named(queue, "queue") if queue else [s for s in target.streams.values() if s.kind == "queue"]
@@ -90,7 +92,7 @@ def command(
         Column("state"),
         Column("call", least=16),
     )
-    wanted = Wanted(group, task, state, since, until, oldest)
+    wanted = Wanted(group, task, state, low, high, oldest)
     found = False
     for call in islice(listed(target, streams, wanted), limit):
         found = True
@@ -103,12 +105,12 @@ def command(
         target.refuse_unknown_task(task, streams)
     if as_json:
         return
-    table.show(False, _empty(task, state, since, until, queue))
+    table.show(False, _empty(task, state, queue, low=low, high=high))
     if len(table.rows) == limit:
         note(f"{limit:,} shown; there may be more: --limit, --since, --task")
 
 
-def _empty(*filters: Any) -> str:
-    if any(each is not None for each in filters):
-        return "No calls match these options. All are listed by: respool calls"
+def _empty(*filters: str | None, low: float | None, high: float | None) -> str:
+    if any(each is not None for each in (*filters, low, high)):
+        return f"No calls match these options{shown_window(low, high)}. All are listed by: respool calls"
     return "No calls yet. Send one: respool -A … call TASK ARGS"

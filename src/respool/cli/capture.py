@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from .common import common, document_option, since_option, until_option
+from .common import common, document_option
+from .moments import Spoken, since_option, until_option, window
 
 
 @click.command()
@@ -25,8 +26,8 @@ def command(
     task: str,
     sample: int,
     group: str,
-    since: float | None,
-    until: float | None,
+    since: Spoken | None,
+    until: Spoken | None,
     output: str,
     seed: int,
     force: bool,
@@ -45,11 +46,12 @@ def command(
     from .output import counted, document
     from .target import open_target
 
+    low, high = window(since, until)
     target = open_target(code=True)
     assert target.app is not None
     made = capture(
         target.app, task, sample, Path(output), spec=common().require_app(), group=group,
-        since=since, until=until, seed=seed, force=force,
+        since=low, until=high, seed=seed, force=force,
     )  # fmt: skip
     if as_json:
         document({"test": str(made.test), "data": str(made.data), "calls": made.calls})

@@ -144,26 +144,6 @@ else:
     _Seconds = _Pair = click.ParamType  # which older versions of click do not have as a generic class
 
 
-class Moment(_Seconds):
-    """A moment as people name it: 1h (ago), 14:00 (today), an ISO date or time, local unless it says so."""
-
-    name = "moment"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return seconds since 1970."""
-        if isinstance(value, float):
-            return value
-        from datetime import datetime
-
-        from ..errors import ConfigError
-        from ..units import spoken_moment
-
-        try:
-            return spoken_moment(value, datetime.now().astimezone()).timestamp()
-        except (ConfigError, OverflowError) as error:
-            self.fail(str(error), param, ctx)
-
-
 class Duration(_Seconds):
     """A duration: seconds, or text like 90s, 5m, 7d."""
 
@@ -229,14 +209,7 @@ class Header(_Pair):
         return name, text
 
 
-MOMENT = Moment()
 DURATION = Duration()
 RATE = Rate()
 SHARE = Share()
 HEADER = Header()
-since_option: Callable[[F], F] = click.option(
-    "--since", type=MOMENT, metavar="WHEN", help="From: 1h, 30d, 14:00, 2026-01-31T14:00."
-)
-until_option: Callable[[F], F] = click.option(
-    "--until", type=MOMENT, metavar="WHEN", help="Up to, likewise; itself not included."
-)

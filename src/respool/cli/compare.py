@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import SHARE, document_option, since_option, until_option
+from .common import SHARE, document_option
+from .moments import Spoken, since_option, until_option, window
 
 if TYPE_CHECKING:
     from ..replay.comparing import Comparator, Comparison, Tolerance
@@ -51,8 +52,8 @@ def command(
     b: str,
     queue: str | None,
     tasks: tuple[str, ...],
-    since: float | None,
-    until: float | None,
+    since: Spoken | None,
+    until: Spoken | None,
     tolerances: tuple[str, ...],
     comparator: str | None,
     sample: int,
@@ -75,6 +76,7 @@ def command(
     from .output import document, progress
     from .target import open_target
 
+    low, high = window(since, until)
     target = open_target()
     groups = [target.one_group(name, queue) for name in (a, b)]
     if groups[0].stream != groups[1].stream:
@@ -84,7 +86,7 @@ def command(
         target.refuse_unknown_task(task, [stream])
     with progress("comparing") as tell:
         found = compare(
-            target.source, stream, groups[0], groups[1], tasks=tasks or None, since=since, until=until,
+            target.source, stream, groups[0], groups[1], tasks=tasks or None, since=low, until=high,
             tolerance=_tolerance(tolerances), comparator=_loaded(comparator), sample=sample, progress=tell,
         )  # fmt: skip
     failed = max_diff is not None and (not found.compared or found.share > max_diff)

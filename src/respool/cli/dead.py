@@ -9,7 +9,6 @@ import click
 
 from .common import (
     HEADER,
-    MOMENT,
     RATE,
     RespoolGroup,
     confirm,
@@ -18,6 +17,7 @@ from .common import (
     resolve_option,
     yes_option,
 )
+from .moments import MOMENT, window
 
 if TYPE_CHECKING:
     from ..dead import DeadFilter, DeadLetter, Edit
@@ -50,7 +50,8 @@ def _filters(function: Callable[..., Any]) -> Callable[..., Any]:
 def _chosen(given: dict[str, Any]) -> DeadFilter:
     from ..dead import DeadFilter
 
-    return DeadFilter(**{**given, "headers": dict(given["headers"]) or None})
+    since, until = window(given["since"], given["until"])
+    return DeadFilter(**{**given, "since": since, "until": until, "headers": dict(given["headers"]) or None})
 
 
 @click.group(cls=RespoolGroup)

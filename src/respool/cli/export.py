@@ -12,7 +12,8 @@ from typing import Any
 import click
 
 from .calls import State
-from .common import MOMENT, Failure, since_option, until_option
+from .common import Failure
+from .moments import Spoken, between_option, since_option, until_option, window
 
 FORMATS = ("jsonl", "csv", "parquet")
 
@@ -28,7 +29,7 @@ FORMATS = ("jsonl", "csv", "parquet")
 )
 @since_option
 @until_option
-@click.option("--between", nargs=2, type=MOMENT, metavar="FROM TO", help="From, and up to: both at once.")
+@between_option
 @click.option(
     "--format", "form", type=click.Choice(FORMATS), help="Default: as the file is called, else jsonl."
 )
@@ -40,9 +41,9 @@ def command(
     tasks: tuple[str, ...],
     state: str | None,
     group: str,
-    since: float | None,
-    until: float | None,
-    between: tuple[float, float] | None,
+    since: Spoken | None,
+    until: Spoken | None,
+    between: tuple[Spoken, Spoken] | None,
     form: str | None,
     output: str,
 ) -> None:
@@ -62,7 +63,7 @@ def command(
     from .output import counted
     from .target import open_target
 
-    since, until = window(since, until, between)
+    low, high = window(since, until, between)
     form = form or (Path(output).suffix[1:] if Path(output).suffix[1:] in FORMATS else "jsonl")
     if form == "parquet":
         pyarrow()  # said before anything is read
@@ -73,26 +74,13 @@ def command(
     found = target.one_group(group, queue)
     for task in tasks:
         target.refuse_unknown_task(task, [stream])
-    wanted = Wanted(since, until, tasks or None, state)
+    wanted = Wanted(low, high, tasks or None, state)
     load = target.app.payloads.load if target.app else None
     rows = exported(target.engine, stream, found, wanted, target.pickle_key, load)
     with _written(output, binary=form == "parquet") as out:
         number = WRITERS[form](rows, out)
     if output != "-":
         click.echo(f"Wrote {counted(number, 'call')} to {output}.", err=True)
-
-
-def window(
-    since: float | None, until: float | None, between: tuple[float, float] | None
-) -> tuple[float | None, float | None]:
-    """Return the window that was given, either way. Raises UsageError."""
-    if between is None:
-        return since, until
-    if since is not None or until is not None:
-        raise click.UsageError("--between, or --since and --until, not both")
-    if between[0] >= between[1]:
-        raise click.UsageError("--between: the first moment must be before the second")
-    return between
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .common import RATE, RespoolGroup, confirm, document_option, json_option, yes_option
+from .moments import one_moment
 from .replay import selecting
 
 if TYPE_CHECKING:
@@ -184,7 +185,8 @@ def create(
     assert target.app is not None
     (read,) = target.named(queue or stream or "", "queue" if queue else "stream")
     start = "latest" if start == "now" else start
-    moment = None if start in ("earliest", "latest") else _moment(start)
+    named = start in ("earliest", "latest")
+    moment = None if named else float(one_moment(start, "--start", "earliest, latest"))
     chosen |= {"headers": dict(chosen["headers"]), "state": chosen["state"] and chosen["state"].upper()}
     if queue:
         beside.refuse_unknown(target.app, tasks)
@@ -209,17 +211,6 @@ def create(
             f"No worker can serve it yet: app {target.app.name} has no subscription of that name. Write one "
             f"on its stream {read.name!r}:\n    @{variable(read.name)}.subscribe(group={name!r})"
         )
-
-
-def _moment(start: str) -> float:
-    from .common import MOMENT
-
-    try:
-        return MOMENT.convert(start, None, None)
-    except click.BadParameter as error:
-        raise click.BadParameter(
-            f"earliest, latest or a moment: {error.message}", param_hint="--start"
-        ) from None
 
 
 @command.command()

@@ -3,50 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import DURATION, HEADER, MOMENT, RATE, SHARE, NotInTime, document_option
+from .common import DURATION, HEADER, RATE, SHARE, NotInTime, document_option
+from .moments import Spoken, since_option, until_option, window
 
 if TYPE_CHECKING:
     from ..engines.base import Group
     from ..replay import HowFar, ReplaySummary
     from .target import Target
-
-    _Spoken = click.ParamType["Spoken"]
-else:
-    _Spoken = click.ParamType  # which older versions of click do not have as a generic class
-
-
-class Spoken(NamedTuple):
-    """A moment, and how long ago that is where it was given so."""
-
-    at: float
-    ago: float | None
-
-
-class SpokenMoment(_Spoken):
-    """A moment, with the way in which it was named."""
-
-    name = "moment"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Spoken:
-        """Return the moment, and how long ago it was said to be."""
-        from ..clock import now as wall_clock
-        from ..errors import ConfigError
-        from ..units import duration
-
-        at = MOMENT.convert(value, param, ctx)
-        try:
-            ago = 0.0 if value == "now" else duration(value)
-        except ConfigError:  # it does not depend on when it is said
-            return Spoken(at, None)
-        # 20260131 would be a number of seconds too, but is a date.
-        return Spoken(at, ago if abs(wall_clock() - ago - at) < 5 else None)
-
-
-SPOKEN = SpokenMoment()
 
 
 SELECTION = (
@@ -83,8 +50,8 @@ def selecting(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--group", required=True, metavar="NAME", help="A name for the replay, such as v2.")
 @click.option("--task", "tasks", multiple=True, metavar="NAME", help="Run calls of this task; repeatable.")
 @click.option("--all-tasks", is_flag=True, help="Run the calls of all tasks.")
-@click.option("--since", type=SPOKEN, metavar="WHEN", help="From: 1h, 30d, 14:00, 2026-01-31T14:00.")
-@click.option("--until", type=SPOKEN, metavar="WHEN", help="Up to, likewise; itself not included.")
+@since_option
+@until_option
 @click.option("--from-offset", metavar="N", help="From this offset of each partition; 2:N: of partition 2.")
 @click.option("--to-offset", metavar="N", help="Up to, likewise; itself not included.")
 @click.option("--id", "ids", multiple=True, metavar="ID", help="These calls and no others; repeatable.")
@@ -153,7 +120,7 @@ def command(
     assert target.app is not None
     chosen["headers"] = dict(chosen["headers"])
     chosen["state"] = chosen["state"] and chosen["state"].upper()
-    selection, low, high = Selection(**chosen), since and since.at, until and until.at
+    selection, (low, high) = Selection(**chosen), window(since, until)
     spoken = {"since": since and since.ago, "until": until and until.ago}
     names = list(tasks) or None
     with progress("counting") as tell:
@@ -216,15 +183,20 @@ def _data(summary: ReplaySummary, far: HowFar | None) -> dict[str, Any]:
 
 
 def _print(summary: ReplaySummary, dry_run: bool) -> None:
+    from ..clock import now as wall_clock
     from .output import Column, Table, counted, moment, note, number
 
     since, until = summary.settings["since"], summary.settings["until"]
-    window = ("from the beginning" if since is None else f"from {moment(since)}") + (
-        " to the end as of now" if until is None else f" to {moment(until)}"
-    )
+    begin = "from the beginning" if since is None else f"from {moment(since)}"
+    if until is not None:
+        end = f"to {moment(until)}"
+    elif summary.made is None or summary.created:
+        end = f"to the end as of now, {moment(wall_clock())}"
+    else:
+        end = f"to the end as of {moment(summary.made)}, when it was made"
     done = "would run" if dry_run else "is there already and runs" if not summary.created else "runs"
     calls = ("at most " if summary.at_most else "") + counted(summary.total, "call")
-    click.echo(f"Replay {summary.group} {done} {calls} of queue {summary.queue.name}, {window}.")
+    click.echo(f"Replay {summary.group} {done} {calls} of queue {summary.queue.name}, {begin} {end}.")
     table = Table(Column("task", least=20), Column("runs", right=True), Column("left out", right=True))
     for task in sorted({*summary.run, *summary.left_out}):
         run, left_out = summary.run.get(task, 0), summary.left_out.get(task, 0)

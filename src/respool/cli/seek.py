@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import DURATION, MOMENT, confirm, document_option, yes_option
+from .common import DURATION, confirm, document_option, yes_option
+from .moments import one_moment
 
 if TYPE_CHECKING:
     from ..replay import SeekPlan
@@ -51,6 +52,8 @@ def command(
     respool -A shop seek audit --to 2026-01-31T14:00
     respool -A shop seek main --queue default --to 1h --dry-run
     respool -A shop seek audit --to 2:1000 --yes
+
+    2:1000 is offset 1000 of partition 2, and 14:00 a time of day; offset 0 of partition 14 is 14:0.
     """
     if resume == (to is not None):
         raise click.UsageError("say where: --to WHERE; or --resume" + (", not both" if resume else ""))
@@ -84,15 +87,11 @@ def command(
 
 
 def _place(to: str) -> str | float:
-    """Return an offset or a name as it is, a moment in seconds. A number is an offset."""
-    if to in ("earliest", "latest") or re.fullmatch(r"(\d+:)?[\d_]+(,(\d+:)?[\d_]+)*", to):
+    """Return an offset or a name as it is, a moment in seconds. 1000 is an offset, 14:00 a time of day."""
+    is_time = re.fullmatch(r"\d\d:\d\d(:\d\d)?", to)
+    if to in ("earliest", "latest") or (not is_time and re.fullmatch(r"(\d+:)?[\d_]+(,(\d+:)?[\d_]+)*", to)):
         return to
-    try:
-        return MOMENT.convert(to, None, None)
-    except click.BadParameter as error:
-        raise click.BadParameter(
-            f"earliest, latest, an offset, or a moment: {error.message}", param_hint="--to"
-        ) from None
+    return one_moment(to, "--to", "earliest, latest, an offset")
 
 
 def _summary(target: Target, plan: SeekPlan) -> str:

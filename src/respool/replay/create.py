@@ -40,6 +40,7 @@ class ReplaySummary:
     at_most: bool = False  # `run` is what is left before the worker looks into each record
     created: bool = False  # False: planned only, or it was there before with the same settings
     id: int | None = None  # of the group, where it exists
+    made: float | None = None  # when that was
 
     @property
     def total(self) -> int:
@@ -154,6 +155,7 @@ def _plan(
         found = app.engine.group_bounds(stored)  # a replay has a stop in each log
         bounds = cast("Bounds", [(at.log, at.start, at.stop) for at in found])
     summary = ReplaySummary(stream, group, settings, bounds, id=stored.id if stored else None)
+    summary.made = stored.created if stored else None
     if chosen.looks_inside and exact:
         _look(app, summary, progress)
     else:
