@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from tests.cli.support import python, run
+from tests.cli.support import python, run, write_shop
 
 import respool
 from respool import clock
@@ -640,6 +640,22 @@ def test_rerun(cli, app, worker, failed):
     assert "raised ValueError: no such place: bad://0" in text
     assert len(cli.rows("-A", "shop", "dead", "list")) == 4
     assert "no call nope" in cli("-A", "shop", "rerun", "nope", code=1)
+
+
+def test_rerun_of_a_call_of_a_batch_says_that_it_is_alone(cli, folder):
+    write_shop(
+        folder,
+        "from respool import App\napp = App('shop')\n@app.task(batch=10)\n"
+        "def embed(texts: list[str]) -> list[int]:\n"
+        "    assert all(texts), f'{len(texts)} texts, one empty'\n    return [len(text) for text in texts]\n",
+        "batches",
+    )
+    fine, empty = (cli("-A", "batches", "call", "embed", text).strip() for text in ("four", ""))
+    text = cli("-A", "batches", "rerun", fine)
+    assert "embed('four')\n  as a batch of one: its task takes batches, and this call alone is run\n" in text
+    assert "returned 4" in text
+    assert cli.data("-A", "batches", "rerun", fine)["batch_of_one"]
+    assert "raised AssertionError: 1 texts, one empty" in cli("-A", "batches", "rerun", empty, code=1)
 
 
 def test_rerun_in_the_debugger(folder, failed):

@@ -105,7 +105,9 @@ def test_a_call_of_a_task_that_takes_batches(app):
         assert [request.task for request in self.calls] == ["embed"]
         return [ValueError("empty") if not text else len(text) for text in texts]
 
-    assert rerun(app, embed.delay("four").id).value == 4
+    done = rerun(app, embed.delay("four").id)
+    assert (done.value, done.batch) == (4, True)
+    assert not rerun(app, app.tasks["mail"].delay("ada").id).batch
     assert str(rerun(app, embed.delay("").id).error) == "empty"
     assert run_dry(app, "embed", ["abc"], {}).value == 3
 

@@ -25,7 +25,8 @@ def command(id: str, group: str | None, post_mortem: bool, trace: bool, as_json:
     """Execute one past call here, in this process, with its exact input. Nothing is changed.
 
     States, outcomes and dead letters stay as they are. Calls and events that the task sends are shown
-    rather than sent. What it does elsewhere, to files or other services, it does.
+    rather than sent. What it does elsewhere, to files or other services, it does. A call of a task that
+    takes batches is run as a batch of one, whatever it was together with.
 
     \b
     respool -A shop rerun 0198c1d2-…
@@ -74,6 +75,7 @@ def _data(done: Rerun) -> dict[str, Any]:
     return {
         "id": done.id,
         "task": done.task,
+        "batch_of_one": done.batch,
         "args": list(done.args),
         "kwargs": done.kwargs,
         "ok": done.ok,
@@ -95,6 +97,8 @@ def _print(done: Rerun) -> None:
     from .output import counted, note
 
     click.secho(Input(list(done.args), done.kwargs).text(done.task, 2000), bold=True)
+    if done.batch:
+        click.echo("  as a batch of one: its task takes batches, and this call alone is run")
     for each in done.progress:
         click.echo(f"  progress {each!r}")
     if done.error is None:

@@ -47,6 +47,7 @@ class Rerun:
     error: BaseException | None = None
     sent: list[Sent] = field(default_factory=list)
     progress: list[Any] = field(default_factory=list)  # what it said by update_state
+    batch: bool = False  # of a task that takes batches: it was run as a batch of one
 
     @property
     def ok(self) -> bool:
@@ -58,7 +59,7 @@ def rerun(app: App, id: str, *, group: str | None = None, call: Call | None = No
     """Execute one past call here and now, with its exact input; nothing is changed, and nothing is sent.
 
     The log, states and outcomes stay as they are. Calls and events that the task sends are collected. What it
-    does elsewhere, to files or other services, it does.
+    does elsewhere, to files or other services, it does. A task that takes batches gets a batch of one.
 
     Parameters:
         id: the call's id, or an event's, then with the `group` of the subscription that runs it.
@@ -88,7 +89,9 @@ def run_dry(app: App, task: str, args: list[Any], kwargs: dict[str, Any]) -> Rer
 def _run(app: App, runner: Runner, run: _Dry, body: bytes, call: Call | None) -> Rerun:
     meta = run.record.meta
     args, kwargs = runner.arguments(body, meta)
-    done = Rerun(id_text(public_id(run.record.id)), runner.name, tuple(args), kwargs)
+    done = Rerun(
+        id_text(public_id(run.record.id)), runner.name, tuple(args), kwargs, batch=bool(runner.batch)
+    )
     batch = [runner.item(body, meta)] if runner.batch else None
     token = current_run.set(run)
     try:
