@@ -60,13 +60,13 @@ def test_call_by_call(app):
     }  # fmt: skip
     assert (found.compared, found.share) == (8, 0.5)
     assert [(each.id, each.verdict) for each in found.sample] == [
-        (handles[3].id, "failed_a"),
-        (handles[4].id, "failed_b"),
+        (handles[4].id, "failed_b"),  # what is new and fails comes first
         (handles[6].id, "different"),
         (handles[7].id, "different"),
+        (handles[3].id, "failed_a"),
     ]
-    assert (found.sample[0].a, found.sample[0].b) == ("ValueError: v1 fails", 3)
-    diff = found.sample[2].diff(("main", "v2"))
+    assert (found.sample[3].a, found.sample[3].b) == ("ValueError: v1 fails", 3)
+    diff = found.sample[1].diff(("main", "v2"))
     assert diff[:2] == ["--- main", "+++ v2"]
     assert "-{'score': 1.001, 'tags': ['a', 'b']}" in diff
     assert "+{'score': 1.002, 'tags': ['a', 'b']}" in diff
@@ -149,6 +149,23 @@ def test_a_sample_is_drawn_from_all(app, monkeypatch):
     assert [each.position for each in found.sample] == sorted(each.position for each in found.sample)
     assert told[-1] == (100, 100)
     assert compared(app, sample=0).sample == []
+
+
+def test_a_few_new_failures_among_many_differences_are_in_the_sample(app):
+    @app.task(name="v")
+    def version(n: int) -> int:
+        if app.version == 2 and n >= 97:
+            raise ValueError("new")
+        return n + app.version
+
+    app.tasks["v"].delay_many(range(100))
+    work(app)
+    run(app)
+    kinds = [each.verdict for each in compared(app, sample=5).sample]
+    assert kinds == ["failed_b", "failed_b", "failed_b", "different", "different"]
+    kinds = [each.verdict for each in compared(app, sample=2).sample]
+    assert kinds == ["failed_b", "different"], "one of each kind where there is room"
+    assert [each.verdict for each in compared(app, sample=1).sample] == ["failed_b"]
 
 
 def test_memory_stays_flat(app):

@@ -41,7 +41,11 @@ _TITLES = {
 )  # fmt: skip
 @click.option("--comparator", metavar="MODULE:FUNCTION", help="Says of two values whether they are the same.")
 @click.option(
-    "--sample", type=click.IntRange(0), default=5, show_default=True, help="Show so many differences."
+    "--sample",
+    type=click.IntRange(0),
+    default=5,
+    show_default=True,
+    help="Show so many differences, new failures first.",
 )
 @click.option(
     "--max-diff", type=SHARE, metavar="N%", help="Exit code 1 where more than this differs: for gates."

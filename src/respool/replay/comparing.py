@@ -25,6 +25,8 @@ PAGE = 500  # positions whose values are in memory at once
 Verdict = Literal[
     "same", "different", "only_a", "only_b", "failed_a", "failed_b", "failed_both", "unfinished"
 ]
+TOLD: tuple[Verdict, ...] = ("failed_b", "different", "failed_a")
+"""What a sample is of: what is new and fails first, what was failing and does not last."""
 Comparator = Callable[[Any, Any], Any]
 Load = Callable[[bytes], Any]
 
@@ -109,7 +111,8 @@ def compare(
         source: an App or an engine. tasks, since, until: only these calls.
         tolerance: how far numbers may lie apart, also within lists and dicts.
         comparator: says of two values whether they are the same; instead of `tolerance`.
-        sample: how many differences to keep, drawn evenly from all.
+        sample: how many differences to keep, drawn evenly from all of a kind: what failed in b only comes
+            first, and of each other kind there is one where there is room for it.
 
     Raises: ConfigError where the comparator raises: with the call, and both values.
 
@@ -117,23 +120,53 @@ def compare(
     """
     engine: Engine = getattr(source, "engine", source)
     load: Load | None = source.payloads.load if engine is not source else None
-    result, draw = Comparison(stream, a, b), random.Random(0)
+    result, sampled = Comparison(stream, a, b), _Sample(sample)
     judge = _Judge(tolerance, comparator, load)
     for pos, left, right, task in _each(engine, stream, a, b, tasks, since, until, progress):
         verdict = judge.verdict(engine, pos, left, right)
         result.counts[verdict] = result.counts.get(verdict, 0) + 1
         by_task = result.tasks.setdefault(task, {})
         by_task[verdict] = by_task.get(verdict, 0) + 1
-        if verdict in ("different", "failed_a", "failed_b"):
+        if verdict in TOLD:
             result.differences += 1
-            place = len(result.sample) if len(result.sample) < sample else draw.randrange(result.differences)
-            if place < sample:
-                found = Difference(
-                    _id(engine, pos), task, verdict, judge.shown(left), judge.shown(right), pos
-                )
-                result.sample[place : place + 1] = [found]
-    result.sample.sort(key=lambda each: each.position)
+            if (place := sampled.place(verdict)) is not None:
+                shown = judge.shown(left), judge.shown(right)
+                sampled.keep(place, Difference(_id(engine, pos), task, verdict, *shown, pos))
+    result.sample = sampled.chosen()
     return result
+
+
+class _Sample:
+    """Differences drawn evenly from all of each kind, those first that matter most."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._draw = most, random.Random(0)
+        self._seen: dict[Verdict, int] = dict.fromkeys(TOLD, 0)
+        self._kept: dict[Verdict, list[Difference]] = {verdict: [] for verdict in TOLD}
+
+    def place(self, verdict: Verdict) -> int | None:
+        """Return where the next one of a kind goes, None where it is not drawn."""
+        self._seen[verdict] += 1
+        place = self._seen[verdict] - 1
+        if place >= self._most:
+            place = self._draw.randrange(self._seen[verdict])
+        return place if place < self._most else None
+
+    def keep(self, place: int, found: Difference) -> None:
+        """Put one there."""
+        self._kept[found.verdict][place : place + 1] = [found]
+
+    def chosen(self) -> list[Difference]:
+        """Return as many as asked for: kind by kind, one of each if there is room, in order of position."""
+        kinds = [verdict for verdict in TOLD if self._kept[verdict]]
+        sizes: dict[Verdict, int] = dict.fromkeys(kinds[: self._most], 1)
+        for verdict in sizes:
+            sizes[verdict] += min(self._most - sum(sizes.values()), len(self._kept[verdict]) - 1)
+        return [
+            found
+            for verdict, size in sizes.items()
+            for found in sorted(self._kept[verdict][:size], key=lambda each: each.position)
+        ]
 
 
 def _each(
