@@ -47,7 +47,7 @@ class AsyncResult(Generic[R]):
         self._unsent = unsent  # the run whose outbox it waits in
 
     def __repr__(self) -> str:
-        return f"<AsyncResult {self.id}>"
+        return f"<AsyncResult {self.id}{'' if self._group == 'main' else f' in {self._group}'}>"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, AsyncResult) and (self._id, self._group) == (other._id, other._group)

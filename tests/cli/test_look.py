@@ -77,13 +77,27 @@ def test_lag_counts_every_place(cli, app, worker):
     assert second["workers"] == 0
     table = cli("-A", "shop", "lag")
     assert re.search(r"default +main +1 +1 .*5\.\d+s add", table)
-    assert "shop/fast: 1 call of tasks nobody knows: nobody" in table
+    assert "shop/fast: 1 call of tasks that no worker has had so far, kept for the first that has them: nobody" in table
+    head, *lines = table.splitlines()
+    at = head.index("unknown") + len("unknown") - 1
+    shown = {line.split()[0]: line[at] for line in lines if line[at : at + 1] in ("·", "1")}
+    assert shown == {"default": "·", "fast": "1", "inference": "·"}
+    assert "shop/fast: 1 call of tasks that no worker has had so far, kept for the first that has them: nobody" in table
+    head, *lines = table.splitlines()
+    at = head.index("unknown") + len("unknown") - 1
+    assert {line.split()[0]: line[at] for line in lines[:3]} == {
+        "default": "·",
+        "fast": "1",
+        "inference": "·",
+    }
     assert "shop/fast: no worker serves it; start one: respool -A shop worker" in table
 
 
 def test_lag_shows_what_waits_for_limits(cli, app):
     first, second = app.tasks["add"].delay(1, 1), app.tasks["add"].delay(2, 2)
-    assert "limited" not in cli("-A", "shop", "lag")
+    table = cli("-A", "shop", "lag")
+    assert "limited" not in table
+    assert "unknown" not in table
     queue = app.stream_of("queue", "default")
     group = next(each for each in app.groups() if each.stream == queue.id)
     ((log, lo, _),) = app.engine.bounds(queue)

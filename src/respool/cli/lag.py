@@ -34,6 +34,8 @@ def command(queue: str | None, group: str | None, as_json: bool) -> None:
     retry    raised, and waits until it is due to run again
     limited  waits for a rate_limit or max_concurrency of its task, queue or key (a column only where
              there are some)
+    unknown  kept, since no worker so far has had their task: for the first that has it (a column only
+             where there are some)
     leased   taken by a worker: being run, or about to be
     dead     dead letters: failed for good, see respool dead list
     waiting  how long the oldest of pending and due has waited, since it was sent or was due
@@ -41,7 +43,7 @@ def command(queue: str | None, group: str | None, as_json: bool) -> None:
     workers  how many serve it
 
     A · stands for none, a – for nothing to tell. `respool check` counts by the same words, and has all
-    that is parked, which is sched, retry, limited, dead and those due again, in one column.
+    that is parked, which is sched, retry, limited, unknown, dead and those due again, in one column.
 
     \b
     respool -A shop lag
@@ -68,7 +70,8 @@ def command(queue: str | None, group: str | None, as_json: bool) -> None:
         served = served_as(stream, each)
         if data["unknown"]:
             tasks = ", ".join(data["unknown_tasks"])
-            note(f"{served}: {counted(data['unknown'], 'call')} of tasks nobody knows: {tasks}")
+            waiting = f"{counted(data['unknown'], 'call')} of tasks that no worker has had so far"
+            note(f"{served}: {waiting}, kept for the first that has them: {tasks}")
         waits = sum(data[name] for name in ("pending", "returned", "due", "scheduled", "retry", "limited"))
         if waits and not data["workers"]:
             note(f"{served}: no worker serves it; {how_to_serve(stream, each, target.app)}")
@@ -110,14 +113,14 @@ def lag_table(target: Target, groups: list[Group]) -> Any:
 
     found = [(group, _data(target, group)) for group in groups]
     again = any(data["returned"] + data["due"] for _, data in found)
-    limited = any(data["limited"] for _, data in found)
+    seldom = [name for name in ("limited", "unknown") if any(data[name] for _, data in found)]
     table = Table(
         Column("queue", least=16),
         Column("group", least=10),
         Column("pending", right=True),
         *([Column("due", right=True)] if again else []),
         *(Column(title, right=True, drop=drop) for title, drop in (("sched", 4), ("retry", 3))),
-        *([Column("limited", right=True)] if limited else []),
+        *(Column(name, right=True) for name in seldom),
         Column("leased", right=True, drop=2),
         Column("dead", right=True),
         Column("waiting", right=True),
@@ -137,8 +140,7 @@ def lag_table(target: Target, groups: list[Group]) -> Any:
             *([number(data["returned"] + data["due"])] if again else []),
         ]
         cells += [number(data[name]) for name in ("scheduled", "retry")]
-        cells += [number(data["limited"])] if limited else []
-        cells += [number(data[name]) for name in ("leased", "dead")]
+        cells += [number(data[name]) for name in (*seldom, "leased", "dead")]
         table.add((*cells, age(data["oldest_waiting"]), running, number(data["workers"])), data)
     return table
 

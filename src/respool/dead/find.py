@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -52,6 +53,12 @@ class DeadLetter(NamedTuple):
     group: Group
     parked: Parked
     engine: Engine
+
+    def __repr__(self) -> str:
+        died = datetime.fromtimestamp(self.died).astimezone().isoformat(" ", "seconds")
+        reads = f"{self.stream.kind} {self.stream.name}, group {self.group.name}"
+        what = f"{self.error.type}: {self.error.message}" if self.error.message else self.error.type
+        return f"<DeadLetter {self.task or 'event'} of {reads}, {died}: {' '.join(what.split())[:200]}>"
 
     @property
     def task(self) -> str:
