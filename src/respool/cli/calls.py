@@ -90,7 +90,7 @@ def command(
         Column("id"),
         Column("queue", least=6, drop=1),
         Column("state"),
-        Column("call", least=16),
+        Column("call", least=16, text=True),
     )
     wanted = Wanted(group, task, state, low, high, oldest)
     found = False

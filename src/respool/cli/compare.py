@@ -164,7 +164,8 @@ def _print(target: Target, found: Comparison, max_diff: float | None, failed: bo
     from .output import Column, Table, note, number
 
     names = {"a": found.a.name, "b": found.b.name}
-    tasks = sorted(found.tasks)
+    calls = {task: sum(counts.values()) for task, counts in found.tasks.items()}
+    tasks = sorted(calls, key=lambda task: (-calls[task], task))
     table = Table(
         Column(f"{names['a']} and {names['b']}", least=16),
         Column("calls", right=True),

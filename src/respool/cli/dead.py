@@ -107,7 +107,7 @@ def _list_letters(target: Target, chosen: DeadFilter, limit: int, as_json: bool)
         Column("group", least=6, drop=2),
         Column("task", least=10),
         Column(f"since ({zone()})", drop=1),
-        Column("error", least=20),
+        Column("error", least=20, text=True),
     )
     for letter in letters[:limit]:
         data = _data(target, letter)
@@ -130,11 +130,11 @@ def _list_causes(target: Target, chosen: DeadFilter, limit: int, as_json: bool) 
     table = Table(
         Column("dead", right=True),
         Column("error", least=14),
-        Column("raised in", least=20, drop=1),
-        Column("tasks", least=10),
+        Column("raised in", least=20, drop=1, text=True),
+        Column("tasks", least=10, text=True),
         Column(f"first ({zone()})", drop=3),
         Column("last", drop=2),
-        Column("last message", least=20),
+        Column("last message", least=20, text=True),
     )
     for cause in found[:limit]:
         tasks = ", ".join(f"{name} ({count:,})" for name, count in sorted(cause.tasks.items()))

@@ -107,6 +107,9 @@ def _data(target: Target, group: Group) -> dict[str, Any]:
     }
 
 
+_WINDOW = {"since": "from", "until": "up to"}
+
+
 def _bounds(group: Group) -> str:
     from .output import when
 
@@ -120,8 +123,9 @@ def _bounds(group: Group) -> str:
         parts.append(f"{100 * kept['share']:g} %")
     parts += [f"{n} {kept[n]}" for n in ("state", "key", "where", "rate") if kept.get(n) is not None]
     parts += [f"{name}={value}" for name, value in (kept.get("headers") or {}).items()]
-    if kept.get("since") is not None or kept.get("until") is not None:
-        parts.append(f"{when(kept.get('since'))} to {when(kept.get('until'))}")
+    window = [f"{word} {when(kept[n])}" for n, word in _WINDOW.items() if kept.get(n) is not None]
+    if window:
+        parts.append(" ".join(window))
     return ", ".join(parts)
 
 

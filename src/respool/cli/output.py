@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import click
 
 GAP = 2  # blanks between columns
-WIDE = 100_000  # what goes into a pipe is not cut
+WIDE = 100_000  # a pipe has no width: no column is left out, no name or number cut
+TEXT = 60  # characters of free text in a pipe, so that one long message does not move all that is behind it
+LAST = 120  # the same in the last column
 
 
 class Column(NamedTuple):
@@ -25,6 +27,7 @@ class Column(NamedTuple):
     right: bool = False
     least: int = 0
     drop: int = 0  # where the terminal is too narrow, the highest goes first
+    text: bool = False  # arguments, messages: of any length, and shortened in a pipe, too
 
 
 class Table:
@@ -76,6 +79,10 @@ class Table:
             max(cell_len(text) for text in (column.title, *(row[index] for row in self.rows)))
             for index, column in enumerate(self.columns)
         ]
+        if most == WIDE:
+            for index, column in enumerate(self.columns):
+                if column.text:
+                    natural[index] = min(natural[index], LAST if column is self.columns[-1] else TEXT)
         kept = list(range(len(self.columns)))
         left_out: list[str] = []
         while (wide := self._cut(kept, natural, most)) is None:
