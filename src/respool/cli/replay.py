@@ -119,6 +119,7 @@ def command(
     target = open_target(code=True)
     assert target.app is not None
     chosen["headers"] = dict(chosen["headers"])
+    chosen["ids"] = tuple(map(target.whole_id, chosen["ids"]))
     chosen["state"] = chosen["state"] and chosen["state"].upper()
     selection, (low, high) = Selection(**chosen), window(since, until)
     spoken = {"since": since and since.ago, "until": until and until.ago}

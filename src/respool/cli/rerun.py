@@ -29,7 +29,7 @@ def command(id: str, group: str | None, post_mortem: bool, trace: bool, as_json:
     takes batches is run as a batch of one, whatever it was together with.
 
     \b
-    respool -A shop rerun 0198c1d2-…
+    respool -A shop rerun 0198c1d2-4a
     respool -A shop rerun order-17 --pdb
 
     Exit code 1 where the task raises.
@@ -40,7 +40,7 @@ def command(id: str, group: str | None, post_mortem: bool, trace: bool, as_json:
 
     target = open_target(code=True)
     assert target.app is not None
-    done = rerun(target.app, id, group=group, call=_traced if trace else None)
+    done = rerun(target.app, target.whole_id(id), group=group, call=_traced if trace else None)
     if as_json:
         document(_data(done))
     else:

@@ -15,8 +15,11 @@ from .common import document_option, resolve_option
 def command(id: str, group: str | None, resolve: bool, as_json: bool) -> None:
     """Show a call: its input, its attempts, and what it gave in each group.
 
+    ID may be the beginning of an id, of 6 characters or more, where it is that of one call only; so it may
+    for rerun, dead and replay. The newest 100,000 records are looked at for it.
+
     \b
-    respool -A shop show 0198c1d2-…
+    respool -A shop show 0198c1d2-4a
     respool -A shop show order-17 --json
     """
     from ..errors import UnknownName

@@ -118,15 +118,35 @@ class Target:
         return apps + [f"stream:{s.name}" for s in self.streams.values() if s.kind == "stream"]
 
     def find(self, id: str) -> list[int]:
-        """Return the positions of the records with an id. Raises UnknownCall."""
+        """Return the positions of the records with an id, or with the one that begins so.
+
+        Raises: UnknownCall; ConfigError where several begin so.
+        """
         from ..errors import UnknownCall
+        from .ids import LEAST, LOOK
+
+        found = self._at(self.whole_id(id))
+        if not found:
+            part = f", and none of the newest {LOOK:,} begins so" if len(id) >= LEAST else ""
+            raise UnknownCall(
+                f"no record {id} in {self.location.shown}: never appended, or past retention{part}"
+            )
+        return found
+
+    def whole_id(self, id: str) -> str:
+        """Return an id that may be given by its beginning; as it is, where there is no record with it.
+
+        Raises: ConfigError where several begin so.
+        """
+        from .ids import whole_id
+
+        return id if self._at(id) else whole_id(self, id) or id
+
+    def _at(self, id: str) -> list[int]:
         from ..record import parse_id
 
         parsed = parse_id(id)
-        found = {pos for space in self.spaces() if (pos := self.engine.find(space, parsed)) is not None}
-        if not found:
-            raise UnknownCall(f"no record {id} in {self.location.shown}: never appended, or past retention")
-        return sorted(found)
+        return sorted({at for space in self.spaces() if (at := self.engine.find(space, parsed)) is not None})
 
     def stream_at(self, pos: int) -> Stream:
         """Return the queue or stream that a position lies in."""
