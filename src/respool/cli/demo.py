@@ -209,9 +209,14 @@ class Demo:
         found = runs(self.record, version)
         unreadable = [path for path in files if path not in found]
         repeats = sum(found.values()) - len(found)
-        because = " because of the kills" if version == "v1" and self._killed else ""
-        again = f"{repeats} run{'s' if repeats != 1 else ''} repeated{because}"
+        killed = version == "v1" and self._killed
+        again = f"{repeats} run{'s' if repeats != 1 else ''} repeated"
         self._say(f"   {len(found):,} file{_s(found)} processed, {again}")
+        if killed:
+            self._say(
+                "   (a kill may repeat the call that was running, and those ended within the 10 ms before it,\n"
+                "   which are not on record yet: each call is run at least once, and none is lost)"
+            )
         if unreadable:
             self._say(
                 f"   {len(unreadable):,} could not: each is a dead letter with its input and error, like\n"
