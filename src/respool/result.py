@@ -106,7 +106,7 @@ class AsyncResult(Generic[R]):
         if found.state in ("FAILURE", "RETRY"):
             body = error_of(found.status)
             return decode_error(body) if body else None
-        return self.get() if found.state == "SUCCESS" else None
+        return self._value(found, propagate=False) if found.state == "SUCCESS" else None
 
     def get(self, timeout: Any = None, *, propagate: bool = True) -> R:
         """Wait for the call to finish and return what it returned.
@@ -180,8 +180,9 @@ class AsyncResult(Generic[R]):
 
     @property
     def result(self) -> Any:
-        """What it returned, its exception where it failed, None where it is not finished."""
-        return self.get(propagate=False) if self.ready() else None
+        """What it returned, its exception where it failed, None where it is not finished; in a task, too."""
+        found = self.find()
+        return self._value(found, propagate=False) if found.state in READY else None
 
     @property
     def traceback(self) -> str | None:

@@ -77,9 +77,7 @@ def test_lag_counts_every_place(cli, app, worker):
     assert second["workers"] == 0
     table = cli("-A", "shop", "lag")
     assert re.search(r"default +main +1 +1 .*5\.\d+s add", table)
-    told = (
-        "shop/fast: 1 call of tasks that no worker has had so far, kept for the first that has them: nobody"
-    )
+    told = "1 call of tasks that no worker has had so far, kept for the first that has them: nobody"
     assert f"shop/fast: {told}" in table
     head, *lines = table.splitlines()
     at = head.index("unknown") + len("unknown") - 1

@@ -214,8 +214,8 @@ class Demo:
         self._say(f"   {len(found):,} file{_s(found)} processed, {again}")
         if killed:
             self._say(
-                "   (a kill may repeat the call that was running, and those ended within the 10 ms before it,\n"
-                "   which are not on record yet: each call is run at least once, and none is lost)"
+                "   (a kill may repeat the call that was running, and those ended in the 10 ms before it,\n"
+                "   which are not on record yet: each is run at least once, and none is lost)"
             )
         if unreadable:
             self._say(
