@@ -115,6 +115,20 @@ def test_a_worker_of_the_wrong_app_says_what_it_does_not_serve(folder, pool):
     assert "  note " not in run("-A", "blog", "worker", "-c", "1", "-P", pool, "--burst", cwd=folder).stderr
 
 
+def test_a_worker_without_tasks_says_what_is_missing_and_one_whose_module_imports_them_has_them(folder):
+    (folder / "proj").mkdir()
+    (folder / "proj/__init__.py").write_text("from respool import App\napp = App('proj')\n")
+    (folder / "proj/mails.py").write_text("from . import app\n@app.task\ndef mail(to): return to\n")
+    (folder / "proj/worker.py").write_text("from . import app, mails\n")
+    id = run("-A", "proj.mails", "call", "mail", "ada", cwd=folder).stdout.strip()
+    told = run("-A", "proj", "worker", "-c", "1", "--burst", cwd=folder).stderr
+    assert "  tasks   none: what -A names has to import the modules that have them\n" in told
+    assert "has to import the modules that have them" in run("-A", "proj", "tasks", cwd=folder).stdout
+    told = run("-A", "proj.worker", "worker", "-c", "1", "--burst", cwd=folder).stderr
+    assert "  tasks   mail\n" in told
+    assert "returned 'ada'" in run("-A", "proj", "show", id, cwd=folder).stdout
+
+
 def test_the_banner_names_streams_and_groups(folder):
     told = run("-A", "shop", "worker", "-c", "1", "--burst", cwd=folder).stderr
     assert "  serves  shop/default, shop/fast, stream inference (group audit)\n" in told

@@ -59,7 +59,14 @@ def _list(as_json: bool) -> None:
     for group, each in sorted(app.subscriptions.items()):
         reads = {"stream": each.stream.name, "group": group}
         _add(table, app, each.task, f"stream {each.stream.name}, group {group}", reads, stopped)
-    table.show(as_json, f"App {app.name} registers no tasks. A task is a function under @app.task")
+    table.show(as_json, _none(app.name))
+
+
+def _none(app: str) -> str:
+    return (
+        f"App {app} registers no tasks. A task is a function under @app.task; what -A names has to import "
+        "the modules that have them"
+    )
 
 
 def _stopped(app: App) -> dict[str, Stopped]:

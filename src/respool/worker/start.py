@@ -81,13 +81,19 @@ def _banner(
         f"  log     {place.url}",
         f"  pool    {options.pool}: {processes}{', until nothing is due' if options.burst else ''}",
         f"  serves  {', '.join(served_as(stream, group) for stream, group in served)}",
-        f"  tasks   {', '.join(tasks[:12])}{f' and {len(tasks) - 12} more' if len(tasks) > 12 else ''}",
+        f"  tasks   {_shown_tasks(tasks)}",
     ]
     others = _of_other_apps(place.engine, place.app)
     if others:
         lines.append(f"  note    of other apps, and served by no worker: {', '.join(others)}")
     lines.append("  Ctrl-C ends it when the running tasks have finished; twice ends it at once.")
     print("\n".join(lines), file=out, flush=True)
+
+
+def _shown_tasks(names: list[str]) -> str:
+    if not names:
+        return "none: what -A names has to import the modules that have them"
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
 def _of_other_apps(engine: Any, app: str) -> list[str]:
