@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 from .clock import now as wall_clock
 from .codec import codec_for
 from .delivery.model import JournalEntry
-from .engines.base import Group, Record
+from .engines.base import Engine, Group, Record
 from .engines.moving import told
 from .errors import GetInsideTask, GetTimeout, LogMoved, Refused, ResultExpired, Revoked, UnknownCall
 from .record import Id, id_of, id_text
@@ -38,11 +38,12 @@ class AsyncResult(Generic[R]):
         namespace: str | None = None,
         unsent: Any = None,
         pos: int | None = None,
+        engine: Engine | None = None,
     ):
         self._app, self._id, self._group = app, id, group
         self._namespace = app.name if namespace is None else namespace
         self._pos = pos  # where it is, if the append told
-        self._engine = None if pos is None else app.engine  # whose position that is
+        self._engine = app.engine if engine is None and pos is not None else engine  # whose position that is
         self._place: tuple[int, Group] | None = None
         self._unsent = unsent  # the run whose outbox it waits in
 

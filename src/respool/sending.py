@@ -66,7 +66,8 @@ class Sender:
             gate.enter(opened.engine, app.main_of(queue))
         row = new_row(app.name, log, task, body, meta, id)
         pos = self._append(opened, row)
-        return AsyncResult(app, row.id if id is None else public_id(row.id), pos=pos)
+        engine = None if pos is None else opened.engine
+        return AsyncResult(app, row.id if id is None else public_id(row.id), pos=pos, engine=engine)
 
     async def acall(
         self, queue: str, task: str, body: bytes, meta: Meta, id: Id | None, over: int = NEVER

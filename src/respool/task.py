@@ -176,8 +176,9 @@ class Task(Generic[P, R]):
         Raises: as `delay`; what was appended before the error stays (its handles are lost).
         """
         each = self._iterable("delay_many", items, "the one argument of each call")
-        if self.unique is not None:
-            return self._send_each((((item,), {}) for item in each), None)
+        if self.unique is None and self.key_of is None and self.limit_key is None:
+            encode, check = self.codec.encode, self.signature.check
+            return self._send_bodies((encode(check((item,), {}), "args") for item in each), self.queue)
         return self._send_many((((item,), {}) for item in each), None)
 
     def apply_many(
@@ -188,8 +189,6 @@ class Task(Generic[P, R]):
         >>> add.apply_many([((1, 2), {}), ((3, 4), {})])  # doctest: +SKIP
         """
         each = self._iterable("apply_many", calls, "(args, kwargs) for each call")
-        if self.unique is not None:
-            return self._send_each((self._pair(call) for call in each), queue)
         return self._send_many((self._pair(call) for call in each), queue)
 
     def AsyncResult(self, id: str) -> handles.AsyncResult[R]:
@@ -418,6 +417,18 @@ class Task(Generic[P, R]):
             meta = self._keyed(meta, args, kwargs)
         return await self.app.sender.acall(self.queue, self.name, body, meta, None, self.offload_over)
 
+    def _send_many(
+        self, calls: Iterator[tuple[tuple[Any, ...], dict[str, Any]]], queue: str | Queue | None
+    ) -> ResultSet[R]:
+        if self.unique is not None:
+            return self._send_each(calls, queue)
+        to = self._queue_name(queue)
+        if self.key_of is not None:
+            meta = self._default_meta()
+            each = ((self._encode(args, kwargs), self._keyed(meta, args, kwargs)) for args, kwargs in calls)
+            return self.app.sender.keyed_calls(to, self.name, each, self.offload_over)
+        return self._send_bodies((self._encode(*call) for call in calls), to)
+
     def _send_each(
         self, calls: Iterable[tuple[tuple[Any, ...], dict[str, Any]]], queue: str | Queue | None
     ) -> ResultSet[R]:
@@ -427,19 +438,9 @@ class Task(Generic[P, R]):
             results.add_call(self._send(args, kwargs, queue=queue))
         return results
 
-    def _send_many(
-        self, calls: Iterator[tuple[tuple[Any, ...], dict[str, Any]]], queue: str | Queue | None
-    ) -> ResultSet[R]:
-        to, meta = self._queue_name(queue), self._default_meta()
-        if self.key_of is not None:
-            each = ((self._encode(args, kwargs), self._keyed(meta, args, kwargs)) for args, kwargs in calls)
-            return self.app.sender.keyed_calls(to, self.name, each, self.offload_over)
-        encode, check = self.codec.encode, self.signature.check
-        if self.limit_key is not None:
-            bodies = (self._encode(*call) for call in calls)
-        else:
-            bodies = (encode(check(*call), "args") for call in calls)
-        return self.app.sender.calls(to, self.name, bodies, meta, self.offload_over)
+    def _send_bodies(self, bodies: Iterator[bytes], queue: str) -> ResultSet[R]:
+        """Append calls that differ in their bodies only."""
+        return self.app.sender.calls(queue, self.name, bodies, self._default_meta(), self.offload_over)
 
 
 def _headers(headers: Mapping[str, str]) -> dict[str, str]:

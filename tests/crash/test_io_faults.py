@@ -1049,7 +1049,7 @@ def test_pages_are_small_unless_the_url_says_otherwise(
     shop = Shop(SQLiteEngine(SQLiteOptions(tmp_path / "q.db", "os", pragmas=asked)))
     shop.run(1)
     assert shop.engine._reader.db.execute("PRAGMA page_size").get == size
-    assert shop.engine._writer.log_size == wal_size(tmp_path / "q.db") - 32, (
+    assert shop.engine._writer.log_size() == wal_size(tmp_path / "q.db") - 32, (
         "what is counted is what is written"
     )
     shop.engine.close()
@@ -1095,20 +1095,10 @@ def test_a_reader_in_the_way_lets_the_log_grow_and_is_not_waited_for(
     assert wal_size(fs.path("q.db")) == size
 
 
-def test_connections_opened_by_other_threads_do_not_disturb_an_append(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_log_of_single_calls_is_looked_at_in_time(
+    fs: FaultFS, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`tidy` goes through the connections while others open more."""
-    engine = at(tmp_path / "q.db")
-    log = engine.create_stream(*QUEUE).logs[0]
-
-    class Opening:
-        @property
-        def log_size(self) -> int:
-            engine._connections["another"] = engine._writer
-            return 0
-
-    engine._connections["early"] = Opening()  # type: ignore[assignment]
-    engine.append_run(log, "add", [b""], None, bytes(16), 1.0)
-    del engine._connections["early"]
-    engine.close()
+    monkeypatch.setattr(engine_module, "WAL_SIZE", 400_000)
+    for _ in range(300):
+        shop.producer.append(shop.call())
+    assert 800_000 < wal_size(fs.path("q.db")) < 900_000

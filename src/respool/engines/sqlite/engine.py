@@ -25,7 +25,7 @@ from .enlist import checked
 from .inspect import SQLiteInspect
 from .lent import SQLiteLent
 from .locks import SQLiteLocks
-from .log import SQLiteLog, append_row, append_rows, append_run
+from .log import SQLiteLog, append_row, append_rows, append_run, append_run_alone
 from .moving import SQLiteMoving
 from .preparing import prepare
 from .registry import SQLiteRegistry
@@ -36,6 +36,7 @@ from .work import SQLiteWorks
 log = logging.getLogger("respool.engine")
 _memory_names = itertools.count()
 WAL_SIZE = 16 << 20  # bytes: checkpointed by a worker beyond this, by a producer beyond twice as many
+COMMIT_SIZE = 8 << 10  # bytes that a record's commit writes at most, besides its body
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,7 @@ class SQLiteEngine(
         self._waiters: list[Sleeper] = []  # to be used again: making one takes a tenth of a millisecond
         self._pid = os.getpid()
         self._patience = 0  # bytes that the log may have before the next try to copy it
+        self._unseen = 0  # bytes that were written since it was last looked at, roughly
         if options.path is None:
             self.target = f"file:/respool-{os.getpid()}-{next(_memory_names)}?vfs=memdb"
             import tempfile
@@ -201,7 +203,7 @@ class SQLiteEngine(
     ) -> None:
         """Append records that share all but their bodies; the same head again appends nothing."""
         with self._writer.lock, self._writer.writing() as db:
-            append_run(db, log, task, bodies, meta, head, now)
+            append_run_alone(db, log, task, bodies, meta, head, now)
         self.tidy(2 * WAL_SIZE)
         self.ring(log, everyone=len(bodies) > 1)
 
@@ -210,7 +212,8 @@ class SQLiteEngine(
         writer = self._writer
         with writer.lock, writer.writing() as db:
             done = append_row(db, row)
-        if writer.log_size > 2 * WAL_SIZE:
+        self._unseen += len(row.body) + COMMIT_SIZE
+        if self._unseen > WAL_SIZE // 16:
             self.tidy(2 * WAL_SIZE)
         self.ring(row.log, everyone=row.key is not None)  # one of them holds its partition, maybe
         return done
@@ -237,14 +240,14 @@ class SQLiteEngine(
         where no worker does. Nothing is lost where it fails: the log stays, and the next one is tried
         after the next commit. Whoever appended must not hear of it, for that has succeeded (H20).
         """
-        connections = tuple(self._connections.values())
-        longest = max((connection.log_size for connection in connections), default=0)
-        if longest <= max(size, self._patience):
+        self._unseen = 0
+        if self.options.path is None:
             return
-        for connection in connections:
-            connection.log_size = 0
-        done = False
+        longest, done = self._patience, False
         try:
+            longest = self._writer.log_size()
+            if longest <= max(size, self._patience):
+                return
             # What can be copied is, before anybody is asked to wait; starting over needs that all is.
             done = self._state.checkpoint("PASSIVE") == 0 and self._state.checkpoint("RESTART") == 0
         except RespoolError as error:

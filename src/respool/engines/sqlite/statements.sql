@@ -13,6 +13,21 @@ SELECT ifnull((SELECT max(floor, ifnull((SELECT max(pos) FROM record WHERE pos B
 FROM carray(?3) AS run
 WHERE NOT EXISTS (SELECT 1 FROM record WHERE id IS NOT NULL AND id = ?5);
 
+-- name: place_of_run
+-- Where a run would begin, and whether it is there already.
+SELECT max(floor, ifnull((SELECT max(pos) FROM record WHERE pos BETWEEN ?2 AND ?3) + 1, 0)),
+       EXISTS (SELECT 1 FROM record WHERE id IS NOT NULL AND id = ?4)
+FROM log WHERE id = ?1;
+
+-- name: append_run_at
+-- The run that begins at ?1. It reads nothing of its table, so that no temporary one is filled first.
+INSERT INTO record (pos, task, body, meta, seq, id, time)
+SELECT ?1 + run.rowid - 1, ?2, run.value, ?4,
+       iif(run.rowid = 1, ?7, run.rowid - 1),
+       iif(run.rowid = 1, ?5, NULL),
+       iif(run.rowid = 1, ?6, NULL)
+FROM carray(?3) AS run;
+
 -- name: append_rows
 -- `(values)` is replaced by as many rows of placeholders as there are records. ?2 and ?3 are the fence,
 -- ?4 and ?5 the first and the last position of the log. Where the log is gone, the text in place of the
@@ -27,12 +42,12 @@ ON CONFLICT (id) WHERE id IS NOT NULL DO NOTHING;
 
 -- name: append_row
 -- One record without a fence: the same, less what that does not need. ?2 and ?3 are the first and the last
--- position of the log.
+-- position of the log. VALUES, since a SELECT that reads the table it fills goes through a temporary one.
 INSERT INTO record (pos, task, body, meta, id, time, seq, key)
-SELECT ifnull((SELECT max(floor, ifnull((SELECT max(pos) FROM record WHERE pos BETWEEN ?2 AND ?3) + 1, 0))
-               FROM log WHERE id = ?1), 'no such log'),
-       ?4, ?5, ?6, ?7, ?8, ?9, ?10
-WHERE true ON CONFLICT (id) WHERE id IS NOT NULL DO NOTHING;
+VALUES (ifnull((SELECT max(floor, ifnull((SELECT max(pos) FROM record WHERE pos BETWEEN ?2 AND ?3) + 1, 0))
+                FROM log WHERE id = ?1), 'no such log'),
+        ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+ON CONFLICT (id) WHERE id IS NOT NULL DO NOTHING;
 
 -- name: by_id
 SELECT pos FROM record WHERE id IS NOT NULL AND id = ?1;
