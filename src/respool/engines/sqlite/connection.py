@@ -189,7 +189,7 @@ class Connection:
         execute("PRAGMA mmap_size = 0")
         execute("PRAGMA cache_size = -16000")
         execute("PRAGMA temp_store = MEMORY")
-        # One plan for all values, or SQLite plans anew whenever one is bound that a partial index might care for.
+        # One plan for all values: SQLite would plan anew for each that a partial index might depend on.
         self.db.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
         for name, value in pragmas.items():
             execute(f"PRAGMA {name} = {value}")  # names and values were checked against a table
