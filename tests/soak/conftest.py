@@ -1,4 +1,6 @@
-"""The fixtures of tests with real workers."""
+"""The fixtures of tests with real workers, on each engine."""
 
-from tests.worker.support import place as place
-from tests.worker.support import shared_place as shared_place
+from tests.engines.conftest import session_database as session_database
+from tests.services.fixtures import kafka as kafka
+from tests.services.fixtures import postgres as postgres
+from tests.services.fixtures import services_run as services_run

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from tests.crash.kills import Rampage
 from tests.crash.loops import LOOPS
-from tests.worker.support import Place, tree
+from tests.worker.support import Place, fresh_url, tree
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "600"))
+ENGINES = ("sqlite", "postgres", "kafka")
 BACKLOG = int(os.environ.get("SOAK_BACKLOG", "10000000"))
 SMALL = 100_000
 ROUND_KILLS = 100  # after so many everything is verified, and begun anew
@@ -22,47 +23,59 @@ TOLERANCE = 0.15
 MEASURED = 3  # times that the small backlog is measured; the median counts
 
 
-def rounds_of(one: Callable[[Place, int, Callable[[int], bool]], int], folder: Path, seconds: float) -> str:
-    """Run rounds of kills until the time is up; return how many that were.
-
-    Parameters:
-        one: a round in a place with a seed, until what it is given says of its kills that they are enough.
-    """
-    until = time.monotonic() + seconds
-    seed = int(os.environ.get("RESPOOL_SEED", random.randrange(1 << 30)))
-    kills = rounds = 0
-    while time.monotonic() < until:
-        (folder / str(rounds)).mkdir()
-        place = Place(folder / str(rounds))
-        print(f"seed {seed + rounds}: ", end="", flush=True)
-        try:
-            kills += one(place, seed + rounds, lambda n: n >= ROUND_KILLS or time.monotonic() >= until)
-        finally:
-            place.close()
-        rounds += 1
-    return f"{kills:,} kills in {rounds} rounds"
+Enough = Callable[[int], bool]
+"""Says of so many kills in this round that they are enough."""
 
 
-def test_kills(tmp_path: Path) -> None:
-    def one(place: Place, seed: int, enough: Callable[[int], bool]) -> int:
+class Rounds:
+    """Rounds of kills, each with an empty store on one engine."""
+
+    def __init__(self, request: pytest.FixtureRequest, engine: str, folder: Path) -> None:
+        self.request, self.engine, self.folder = request, engine, folder
+
+    def run(self, what: str, one: Callable[[Place, int, Enough], int], seconds: float) -> None:
+        """Run rounds until the time is up; `one` runs one in a place with a seed, and returns its kills."""
+        until = time.monotonic() + seconds
+        seed = int(os.environ.get("RESPOOL_SEED", random.randrange(1 << 30)))
+        kills = rounds = 0
+        while time.monotonic() < until:
+            folder = self.folder / str(rounds)
+            folder.mkdir()
+            place = Place(folder, fresh_url(self.request, self.engine))
+            print(f"seed {seed + rounds}: ", end="", flush=True)
+            try:
+                kills += one(place, seed + rounds, lambda n: n >= ROUND_KILLS or time.monotonic() >= until)
+            finally:
+                place.close()
+            rounds += 1
+        print(f"{self.engine}, {what}: {kills:,} kills in {rounds} rounds")
+
+
+@pytest.fixture(params=ENGINES)
+def rounds(request: pytest.FixtureRequest, tmp_path: Path) -> Rounds:
+    return Rounds(request, request.param, tmp_path)
+
+
+def test_kills(rounds: Rounds) -> None:
+    def one(place: Place, seed: int, enough: Enough) -> int:
         rampage = Rampage(place, seed)
         tally = rampage.go(lambda tally: enough(tally.kills))
         rampage.verify()
         return tally.kills
 
-    print(rounds_of(one, tmp_path, SECONDS))
+    rounds.run("work of each kind", one, SECONDS / len(ENGINES))
 
 
 @pytest.mark.parametrize("kind", LOOPS)
-def test_kills_over(kind: str, tmp_path: Path) -> None:
+def test_kills_over(kind: str, rounds: Rounds) -> None:
     """Ordered, batched, limited work: rounds of kills, each verified."""
 
-    def one(place: Place, seed: int, enough: Callable[[int], bool]) -> int:
+    def one(place: Place, seed: int, enough: Enough) -> int:
         loop = LOOPS[kind](place, seed)
         loop.go(lambda: enough(loop.kills))
         return loop.kills
 
-    print(f"{kind}: {rounds_of(one, tmp_path, SECONDS / len(LOOPS))}")
+    rounds.run(f"{kind} work", one, SECONDS / len(LOOPS) / len(ENGINES))
 
 
 NOTHING = """

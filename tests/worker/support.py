@@ -363,15 +363,19 @@ on_each_engine = pytest.mark.parametrize("place", ENGINES, indirect=True)
 """Marks a test that is about no file: its place is one on each engine in turn."""
 
 
-def _place(request: pytest.FixtureRequest, folder: Path) -> Iterator[Place]:
-    url, engine = None, getattr(request, "param", "sqlite")
+def fresh_url(request: pytest.FixtureRequest, engine: str) -> str | None:
+    """Return the URL of an empty store on a server of this run; None: a file, where the place is."""
     if engine == "kafka":
-        state = f"{request.getfixturevalue('session_database')}?schema=s{uuid.uuid4().hex[:12]}"
+        state = quote(str(fresh_url(request, "postgres")), safe="")
         broker = request.getfixturevalue("kafka").url()
-        url = f"{broker}?prefix=t{uuid.uuid4().hex[:12]}-&state={quote(state, safe='')}"
+        return f"{broker}?prefix=t{uuid.uuid4().hex[:12]}-&state={state}"
     if engine in _DATABASES:
-        url = f"{request.getfixturevalue(_DATABASES[engine])}?schema=s{uuid.uuid4().hex[:12]}"
-    made = Place(folder, url)
+        return f"{request.getfixturevalue(_DATABASES[engine])}?schema=s{uuid.uuid4().hex[:12]}"
+    return None
+
+
+def _place(request: pytest.FixtureRequest, folder: Path) -> Iterator[Place]:
+    made = Place(folder, fresh_url(request, getattr(request, "param", "sqlite")))
     yield made
     made.close()
 
@@ -394,6 +398,7 @@ __all__ = [
     "cpu_seconds",
     "dump",
     "eventually",
+    "fresh_url",
     "on_each_engine",
     "place",
     "shared_place",
