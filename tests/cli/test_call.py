@@ -66,13 +66,13 @@ def test_options_of_the_call(cli):
     ("args", "code", "told"),
     [
         (["ad", "1", "2"], 2, "unknown task 'ad'; did you mean 'add'?"),
-        (["add", "1"], 1, "add"),
-        (["add", "x", "2"], 1, "Error: "),
+        (["add", "1"], 2, "add"),
+        (["add", "x", "2"], 2, "Error: "),
         (["mail", "me", "--queue", "fats"], 2, "unknown queue 'fats'; did you mean 'fast'?"),
         (["add", "1", "2", "--kw", "x"], 2, "'x' is not NAME=VALUE"),
         (["add", "1", "2", "--countdown", "soon"], 2, "'soon' is no duration"),
         (["add", "1", "2", "--timeout", "1"], 2, "--timeout goes with --wait"),
-        (["add", "1", "2", "--id", "x" * 201], 1, "an id is text of 1 to 200 bytes"),
+        (["add", "1", "2", "--id", "x" * 201], 2, "an id is text of 1 to 200 bytes"),
         ([], 2, "Missing argument 'TASK'"),
     ],
 )

@@ -1,5 +1,7 @@
 """The command as a whole: start-up, the app's name, errors, exit codes."""
 
+import importlib
+
 import pytest
 from tests.cli.support import in_terminal, python, run, write_shop
 
@@ -38,6 +40,14 @@ def test_every_help_has_an_example(cli, name):
     assert f"respool {apps}{name}" in text
     assert "--app" in text
     assert "--debug" in text
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_help_is_wider_than_a_terminal(cli, name):
+    module = importlib.import_module(f"respool.cli.{name}")
+    for args in ([name], *([name, sub] for sub in getattr(module.command, "commands", ()))):
+        text = cli(*args, "--help")
+        assert [line for line in text.splitlines() if len(line) > 80] == []
 
 
 @pytest.mark.parametrize("name", ["list", "show", "redrive"])

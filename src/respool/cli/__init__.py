@@ -72,14 +72,16 @@ class LazyGroup(RespoolGroup):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; an error of ours is one line, unless --debug asks for all of it."""
-        from ..errors import RespoolError
+        from ..errors import BadArguments, RespoolError
         from ..loading import is_misuse
 
         try:
             code = super().invoke(ctx)
         except RespoolError as error:
-            told = _explained(error, common(ctx).debug, sends=ctx.invoked_subcommand == "call")
-            raise (Misused if is_misuse(error) else Failure)(told) from error
+            sends = ctx.invoked_subcommand == "call"
+            told = _explained(error, common(ctx).debug, sends=sends)
+            misused = is_misuse(error) or (sends and isinstance(error, BadArguments))
+            raise (Misused if misused else Failure)(told) from error
         if isinstance(code, int) and code:  # click would end with 0, whatever a command returns
             ctx.exit(code)
         return code
@@ -140,9 +142,9 @@ def main() -> None:
     -A names the app: a module (shop), a file (shop.py), or either with the App's name (shop:app). Without
     it RESPOOL_APP counts, then `app` under [tool.respool] in the nearest pyproject.toml.
 
-    Exit codes: 0 done; 1 an error, or `check` found something; 2 the command or the app's settings are
-    wrong: an unknown option, app, queue, group or task, say, of a worker too; 3 a call was not finished in
-    time.
+    Exit codes, of a worker too: 0 done; 1 an error, or `check` found something; 2 the command or the app's
+    settings are wrong: an unknown option, app, queue, group or task, arguments that do not fit a task; 3 a
+    call was not finished in time.
     """
 
 

@@ -27,7 +27,8 @@ def command(as_json: bool) -> None:
     pending   not handed to a worker yet
     returned  given back by a worker; `respool lag` counts it as due
     leased    taken by a worker
-    parked    waits by itself: scheduled, to be retried, of a task nobody knows, or a dead letter
+    parked    waits by itself: scheduled, to be retried, of a task that no
+              worker has, or a dead letter
     done      has come to its end
 
     \b

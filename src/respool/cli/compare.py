@@ -68,8 +68,10 @@ def command(
 
     \b
     respool -A shop compare main v2 --queue default
-    respool -A shop compare main v2 --queue default --task embed --tolerance 0.001 --tolerance 1%
-    respool -A shop compare main v2 --queue default --comparator checks:close_enough --max-diff 1% --json
+    respool -A shop compare main v2 --queue default --task embed \\
+        --tolerance 0.001 --tolerance 1%
+    respool -A shop compare main v2 --queue default \\
+        --comparator checks:close_enough --max-diff 1% --json
 
     A call differs where its values do, or where it failed in one group only. What one of the groups left
     out, or has not run yet, is counted apart. --max-diff is of those finished in both.

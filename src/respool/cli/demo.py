@@ -232,6 +232,7 @@ class Demo:
         before = fingerprint(app, main, log)
         summary = create_replay(app, "default", "v2", ["digest"])
         group = next(each for each in app.groups() if each.name == "v2")
+        self._say(f"   {summary.total:,} calls, run by a worker --group v2")
         worker = DemoWorker("respool.demo.v2", self.url, self.record, self.log, "--group", "v2")
         try:
             with self._progress("v2", summary.total) as show:
@@ -253,7 +254,7 @@ class Demo:
         step = max(len(ids) // 3, 1)
         chosen = sorted({*range(0, len(ids), step), *failed})[:5]
         titles = ("file", "outcome in main (v1)", "outcome in v2")
-        table = Table(*(Column(title, least=12) for title in titles))
+        table = Table(*(Column(title, least=12, text=title != "file") for title in titles))
         for at, row in zip(chosen, compared(app, [ids[at] for at in chosen]), strict=True):
             table.add((Path(files[at]).name, _short(row["v1"]), _short(row["v2"])), row)
         table.show(False, "")

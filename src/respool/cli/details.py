@@ -212,10 +212,16 @@ def _attempt_line(attempt: dict[str, Any]) -> str:
     who = [] if attempt["worker"] is None else [f"worker {attempt['worker']}", f"child {attempt['child']}"]
     if attempt["started"] != attempt["ended"]:
         together = f" for {attempt['records']:,} records together" if attempt["records"] > 1 else ""
-        who.append(f"{age(attempt['seconds'])}{together}")
+        who.append(f"{_took(attempt['seconds'])}{together}")
     told = attempt["note"] if attempt["note"] and attempt["note"] != attempt["how"] else attempt["how"]
     did = f"{', '.join(who)}: " if who else ""
     return f"{when(_seconds(attempt['ended']))}  {did}{' '.join(told.split())}"
+
+
+def _took(seconds: float) -> str:
+    if seconds >= 1:
+        return age(seconds)
+    return "<1 ms" if seconds < 0.001 else f"{seconds * 1000:.0f} ms"
 
 
 def _is_over(due: float) -> bool:

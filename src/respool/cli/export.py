@@ -51,7 +51,7 @@ def command(
 
     \b
     respool -A shop export --queue default --between 14:00 16:00 -o tuesday.jsonl
-    respool -A shop export --queue default --since 30d --task embed --format csv | gzip > embed.csv.gz
+    respool -A shop export --queue default --task embed --format csv | gzip > e.gz
     respool -A shop export --queue default --since 30d -o month.parquet
 
     A line has the call's id, time, task, key, headers, args and kwargs, its state in the group, and its

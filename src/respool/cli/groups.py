@@ -173,7 +173,7 @@ def create(
     begins where --start says.
 
     \b
-    respool -A shop groups create v2 --queue default --start now --task embed --share 10%
+    respool -A shop groups create v2 --queue default --task embed --share 10%
     respool -A shop_v2 worker --group v2
     respool -A shop groups create audit --stream inference --start 7d
     """

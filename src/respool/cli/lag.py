@@ -26,19 +26,20 @@ def command(queue: str | None, group: str | None, as_json: bool) -> None:
     """Show what waits, runs and failed, by queue and group.
 
     \b
-    pending  not handed to a worker yet; of a replay, also what it will leave out (as skipped, see
-             respool groups list): which those are is seen when a worker comes to them
-    due      ready to run again: given back by a worker, redriven, or with its delay over
-             (a column only where there are some)
+    pending  not handed to a worker yet; of a replay, also what it will leave out
+             (as skipped, see respool groups list): a worker sees it as it comes
+    due      ready to run again: given back by a worker, redriven, or with its
+             delay over (a column only where there are some)
     sched    waits until it is due: sent with a countdown or eta
     retry    raised, and waits until it is due to run again
-    limited  waits for a rate_limit or max_concurrency of its task, queue or key (a column only where
-             there are some)
-    unknown  kept, since no worker so far has had their task: for the first that has it (a column only
-             where there are some)
+    limited  waits for a rate_limit or max_concurrency of its task, queue or key
+             (a column only where there are some)
+    unknown  no worker so far has had its task: kept for the first that has it
+             (a column only where there are some)
     leased   taken by a worker: being run, or about to be
     dead     dead letters: failed for good, see respool dead list
-    waiting  how long the oldest of pending and due has waited, since it was sent or was due
+    waiting  how long the oldest of pending and due has waited since it was sent,
+             or was due
     running  how long the oldest run has been going on, and of which task
     workers  how many serve it
 

@@ -92,9 +92,12 @@ def command(
 
     \b
     respool -A shop replay --queue default --group v2 --task embed --since 30d
-    respool -A shop replay --queue default --group tuesday --all-tasks --since 14:00 --until 16:00 --dry-run
-    respool -A shop replay --queue default --group again --task fetch --state FAILURE --rate 50/s
-    respool -A shop replay --queue default --group big --task fetch --where "kwargs.size > 1000" --share 5%
+    respool -A shop replay --queue default --group noon --all-tasks --dry-run \\
+        --since 11:00 --until 13:00
+    respool -A shop replay --queue default --group again --task fetch \\
+        --state FAILURE --rate 50/s
+    respool -A shop replay --queue default --group big --task fetch \\
+        --where "kwargs.size > 1000" --share 5%
 
     Then start a worker for it: respool -A shop worker --group v2. It goes on where it was when its worker
     ended; respool groups pause v2 stops it whoever serves it, groups resume has it go on.

@@ -62,9 +62,9 @@ def command(
     both sides), after it the source goes on from where it was, beside the target.
 
     \b
-    respool transfer --from sqlite:///respool.db --to postgresql://me@host/shop --dry-run
-    respool transfer --from sqlite:///respool.db --to postgresql://me@host/shop --yes
-    respool transfer --undo --from sqlite:///respool.db --to postgresql://me@host/shop
+    respool transfer --from sqlite:///my.db --to postgresql://me@db/shop --dry-run
+    respool transfer --from sqlite:///my.db --to postgresql://me@db/shop --yes
+    respool transfer --from sqlite:///my.db --to postgresql://me@db/shop --undo
 
     Exit codes: 0 moved; 1 not moved, as it says; 2 the URLs or the target cannot be.
     """

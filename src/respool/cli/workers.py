@@ -27,10 +27,11 @@ def command(as_json: bool) -> None:
 
     \b
     worker  its name: host and pid, unless --name was given
-    state   alive, stopping (Ctrl-C or SIGTERM: it ends its runs and takes no more), silent, gone
+    state   alive, stopping (Ctrl-C or SIGTERM: it ends its runs and takes no
+            more), silent, gone
     pid     of its first process, the one to send a signal to
     since   when it was started
-    done    calls and events that its processes have run, those that failed among them
+    done    calls and events that its processes have run, failed ones included
     serves  queues and streams, with the group in brackets where it is not main
     runs    the tasks that are being run, and for how long
 

@@ -46,7 +46,7 @@ def redrive(
     \b
     respool -A shop dead redrive --task fetch --error TimeoutError --rate 50/s
     respool -A shop dead redrive --id 0198c1d2-… --edit
-    respool -A shop dead redrive --task fetch --set url=https://example.org --dry-run
+    respool -A shop dead redrive --task fetch --set url=https://x.org --dry-run
     """
     from ...dead import redrive as give_back
     from ..output import document
