@@ -62,6 +62,7 @@ def test_a_worker_started_either_way_does_the_work(folder, args):
         (["-A", "shop:ap", "worker"], "unknown App 'ap'; did you mean 'app'?"),
         (["-A", "shop", "--url", "sqlite://x", "worker"], "three slashes for a relative path"),
         (["worker"], "no app: name it with -A shop"),
+        (["-A", "shop", "worker", "-Q", ""], "--queues names none"),
     ],
 )
 def test_a_worker_that_is_asked_for_wrongly_ends_with_2_like_any_command(folder, pool, args, told):

@@ -60,11 +60,14 @@ def command(
     """
     from ..worker.start import start
 
+    named = None if queues is None else [each.strip() for each in queues.split(",") if each.strip()]
+    if named == []:
+        raise click.UsageError("--queues names none; leave it out for all, and subscriptions")
     spec = target.require_app()  # type: ignore[attr-defined]
     options = WorkerOptions(
         app=spec,
         url=target.url,  # type: ignore[attr-defined]
-        queues=[each.strip() for each in queues.split(",") if each.strip()] if queues else None,
+        queues=named,
         group=group,
         concurrency=concurrency or 0,
         pool=pool,
