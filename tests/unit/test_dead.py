@@ -1,6 +1,7 @@
 """Dead letters as a library: finding, counting by cause, editing, giving back, dropping."""
 
 import itertools
+import json
 import re
 import time
 from datetime import UTC, date, datetime, timedelta
@@ -43,6 +44,18 @@ def fetch(app):
 def group_of(app, queue="fast", name="main"):
     stream = app.stream_of("queue", queue)
     return next(g for g in app.groups() if g.stream == stream.id and g.name == name)
+
+
+def test_a_cause_in_a_library_is_shown_where_the_task_called_it(app):
+    @app.task
+    def parse(text):
+        return json.loads(text)
+
+    parse.delay("{")
+    work(app)
+    (cause,) = app.dead_letters().by_error()
+    assert cause.error == "json.decoder.JSONDecodeError"
+    assert cause.where == "test_dead.py, in parse: return json.loads(text)"
 
 
 def test_what_died_why_where_and_with_which_input(app, fetch):

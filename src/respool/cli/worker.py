@@ -4,43 +4,37 @@ from __future__ import annotations
 
 import click
 
-from ..errors import ConfigError
-from ..units import duration
 from ..worker.options import WorkerOptions
-
-
-class Seconds(click.ParamType[float]):
-    """A duration: 30, 90s, 5m."""
-
-    name = "duration"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return seconds."""
-        try:
-            return duration(value, param.name if param and param.name else "duration")  # type: ignore[arg-type]
-        except ConfigError as error:
-            self.fail(str(error), param, ctx)
+from .common import DURATION, common
 
 
 @click.command(name="worker")
-@click.option("-c", "--concurrency", type=click.IntRange(1, 255), help="Processes; default: one a processor.")
+@click.option(
+    "-c", "--concurrency", type=click.IntRange(1, 255), metavar="N", help="Default: one process a processor."
+)
 @click.option(
     "-P", "--pool", type=click.Choice(["processes", "solo"]), default="processes", show_default=True,
     help="solo runs the tasks in this process, for debuggers.",
 )  # fmt: skip
-@click.option("-Q", "--queues", help="Queues to serve, with commas between; default: all, and subscriptions.")
-@click.option("--group", help="Serve this consumer group instead of main: a replay, say.")
+@click.option("-Q", "--queues", metavar="NAMES", help="With commas between; default: all, and subscriptions.")
+@click.option("--group", metavar="NAME", help="Serve this consumer group instead of main: a replay, say.")
 @click.option("--burst", is_flag=True, help="End when nothing is due and no retry is waiting.")
 @click.option(
-    "--grace", type=Seconds(), help="How long running tasks may go on after Ctrl-C; default: for ever."
+    "--grace",
+    type=DURATION,
+    metavar="TIME",
+    help="How long running tasks may go on after Ctrl-C; default: for ever.",
 )
 @click.option(
-    "--max-tasks-per-child", type=click.IntRange(min=1), help="Replace a process after so many calls."
+    "--max-tasks-per-child",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Replace a process after so many calls.",
 )
-@click.option("-n", "--name", default="", help="A name for this worker; default: host and pid.")
-@click.pass_obj
+@click.option(
+    "-n", "--name", default="", metavar="NAME", help="A name for this worker; default: host and pid."
+)
 def command(
-    target: object,
     concurrency: int | None,
     pool: str,
     queues: str | None,
@@ -63,10 +57,9 @@ def command(
     named = None if queues is None else [each.strip() for each in queues.split(",") if each.strip()]
     if named == []:
         raise click.UsageError("--queues names none; leave it out for all, and subscriptions")
-    spec = target.require_app()  # type: ignore[attr-defined]
     options = WorkerOptions(
-        app=spec,
-        url=target.url,  # type: ignore[attr-defined]
+        app=common().require_app(),
+        url=common().url,
         queues=named,
         group=group,
         concurrency=concurrency or 0,

@@ -14,6 +14,8 @@ _FRAME = re.compile(
     r'^ *File "(?P<file>[^"]*)", line \d+, in (?P<name>.*)\n(?: {4}(?P<code>.*)\n)?', re.MULTILINE
 )
 _OURS = (f"{os.sep}respool{os.sep}worker{os.sep}", f"{os.sep}respool{os.sep}signature.py")
+_LIBRARY = re.compile(r"^<|[/\\](site|dist)-packages[/\\]|[/\\]lib[/\\]python3\.\d+[/\\]", re.IGNORECASE)
+"""Files of Python's own library, and of what is installed: an error says more of the code that calls them."""
 _VARYING = re.compile(r"0x[0-9a-f]+|\d+|'[^']*'|\"[^\"]*\"", re.IGNORECASE)
 
 Frame = tuple[str, str, str]
@@ -25,7 +27,7 @@ class Cause:
     """Dead letters that died of the same thing."""
 
     error: str  # the type's name
-    where: str  # the innermost frame: "shop.py, in fetch: raise OutOfStock(article)"
+    where: str  # the innermost frame of one's own: "shop.py, in fetch: raise OutOfStock(article)"
     count: int = 0
     tasks: dict[str, int] = field(default_factory=dict)
     groups: set[str] = field(default_factory=set)
@@ -82,5 +84,6 @@ def _frames(traceback: str) -> tuple[Frame, ...]:
 def _where(frames: tuple[Frame, ...]) -> str:
     if not frames:
         return ""
-    file, name, code = frames[-1]
+    own = [frame for frame in frames if not _LIBRARY.search(frame[0])]
+    file, name, code = (own or frames)[-1]
     return f"{os.path.basename(file)}, in {name}" + (f": {code}" if code else "")
