@@ -46,6 +46,7 @@ class KafkaPlaces:
         self._groups_at = 0.0  # when that was read
         self._checked: set[int] = set()  # streams whose topics were looked at
         self._ends_seen: dict[int, int] = {}
+        self._ends_at: dict[int, float] = {}  # when they were asked for
         self._epochs_seen: dict[int, int] = {}  # of the leaders that said so
         self._known = threading.Lock()
 
@@ -111,9 +112,11 @@ class KafkaPlaces:
 
     def ends(self, logs: Sequence[int]) -> dict[int, int]:
         """Return one past the last record of each log that readers may see."""
+        now = time.monotonic()
         found = self.cluster.offsets([self.place(log) for log in logs], LATEST)
         ends = {log: first_pos(log) + offset for log, (offset, _) in zip(logs, found, strict=True)}
         self._ends_seen |= ends
+        self._ends_at |= dict.fromkeys(logs, now)
         self._epochs_seen |= {log: epoch for log, (_, epoch) in zip(logs, found, strict=True)}
         return ends
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from ...errors import EngineUnavailable
+from ...errors import EngineUnavailable, RespoolError
 from .cluster import _GONE, _PASSING, GROUP, Cluster, Place
 
 SKIP = 4000  # records that are read over rather than sought past
@@ -33,6 +33,13 @@ class Trimmed(Exception):
     def __init__(self, place: Place) -> None:
         super().__init__(place)
         self.place = place
+
+
+class Came(NamedTuple):
+    """What has come of a partition without anybody asking for it."""
+
+    end: int  # one past the last record that came, or was handed out
+    epoch: int  # of the leader who gave it; -1 where nothing came
 
 
 class _Part:
@@ -120,10 +127,38 @@ class Reader:
                 if each in open_:
                     if self._served(each, *wanted[each]):
                         open_.discard(each)
-                elif each not in wanted and each in self._parts and len(self._parts[each].ahead) > UNWANTED:
-                    self._leave(consumer, each)  # nobody reads on there; it must not fill the memory
+                else:
+                    self._leave_unwanted(consumer, each, wanted)
             deadline = time.monotonic() + self._cluster.timeout
         return found
+
+    def came(self, place: Place) -> Came | None:
+        """Return how far what has come of a place goes; None where it is not read on. Waits for nothing."""
+        if not self._lock.acquire(False):
+            return None
+        try:
+            part, consumer = self._parts.get(place), self._consumer
+            if part is None or consumer is None:
+                return None
+            if not part.ahead:
+                for each in {self._take(message) for message in consumer.consume(AT_ONCE, 0)}:
+                    self._leave_unwanted(consumer, each, {place})
+            if not part.ahead:
+                return Came(part.next, -1)
+            epoch = part.ahead[-1].leader_epoch()
+            return Came(part.ahead[-1].offset() + 1, -1 if epoch is None else epoch)
+        except (Trimmed, RespoolError, KafkaException, RuntimeError):  # who reads there is told
+            self._drop()
+            return None
+        finally:
+            self._lock.release()
+
+    def _leave_unwanted(self, consumer: Consumer, place: Place | None, wanted: Collection[Place]) -> None:
+        """Read on no more where nobody reads: it must not fill the memory."""
+        if place is None or place in wanted or place not in self._parts:
+            return
+        if len(self._parts[place].ahead) > UNWANTED:
+            self._leave(consumer, place)
 
     def _take(self, message: Any) -> Place | None:
         """Put a message to its partition; return which that is."""
