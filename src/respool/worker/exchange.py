@@ -95,6 +95,8 @@ class Exchange:
                 reads = reads._replace(open=OPEN_BUCKETS)
         elif service.stormy:
             reads = reads._replace(settings=True)
+        elif settlement is not None:
+            reads = reads._replace(known=ex.known(service, settlement))
         try:
             lease: Lease | None = ex.transact(reads, decide)
         except LogMoved as moved:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -91,7 +92,11 @@ class Executor:
             service.claimant = (worker, child) if service.ordered else None
         self._first_lease = p.lease_number(worker, child)
         self._reachable = True
-        self._awaited = False  # somebody waited for what was settled last
+        self._awaited = False  # somebody waited for what was settled since work was looked for
+        self._woke = False  # the last settlement has woken somebody
+        self._one_by_one = (
+            False  # … and there was nothing more: who waits for each result sends the next then
+        )
         self._breaks = engine.breaks
         self._known: Lease | None = (
             None  # the present lease as it is stored, unless the supervisor has changed it
@@ -129,6 +134,7 @@ class Executor:
         if self.engine.breaks != self._breaks:
             self._give_back_what_came_back()
         sure = rung and len(self.services) == 1
+        self._one_by_one = self._one_by_one and rung
         worked, before, self._awaited = False, self.done, False
         self.exhausted = False
         for service in self.services:
@@ -179,8 +185,8 @@ class Executor:
         return bool(found)
 
     def _serve(self, service: Service) -> bool:
-        """Run leases of one service, for a while."""
-        until = time.monotonic() + STAY
+        """Run leases of one service: for a while where there are others."""
+        until = math.inf if len(self.services) == 1 else time.monotonic() + STAY
         lease = self.exchange.next(service, None)
         if lease is None:
             return False
@@ -196,8 +202,9 @@ class Executor:
                 if not self.rows:
                     self.sizers[service.group.id].left_out()
             self.host.between_leases()
-            go_on = not self.stopping and time.monotonic() < until
-            lease = self.exchange.next(service, settlement, claim_next=go_on)
+            go_on = not self.stopping and time.monotonic() < until and self.engine.breaks == self._breaks
+            lease = self.exchange.next(service, settlement, claim_next=go_on and not self._one_by_one)
+            self._one_by_one = lease is None and self._woke
         self.exhausted = go_on and len(self.services) == 1
         return True
 
@@ -234,11 +241,18 @@ class Executor:
         rung = engine.ring_waiters(
             [pos for lo, hi in settlement.done[:65] for pos in range(lo, min(hi, lo + 65))]
         )
-        self._awaited = self._awaited or rung > 0
+        self._woke = rung > 0
+        self._awaited = self._awaited or self._woke
         for called in {call.log for verdict in settlement.verdicts for call in verdict.calls}:
             engine.ring(called)
         for parked in {verdict.pos >> 40 for verdict in settlement.verdicts if _concerns_others(verdict)}:
             engine.ring(parked)
+
+    def known(self, service: Service, settlement: Settlement) -> Lease | None:
+        """Return a settlement's lease as it is stored, where that is all that its decision needs to see."""
+        if service.stormy or service.limiter or service.ordered or self._known is None:
+            return None
+        return self._known if self._known.id == settlement.lease else None
 
     def forget_lease(self) -> None:
         """Take note that the present lease is not stored any more as it was claimed."""
@@ -255,8 +269,7 @@ class Executor:
     ) -> None:
         """Settle `count` finished records in the middle of a lease."""
         settlement = Settlement(lease.id, self.worker, done, *kept, began, wall_clock(), records=count)
-        plain = not (service.stormy or service.limiter or service.ordered)
-        known = self._known if plain and self._known is not None and self._known.id == lease.id else None
+        known = self.known(service, settlement)
         reads = Reads(service.group.id, (lease.id,), settings=bool(service.stormy), known=known)
         left: list[Lease] = []
 

@@ -120,8 +120,10 @@ class Batch:
         self._asked: deque[Reply | bytes] = deque()  # a name: of what is being prepared
         self._poll = select.poll()
         self._poll.register(self._pg.socket, select.POLLIN)
+        self._posted = False  # an answer is on its way that nobody waits for
 
     def __enter__(self) -> Batch:
+        self._take_posted()
         self._pg.enter_pipeline_mode()
         return self
 
@@ -146,6 +148,24 @@ class Batch:
             reply = self.execute(statement, bound, binary=binary)
             self.sync()
         return reply
+
+    def post(self, statement: bytes, bound: Any = ()) -> None:
+        """Send one statement that nobody waits for, and whose error is nobody's.
+
+        Its answer is taken by the next batch; until then the connection can do nothing else.
+        """
+        self._take_posted()
+        self._pg.enter_pipeline_mode()
+        self.execute(statement, bound)
+        self._pg.pipeline_sync()
+        self._flush()
+        self._posted = True
+
+    def _take_posted(self) -> None:
+        if self._posted:
+            self._posted = False
+            self._received()
+            self._pg.exit_pipeline_mode()
 
     def execute(self, statement: bytes, bound: Any = (), /, *, binary: bool = False) -> Reply:
         """Send a statement along with the next `sync`; what it gives can be fetched after that."""
@@ -192,9 +212,13 @@ class Batch:
             raise error_from_result(failed, encoding=self._db.info.encoding)
 
     def _answers(self) -> Any:
+        """Send all, and wait for every answer; return the first error."""
+        self._pg.pipeline_sync()
+        return self._received()
+
+    def _received(self) -> Any:
         """Wait for every answer; return the first error. A wait that breaks ends the connection."""
         try:
-            self._pg.pipeline_sync()
             self._flush()
             failed = None
             while self._asked:

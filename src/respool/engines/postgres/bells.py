@@ -23,13 +23,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import psycopg
 
 from ...errors import RespoolError
 from .batch import Executes
-from .connection import Db, connect
+from .connection import Bounded, Db, connect
 from .part import Part
 
 FLAGS = 4
@@ -40,7 +41,6 @@ _WORKERS, _WAITERS = 0x5266, 0x5267  # first halves of the flags' locks
 MAX_SLEEP = 3600.0
 _ALL = (1 << 64) - 1
 
-
 RING = (
     "SELECT pg_notify(%s, %s) WHERE NOT (SELECT bool_and(pg_try_advisory_xact_lock_shared(%s, flag)) "
     f"FROM generate_series(0, {FLAGS - 1}) AS flag)"
@@ -50,6 +50,7 @@ RING_ONE = (
     f"FROM generate_series(0, {FLAGS - 1}) AS flag "
     "WHERE NOT pg_try_advisory_xact_lock_shared(%s, flag) LIMIT 1"
 ).encode()
+UNLOCK = b"SELECT pg_advisory_unlock(%s, %s)"
 DOWN = "a flag is down"
 FOR = " for "  # in what is said, before the number of a flag
 
@@ -86,9 +87,13 @@ class PostgresBells(Part):
     def ring(self, log: int, *, everyone: bool = False) -> None:
         """Wake sleeping workers that serve a log."""
         try:
-            self._writer.read(lambda db: self.ring_log(db, log, everyone=everyone))
+            self._writer.read(partial(self._ring, log=log, everyone=everyone))
         except RespoolError:
             return  # a hint: those who sleep find out by polling
+
+    def _ring(self, db: Bounded, log: int, everyone: bool) -> None:
+        with db.batch as batch:
+            self.ring_log(batch, log, everyone=everyone)
 
     def ring_waiters(self, positions: Sequence[int]) -> int:
         """Wake those who wait for one of these records. What was settled just now has rung by itself."""
@@ -285,9 +290,13 @@ class PostgresSleeper:
         if flag is None or self._db is None:
             return
         try:
-            self._db.execute("SELECT pg_advisory_unlock(%s, %s)", (self.kind, flag))
-            if self.kind == _WORKERS:  # who found no flag free is to raise this one, or nobody would ring
-                self._db.execute("SELECT pg_notify(%s, %s)", (self._bells.channel, DOWN))
+            if self.kind == _WAITERS:  # whoever was woken wants its result, and waits for nothing else
+                self._db.batch.post(UNLOCK, (self.kind, flag))
+                return
+            with self._db.batch as batch:
+                batch.execute(UNLOCK, (self.kind, flag))
+                # Who found no flag free is to raise this one, or nobody would ring.
+                batch.execute(b"SELECT pg_notify(%s, %s)", (self._bells.channel, DOWN))
         except psycopg.Error:
             self._lose()
 
@@ -321,7 +330,7 @@ class PostgresSleeper:
 
     def _raise_flag(self, db: Db) -> int | None:
         for flag in range(FLAGS):
-            row = db.execute("SELECT pg_try_advisory_lock(%s, %s)", (self.kind, flag)).fetchone()
+            row = db.batch.run(b"SELECT pg_try_advisory_lock(%s, %s)", (self.kind, flag)).fetchone()
             if row is not None and row[0]:
                 return flag
         return None
