@@ -297,3 +297,31 @@ def test_each_number_is_handed_out_or_kept_once(there: list[bool], want: int, ro
         assert cursor in (0, len(there)) or there[cursor - 1], "a gap was kept for nothing"
     if room >= len(there):
         assert cursor == len(there)
+
+
+# The end of what there is to run
+
+
+@pytest.mark.parametrize(("left", "taken"), [(1000, 7), (56, 7), (40, 5), (9, 2), (8, 1), (1, 1), (0, 0)])
+def test_the_last_records_that_take_long_are_left_to_others_too(left: int, taken: int) -> None:
+    change = Change()
+    request = Request(7, 1, 2, 99, 10.0, share=8)
+    lease = claim(view(positions=[Position(1, 100, 100 + left, None)]), change, request)
+    assert (0 if lease is None else sum(span.hi - span.lo for span in lease.spans)) == taken
+
+
+def test_what_was_given_back_is_taken_as_ever_beside_the_last_new_ones() -> None:
+    change = Change()
+    seen = view(returned=[returned(Span(10, 14))], positions=[Position(1, 100, 108, None)])
+    lease = claim(seen, change, Request(6, 1, 2, 99, 10.0, share=8))
+    assert lease is not None
+    assert sorted(span[:2] for span in lease.spans) == [(10, 14), (100, 101)]
+
+
+@pytest.mark.parametrize(("left", "taken"), [(7, 7), (6, 1), (1, 1)])
+def test_who_looks_only_so_far_ahead_takes_all_of_what_may_be_more(left: int, taken: int) -> None:
+    seen, change = view(positions=[Position(1, 100, 100 + left, None)]), Change()
+    seen.near = True
+    lease = claim(seen, change, Request(7, 1, 2, 99, 10.0, share=8))
+    assert lease is not None
+    assert lease.spans == [Span(100, 100 + taken)]

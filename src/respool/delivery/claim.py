@@ -39,6 +39,7 @@ class Request(NamedTuple):
     most_new: int = MAX_LEASE  # of them, records that nobody has seen yet, at most
     most_limited: int = MAX_LEASE  # of them, records that waited for limits, at most
     ordered: Claimant | None = None
+    share: int = 1  # of the last new records, one in so many at once: the rest is for others, who may be free
 
 
 def claim(view: View, change: Change, request: Request) -> Lease | None:
@@ -91,9 +92,12 @@ def _claim_by_lane(view: View, change: Change, request: Request, want: int) -> L
 
 
 def _claim_of_lane(view: View, change: Change, request: Request, want: int) -> Lease | None:
+    most_new = request.most_new
+    if request.share > 1:
+        most_new = min(most_new, fair(view, want, request.share))
     if not view.due and not view.returned:  # the usual case: no shares to be made
         lease = Lease(request.lease, request.owner, request.child, [], {}, request.now)
-        return _granted(view, min(want, request.most_new), change, lease, request.turn)
+        return _granted(view, min(want, most_new), change, lease, request.turn)
     alone = _claim_alone(view, change, request)
     if alone is not None:
         return alone
@@ -102,13 +106,22 @@ def _claim_of_lane(view: View, change: Change, request: Request, want: int) -> L
     available = (
         len(due),
         sum(count(spans) for _, spans in returned),
-        min(sum(unread(p) for p in view.positions), request.most_new),
+        min(sum(unread(p) for p in view.positions), most_new),
     )
     from_due, from_returned, from_new = shares(want, available, request.turn)
     lease = Lease(request.lease, request.owner, request.child, [], {}, request.now)
     _take_due(due[:from_due], change, lease)
     _take_returned(returned, from_returned, change, lease)
     return _granted(view, from_new, change, lease, request.turn)
+
+
+def fair(view: View, want: int, share: int) -> int:
+    """Return how many of the new records are to be taken at once, where they take long.
+
+    One in `share` of those that are left, lest one worker has some to run while others find nothing more.
+    """
+    left = sum(unread(at) for at in view.positions)
+    return want if view.near and left >= want else max(-(-left // share), 1)
 
 
 def _let_wait(view: View, now: float, *, patient: bool) -> None:

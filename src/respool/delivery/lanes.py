@@ -60,7 +60,7 @@ def by_lane(view: View, want: int, turns: Turns | None) -> Iterator[tuple[View, 
     first = max(waiting) if turns is None else turns.choose(list(waiting))
     for chosen in (first, *sorted(waiting - {first}, reverse=True)):
         lane = View()
-        lane.leases, lane.gap_room = view.leases, view.gap_room
+        lane.leases, lane.gap_room, lane.near = view.leases, view.gap_room, view.near
         lane.positions = [at for at in view.positions if at.priority == chosen]
         lane.due = [parked for parked in view.due if lanes[parked.pos >> 40] == chosen]
         lane.returned = [lease for lease in view.returned if lanes[lease.spans[0].lo >> 40] == chosen]

@@ -245,7 +245,7 @@ class View:
     """What a decision needs to know, read by the engine inside the transaction."""
 
     __slots__ = (
-        *("due", "gap_room", "generation", "leases", "limits"),
+        *("due", "gap_room", "generation", "leases", "limits", "near"),
         *("order", "positions", "returned", "settings"),
     )
 
@@ -254,6 +254,7 @@ class View:
         self.generation = 0
         self.gap_room = 0  # how many more ranges may be kept as gaps (G4)
         self.positions: list[Position] = []
+        self.near = False  # it was looked only so far ahead in each log as a claim may take
         self.due: list[Parked] = []  # parked records to hand out, the earliest of each lane first
         self.returned: list[Lease] = []  # ownerless leases, those that wait too, the oldest first
         self.leases: dict[int, Lease] = {}  # those asked for, that exist

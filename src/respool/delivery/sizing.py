@@ -6,6 +6,8 @@ from .model import MAX_LEASE
 
 TARGET = 0.075  # seconds of work in a lease: long enough to amortise a claim, short enough to share out
 LARGEST = min(2000, MAX_LEASE)
+SLOW = 0.001  # seconds of one record from which on a claim more costs little beside it, and evens out the end
+SHARE = 8
 _WEIGHT = 0.3  # of the newest lease in the moving average
 _GROWTH = 8  # a lease is at most so many times the last: one lucky record proves little
 
@@ -30,6 +32,11 @@ class LeaseSizer:
         self._per_record = took if known is None or took > known else known + (took - known) * _WEIGHT
         fitting = int(TARGET / self._per_record)
         self.want = max(1, min(fitting, max(records, 1) * _GROWTH, LARGEST))
+
+    @property
+    def share(self) -> int:
+        """One in how many of the last new records to take at once: all where they are soon done."""
+        return SHARE if self._per_record is not None and self._per_record >= SLOW else 1
 
     def left_out(self) -> None:
         """Take note of a lease of which nothing was run: to put records aside costs little each."""

@@ -16,8 +16,12 @@ from .things import Stream
 class LendsState(Engine, Protocol):
     """An engine whose State another engine borrows."""
 
-    def reserve(self, positions: Iterable[int]) -> None:
-        """Make room for what groups will have to say of these positions. Cheap where there is room."""
+    def reserve(self, positions: Iterable[int], *, ahead: bool = False) -> None:
+        """Make room for what groups will have to say of these positions. Cheap where there is room.
+
+        Parameters:
+            ahead: and of those that will follow soon. It may take a while: not for who is to run some now.
+        """
 
     def forget_below(self, stream: Stream, log: int, end: int) -> int:
         """Forget outcomes and journal of what a log has lost below a position; what is parked stays.

@@ -61,8 +61,9 @@ class Exchange:
         service.turn += claim_next  # only claims count: else the even turns might all be settlements
         who = None if service.claimant is None else Claimant(*service.claimant, want, service.turn)
         request = Request(
-            want, ex.worker, ex.child, number, now, service.turn, service.lanes, ex.patient, ordered=who
-        )
+            want, ex.worker, ex.child, number, now, service.turn, service.lanes, ex.patient, ordered=who,
+            share=1 if service.batch else sizer.share,
+        )  # fmt: skip
         if limiter is not None and claim_next:
             request = request._replace(
                 want=max(want, limiter.scan if ex.limit is None else 0),

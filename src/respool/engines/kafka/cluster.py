@@ -231,10 +231,18 @@ class Cluster:
 
         By itself it does so every five minutes, and asks a broker that is gone until then.
         """
+        self.meet(self.admin, topic)
+
+    @staticmethod
+    def meet(client: AdminClient | Consumer, topic: str) -> None:
+        """Have a client ask for a topic's metadata.
+
+        A consumer that does so by itself, while it connects, may be half a second late with its first fetch.
+        """
         try:
-            self.admin.list_topics(topic, timeout=ONE_TRY)
+            client.list_topics(topic, timeout=ONE_TRY)
         except KafkaException as error:
-            _driver.debug("%s", error)  # what it was asked for is said by the caller
+            _driver.debug("%s", error)  # what the client is asked for besides says what is wrong
 
     def described_later(self, topic: str) -> tuple[str, int] | None:
         """Look again for a while: a broker that has just started may not know of all its topics yet."""

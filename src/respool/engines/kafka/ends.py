@@ -55,7 +55,8 @@ class KafkaEnds(KafkaLog):
         if reads.due:
             self._look_at_topics(logs)
             self._look_at_epochs(reads.group, logs)
-            self.inner.reserve(end - 1 for log, end in ends.by_log.items() if end > first_pos(log))
+            known = self._cursors.get(reads.group, {})
+            self.inner.reserve(known[log] + reads.due for log in ends.by_log if log in known)
         return ends
 
     def _known_enough(self, reads: Reads, logs: Sequence[int]) -> Ends | None:
@@ -166,7 +167,7 @@ def tell_ends(view: View, ends: Mapping[int, int]) -> None:
     for at in view.positions:
         end = max(ends.get(at.log, at.cursor), at.cursor)
         positions.append(at._replace(end=end, missing=()))
-    view.positions = positions
+    view.positions, view.near = positions, False
 
 
 def _positions_and_held(view: View, change: Change) -> tuple[list[Position], bool]:

@@ -116,5 +116,8 @@ class KafkaEngine(KafkaTaking, KafkaBlobs):
 
     def sleeper(self, logs: Sequence[int], service: int, wake_fds: tuple[int, ...] = ()) -> Sleeper:
         """Return a sleeper that is woken when one of these logs has grown."""
-        foreign = any(self.stream_of_log(log).settings.get("foreign") for log in self.known_logs(logs))
+        known = self.known_logs(logs)
+        if known:
+            self.reader.prepare(self.place(known[0]))
+        foreign = any(self.stream_of_log(log).settings.get("foreign") for log in known)
         return KafkaSleeper(self.inner.sleeper(logs, service, wake_fds), self.reader, unheard=foreign)

@@ -63,11 +63,11 @@ class Reader:
         self._parts: dict[Place, _Part] = {}
         self._used = 0.0
 
-    def _opened(self) -> Consumer:
+    def _opened(self, topic: str) -> Consumer:
         consumer = self._consumer
         if consumer is None:
             self._cluster._check_open()
-            consumer = self._consumer = self._cluster.made(
+            consumer = self._cluster.made(
                 Consumer,
                 **{
                     "fetch.queue.backoff.ms": 1,
@@ -84,7 +84,14 @@ class Reader:
                     "enable.partition.eof": True,
                 },
             )
+            self._cluster.meet(consumer, topic)
+            self._consumer = consumer
         return consumer
+
+    def prepare(self, place: Place) -> None:
+        """Connect: what is read first need not wait for it."""
+        with self._lock:
+            self._opened(place.topic)
 
     def read(self, ranges: Sequence[tuple[Place, int, int]]) -> list[list[Any]]:
         """Return the messages at lo <= offset < hi of each (place, lo, hi); each place at most once.
@@ -101,7 +108,7 @@ class Reader:
                 self._used = time.monotonic()
 
     def _read(self, ranges: Sequence[tuple[Place, int, int]]) -> list[list[Any]]:
-        consumer = self._opened()
+        consumer = self._opened(ranges[0][0].topic)
         self._go_to(consumer, ranges)
         wanted: dict[Place, tuple[int, int, list[Any]]] = {place: (lo, hi, []) for place, lo, hi in ranges}
         found: list[list[Any]] = [wanted[place][2] for place, _, _ in ranges]

@@ -178,5 +178,6 @@ class KafkaRetention(KafkaInspect):
             stream = self._stored.get(group.stream)
             if stream is not None and KEPT in stream.settings:
                 name = group_name(self.options.prefix, group.app or stream.app, group.name)
-                cursors = {self.place(at.log): offset_of(at.cursor) for at in self.inner.positions(group)}
-                self._mirror.show(name, cursors)
+                positions = self.inner.positions(group)
+                self.inner.reserve([at.cursor for at in positions], ahead=True)
+                self._mirror.show(name, {self.place(at.log): offset_of(at.cursor) for at in positions})

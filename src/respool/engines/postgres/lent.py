@@ -12,7 +12,7 @@ from ...record import first_pos
 from ..base import Stream
 from .connection import Db
 from .part import Part
-from .partitions import SIZE, add, partition_of
+from .partitions import SIZE, add, partition_of, those_there
 from .sql import GROUP_LOCKS
 
 
@@ -23,13 +23,15 @@ class PostgresLent(Part):
     _leased: Callable[..., Any]
     _drop_partition: Callable[..., int]
 
-    def reserve(self, positions: Iterable[int]) -> None:
-        """Make the partitions that these positions lie in, and the next ones."""
-        for pos in positions:
-            for start in (partition_of(pos), partition_of(pos) + SIZE):
-                if start not in self._made:
-                    self._state.append(self._maker(start))
-                    self._made.add(start)
+    def reserve(self, positions: Iterable[int], *, ahead: bool = False) -> None:
+        """Make the partitions that these positions lie in; `ahead`: and the next ones, once half is used."""
+        steps = (0, SIZE // 2) if ahead else (0,)
+        missing = {partition_of(pos + step) for pos in positions for step in steps} - self._made
+        if missing:
+            there = self._state.read(lambda db: those_there(db, self.options.schema, missing))
+            for start in sorted(missing - there):
+                self._state.append(self._maker(start))
+            self._made |= missing
 
     def _maker(self, start: int) -> Callable[[Db], None]:
         def make(db: Db) -> None:

@@ -7,6 +7,7 @@ OF` would wait for every open transaction that has appended, and all appends wou
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 
 from psycopg import errors as pg
 
@@ -73,6 +74,15 @@ def add(db: Db, schema: str, start: int) -> bool:
         db.execute(f"ALTER TABLE {prefix}.{table} ATTACH PARTITION {name} FOR VALUES {values}".encode())
         db.execute(f"ALTER TABLE {name} DROP CONSTRAINT bounds".encode())
     return True
+
+
+def those_there(db: Db, schema: str, starts: Collection[int]) -> set[int]:
+    """Return those of the partitions, by their first positions, that exist. Waits for nobody."""
+    names = {f"{quoted(schema)}.{table_name('record', start)}": start for start in starts}
+    found = db.execute(
+        "SELECT name FROM unnest(%s::text[]) AS name WHERE to_regclass(name) IS NOT NULL", (list(names),)
+    )
+    return {names[name] for (name,) in found.fetchall()}
 
 
 def next_number(db: Db, schema: str, log: int) -> int:

@@ -99,7 +99,7 @@ def _understood(asked: dict[str, Any], reads: Reads) -> tuple[View, GapsFound]:
             view.positions = positions_of(asked["ends"].fetchall())
         else:
             seen = asked["claimable"].fetchall()
-            view.positions = _seen(seen)
+            view.positions, view.near = _seen(seen), bool(reads.due)
             if seen and seen[0][6] is not None:
                 view.settings, view.generation = seen[0][6:8]
         if not reads.due and reads.ordered is None:

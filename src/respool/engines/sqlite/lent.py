@@ -17,7 +17,7 @@ STEP = 20_000  # positions in one transaction
 class SQLiteLent(Part):
     """What is asked of it beside what is asked of any engine."""
 
-    def reserve(self, positions: Iterable[int]) -> None:
+    def reserve(self, positions: Iterable[int], *, ahead: bool = False) -> None:
         """Nothing: there is room."""
 
     def forget_below(self, stream: Stream, log: int, end: int) -> int:
