@@ -1030,6 +1030,23 @@ def test_a_journal_entry_goes_with_the_last_of_its_partitions(
     assert tell(engine, "SELECT count(*) FROM respool.journal WHERE how = 'purged'") == [(0,)]
 
 
+def test_room_for_a_lent_logs_records_is_made_before_they_come(
+    kit: PostgresKit, engine: Any, log: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By who tidies, once half of a partition is used: who is to run something makes what it needs now."""
+    first = first_pos(log)
+    engine.reserve([first + 5, first + SIZE // 2 - 1])
+    engine.reserve([first + SIZE // 2 - 1], ahead=True)
+    assert f"outcome_{log}_1" not in tables(engine, log)
+    engine.reserve([first + SIZE // 2], ahead=True)
+    assert f"outcome_{log}_1" in tables(engine, log)
+    other: Any = kit.open()
+    made: list[int] = []
+    monkeypatch.setattr(other, "_maker", made.append)
+    other.reserve([first, first + SIZE])
+    assert made == [], "who finds it there waits for nobody who makes some"
+
+
 def test_what_is_known_of_a_lent_logs_records_goes_with_their_partition(engine: Any, log: int) -> None:
     """The records are elsewhere. Steps that were done (H14) go, but for those of what is parked."""
     first, queue = first_pos(log), engine.streams()[0]

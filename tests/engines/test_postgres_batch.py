@@ -175,3 +175,16 @@ def test_a_connection_that_is_ended(db: Bounded, session_database: str) -> None:
     with pytest.raises(psycopg.OperationalError):
         db.batch.run(b"SELECT 1")
     assert db.closed
+
+
+def test_what_nobody_waits_for_is_done_and_its_error_is_nobodys(db: Bounded) -> None:
+    batch = db.batch
+    batch.post(b"SELECT pg_advisory_lock(%s)", (7,))
+    batch.post(b"SELECT 1 / %s::int", (0,))
+    batch.post(b"SELECT pg_advisory_unlock(%s)", (7,))
+    held = batch.run(b"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()")
+    assert held.fetchone() == (0,)
+    batch.post(b"SELECT 1")
+    with batch:
+        assert batch.execute(b"SELECT 2").fetchone() == (2,)
+    assert db.execute("SELECT 3").fetchone() == (3,), "cursors go on"

@@ -48,7 +48,7 @@ from respool import App
 from respool.clock import boottime_ns
 from respool.delivery.model import Lease
 from respool.delivery.spans import Span
-from respool.engines.base import Registration
+from respool.engines.base import Reads, Registration
 from respool.engines.sqlite import preparing
 from respool.errors import (
     AppendError,
@@ -241,6 +241,37 @@ def test_h2_each_outcome_is_in_shared_memory_before_the_next_run_starts(app: App
     executor.run_lease(service, lease)
     lo = lease.spans[0].lo
     assert seen == [(n, n, [lo + n]) for n in range(10)]
+
+
+def test_who_waits_for_each_result_is_told_before_more_is_looked_for(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A settlement that woke somebody and found nothing more: the next one is settled alone."""
+
+    @app.task
+    def task(n: int) -> int:
+        return n
+
+    executor, _ = _executor_of(app, FakeSlot())
+    settled: list[tuple[bool, bool]] = []
+    transact = app.engine.transact
+
+    def seen(reads: Reads, decide: Any, *, synced: bool = False) -> Any:
+        if reads.leases:
+            settled.append((reads.positions, reads.known is not None))
+        return transact(reads, decide, synced=synced)
+
+    monkeypatch.setattr(app.engine, "transact", seen)
+    waiting = [1, 1, 1, 0, 0]
+    monkeypatch.setattr(app.engine, "ring_waiters", lambda positions: waiting.pop(0))
+    for n in range(3):
+        task.delay(n)
+        assert executor.work(rung=True)
+    task.delay(3)
+    assert executor.work(rung=False), "it was there already"
+    task.delay(4)
+    assert executor.work(rung=True)
+    assert settled == [(True, False), (False, True), (False, True), (True, False), (True, False)]
 
 
 # H3
