@@ -30,7 +30,7 @@ import psycopg
 
 from ...errors import RespoolError
 from .batch import Executes
-from .connection import Bounded, Db, connect
+from .connection import Bounded, connect
 from .part import Part
 
 FLAGS = 4
@@ -197,7 +197,7 @@ class PostgresSleeper:
     ) -> None:
         self._bells, self.kind = bells, kind
         self.concerns, self._wake_fds = concerns, wake_fds
-        self._db: Db | None = None
+        self._db: Bounded | None = None
         self._flag: int | None = None
         self._fresh = False  # the flag has just been raised, or none was found free for the first time
         self.stood_aside = False  # the last sleep ended since somebody else was rung for
@@ -259,13 +259,13 @@ class PostgresSleeper:
         """Whether it listens: who does needs few looks of its own."""
         return self._db is not None
 
-    def _wait(self, db: Db | None, seconds: float) -> set[int]:
+    def _wait(self, db: Bounded | None, seconds: float) -> set[int]:
         poll = select.poll()
         for fd in (*self._wake_fds, *([db.fileno()] if db is not None else [])):
             poll.register(fd, select.POLLIN)
         return {fd for fd, _ in poll.poll(int(seconds * 1000 + 0.999))}
 
-    def _heard(self, db: Db) -> bool:
+    def _heard(self, db: Bounded) -> bool:
         """Take all that was said; say whether any of it is for us now."""
         now = False
         for notify in db.notifies(timeout=0):
@@ -314,7 +314,7 @@ class PostgresSleeper:
         for fd in self._spare:
             os.close(fd)
 
-    def _listening(self) -> Db | None:
+    def _listening(self) -> Bounded | None:
         if self._db is None and time.monotonic() >= self._silent_until:
             try:
                 db = connect(self._bells.options, "sleeper")
@@ -328,7 +328,7 @@ class PostgresSleeper:
                 self._silent_until = time.monotonic() + 1.0  # polling does until then
         return self._db
 
-    def _raise_flag(self, db: Db) -> int | None:
+    def _raise_flag(self, db: Bounded) -> int | None:
         for flag in range(FLAGS):
             row = db.batch.run(b"SELECT pg_try_advisory_lock(%s, %s)", (self.kind, flag)).fetchone()
             if row is not None and row[0]:
