@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from contextlib import suppress
+from types import TracebackType
 from typing import Any, Final, NamedTuple, cast
 
 import msgspec
@@ -15,6 +17,9 @@ from .refusals import class_name, type_name
 
 TRACEBACK_LIMIT: Final = 64 * 1024
 _MSGPACK: Final = codec_for("msgpack")
+_HERE: Final = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_CALLERS: Final = (f"{_HERE}worker{os.sep}", f"{_HERE}replay{os.sep}")
+"""Where the code is that calls tasks."""
 
 
 class RemoteTraceback(Exception):
@@ -183,11 +188,24 @@ def _notes_of(exc: BaseException) -> list[object]:
 
 def _traceback_of(exc: BaseException, limit: int) -> str:
     try:
-        import traceback
-
-        return _clean("".join(traceback.format_exception(exc)), limit)
+        return _clean(own_traceback(exc), limit)
     except Exception as error:  # noqa: BLE001 - it calls into the exception and source loaders
         return f"<no traceback: formatting it failed with {type(error).__name__}>\n"
+
+
+def own_traceback(exc: BaseException) -> str:
+    """Return an exception's traceback as text, from the task's own code on."""
+    import traceback
+
+    return "".join(traceback.format_exception(type(exc), exc, from_own_code(exc.__traceback__)))
+
+
+def from_own_code(trace: TracebackType | None) -> TracebackType | None:
+    """Return a traceback from the task's own code on: without the frames of the worker that called it."""
+    found = trace
+    while found is not None and found.tb_frame.f_code.co_filename.startswith(_CALLERS):
+        found = found.tb_next
+    return trace if found is None else found
 
 
 def _causes_of(exc: BaseException) -> list[BaseException]:

@@ -638,6 +638,8 @@ def test_rerun(cli, app, worker, failed):
     assert "in fetch" in done["traceback"]
     text = cli("-A", "shop", "rerun", failed[0].id, code=1)
     assert "raised ValueError: no such place: bad://0" in text
+    for trace in (text, done["traceback"]):
+        assert "respool/replay" not in trace, "it begins in the task's own code"
     assert len(cli.rows("-A", "shop", "dead", "list")) == 4
     assert "no call nope" in cli("-A", "shop", "rerun", "nope", code=1)
 

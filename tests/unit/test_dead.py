@@ -56,6 +56,9 @@ def test_a_cause_in_a_library_is_shown_where_the_task_called_it(app):
     (cause,) = app.dead_letters().by_error()
     assert cause.error == "json.decoder.JSONDecodeError"
     assert cause.where == "test_dead.py, in parse: return json.loads(text)"
+    assert cause.traceback.startswith(f'Traceback (most recent call last):\n  File "{__file__}", line '), (
+        "it begins in the task's own code"
+    )
 
 
 def test_what_died_why_where_and_with_which_input(app, fetch):

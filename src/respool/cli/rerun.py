@@ -48,7 +48,9 @@ def command(id: str, group: str | None, post_mortem: bool, trace: bool, as_json:
     if post_mortem and done.error is not None and done.error.__traceback__ is not None:
         import pdb
 
-        pdb.post_mortem(_innermost(done.error))
+        from ..remote import from_own_code
+
+        pdb.post_mortem(from_own_code(done.error.__traceback__))
     return int(not done.ok)
 
 
@@ -58,18 +60,8 @@ def _traced(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     return pdb.Pdb().runcall(function, *args, **kwargs)
 
 
-def _innermost(error: BaseException) -> Any:
-    """Return the traceback from the task's own code on."""
-    trace = error.__traceback__
-    while trace is not None and "/respool/" in trace.tb_frame.f_code.co_filename.replace("\\", "/"):
-        if trace.tb_next is None:
-            break
-        trace = trace.tb_next
-    return trace
-
-
 def _data(done: Rerun) -> dict[str, Any]:
-    import traceback
+    from ..remote import own_traceback
 
     error = done.error
     return {
@@ -81,7 +73,7 @@ def _data(done: Rerun) -> dict[str, Any]:
         "ok": done.ok,
         "value": done.value,
         "error": None if error is None else f"{type(error).__name__}: {error}",
-        "traceback": None if error is None else "".join(traceback.format_exception(error)),
+        "traceback": None if error is None else own_traceback(error),
         "progress": done.progress,
         "not_sent": [
             {"kind": each.kind, "name": each.name, "task": each.task, "input": each.input}
@@ -91,9 +83,10 @@ def _data(done: Rerun) -> dict[str, Any]:
 
 
 def _print(done: Rerun) -> None:
-    import traceback
+    import textwrap
 
     from ..reading import Input
+    from ..remote import own_traceback
     from .output import counted, note
 
     click.secho(Input(list(done.args), done.kwargs).text(done.task, 2000), bold=True)
@@ -104,10 +97,9 @@ def _print(done: Rerun) -> None:
     if done.error is None:
         click.echo(f"  returned {done.value!r}")
     else:
-        shown = traceback.TracebackException.from_exception(done.error)
         click.secho(f"  raised {type(done.error).__name__}: {done.error}", fg="red")
         sys.stdout.flush()
-        click.echo("".join(f"    {line}" for line in "".join(shown.format()).splitlines(keepends=True)))
+        click.echo(textwrap.indent(own_traceback(done.error), "    "))
     for sent in done.sent[:20]:
         given: Any = sent.input
         is_call = sent.kind == "call" and isinstance(given, list) and len(given) == 2
