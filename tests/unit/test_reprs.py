@@ -34,6 +34,14 @@ def test_a_dead_letter_says_what_died_where_when_and_of_what(app):
     assert repr(app.dead_letters(task="fetch")) == "<DeadLetters of shop: task='fetch'>"
 
 
+def test_a_cause_is_shown_without_its_traceback(app):
+    app.tasks["fetch"].delay("x")
+    work(app)
+    (cause,) = app.dead_letters().by_error()
+    assert repr(cause).startswith("Cause(error='ValueError', where='test_reprs.py, in fetch: raise ")
+    assert "Traceback" not in repr(cause)
+
+
 def test_a_record_is_shown_without_its_body(app):
     named = app.tasks["fetch"].apply_async(("secret words",), task_id="order-1").record()
     other = app.tasks["fetch"].delay("secret words")

@@ -35,7 +35,7 @@ class Cause:
     last: float = 0.0
     message: str = ""  # of the last
     position: int = 0  # of the last
-    traceback: str = ""  # of the last
+    traceback: str = field(default="", repr=False)  # of the last
 
 
 def causes(source: Source, chosen: DeadFilter = ANY, *, app: str | None = None) -> list[Cause]:

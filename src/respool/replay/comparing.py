@@ -66,12 +66,12 @@ class Difference:
 class Comparison:
     """How the calls of two groups compare."""
 
-    stream: Stream
-    a: Group
-    b: Group
+    stream: Stream = field(repr=False)
+    a: Group = field(repr=False)
+    b: Group = field(repr=False)
     counts: dict[Verdict, int] = field(default_factory=dict)
     tasks: dict[str, dict[Verdict, int]] = field(default_factory=dict)
-    sample: list[Difference] = field(default_factory=list)
+    sample: list[Difference] = field(default_factory=list, repr=False)
     differences: int = 0
 
     def count(self, verdict: Verdict) -> int:
