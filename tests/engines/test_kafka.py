@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,13 +25,18 @@ from tests.services.kafka import libraries
 
 from respool import App, AppendUnknown, ConfigError, EngineUnavailable
 from respool.blobs import Blobs, Store
+from respool.clock import boottime_ns
 from respool.delivery.model import NewCall, Verdict
 from respool.engines import open_engine
 from respool.engines.base import Group, Stream
+from respool.engines.kafka import cluster as cluster_module
 from respool.engines.kafka import names
+from respool.engines.kafka import relay as relay_module
 from respool.engines.kafka.cluster import TopicGone
 from respool.engines.kafka.engine import KafkaEngine
+from respool.engines.kafka.message import item
 from respool.engines.kafka.outbox import Outbox
+from respool.engines.kafka.relay import RELAY
 from respool.location import parse_url
 from respool.record import first_pos, new_head
 from respool.testing import work
@@ -88,6 +94,15 @@ def console(kafka: KafkaAddress, tool: str, *arguments: str) -> str:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def respool(*arguments: str) -> str:
+    """Run one of ours; return all that it said."""
+    done = subprocess.run(
+        [sys.executable, "-m", "respool", *arguments], capture_output=True, text=True, timeout=90
+    )
+    assert done.returncode in (0, 1), done.stderr
+    return done.stdout + done.stderr
 
 
 # Names
@@ -161,7 +176,7 @@ def test_calls_survive_who_relays_them(
     lease = grant(engine, main, 1)
     assert lease is not None
     calls = [row(log, b"%d" % n, id=b"\7" * 15 + bytes([n + 1]), time=time.time()) for n in range(3)]
-    monkeypatch.setattr(engine.outbox, "patience", -1.0)  # whoever takes them is dead at once
+    monkeypatch.setattr(engine.outbox, "patience", 0.01)  # whoever takes them is soon dead
     with monkeypatch.context() as patch:
         if stage == "before it was sent":
             patch.setattr(Outbox, "_send_to", dies)
@@ -173,7 +188,7 @@ def test_calls_survive_who_relays_them(
     other = kit.open()
     sleeper = kit.open().sleeper([log], 7)
     sleeper.prepare()
-    other.tidy_now()
+    eventually(lambda: (other.tidy_now(), other.inner.leases(other.outbox.group))[1] == [])
     assert sleeper.sleep(10), "workers are told of what was left behind"
     sleeper.close()
     first = first_pos(log) + 1
@@ -202,7 +217,7 @@ def test_what_is_kept_and_cannot_be_sent_is_unknown_and_not_lost(
             engine.append_rows([call])
     assert engine.append_row(call) == first_pos(log)
     assert engine.bounds(queue)[0][2] == first_pos(log) + 1
-    assert "calls lost: their topic is gone" not in engine.counters(engine.outbox.group.id)
+    assert engine.outbox.lost() == 0
 
 
 def test_given_ids_are_known_for_a_window_and_no_longer(kafka: KafkaAddress, tmp_path: Path) -> None:
@@ -232,9 +247,95 @@ def test_calls_to_a_topic_that_is_gone_are_counted(engine: Any, kit: KafkaKit, q
     kit.drop_stream(gone)
     engine.tidy_now()
     assert engine.find("shop", "b") == first_pos(queue.logs[0])
-    assert engine.counters(engine.outbox.group.id) == {"calls lost: their topic is gone": 1} | {
-        name: by for name, by in engine.counters(engine.outbox.group.id).items() if name.startswith("late")
-    }
+    said = "1 call was lost on the way to Kafka: the topic is gone, or takes no record of that size"
+    assert engine.losses() == [said]
+    for command in ("lag", "check"):
+        shown = respool("--url", kit.url, command)
+        assert said in " ".join(shown.split()), shown
+
+
+def test_a_topic_that_some_broker_knows_is_not_gone(
+    engine: Any, queue: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One broker may have missed it: before calls are lost, all are asked."""
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise TopicGone("a broker knows no such topic")
+
+    call = row(queue.logs[0], b"one", "shop\0given", time.time())
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.sender, "append", fails)
+        patch.setattr(engine.cluster, "describe", lambda topic: None)
+        patch.setattr(cluster_module, "SHORTEST", 0.1)
+        with pytest.raises(EngineUnavailable, match="a broker does not know of it that others know of"):
+            engine.check_topic(engine.stream_of_log(queue.logs[0]))
+        with pytest.raises(AppendUnknown):
+            engine.append_row(call)
+    assert engine.outbox.lost() == 0
+    assert engine.append_row(call) == first_pos(queue.logs[0])
+    assert engine.cluster.known_to_none(f"{engine.options.prefix}no-such-topic")
+
+
+@pytest.mark.parametrize("wrong", [-3600.0, 3600.0])
+def test_who_relays_is_dead_by_the_clock_of_who_looks(
+    kit: KafkaKit, engine: Any, queue: Stream, wrong: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two machines' clocks are compared by nobody."""
+    call = row(queue.logs[0], b"one", "shop\0given", time.time())
+    monkeypatch.setattr(engine.outbox, "patience", 1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(relay_module, "wall_clock", lambda: time.time() + wrong)
+        patch.setattr(Outbox, "_send_to", dies)
+        patch.setattr(Outbox, "_settle", lambda *given, **more: None)
+        with pytest.raises(KeyboardInterrupt):
+            engine.append_row(call)
+    other = kit.open()
+    began = time.monotonic()
+    other.outbox.recover()
+    assert [each.owner for each in other.inner.leases(other.outbox.group)] == [RELAY]
+    eventually(lambda: (other.tidy_now(), other.bounds(queue)[0][2])[1] == first_pos(queue.logs[0]) + 1)
+    assert 1.0 <= time.monotonic() - began < 60
+
+
+def test_who_relays_sends_nothing_once_others_may_take_it_for_dead(
+    engine: Any, queue: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = queue.logs[0]
+    call = row(log, b"one", "shop\0given", time.time())
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.outbox, "_timeout", -0.001)
+        with pytest.raises(AppendUnknown):
+            engine.append_row(call)
+    with pytest.raises(AppendUnknown):  # each record is handed over in time, or not
+        engine.sender.append(engine.place(log), [item(call)], until=boottime_ns() - 1)
+    assert engine.ends([log])[log] == first_pos(log)
+    assert engine.append_row(call) == first_pos(log)
+
+
+def test_what_is_relayed_together_takes_one_claim(
+    engine: Any, queue: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a claim of what is in Kafka asks the state for no records (`Reads.bare`)."""
+    seen: list[Any] = []
+    transact = engine.inner.transact
+
+    def noted(reads: Any, decide: Any, **more: Any) -> Any:
+        seen.append(reads)
+        return transact(reads, decide, **more)
+
+    monkeypatch.setattr(engine.inner, "transact", noted)
+    now = time.time()
+    engine.append_rows([row(queue.logs[0], b"%d" % n, f"shop\0{n}", now) for n in range(5)])
+    boxes = {box.group.id for box in engine.outbox.boxes}
+    assert [(reads.due > 0, reads.bare) for reads in seen if reads.group in boxes][:2] == [
+        (True, False),
+        (False, False),
+    ]
+    assert sum(reads.due > 0 for reads in seen) == 1
+    main = next(group for group in engine.groups() if group.stream == queue.id)
+    seen.clear()
+    grant(engine, main, 5)
+    assert [reads.bare for reads in seen if reads.group == main.id] == [True]
 
 
 # H15

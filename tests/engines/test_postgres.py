@@ -1030,6 +1030,18 @@ def test_a_journal_entry_goes_with_the_last_of_its_partitions(
     assert tell(engine, "SELECT count(*) FROM respool.journal WHERE how = 'purged'") == [(0,)]
 
 
+def test_records_come_along_with_a_claim_unless_they_are_elsewhere(
+    engine: Any, main: Group, log: int
+) -> None:
+    fill(engine, log, 1, 10)
+    for bare in (False, True):
+        request = Request(2, 1, 0, 100 + bare, OLD)
+        reads = Reads(main.id, (), True, 2, now=OLD, bare=bare)
+        lease = engine.transact(reads, lambda view, change, request=request: claim(view, change, request))
+        assert (engine._ahead is None) == bare
+        assert len(engine.rows(lease.spans)) == 2
+
+
 def test_room_for_a_lent_logs_records_is_made_before_they_come(
     kit: PostgresKit, engine: Any, log: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,7 +124,7 @@ def test_what_waits_in_the_outbox_is_sent_first(
     queue = filled(broker, 4)
     monkeypatch.setattr(broker.outbox, "patience", 0.0)  # after which a relay is taken for dead
 
-    def dies(target: int, waiting: Any) -> Any:
+    def dies(*given: Any) -> Any:
         raise AppendUnknown("killed")
 
     with monkeypatch.context() as patched:

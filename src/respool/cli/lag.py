@@ -66,6 +66,8 @@ def command(queue: str | None, group: str | None, as_json: bool) -> None:
     table.show(as_json, "No queues and no groups yet: send a call first, for instance respool -A shop call …")
     if as_json:
         return
+    for loss in target.engine.losses():
+        note(loss)
     for each, data in zip(groups, table.data, strict=True):
         stream = target.streams[each.stream]
         served = served_as(stream, each)

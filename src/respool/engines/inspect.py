@@ -137,6 +137,9 @@ class Inspect(Protocol):
     def orphans(self) -> list[tuple[str, int]]:
         """Return (what, group) of state whose group is gone, as "leases", "parked records", "positions"."""
 
+    def losses(self) -> list[str]:
+        """Return, in sentences, what was lost and is counted in no group that is shown; else []."""
+
     def damage(self) -> list[str]:
         """Return what the store's own check finds wrong, in its words; [] where it is whole, or has none.
 

@@ -182,6 +182,9 @@ class Reads(NamedTuple):
     open: int = 0  # as View.limits: buckets that are open and waited for, at most so many, with who waits
     ordered: Claimant | None = None  # with positions, for a claim of an ordered group: see View.order
     elsewhere: Elsewhere | None = None  # for such a claim: knows the log, where that is not in this store
+    bare: bool = (
+        False  # with due: the records of what is claimed are not in this store, and not asked for here
+    )
     known: Lease | None = None
     """The one lease asked for, as its owner knows it: where a look is a round trip, an engine may decide by
     that, and see whether it is so when it writes."""

@@ -78,7 +78,7 @@ class Report:
     groups: list[GroupReport] = field(default_factory=list)
     records: int = 0
     problems: list[str] = field(default_factory=list)  # of the log, the file, and what belongs to no group
-    notes: list[str] = field(default_factory=list)  # what was not looked at
+    notes: list[str] = field(default_factory=list)  # what was not looked at, or was lost and is known to be
 
     @property
     def ok(self) -> bool:
@@ -123,6 +123,7 @@ def _check_all(engine: Engine, report: Report, progress: Progress | None) -> Non
         _check_logs(engine, logs, report, meter)
     except EngineError as error:  # the rest may still be readable
         report.problems.append(f"the log cannot be read further: {error}")
+    report.notes += engine.losses()
     for what, number in engine.orphans():
         report.problems.append(f"{what} of a group that is gone (number {number})")
     for group in groups:

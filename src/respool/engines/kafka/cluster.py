@@ -251,6 +251,28 @@ class Cluster:
             time.sleep(10 * PAUSE)
         return found
 
+    def known_to_none(self, topic: str) -> bool:
+        """Say whether none of the brokers that there are knows of a topic: each is asked by itself.
+
+        One may have just started, or be cut off from who decides. Raises: EngineUnavailable where one does
+        not answer.
+        """
+        try:
+            brokers = self.admin.list_topics(timeout=self.timeout).brokers.values()
+            return not any(self._knows(broker, topic) for broker in brokers)
+        except KafkaException as error:
+            raise self.translated(error.args[0], f"topic {topic}") from None
+
+    def _knows(self, broker: Any, topic: str) -> bool:
+        """Ask one broker for a topic, by a client that knows of no other yet."""
+        host = f"[{broker.host}]" if ":" in broker.host else broker.host
+        only = {"bootstrap.servers": f"{host}:{broker.port}", "group.id": self.options.prefix + GROUP}
+        client = self.made(Consumer, **only)
+        try:
+            return client.list_topics(topic, timeout=self.timeout).topics[topic].error is None
+        finally:
+            client.close()
+
     def described(self, topic: str) -> tuple[str, int]:
         """Return the same of a topic that was just made, once all brokers know of it."""
         deadline = time.monotonic() + self.timeout

@@ -12,9 +12,10 @@ from ..base import Stream
 from . import header as h
 from .message import place_from
 from .moved import Moved, Page, between, edges, end_of
-from .outbox import EARLY, Outbox
+from .outbox import Outbox
 from .places import HIDDEN
 from .reading import PAGE, KafkaReading, header_at_hand
+from .relay import EARLY
 
 MICRO = h.MICRO
 LATE = 2.0  # seconds that a record is stored after its time at most, unless a counter says more

@@ -127,6 +127,14 @@ class KafkaInspect(KafkaState):
         """Return nothing: each record has its id and its time."""
         return []
 
+    def losses(self) -> list[str]:
+        """Return how many calls of runs, or with given ids, could never be sent: who relays counts them."""
+        lost = self.outbox.lost()
+        if not lost:
+            return []
+        calls = "1 call was" if lost == 1 else f"{lost:,} calls were"
+        return [f"{calls} lost on the way to Kafka: the topic is gone, or takes no record of that size"]
+
     def damage(self) -> list[str]:
         """Return what the state's own check finds wrong."""
         return self.inner.damage()

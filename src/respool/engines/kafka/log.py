@@ -17,7 +17,7 @@ from .epochs import Epochs
 from .finding import BEHIND, LATE, KafkaFinding, ranges_in_order, time_of
 from .message import item, items_of_run
 from .options import KafkaOptions
-from .outbox import EARLY
+from .relay import EARLY
 from .sender import Sender
 
 RECENT = 10_000

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from ...delivery.model import MIDDLE
-from ...errors import ConfigError, EngineError
+from ...errors import ConfigError, EngineError, EngineUnavailable
 from ...record import first_pos
 from ..base import Group, GroupKind, Stream, StreamKind
 from ..lent import LendsState
@@ -197,6 +197,10 @@ class KafkaPlaces:
             return
         found = self.cluster.describe(kept["topic"]) or self.cluster.described_later(kept["topic"])
         what = f"{self.cluster.options.shown}: topic {kept['topic']} of {stream.kind} {stream.name}"
+        if found is None and not self.cluster.known_to_none(kept["topic"]):
+            raise EngineUnavailable(
+                f"{what}: a broker does not know of it that others know of; nothing was sent"
+            )
         if found is None:
             raise TopicGone(
                 f"{what} was deleted, and its records with it; the state still has what was known of them. "

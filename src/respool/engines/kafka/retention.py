@@ -18,9 +18,9 @@ from .inspect import KafkaInspect
 from .mirror import Mirror
 from .moved import end_of
 from .names import group_name
-from .outbox import EARLY
 from .places import HIDDEN, KEPT
 from .reading import PAGE
+from .relay import EARLY
 
 log = logging.getLogger("respool.engine")
 MIRROR = 1.0  # seconds between two commits of the groups' cursors (K6)

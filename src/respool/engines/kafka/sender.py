@@ -9,6 +9,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from ...clock import boottime_ns
 from ...errors import AppendUnknown, RecordTooLarge, RespoolError
 from .cluster import Cluster, Place
 
@@ -65,8 +66,11 @@ class Sender:
             )
         return producer
 
-    def append(self, place: Place, items: Iterable[Item]) -> list[int]:
+    def append(self, place: Place, items: Iterable[Item], *, until: int | None = None) -> list[int]:
         """Append records in their order; return their offsets once all are acknowledged.
+
+        Parameters:
+            until: hand over none when it is later, in ns since the machine started, sleep included.
 
         Raises: EngineUnavailable or another refusal where none was stored, AppendUnknown where some may be.
         """
@@ -99,6 +103,9 @@ class Sender:
             deadline = time.monotonic() + self._cluster.timeout
             sent = 0
             for value, key, headers in items:
+                if until is not None and boottime_ns() > until:
+                    refused.append(KafkaError(KafkaError._MSG_TIMED_OUT))
+                    break
                 while True:
                     try:
                         produce(

@@ -76,6 +76,7 @@ class KafkaState(KafkaAsked):
                 told[:] = self._tell_lost(change)
             return answer
 
+        reads = reads._replace(bare=True)
         if reads.ordered is not None:
             reads = self._by_key(reads, ends.by_log)
         while True:

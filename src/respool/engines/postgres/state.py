@@ -92,7 +92,7 @@ class PostgresState(PostgresLooks, PostgresLimits):
                 gaps.write(batch, self._sql, reads.group, found)
                 commit = self._commit(batch, reads.group, change)
                 rung = self._ring_settled(batch, change)
-                if reads.due:
+                if reads.due and not reads.bare:
                     self.read_ahead(batch, reads, change)
             if rung is not None:
                 self.note_rung(rung.rowcount)

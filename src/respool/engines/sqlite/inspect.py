@@ -132,6 +132,10 @@ class SQLiteInspect(Part):
             found: int | None = _one(db, "first_between", (lo, hi))
             return found
 
+    def losses(self) -> list[str]:
+        """Return nothing: what a group loses is counted there."""
+        return []
+
     def damage(self) -> list[str]:
         """Return what SQLite's own check finds wrong with the file, be it that it cannot even be checked."""
         with self._reader.lock, self._reader.reading() as db:

@@ -1,0 +1,251 @@
+"""Moving what waits in the outbox to Kafka, and writing down where it is now (K4).
+
+Who relays has a lease, as a worker has, and says for how long it sends at most by it. Others take it for dead
+once they have seen that lease for as long, each by its own clock: so no two machines' clocks are compared. By
+then it sends nothing more: it looks at its own before each record, and that had begun earlier. What it may
+have sent without saying so is looked for before it is sent.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Collection, Sequence
+from random import Random
+
+import msgspec
+
+from ...clock import boottime_ns
+from ...clock import now as wall_clock
+from ...delivery.claim import Request, claim
+from ...delivery.model import MAX_LEASE, Change, Lease, Outcome, Settlement, View
+from ...delivery.order import Claimant
+from ...delivery.settle import settle
+from ...delivery.spans import Finder, count
+from ...errors import ConfigError, EngineError, EngineUnavailable, RecordTooLarge, RespoolError
+from ...record import OFFSET_BITS, Id
+from ...reference import is_reference
+from ..base import Engine, Reads
+from .cluster import TopicGone
+from .message import item
+from .places import KafkaPlaces
+from .sender import Sender
+from .waiting import Box, Waiting, waiting
+
+log_ = logging.getLogger("respool.engine")
+RELAY = -1  # who owns what is being relayed: no worker has that number
+AT_ONCE = 1000
+EARLY = 2.0  # seconds before its time that a record may have been stored: clocks differ
+NOWHERE = -1  # the place of what is lost
+LOST = "calls lost: their topic is gone, or takes none of their size"
+LookFor = Callable[[int, set[Id], float], dict[Id, int]]
+"""Where records with these ids are in a log, of those stored since a time."""
+_random_bits = Random().getrandbits  # seeded by the system, whatever the code of users seeds
+_pack = msgspec.msgpack.Encoder().encode
+
+
+class Relay:
+    """Sends what waits in boxes; several processes may do so, each by leases of its own."""
+
+    boxes: tuple[Box, ...]
+
+    def __init__(
+        self,
+        inner: Engine,
+        places: KafkaPlaces,
+        sender: Sender,
+        look_for: LookFor,
+        note_time: Callable[[int, float], None],
+        timeout: float,
+    ) -> None:
+        self._inner, self._places, self._sender = inner, places, sender
+        self._look_for, self._note_time = look_for, note_time
+        self._timeout = timeout
+        self.patience = 2 * timeout + 2.0  # seconds after which nothing more comes of a lease of ours
+        self._lock = threading.Lock()
+        self._watched: dict[int, int] = {}  # leases of others, since when we have seen them, in ns
+
+    def relay(self, logs: Collection[int], *, ring: bool = False) -> set[Id]:
+        """Send all that waits in these logs of the outbox; return the ids of what was sent.
+
+        Parameters:
+            ring: wake the workers, too; whoever appends or settles does that once all is written.
+
+        Raises: AppendUnknown, EngineUnavailable: the rest waits for the next who relays.
+        """
+        sent: set[Id] = set()
+        with self._lock:
+            for box in self.boxes:
+                more = box.log in logs
+                while more:
+                    until = boottime_ns() + int(self._timeout * 1e9)
+                    lease = self._claim(box)
+                    if lease is None:
+                        break
+                    sent |= self._send(box, lease, until, ring=ring)
+                    # What one who relays in order holds back, he leaves to whoever comes next.
+                    more = box.ordered or count(lease.spans) >= AT_ONCE
+        return sent
+
+    def _claim(self, box: Box) -> Lease | None:
+        number, who = -_random_bits(61) - (1 << 61), Claimant(RELAY, 0, AT_ONCE) if box.ordered else None
+        milliseconds = max(int(self.patience * 1000), 1)
+        request = Request(AT_ONCE, RELAY, milliseconds, number, wall_clock(), ordered=who)
+        reads = Reads(box.group.id, (), True, AT_ONCE, MAX_LEASE, request.now, ordered=who)
+        lease: Lease | None = self._inner.transact(reads, lambda view, change: claim(view, change, request))
+        return lease
+
+    def _send(self, box: Box, lease: Lease, until: int, *, ring: bool) -> set[Id]:
+        """Send a lease's records, and say where they are; return their ids."""
+        found: list[tuple[int, int]] = []
+        lost = 0
+        kept: list[Waiting] = []
+        stuck: RespoolError | None = None
+        try:
+            spans = Finder(lease.spans)
+            for pos, _, body, packed in self._inner.rows(lease.spans):
+                span = spans.find(pos)
+                kept.append(waiting(pos, body, packed or b"", tried=span is not None and span.deliveries > 0))
+            by_log: dict[int, list[Waiting]] = {}
+            for each in kept:
+                by_log.setdefault(each.log, []).append(each)
+            for target, some in by_log.items():
+                try:
+                    found += self._send_to(target, some, until)
+                except TopicGone as error:
+                    self._make_sure_of(target)
+                    lost += len(some)
+                    log_.error("%d call(s) are lost: %s", len(some), error)
+                    found += [(each.pos, NOWHERE) for each in some]
+                except RecordTooLarge as error:
+                    one_by_one = self._send_singly(target, some, error, until)
+                    found += one_by_one
+                    lost += sum(place == NOWHERE for _, place in one_by_one)
+                except (ConfigError, EngineError) as error:
+                    stuck = error  # of this topic: what goes elsewhere need not wait
+            if stuck is not None:
+                raise stuck
+        except BaseException:
+            self._settle(box, lease, found, lost, kept, tried=True)
+            raise
+        self._settle(box, lease, found, lost, kept, tried=False)
+        self._inner.ring_waiters([pos for pos, _ in found])
+        for target, some in by_log.items() if ring else ():
+            self._inner.ring(target, everyone=len(some) > 1)
+        gone = {pos for pos, place in found if place == NOWHERE}
+        return {each.id for each in kept if each.pos not in gone}
+
+    def _send_singly(
+        self, target: int, some: list[Waiting], error: RecordTooLarge, until: int
+    ) -> list[tuple[int, int]]:
+        """Send one by one what a topic took not together; return where each is, if need be NOWHERE."""
+        found: list[tuple[int, int]] = []
+        for each in some:
+            try:
+                found += self._send_to(target, [each], until)
+            except RecordTooLarge:
+                log_.error("a call is lost: %s", error)
+                found.append((each.pos, NOWHERE))
+        return found
+
+    def _make_sure_of(self, target: int) -> None:
+        """Raise EngineUnavailable unless a log's topic is gone for good.
+
+        A broker that was just started, or has just lost one beside it, may not know of it: all are asked.
+        """
+        try:
+            self._places.check_topic(self._places.stream_of_log(target))
+        except EngineError:
+            return
+        raise EngineUnavailable("a broker does not know of a topic that is there; nothing was sent")
+
+    def _send_to(self, target: int, some: list[Waiting], until: int) -> list[tuple[int, int]]:
+        """Send what waits for one log, or raise once it is too late; return where it is now."""
+        if boottime_ns() > until:  # others will take us for dead, and send it too
+            raise EngineUnavailable("the brokers are slow; the rest is sent later")
+        try:
+            place = self._places.place(target)
+        except EngineError as error:
+            raise TopicGone(str(error)) from None
+        there = self._arrived(target, [each for each in some if each.tried])
+        new = [each for each in some if each.id not in there]
+        events = bool(self._places.stream_of_log(target).settings.get("cloudevents"))
+        offsets = self._sender.append(place, [item(each.row(), events) for each in new], until=until)
+        if new:
+            self._note_time(target, min(each.time for each in new))
+        found = [(each.pos, target << OFFSET_BITS | at) for each, at in zip(new, offsets, strict=True)]
+        return found + [(each.pos, there[each.id]) for each in some if each.id in there]
+
+    def _arrived(self, target: int, tried: list[Waiting]) -> dict[Id, int]:
+        """Return where those are that somebody has sent without saying so."""
+        if not tried:
+            return {}
+        since = min(each.time for each in tried) - EARLY
+        return self._look_for(target, {each.id for each in tried}, since)
+
+    def _settle(
+        self,
+        box: Box,
+        lease: Lease,
+        found: list[tuple[int, int]],
+        lost: int,
+        kept: Sequence[Waiting],
+        *,
+        tried: bool,
+    ) -> None:
+        """Write down where records are; what is left goes back, marked where it may have been sent.
+
+        What refers to a blob is told again as of its place in Kafka: its row here is forgotten one day (H18).
+        So is what has taken a key (H16).
+        """
+        bodies = {each.pos: each.body for each in kept if is_reference(each.body)}
+        locks = {each.pos: each.lock for each in kept if each.lock is not None}
+        ended = wall_clock()
+        results = [(pos, _pack(place)) for pos, place in sorted(found)]
+        done = [(pos, pos + 1) for pos, _ in results]
+        if not tried:  # all of it: what is not there any more is done, too
+            done = [(span.lo, span.hi) for span in lease.spans]
+        settlement = Settlement(lease.id, RELAY, done, [], results, ended, ended, release=True)
+
+        def decide(view: View, change: Change) -> None:
+            mine = view.leases.get(lease.id)
+            if tried and mine is not None:
+                mine.spans = [span._replace(deliveries=span.deliveries + 1) for span in mine.spans]
+            settle(view, change, settlement)
+            change.count(LOST, lost)
+            for pos, place in found if bodies or locks else ():
+                if pos in locks and place != NOWHERE:
+                    change.moved_locks.append((locks[pos], pos, place))
+                if pos in bodies and place != NOWHERE:
+                    change.outcomes.append(Outcome(place, "success", bodies[pos], ended))
+                    change.references.append((place, bodies[pos]))
+            change.journal.clear()  # the outcomes say it all
+
+        self._inner.transact(Reads(box.group.id, (lease.id,)), decide)
+
+    def recover(self) -> None:
+        """Give back what somebody took to relay it, and died: we have seen its lease for so long."""
+        now, seen = boottime_ns(), set()
+        for box in self.boxes:
+            for lease in self._inner.leases(box.group):
+                if not lease.owner:
+                    continue
+                seen.add(lease.id)
+                since = self._watched.setdefault(lease.id, now)
+                if now - since > lease.child * 1_000_000:
+                    self._give_back(box, lease.id)
+        self._watched = {id: since for id, since in self._watched.items() if id in seen}
+
+    def _give_back(self, box: Box, id: int) -> None:
+        def decide(view: View, change: Change) -> None:
+            mine = view.leases.get(id)
+            if mine is not None and mine.owner:
+                spans = [span._replace(deliveries=span.deliveries + 1) for span in mine.spans]
+                back = Lease(mine.id, None, mine.child, spans, mine.bodies, mine.since, keys=mine.keys)
+                change.leases.append(back)
+
+        self._inner.transact(Reads(box.group.id, (id,)), decide)
+
+    def lost(self) -> int:
+        """Return how many records that waited were given up."""
+        return sum(self._inner.counters(box.group.id).get(LOST, 0) for box in self.boxes)
