@@ -212,7 +212,11 @@ def _executor(app: App, slot: Slot) -> tuple[Executor, Any]:
 
 def _executor_of(app: App, slot: Slot) -> tuple[Executor, Any]:
     host = SimpleNamespace(
-        limited=lambda: None, busy=lambda b: None, pause=time.sleep, between_leases=lambda: None
+        limited=lambda: None,
+        busy=lambda b: None,
+        watch=lambda: None,
+        pause=time.sleep,
+        between_leases=lambda: None,
     )
     executor = Executor(app.engine, services(app, None, None), 1, 0, slot, host, None)
     current_run.set(None)
@@ -354,6 +358,41 @@ def test_attendant_looks_at_a_few_words_where_there_is_nothing_to_do(monkeypatch
     assert looked(3, 10, 1), "the rest goes back"
     assert looked(3, 3, 3), "two are finished, of another lease than that settled last"
     assert not looked(3, 3, 0)
+
+
+def test_a_result_that_is_waited_for_does_not_wait_for_a_claim(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where calls come one by one, each waited for; what came meanwhile is looked for afterwards."""
+    rung, claims = [1], []
+
+    @app.task
+    def task(n: int) -> int:
+        return n
+
+    executor, service = _executor_of(app, FakeSlot())
+    engine = executor.engine
+    monkeypatch.setattr(engine, "ring_waiters", lambda positions: rung[0])
+    transact = engine.transact
+
+    def noted(reads: Any, decide: Any, **how: Any) -> Any:
+        claims.append(reads.positions)
+        return transact(reads, decide, **how)
+
+    monkeypatch.setattr(engine, "transact", noted)
+    for n, expected in enumerate(([True, True], [True, False], [True, False])):
+        task.delay(n)
+        claims.clear()
+        assert executor.work(rung=True)
+        assert claims == expected, n
+        assert executor.exhausted
+    rung[0] = 0
+    for n, expected in enumerate(([True, False], [True, True])):
+        task.delay(n)
+        claims.clear()
+        assert executor.work(rung=True)
+        assert claims == expected, "nobody waited for the call before" if n else "somebody did"
+    assert app.engine.counts(service.group).pending == 0
 
 
 def test_record_over_its_limit_fails_once_however_often_its_child_is_cleared_up_after(

@@ -7,7 +7,10 @@ where every process was at work all the time that it waited: that is looked for,
 from __future__ import annotations
 
 import random
+import re
+import time
 from collections import Counter
+from pathlib import Path
 
 from tests.worker.support import Mark, Place, eventually, on_each_engine
 
@@ -29,6 +32,15 @@ def long(n):
     with noted("long", n):
         time.sleep(5)
     return n
+
+
+@app.task
+def either(n):
+    with noted("either", n):
+        if n:
+            time.sleep(0.008)
+        else:
+            wait_for("go")
 
 
 @app.task
@@ -142,6 +154,37 @@ def test_a_free_process_is_woken_for_what_is_given_back(place: Place) -> None:
     eventually(lambda: len(place.marks("end", "short")) == 20, "the short ones are done", 10)
     place.touch("go")
     assert handles[0].get(timeout=20) == 0
+
+
+@on_each_engine
+def test_the_supervisor_is_woken_where_a_call_holds_up_others(place: Place) -> None:
+    """It sleeps until its next beat while nothing runs, and that is set far off."""
+    module = place.module(CODE, beat=60.0, worker_ttl=200.0)
+    worker = place.worker(2)
+    worker.said("serves")
+
+    def both_are_up() -> bool:
+        module.short.delay_many(range(10))
+        return len({mark.pid for mark in place.marks("end", "short")}) == 2
+
+    eventually(both_are_up, "both processes run calls", 30)
+    eventually(place.idle, "all done")
+    slept = [0, 0.0]  # how often, and since when that often
+
+    def sleeps() -> bool:
+        found = re.search(r"voluntary_ctxt_switches:\s+(\d+)", Path(f"/proc/{worker.pid}/status").read_text())
+        assert found is not None
+        if int(found[1]) != slept[0]:
+            slept[:] = int(found[1]), time.monotonic()
+        return time.monotonic() - slept[1] > 0.3
+
+    eventually(sleeps, "the supervisor sleeps for longer than beside processes that work")
+    module.either.delay_many(range(20))
+    place.await_start("either", "0")
+    eventually(lambda: len(place.marks("end", "either")) == 19, "the others are done", 15)
+    place.touch("go")
+    eventually(place.idle, "all done")
+    assert set(place.runs("either").values()) == {1}
 
 
 def test_a_queue_of_its_own_where_wanted(place: Place) -> None:

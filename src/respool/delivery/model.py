@@ -241,84 +241,49 @@ class Ordering:
         self.blocked: dict[int, int] = {}  # by log: how many are parked as blocked
 
 
-class View:
+class View(msgspec.Struct):
     """What a decision needs to know, read by the engine inside the transaction."""
 
-    __slots__ = (
-        *("due", "gap_room", "generation", "leases", "limits", "near"),
-        *("order", "positions", "returned", "settings"),
-    )
-
-    def __init__(self) -> None:
-        self.settings: Mapping[str, Any] = NO_SETTINGS  # the group's, as of now
-        self.generation = 0
-        self.gap_room = 0  # how many more ranges may be kept as gaps (G4)
-        self.positions: list[Position] = []
-        self.near = False  # it was looked only so far ahead in each log as a claim may take
-        self.due: list[Parked] = []  # parked records to hand out, the earliest of each lane first
-        self.returned: list[Lease] = []  # ownerless leases, those that wait too, the oldest first
-        self.leases: dict[int, Lease] = {}  # those asked for, that exist
-        self.limits: Limits | None = None
-        self.order: Ordering | None = None  # where records of an ordered group are concerned
+    settings: Mapping[str, Any] = NO_SETTINGS  # the group's, as of now
+    generation: int = 0
+    gap_room: int = 0  # how many more ranges may be kept as gaps (G4)
+    positions: list[Position] = []
+    near: bool = False  # it was looked only so far ahead in each log as a claim may take
+    due: list[Parked] = []  # parked records to hand out, the earliest of each lane first
+    returned: list[Lease] = []  # ownerless leases, those that wait too, the oldest first
+    leases: dict[int, Lease] = {}  # those asked for, that exist
+    limits: Limits | None = None
+    order: Ordering | None = None  # where records of an ordered group are concerned
 
 
-class Change:
+class Change(msgspec.Struct):
     """What a decision wants written, all of it in the transaction of the view."""
 
-    __slots__ = (
-        "calls",
-        "counted",
-        "cursors",
-        "dropped_leases",
-        "edited",
-        "forgotten",
-        "gaps",
-        "generation",
-        "journal",
-        "kept",
-        "leases",
-        "limits",
-        "moved_locks",
-        "outcomes",
-        "parked",
-        "references",
-        "released",
-        "results",
-        "results_at",
-        "results_ordered",
-        "rewound",
-        "settings",
-        "starts",
-        "unparked",
-        "unprogressed",
-    )
-
-    def __init__(self) -> None:
-        self.cursors: list[tuple[int, int]] = []  # log, new cursor
-        self.starts: list[tuple[int, int]] = []  # log, where the group begins to read, if it began further on
-        self.settings: dict[str, Any] = {}  # of the group, that change; None: removed
-        self.generation: int | None = None
-        self.rewound: list[tuple[int, int]] = []  # ranges of which all that is known becomes history
-        self.gaps: list[tuple[int, int]] = []  # passed by a cursor before anything was seen there (G4)
-        self.leases: list[Lease] = []  # stored, replacing those with the same id
-        self.dropped_leases: list[int] = []
-        self.parked: list[Parked] = []
-        self.kept: list[Row] = []  # records that are parked, to be had when their log has lost them (H15)
-        self.unparked: list[int] = []
-        self.outcomes: list[Outcome] = []
-        self.references: list[tuple[int, bytes]] = []  # outcomes whose value is a reference to a blob (H18)
-        self.edited: list[tuple[int, bytes]] = []  # the same of bodies that are run instead of the record's
-        self.results: list[tuple[int, bytes]] = []  # outcomes of the plainest kind: success and a value
-        self.results_at = 0.0
-        self.results_ordered = False  # by position, each once
-        self.moved_locks: list[tuple[str, int, int]] = []  # key, and where its record was and is now (H16)
-        self.forgotten: list[int] = []  # outcomes to remove: the record runs again
-        self.unprogressed: list[int] = []
-        self.journal: list[JournalEntry] = []
-        self.calls: list[NewCall] = []
-        self.counted: dict[str, int] = {}
-        self.released = False  # what is limited may be claimed again
-        self.limits: LimitChange | None = None
+    cursors: list[tuple[int, int]] = []  # log, new cursor
+    starts: list[tuple[int, int]] = []  # log, where the group begins to read, if it began further on
+    settings: dict[str, Any] = {}  # of the group, that change; None: removed
+    generation: int | None = None
+    rewound: list[tuple[int, int]] = []  # ranges of which all that is known becomes history
+    gaps: list[tuple[int, int]] = []  # passed by a cursor before anything was seen there (G4)
+    leases: list[Lease] = []  # stored, replacing those with the same id
+    dropped_leases: list[int] = []
+    parked: list[Parked] = []
+    kept: list[Row] = []  # records that are parked, to be had when their log has lost them (H15)
+    unparked: list[int] = []
+    outcomes: list[Outcome] = []
+    references: list[tuple[int, bytes]] = []  # outcomes whose value is a reference to a blob (H18)
+    edited: list[tuple[int, bytes]] = []  # the same of bodies that are run instead of the record's
+    results: list[tuple[int, bytes]] = []  # outcomes of the plainest kind: success and a value
+    results_at: float = 0.0
+    results_ordered: bool = False  # by position, each once
+    moved_locks: list[tuple[str, int, int]] = []  # key, and where its record was and is now (H16)
+    forgotten: list[int] = []  # outcomes to remove: the record runs again
+    unprogressed: list[int] = []
+    journal: list[JournalEntry] = []
+    calls: list[NewCall] = []
+    counted: dict[str, int] = {}
+    released: bool = False  # what is limited may be claimed again
+    limits: LimitChange | None = None
 
     def absorb_limits(self, other: Change) -> None:
         """Take over what a partial decision frees and refunds."""

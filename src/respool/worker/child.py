@@ -84,6 +84,7 @@ class Child:
     def __init__(self, control: socket.socket, log_file: LogFile | None) -> None:
         self.control, self._log_file = control, log_file
         self._reader = control.makefile("rb")
+        self._watched = False
 
     def say(self, message: msgspec.Struct) -> None:
         """Send one line to the supervisor."""
@@ -158,7 +159,8 @@ class Child:
                 self.busy(False)
                 poll = app.settings["poll_interval"]
                 rung = idle(app.engine, executor.services, sleeper, poll, patient=True)
-                self._drain()
+                if not rung:  # else it is looked at when there is nothing to do
+                    self._drain()
         return 0
 
     def _drain(self) -> None:
@@ -181,8 +183,15 @@ class Child:
         self._poke()
 
     def busy(self, busy: bool) -> None:
-        """Tell the supervisor whether there is work to watch; it looks ten times a second."""
+        """Tell the supervisor whether there is work, for when it looks."""
         self.slot.words[p.BUSY] = busy
+        self._watched = self._watched and busy
+
+    def watch(self) -> None:
+        """Wake the supervisor, once for as long as there is work: it looks often then."""
+        if not self._watched:
+            self._watched = True
+            self._poke()
 
     def between_leases(self) -> None:
         """Nothing: the supervisor does what is to be done besides."""

@@ -50,6 +50,9 @@ class Host(Protocol):
     def busy(self, busy: bool) -> None:
         """Say whether there is work."""
 
+    def watch(self) -> None:
+        """Ask to be looked at while busy: more than one record was claimed, and one may take long (P7)."""
+
     def between_leases(self) -> None:
         """Do what is to be done while no user code runs."""
 
@@ -192,6 +195,8 @@ class Executor:
             return False
         self.host.busy(True)
         while lease is not None:
+            if len(self.rows) > 1:
+                self.host.watch()
             self._known = lease
             if service.batch:
                 settlement = self.batching.run(service, lease)

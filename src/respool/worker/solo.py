@@ -226,6 +226,9 @@ class Solo:
     def busy(self, busy: bool) -> None:
         """Nothing: there is nobody to tell."""
 
+    def watch(self) -> None:
+        """Nothing: there is nobody to give the rest to."""
+
     def between_leases(self) -> None:
         """Once after each beat, do what a supervisor would do beside the tasks."""
         if self._looked != self._beaten:

@@ -50,8 +50,7 @@ from .takeover import Watch, new_file
 
 log = logging.getLogger("respool.worker")
 
-IDLE_TICK = 0.2  # seconds between looks whether a child has begun to work
-BUSY_TICK = 0.02  # seconds between looks at children that work
+BUSY_TICK = 0.02  # seconds between looks at children that work, once they have asked for it
 IMPORT_TIMEOUT = 300.0
 WAIT = 0.25  # seconds that a write waits for a lock: meanwhile no time limit is kept, and no death noticed
 AGAIN = 0.5  # seconds before what could not be written is tried again
@@ -96,6 +95,7 @@ class Supervisor:
         wake_read, wake_write = os.pipe()
         os.set_blocking(wake_write, False)
         old = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        old[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)  # it ends our sleep
         signal.set_wakeup_fd(wake_write)
         self._wake = wake_read
         try:
@@ -259,11 +259,7 @@ class Supervisor:
         if len(alive) < len(self.children):
             until = min(until, self._bury_at)
         watched: list[Any] = [self._wake, *(child.control for child in alive)]
-        while True:
-            left = until - time.monotonic()
-            ready, _, _ = select.select(watched, [], [], max(min(left, IDLE_TICK), 0))
-            if ready or left <= IDLE_TICK or any(child.busy for child in self.children.values()):
-                break
+        ready, _, _ = select.select(watched, [], [], max(until - time.monotonic(), 0))
         if self._wake in ready:
             os.read(self._wake, 4096)
         self._ready = ready
