@@ -23,7 +23,7 @@ from .declared import (
 )
 from .engines.base import Engine, Group, Stream, StreamKind
 from .errors import ConfigError, UnknownName
-from .location import Location, find_url, parse_url
+from .location import locate
 from .opened import Opened, open_log
 from .options import TaskOptions, check_limit, limit_of, task_options
 from .payloads import Payloads
@@ -68,9 +68,8 @@ class App:
         self.name = check_name("app", name)
         self.settings = settings(options)
         caller = sys._getframe(1).f_globals.get("__file__")
-        self.url = find_url(url, caller)
+        self.url, self.location = locate(url, caller)
         self.settings["url"] = self.url
-        self.location: Location = parse_url(self.url)
         self.payloads = Payloads(self)
         self.sender = Sender(self)
         self.tasks: dict[str, Task[Any, Any]] = {}

@@ -22,9 +22,9 @@ class AppImportError(ConfigError):
 def is_misuse(error: BaseException) -> bool:
     """Say whether a name or setting cannot be: the command was written wrongly, and ends with exit code 2.
 
-    An app that fails at import is an error of its code, exit code 1, as everything else is.
+    So does an app whose settings cannot be. One whose code fails at import is an error like any other: 1.
     """
-    return isinstance(error, ConfigError) and not isinstance(error, AppImportError)
+    return isinstance(error.__cause__ if isinstance(error, AppImportError) else error, ConfigError)
 
 
 def load_app(spec: str, url: str | None = None) -> App:

@@ -196,6 +196,17 @@ def _sqlite_location(url: str, parts: SplitResult) -> Location:
     return Location("sqlite", None if path == ":memory:" else os.path.abspath(path), options)
 
 
+def locate(given: str | None, beside: str | None) -> tuple[str, Location]:
+    """Return the URL to use, as `find_url`, and what it says. Raises ConfigError, which names RESPOOL_URL."""
+    url = find_url(given, beside)
+    try:
+        return url, parse_url(url)
+    except ConfigError as error:
+        if given or url != os.environ.get("RESPOOL_URL"):
+            raise
+        raise ConfigError(f"RESPOOL_URL: {error}") from None
+
+
 def find_url(given: str | None, beside: str | None) -> str:
     """Return the URL to use: the one given, RESPOOL_URL, or respool.db beside the nearest pyproject.toml.
 

@@ -150,6 +150,27 @@ def test_module_that_is_a_program(cli, folder):
     assert "called sys.exit('done') on import" in cli("-A", "program", "lag", code=1)
 
 
+def test_a_setting_that_cannot_be_is_a_usage_error_also_where_the_app_is_made(cli, folder):
+    write_shop(folder, "from respool import App\napp = App('odd', worker_tll=5)\n", "odd")
+    text = cli("-A", "odd", "lag", code=2)
+    assert "odd could not be imported: UnknownName: unknown setting 'worker_tll'; did you mean" in text
+    assert 'odd.py", line 2' in text
+    for pool in ("processes", "solo"):
+        result = run("-A", "odd", "worker", "-P", pool, "--burst", cwd=folder)
+        assert result.returncode == 2, result.stderr
+        assert "unknown setting 'worker_tll'" in result.stderr
+
+
+@pytest.mark.parametrize("app", [(), ("-A", "shop")])
+def test_what_a_variable_says_wrongly_names_the_variable(folder, app):
+    result = run(*app, "lag", cwd=folder, RESPOOL_URL="redis://somewhere")
+    assert result.returncode == 2
+    assert "RESPOOL_URL: no engine for redis" in result.stderr
+    result = run("lag", cwd=folder, RESPOOL_APP="shpo")
+    assert result.returncode == 2
+    assert "RESPOOL_APP=shpo: there is no module 'shpo'" in result.stderr
+
+
 def test_module_without_or_with_several_apps(cli, folder):
     write_shop(folder, "x = 1\n", "none")
     assert "module none has no App" in cli("-A", "none", "lag", code=2)

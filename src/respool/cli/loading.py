@@ -23,9 +23,15 @@ def load_app(spec: str | None = None, url: str | None = None) -> App:
 
     Raises: ConfigError where none is named, or it is not there; AppImportError where its module fails.
     """
+    from ..loading import AppImportError
     from ..loading import load_app as load
 
-    return load(require_spec(spec), url)
+    try:
+        return load(require_spec(spec), url)
+    except ConfigError as error:
+        if spec or isinstance(error, AppImportError) or not (found := os.environ.get("RESPOOL_APP")):
+            raise
+        raise ConfigError(f"RESPOOL_APP={found}: {error}") from None
 
 
 def require_spec(given: str | None) -> str:

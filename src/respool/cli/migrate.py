@@ -28,17 +28,16 @@ def command(only_print: bool, producer: str | None, as_json: bool) -> None:
     respool migrate --producer web --url postgresql://owner@host/shop
     """
     from ..engines import grant, grants_of, migrate, schema_of
-    from ..location import find_url, parse_url
+    from ..location import locate
     from .output import document
 
     given = common()
     if given.app and not given.url:
         from .loading import load_app
 
-        url = load_app(given.app, None).url
+        location = load_app(given.app, None).location
     else:
-        url = find_url(given.url, None)
-    location = parse_url(url)
+        _, location = locate(given.url, None)
     if only_print:
         click.echo(schema_of(location) if producer is None else grants_of(location, producer))
         return

@@ -264,13 +264,13 @@ def _of_url(url: str) -> Target:
 
 
 def _of_default() -> Target:
-    from ..location import find_url, parse_url
+    from ..location import locate
 
-    url = find_url(None, None)
-    if not _exists(parse_url(url)):
+    url, location = locate(None, None)
+    if not _exists(location):
         raise ConfigError(
             "no app and no log: name an app with -A shop, RESPOOL_APP or [tool.respool] in pyproject.toml, "
-            f"or a log with --url (there is none at {parse_url(url).shown})"
+            f"or a log with --url (there is none at {location.shown})"
         )
     return _of_url(url)
 

@@ -101,7 +101,7 @@ class Child:
             return app, served
         except AppImportError as error:
             traceback.print_exception(error.__cause__ or error)
-            self.say(Refusal(str(error)))
+            self.say(Refusal(str(error), usage=is_misuse(error)))
         except RespoolError as error:
             self.say(Refusal(str(error), usage=is_misuse(error)))
         return None
