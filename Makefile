@@ -40,10 +40,10 @@ demo: $(STAMP) ## a short show of what it does
 
 test: $(STAMP) ## all tests but the soak
 	@$(BIN)/python -m tests.services --prepare
-	@$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
 
 test-fast: $(STAMP) ## those tests that need no server
-	@$(BIN)/python -m pytest -n 3 --dist worksteal -m "not server" $(ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist worksteal -m "not server" $(ARGS)
 
 services: $(STAMP) ## real PostgreSQL, PgBouncer and Kafka for tests, until Ctrl-C
 	@$(BIN)/python -m tests.services $(ARGS)
