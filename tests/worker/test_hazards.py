@@ -12,9 +12,12 @@
 | H8  calls of a run | test_outbox, `test_h8_*`, engines/test_conformance (fenced appends) |
 | H9  "no row means done" can lie | test_tasks::test_result_ttl, test_outbox::test_replay_… |
 | H10 offsets never come back | engines/test_conformance::test_offsets_never_come_back |
-| H11 starvation | `test_h11_*`, unit/test_claim; lanes: n/a before there are priorities |
+| H11 starvation | `test_h11_*`, unit/test_claim; lanes: unit/test_lanes, test_priority |
 | H12 rolling deploy | test_bad_days::test_unknown_task_* |
-| H13 ordered keys, H14 seek, H16 unique, H18 blobs | n/a: come with later work |
+| H13 ordered keys | test_order, engines/test_model (ordered queues) |
+| H14 seek | unit/test_moving, crash/test_commands, engines/test_model::seek |
+| H16 unique, full queues | engines/test_unique, engines/test_unique_model, test_pressure::test_h16_* |
+| H18 blobs | engines/test_blobs, crash/test_blobs, transfer/test_kafka |
 | H15 bodies | engines/test_retention: what_is_parked_pins_only_itself, a_dead_letter_is_shown_redriven_… |
 | H17 soft limits, leader of a group commit | test_limits::test_soft_limit_is_never_raised_…, `test_h17_*` |
 | H19 time is not monotone in offset | engines/test_conformance::test_a_window_…, unit/test_replay |
@@ -46,7 +49,9 @@ from tests.worker.support import FINE_AND_SLOW, SOURCES, Place, eventually, on_e
 
 from respool import App
 from respool.clock import boottime_ns
-from respool.delivery.model import Lease
+from respool.delivery.claim import Request, claim
+from respool.delivery.model import Lease, Settlement
+from respool.delivery.settle import settle
 from respool.delivery.spans import Span
 from respool.engines.base import Reads, Registration
 from respool.engines.sqlite import preparing
@@ -307,8 +312,8 @@ def test_h3_child_says_that_it_starts_before_it_looks_at_the_bound(app: App) -> 
 
         words.after_read = words.before_write = supervisor_comes
         executor.run_lease(service, lease)
-        assert not set(returned) & set(ran), f"given back and run, at step {moment}"
-        assert sorted({*returned, *ran}) == sorted({*returned, *ran})
+        everything = [row[0] for row in executor.rows]
+        assert sorted(returned + ran) == everything, f"given back and run, or neither, at step {moment}"
 
 
 def test_h3_supervisor_lowers_the_bound_before_it_reads_how_far_the_child_is() -> None:
@@ -358,6 +363,35 @@ def test_attendant_looks_at_a_few_words_where_there_is_nothing_to_do(monkeypatch
     assert looked(3, 10, 1), "the rest goes back"
     assert looked(3, 3, 3), "two are finished, of another lease than that settled last"
     assert not looked(3, 3, 0)
+
+
+def test_attendant_that_comes_too_late_refuses_nothing(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that is barred settles what it ran and gives the rest back itself: it has lost nothing (P4)."""
+    slot = FakeSlot()
+
+    @app.task
+    def task(n: int) -> None:
+        pass
+
+    executor, service = _executor(app, slot)
+    reads = Reads(service.group.id, (), positions=True, due=100, returned=100)
+    lease = executor.engine.transact(
+        reads, lambda view, change: claim(view, change, Request(10, 1, 0, 1, 1.0))
+    )
+    executor.exchange.read(service, lease, 0.0)
+    rows = [row[0] for row in executor.rows]
+    slot.words[p.STARTED], slot.words[p.BEGAN] = 3, boottime_ns() - 10**9  # the third runs long
+    transact = executor.engine.transact
+
+    def the_child_was_faster(reads: Any, decide: Any) -> Any:
+        own = Settlement(lease.id, 1, [(rows[0], rows[3])], ended=2.0, release=True, records=3)
+        assert transact(Reads(service.group.id, (lease.id,)), lambda v, c: settle(v, c, own))
+        return transact(reads, decide)
+
+    monkeypatch.setattr(executor.engine, "transact", the_child_was_faster)
+    Attendant(executor.engine, 1).settle(SimpleNamespace(slot=slot, settled=(0, 0), given_back=0))  # type: ignore[arg-type]
+    assert "refused settlements" not in executor.engine.counters(service.group.id)
+    assert executor.engine.counts(service.group)[:3] == (0, 0, 7), "given back, once"
 
 
 def test_a_result_that_is_waited_for_does_not_wait_for_a_claim(

@@ -110,7 +110,8 @@ class Attendant:
         new_id = self._next_lease
 
         def decide(view: View, change: Change) -> int:
-            if seen.lease not in view.leases:
+            held = view.leases.get(seen.lease)
+            if held is None or held.owner != self._worker:
                 return 0  # the child has settled it meanwhile; if it is lost, its own settlement says so
             if not settle(view, change, finished):
                 return 0
