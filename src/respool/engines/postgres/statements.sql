@@ -45,7 +45,7 @@ wanted AS (
     WITH ORDINALITY AS w (id, task, body, meta, time, key, ord)),
 fresh AS (
     SELECT DISTINCT ON (id) * FROM wanted
-    WHERE NOT EXISTS (SELECT 1 FROM respool.ids WHERE ids.id = wanted.id)
+    WHERE (SELECT pos FROM respool.ids WHERE ids.id = wanted.id) IS NULL
     ORDER BY id, ord),
 numbered AS MATERIALIZED (
     SELECT fresh.*, nextval(%(sequence)s::text::regclass) AS pos
@@ -54,7 +54,8 @@ entered AS (
     INSERT INTO respool.ids (id, pos, last) SELECT id, pos, pos FROM numbered
     ON CONFLICT (id) DO NOTHING RETURNING id, pos)
 INSERT INTO respool.record (pos, task, body, meta, seq, id, time, key)
-SELECT n.pos, n.task, n.body, n.meta, 0, n.id, n.time, n.key FROM numbered n JOIN entered e ON e.id = n.id AND e.pos = n.pos
+SELECT n.pos, n.task, n.body, n.meta, 0, n.id, n.time, n.key FROM numbered n
+WHERE (n.pos IN (SELECT pos FROM entered)) IS TRUE  -- hashed: a join of what looks like a few rows is quadratic
 RETURNING pos, id;
 
 -- name: hold_fence
