@@ -16,7 +16,8 @@ what a claim grants stands in `granting.py`.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, repeat
 
 from .model import LIMITED, Change, Lease, Parked, Position, View
 from .spans import Span, joined
@@ -30,15 +31,18 @@ KEY_BYTES = 4
 
 def packed_keys(spans: Iterable[Span], keys: Mapping[int, int]) -> bytes:
     """Return what a lease stores of its records' keys."""
-    return array("I", [keys.get(pos, 0) for span in spans for pos in range(span.lo, span.hi)]).tobytes()
+    return array("I", map(keys.get, _places(spans), repeat(0))).tobytes()
 
 
 def key_map(lease: Lease) -> dict[int, int]:
     """Return the key of each position of a lease, 0 where there is none."""
     keys = array("I")
     keys.frombytes(lease.keys)
-    places = (pos for span in lease.spans for pos in range(span.lo, span.hi))
-    return dict(zip(places, keys, strict=True))
+    return dict(zip(_places(lease.spans), keys, strict=True))
+
+
+def _places(spans: Iterable[Span]) -> Iterator[int]:
+    return chain.from_iterable(range(span.lo, span.hi) for span in spans)
 
 
 def keys_of(lease: Lease) -> set[int]:
@@ -96,6 +100,8 @@ def enough(view: View, settled: Sequence[int], want: int) -> bool:
     for lease in order.leases:
         if (lease.owner or lease.child == LIMITED) and lease.id not in settled:
             busy |= keys_of(lease)
+    if not busy:
+        return sum(map(len, order.ahead.values())) >= want
     free = sum(key is None or key not in busy for rows in order.ahead.values() for _, key in rows)
     return free >= want
 
@@ -149,9 +155,12 @@ def sort_out(
     Parameters:
         since: how many records were parked in this change before the settlement.
     """
-    keys = key_map(lease)
     parked = change.parked[since:]
     stopped = {each.key for each in parked if each.key and each.key > 0}
+    if not left and not stopped:  # the usual case
+        free(keys_of(lease), view, change, now)
+        return left
+    keys = key_map(lease)
     if stopped:
         left = _block(change, lease, left, keys, stopped, now)
     staying = {keys[pos] for span in left for pos in range(span.lo, span.hi)}

@@ -207,11 +207,17 @@ class Executor:
                 if not self.rows:
                     self.sizers[service.group.id].left_out()
             self.host.between_leases()
+            if time.monotonic() >= until and not self._others_wait(service):
+                until = time.monotonic() + STAY
             go_on = not self.stopping and time.monotonic() < until and self.engine.breaks == self._breaks
             lease = self.exchange.next(service, settlement, claim_next=go_on and not self._one_by_one)
             self._one_by_one = lease is None and self._woke
         self.exhausted = go_on and len(self.services) == 1
         return True
+
+    def _others_wait(self, service: Service) -> bool:
+        """Say whether another service should have its turn; else the next lease comes with a settlement."""
+        return any(self.has_work(other) for other in self.services if other is not service)
 
     # Transactions
 

@@ -29,6 +29,7 @@ from .reach import PostgresOptions
 from .registry import PostgresRegistry
 from .retention import PostgresRetention
 from .state import PostgresState
+from .view import Known
 from .work import PostgresWorks, RunsOwn
 
 
@@ -59,6 +60,7 @@ class PostgresEngine(
         self._closed = False
         self._pid = os.getpid()
         self._made: set[int] = set()  # partitions that this process knows to be there
+        self._known = Known()
         try:
             self._writer.read(lambda db: ensure_schema(db, options))
         except BaseException:

@@ -35,17 +35,33 @@ class GapsFound:
         ] = []  # lo of the gap; lows and highs of what is left
 
 
-def ask(db: Executes, sql: dict[str, bytes], group: int) -> tuple[Any, Any]:
-    """Send the reads of a group's gaps: what has come of them, and how many there are."""
+def ask(db: Executes, sql: dict[str, bytes], group: int, *, likely: bool) -> tuple[Any, Any]:
+    """Send the reads of a group's gaps: what has come of them, and how many there are.
+
+    Parameters:
+        likely: there were some at the last look. Else what has come is asked once it is known that there are
+            any: that statement may touch every partition of the log.
+    """
     number = db.execute(sql["oldest_writer"], {"grp": group, "before": time.time() - LONG})
-    bound = {"grp": group, "limit": FOUND, "ranges": A_CLAIM}
-    return db.execute(sql["gaps"], bound, binary=True), number
+    return _ask_what_came(db, sql, group) if likely else None, number
 
 
-def understood(asked: tuple[Any, Any]) -> tuple[GapsFound, int]:
-    """Return what was read, and how many more gaps the group may keep."""
-    found, kept = asked
-    return _found(found.fetchall()), MAX_GAPS - int(kept.fetchone()[1])
+def _ask_what_came(db: Executes, sql: dict[str, bytes], group: int) -> Any:
+    return db.execute(sql["gaps"], {"grp": group, "limit": FOUND, "ranges": A_CLAIM}, binary=True)
+
+
+def understood(
+    db: Executes, sql: dict[str, bytes], group: int, asked: tuple[Any, Any], sync: Callable[[], None]
+) -> tuple[GapsFound, int]:
+    """Return what was read, and how many gaps the group keeps."""
+    found, number = asked
+    kept = int(number.fetchone()[1])
+    if found is None:
+        if not kept:
+            return GapsFound(), 0
+        found = _ask_what_came(db, sql, group)
+        sync()
+    return _found(found.fetchall()), kept
 
 
 def _found(rows: Sequence[Any]) -> GapsFound:
@@ -61,6 +77,8 @@ def _found(rows: Sequence[Any]) -> GapsFound:
 
 def between(lo: int, hi: int, here: Sequence[int]) -> list[tuple[int, int]]:
     """Return the ranges of lo <= p < hi without the positions that are here."""
+    if len(here) == hi - lo:
+        return []
     ends = [lo - 1, *here, hi]
     return [(low + 1, high) for low, high in pairwise(ends) if high > low + 1]
 

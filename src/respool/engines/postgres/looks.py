@@ -15,14 +15,46 @@ from .connection import Bounded, one, snapshot, value
 from .part import Part
 from .view import parked_of
 
+LOGS_AT_ONCE = 8
+"""Of a group that are looked at in one round trip for something new."""
+
 
 class PostgresLooks(Part):
     """Reads without a lock."""
 
     def has_work(self, group: int, now: float, tasks: Sequence[str]) -> bool:
         """Say whether a claim would find something, without a lock."""
-        bound = {"grp": group, "now": now, "tasks": list(tasks), "gaps": gaps.MAX_GAPS}
-        return bool(self._reader.read(lambda db: value(db.batch.run(self._sql["has_work"], bound))))
+        bound = {"grp": group, "now": now, "tasks": list(tasks)}
+
+        def run(db: Bounded) -> bool:
+            found = db.batch.run(self._sql["may_have_work"], bound).fetchall()
+            held, certain, kept = found[0][:3]
+            if held or certain:
+                return bool(certain)
+            ahead = [(cursor, stop) for *_, cursor, stop in found if cursor is not None]
+            return self._is_new(db, ahead, room=kept < gaps.MAX_GAPS) or (
+                kept > 0 and bool(value(db.batch.run(self._sql["gap_filled"], (group,))))
+            )
+
+        return self._reader.read(run)
+
+    def _is_new(self, db: Bounded, ahead: Sequence[tuple[int, int]], *, room: bool) -> bool:
+        """Say whether there is a record that a claim may take, in the logs where numbers were given out.
+
+        Parameters:
+            ahead: the cursor and the end of each. room: for another gap; else a cursor waits before one.
+        """
+        for start in range(0, len(ahead), LOGS_AT_ONCE):
+            some = ahead[start : start + LOGS_AT_ONCE]
+            with db.batch as batch:
+                replies = [batch.execute(self._sql["first_after"], each) for each in some]
+                batch.sync()
+            firsts = [value(reply) for reply in replies]
+            if any(
+                pos is not None and (room or pos == at) for pos, (at, _) in zip(firsts, some, strict=True)
+            ):
+                return True
+        return False
 
     def next_due(self, group: int, after: float = -1.0) -> float | None:
         """Return when the next of the group's parked records is due."""

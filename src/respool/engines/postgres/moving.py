@@ -221,7 +221,8 @@ class PostgresMoving(Part):
                 bound = (log, ours, place.priority, place.partition, place.floor + by)
                 db.execute(self._sql["take_log"], bound)
                 create_log(db, schema, log)
-                db.execute(self._sql["set_next"], (f"{quoted(schema)}.log_{log}", place.end + by))
+                given = {"sequence": f"{quoted(schema)}.log_{log}", "first": first_pos(log)}
+                db.execute(self._sql["set_next"], {**given, "next": place.end + by})
                 for start in range(partition_of(place.floor + by), place.end + by + 1, SIZE):
                     add(db, schema, start)
             kept = mark.with_names(streams={stream.id: ours}, logs=logs)

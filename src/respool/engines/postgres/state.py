@@ -34,7 +34,7 @@ from .limits import PostgresLimits
 from .log import ROWS_A_STATEMENT, insert
 from .looks import PostgresLooks
 from .sql import GROUP_LOCKS, LIMITS_LOCK
-from .view import look_at, read_view
+from .view import Known, look_at, read_view
 
 T = TypeVar("T")
 
@@ -54,6 +54,7 @@ class _Otherwise(Exception):
 class PostgresState(PostgresLooks, PostgresLimits):
     """What groups know."""
 
+    _known: Known
     _sequence: Callable[[int], str]
     add_partitions: Callable[..., None]
     forget_ahead: Callable[[], None]
@@ -165,7 +166,7 @@ class PostgresState(PostgresLooks, PostgresLimits):
         """Read what a decision wants to see, in the transaction that is open and has locked the group."""
         if reads.buckets or reads.open:
             db.execute(self._sql["lock_limits"], (LIMITS_LOCK,))
-        return read_view(db, self._sql, reads, sync)
+        return read_view(db, self._sql, reads, sync, self._known)
 
     def look(self, reads: Reads, decide: Callable[[View, Change], T]) -> T:
         """Return what `decide` would, and write nothing: without a lock."""
@@ -173,7 +174,7 @@ class PostgresState(PostgresLooks, PostgresLimits):
         def run(db: Bounded) -> T:
             with db.batch as batch:
                 batch.execute(b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                answer = decide(look_at(batch, self._sql, reads, batch.sync), Change())
+                answer = decide(look_at(batch, self._sql, reads, batch.sync, self._known), Change())
                 batch.execute(b"COMMIT")
             return answer
 

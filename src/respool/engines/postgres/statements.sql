@@ -303,6 +303,15 @@ FROM respool.position p
 CROSS JOIN LATERAL (SELECT cursor FROM respool.cursor WHERE grp = p.grp AND log = p.log ORDER BY n DESC LIMIT 1) c
 WHERE p.grp = %s ORDER BY p.log;
 
+-- name: numbers
+-- The same, but that what a sequence has given out ends a log: no record is looked at, and no partition.
+SELECT p.log, c.cursor,
+       greatest(c.cursor, pg_sequence_last_value(to_regclass('respool.log_' || p.log)) + 1),
+       p.stop, p.priority
+FROM respool.position p
+CROSS JOIN LATERAL (SELECT cursor FROM respool.cursor WHERE grp = p.grp AND log = p.log ORDER BY n DESC LIMIT 1) c
+WHERE p.grp = %s ORDER BY p.log;
+
 -- name: oldest_writer
 -- A long transaction that has appended nothing is not to keep gaps open (G4). An INSERT locks the table before
 -- it takes its number, and its xid too (G1): of those that are older than a gap, only such as hold that lock can
@@ -688,28 +697,34 @@ CROSS JOIN LATERAL (SELECT cursor FROM respool.cursor WHERE grp = p.grp AND log 
 LEFT JOIN respool.outcome o ON o.grp = p.grp AND o.pos = %(pos)s
 WHERE p.grp = %(grp)s AND p.log = %(log)s;
 
--- name: has_work
-SELECT NOT coalesce((SELECT settings ?| ARRAY['paused', 'seek'] FROM respool.grp WHERE id = %(grp)s), false)
-AND (EXISTS (
-        SELECT 1 FROM respool.position p
-        CROSS JOIN LATERAL (SELECT cursor FROM respool.cursor WHERE grp = p.grp AND log = p.log ORDER BY n DESC LIMIT 1) c
-        CROSS JOIN LATERAL (SELECT pos FROM respool.record
-            WHERE pos >= c.cursor AND pos < least(p.stop, (p.log + 1) << 40) ORDER BY pos LIMIT 1) r
-        WHERE p.grp = %(grp)s  -- but for a cursor that waits, since there is no room for another gap
-        AND (r.pos = c.cursor OR (SELECT count(*) FROM respool.gap WHERE grp = %(grp)s) < %(gaps)s))
-    OR EXISTS (SELECT 1 FROM respool.position p CROSS JOIN LATERAL (
+-- name: may_have_work
+-- Whether there is something for certain, how many gaps there are, and the logs of which numbers were given out
+-- past the cursor: all that can be told without a look at records, of which every partition would be planned for.
+SELECT held.no, NOT held.no AND (EXISTS (SELECT 1 FROM respool.position p CROSS JOIN LATERAL (
             SELECT 1 FROM respool.parked WHERE grp = p.grp AND pos >> 40 = p.log AND due <= %(now)s LIMIT 1) k
         WHERE p.grp = %(grp)s)
     OR EXISTS (SELECT 1 FROM respool.waiting WHERE grp = %(grp)s AND next <= %(now)s)
     OR EXISTS (SELECT 1 FROM respool.lease
                WHERE grp = %(grp)s AND (owner IS NULL OR (owner = 0 AND since <= %(now)s)))
-    OR EXISTS (SELECT 1 FROM respool.gap g
-        CROSS JOIN LATERAL (SELECT pos FROM respool.record WHERE pos >= g.lo AND pos < g.hi ORDER BY pos LIMIT 1) r
-        WHERE g.grp = %(grp)s)
     OR EXISTS (SELECT 1 FROM respool.gap  -- nothing to run, but the next claim makes it void
         WHERE grp = %(grp)s AND barrier <= pg_snapshot_xmin(pg_current_snapshot()))
     OR EXISTS (SELECT 1 FROM respool.parked WHERE grp = %(grp)s AND reason = 'unknown' AND due IS NULL
-        AND task = ANY (%(tasks)s)));
+        AND task = ANY (%(tasks)s))),
+    (SELECT count(*) FROM respool.gap WHERE grp = %(grp)s), ahead.cursor, ahead.stop
+FROM (SELECT coalesce((SELECT settings ?| ARRAY['paused', 'seek'] FROM respool.grp WHERE id = %(grp)s), false) AS no) held
+LEFT JOIN (
+    SELECT c.cursor, least(p.stop, (p.log + 1) << 40) AS stop FROM respool.position p
+    CROSS JOIN LATERAL (SELECT cursor FROM respool.cursor WHERE grp = p.grp AND log = p.log ORDER BY n DESC LIMIT 1) c
+    WHERE p.grp = %(grp)s AND NOT coalesce(c.cursor >= p.stop, false)
+    AND pg_sequence_last_value(to_regclass('respool.log_' || p.log)) >= c.cursor) ahead ON NOT held.no;
+
+-- name: first_after
+SELECT pos FROM respool.record WHERE pos >= %s AND pos < %s ORDER BY pos LIMIT 1;
+
+-- name: gap_filled
+SELECT EXISTS (SELECT 1 FROM respool.gap g
+    CROSS JOIN LATERAL (SELECT pos FROM respool.record WHERE pos >= g.lo AND pos < g.hi ORDER BY pos LIMIT 1) r
+    WHERE g.grp = %s);
 
 -- name: gaps_kept
 SELECT coalesce(sum(hi - lo), 0)::bigint, count(*), min(since) FROM respool.gap WHERE grp = %s;
@@ -1115,7 +1130,9 @@ INSERT INTO respool.grp (id, stream, app, name, kind, settings, generation, crea
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s);
 
 -- name: set_next
-SELECT setval(%s::text::regclass, %s, false);
+-- By the number that was given out last: who looks for work goes by that.
+SELECT setval(%(sequence)s::text::regclass, greatest(%(next)s::bigint - 1, %(first)s::bigint),
+              %(next)s::bigint > %(first)s::bigint);
 
 -- name: take_records
 COPY respool.record (pos, task, body, meta, seq, id, time, key) FROM STDIN (FORMAT BINARY);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -10,56 +11,75 @@ from ...delivery.model import MAX_LEASE, Bucket, Lease, Limits, Ordering, Parked
 from ...record import OFFSET_BITS, log_of
 from ..base import Reads, looked_for
 from ..columns import add_holders, lease_of, positions_of
-from ..ordering import read_order, read_waiting
+from ..ordering import FEW, read_order, read_waiting
 from . import gaps
 from .batch import Executes
 from .gaps import GapsFound
 
 PARTITIONS_AT_ONCE = 8
 """Of an ordered group, read in one round trip."""
+NUMBERS_MISLED = 1.0
+"""Seconds for which the records of an ordered group are looked at, once the numbers given out told of none."""
+
+
+class Known:
+    """What a process knows of groups from its last looks: hints, by which it asks for no more than it takes.
+
+    A statement that may touch every partition is planned, and begun, for every partition there is.
+    """
+
+    def __init__(self) -> None:
+        self.gaps: set[int] = set()  # groups that had some
+        self.misled: dict[int, float] = {}  # ordered groups: until when numbers are not to be trusted
 
 
 def read_view(
-    db: Executes, sql: dict[str, bytes], reads: Reads, sync: Callable[[], None]
+    db: Executes, sql: dict[str, bytes], reads: Reads, sync: Callable[[], None], known: Known
 ) -> tuple[View, GapsFound]:
     """Read what a decision asked for, and take in what has come of the group's gaps.
 
     Parameters:
         sync: ends a round trip of the pipeline.
     """
-    asked = _ask(db, sql, reads)
+    asked = _ask(db, sql, reads, known)
     sync()
-    view, found = _understood(asked, reads)
+    view, found = _understood(asked, reads, db, sql, sync, known)
     if found.came:
         found.leases = gaps.given_back(db, sql, sync, found.came, keyed=reads.ordered is not None)
-    _complete(view, asked, reads, found.leases, _Order(db, sql, reads, sync))
+    _complete(view, asked, reads, found.leases, _Order(db, sql, reads, sync, asked, known))
     return view, found
 
 
-def look_at(db: Executes, sql: dict[str, bytes], reads: Reads, sync: Callable[[], None]) -> View:
+def look_at(
+    db: Executes, sql: dict[str, bytes], reads: Reads, sync: Callable[[], None], known: Known
+) -> View:
     """Read the same, and leave gaps as they are."""
-    asked = _ask(db, sql, reads)
+    asked = _ask(db, sql, reads, known)
     sync()
-    view, _ = _understood(asked, reads)
-    _complete(view, asked, reads, [], _Order(db, sql, reads, sync))
+    view, _ = _understood(asked, reads, db, sql, sync, known)
+    _complete(view, asked, reads, [], _Order(db, sql, reads, sync, asked, known))
     return view
 
 
-def _ask(db: Executes, sql: dict[str, bytes], reads: Reads) -> dict[str, Any]:
+def _ask(db: Executes, sql: dict[str, bytes], reads: Reads, known: Known) -> dict[str, Any]:
     """Send the reads of a decision, in the pipeline of its lock."""
     group = reads.group
     asked: dict[str, Any] = {}
     if reads.leases:
         asked["leases"] = db.execute(sql["lease"], (group, list(reads.leases)))
     if reads.positions:
-        asked["gaps"] = gaps.ask(db, sql, group)
+        asked["gaps"] = gaps.ask(db, sql, group, likely=group in known.gaps)
         if reads.ordered is not None:
             asked["all_leases"] = db.execute(sql["leases"], (group,))
             asked["due_logs"] = db.execute(sql["due_logs"], {"grp": group, "now": reads.now})
+            asked["keyed"] = db.execute(sql["keyed"], (group, FEW + 1), binary=True)
+            # What the sequences say costs a tenth of a look at all partitions, and may be too much.
+            trusted = time.monotonic() >= known.misled.get(group, 0.0)
+            asked["ends"] = db.execute(sql["numbers" if trusted else "positions"], (group,))
         else:
             asked["claimable"] = db.execute(sql["claimable"], {"grp": group, "want": reads.due or MAX_LEASE})
-        if not reads.due or reads.ordered is not None:  # not a claim of anything: it may want all there is
-            asked["ends"] = db.execute(sql["positions"], (group,))
+            if not reads.due:  # not a claim of anything: it may want all there is
+                asked["ends"] = db.execute(sql["positions"], (group,))
     if reads.settings or reads.ordered is not None:
         asked["settings"] = db.execute(sql["group_settings"], (group,))
     if reads.returned and reads.ordered is None:
@@ -87,14 +107,23 @@ def _ask(db: Executes, sql: dict[str, bytes], reads: Reads) -> dict[str, Any]:
     return asked
 
 
-def _understood(asked: dict[str, Any], reads: Reads) -> tuple[View, GapsFound]:
+def _understood(
+    asked: dict[str, Any],
+    reads: Reads,
+    db: Executes,
+    sql: dict[str, bytes],
+    sync: Callable[[], None],
+    known: Known,
+) -> tuple[View, GapsFound]:
     """Return what was read as a decision wants to see it."""
     view, found = View(), GapsFound()
     for row in asked["leases"].fetchall() if reads.leases else ():
         lease = lease_of(row)
         view.leases[lease.id] = lease
     if reads.positions:
-        found, view.gap_room = gaps.understood(asked["gaps"])
+        found, kept = gaps.understood(db, sql, reads.group, asked["gaps"], sync)
+        view.gap_room = gaps.MAX_GAPS - kept
+        (known.gaps.add if kept else known.gaps.discard)(reads.group)
         if reads.ordered is not None:
             view.positions = positions_of(asked["ends"].fetchall())
         else:
@@ -143,8 +172,17 @@ def _complete(view: View, asked: dict[str, Any], reads: Reads, came: list[Lease]
 class _Order:
     """What a claim of an ordered group, or a settlement in one, needs to know besides."""
 
-    def __init__(self, db: Executes, sql: dict[str, bytes], reads: Reads, sync: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        db: Executes,
+        sql: dict[str, bytes],
+        reads: Reads,
+        sync: Callable[[], None],
+        asked: dict[str, Any],
+        known: Known,
+    ) -> None:
         self._db, self._sql, self._reads, self._sync = db, sql, reads, sync
+        self._asked, self._known = asked, known
 
     def ahead(
         self, view: View, positions: Sequence[Position], limit: int
@@ -157,6 +195,8 @@ class _Order:
         found: dict[int, list[tuple[int, int | None]]] = {}
         for at, cursor in zip(positions, asked, strict=True):
             rows = found[at.log] = cursor.fetchall()
+            if not rows and at.end > at.cursor:  # given out, and not to be seen: yet, or for good
+                self._known.misled[self._reads.group] = time.monotonic() + NUMBERS_MISLED
             missing = (
                 tuple(gaps.between(at.cursor, rows[-1][0], [pos for pos, _ in rows[:-1]])) if rows else ()
             )
@@ -169,7 +209,10 @@ class _Order:
         return self._parked("due_in_log", self._reads.group, log, self._reads.now, most)
 
     def keyed(self, limit: int) -> list[Parked]:
-        return self._parked("keyed", self._reads.group, limit)
+        asked = self._asked.get("keyed")  # with all else, where it is a claim
+        if asked is None:
+            return self._parked("keyed", self._reads.group, limit)
+        return [parked_of(row) for row in asked.fetchall()]
 
     def waiting(self, keys: Iterable[int]) -> list[Parked]:
         return self._parked("waiting", self._reads.group, list(keys))
