@@ -100,6 +100,11 @@ def new_head(now: float) -> bytes:
     return (high << 64 | low << 24).to_bytes(16, "big")
 
 
+def is_fresh(id: Id, time: float) -> bool:
+    """Say whether an id was made for this very append, so that nobody else can have it."""
+    return isinstance(id, bytes) and id[13:] == b"\0\0\0" and id[:6] == int(time * 1000).to_bytes(6, "big")
+
+
 def derived_id(time: float, *parts: bytes) -> bytes:
     """Return the uuid7 of a call that a run makes: the same for the same run and parts (H8).
 

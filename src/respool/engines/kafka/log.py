@@ -10,7 +10,7 @@ from typing import Any
 from ...clock import now as wall_clock
 from ...delivery.model import NewCall
 from ...errors import AppendUnknown, ConfigError
-from ...record import OFFSET_BITS, Id
+from ...record import OFFSET_BITS, Id, is_fresh
 from ...reference import is_reference
 from ..base import Conflict, Reads
 from .epochs import Epochs
@@ -193,8 +193,3 @@ class KafkaLog(KafkaFinding):
     ) -> None:
         """Refuse, as `enlist`."""
         self.enlist(connection)
-
-
-def is_fresh(id: Id, time: float) -> bool:
-    """Say whether an id was made for this very append, so that nobody else can have it."""
-    return isinstance(id, bytes) and id[13:] == b"\0\0\0" and id[:6] == int(time * 1000).to_bytes(6, "big")

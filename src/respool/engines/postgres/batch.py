@@ -144,9 +144,20 @@ class Batch:
 
     def run(self, statement: bytes, bound: Any = (), *, binary: bool = False) -> Reply:
         """Run one statement by itself, and wait for it."""
-        with self:
-            reply = self.execute(statement, bound, binary=binary)
-            self.sync()
+        text, name, dumped, types, formats = self._ready(statement, bound)
+        if name is not None and name not in self._prepared:
+            with self:
+                reply = self._send(text, name, dumped, types, formats, binary)
+                self.sync()
+            return reply
+        reply = Reply(self)
+        if name is None:
+            self._pg.send_query_params(text, dumped, types, formats, binary)
+        else:
+            self._pg.send_query_prepared(name, dumped, formats, binary)
+        reply._result = result = self._answer()
+        if result.status not in _OK:
+            raise error_from_result(result, encoding=self._db.info.encoding)
         return reply
 
     def post(self, statement: bytes, bound: Any = ()) -> None:
@@ -169,21 +180,30 @@ class Batch:
 
     def execute(self, statement: bytes, bound: Any = (), /, *, binary: bool = False) -> Reply:
         """Send a statement along with the next `sync`; what it gives can be fetched after that."""
+        return self._send(*self._ready(statement, bound), binary)
+
+    def _ready(self, statement: bytes, bound: Any) -> tuple[bytes, bytes | None, Any, Any, Any]:
+        """Return a statement's text, its name if it is to be prepared; its values, their types and formats."""
         numbered = _numbered(statement)
         values: Sequence[Any] = bound
         if numbered.names is not None:
             named: Mapping[str, Any] = bound
             values = [named[name] for name in numbered.names]
-        transformer, pg = self._transformer, self._pg
+        transformer = self._transformer
         dumped = transformer.dump_sequence(values, numbered.formats) if values else ()
         types, formats = (transformer.types or (), transformer.formats) if values else ((), None)
-        reply = Reply(self)
         name = self._name(numbered.text, types) if self._db.prepares else None
+        return numbered.text, name, dumped, types, formats
+
+    def _send(
+        self, text: bytes, name: bytes | None, dumped: Any, types: Any, formats: Any, binary: bool
+    ) -> Reply:
+        pg, reply = self._pg, Reply(self)
         if name is None:
-            pg.send_query_params(numbered.text, dumped, types, formats, binary)
+            pg.send_query_params(text, dumped, types, formats, binary)
         else:
             if name not in self._prepared:
-                pg.send_prepare(name, numbered.text, types)
+                pg.send_prepare(name, text, types)
                 self._prepared.add(name)
                 self._asked.append(name)
             pg.send_query_prepared(name, dumped, formats, binary)
@@ -210,6 +230,18 @@ class Batch:
         failed = self._answers()
         if failed is not None:
             raise error_from_result(failed, encoding=self._db.info.encoding)
+
+    def _answer(self) -> Any:
+        """Wait for the answer to a statement that was sent by itself. A wait that breaks ends the connection."""
+        try:
+            self._flush()
+            result = self._next()
+            while self._next() is not None:
+                pass
+        except BaseException:
+            self._pg.finish()  # nobody can tell what was answered
+            raise
+        return result
 
     def _answers(self) -> Any:
         """Send all, and wait for every answer; return the first error."""

@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import psycopg
@@ -51,6 +51,16 @@ RING_ONE = (
     "WHERE NOT pg_try_advisory_xact_lock_shared(%s, flag) LIMIT 1"
 ).encode()
 UNLOCK = b"SELECT pg_advisory_unlock(%s, %s)"
+RINGING = (
+    ", CASE "
+    + " ".join(
+        f"WHEN NOT pg_try_advisory_xact_lock_shared({_WORKERS}, {flag}) "
+        f"THEN pg_notify(%(channel)s, %(said)s || '{flag}')"
+        for flag in range(FLAGS)
+    )
+    + " END"
+).encode()
+"""Added to what a statement returns of a single record: the same as RING_ONE, and cheaper than a query in it."""
 DOWN = "a flag is down"
 FOR = " for "  # in what is said, before the number of a flag
 
@@ -79,10 +89,15 @@ class PostgresBells(Part):
         self._woken: int | None = None  # by the last settlement, until somebody asks
         self._claims = 0  # since a worker of this process last lay down to sleep
 
-    @property
+    @cached_property
     def channel(self) -> str:
         """What is listened to."""
         return f"respool {self.options.schema}"
+
+    @cached_property
+    def append_ringing(self) -> bytes:
+        """The statement that appends a fresh record, and rings for it."""
+        return self._sql["append_fresh"] + RINGING
 
     def ring(self, log: int, *, everyone: bool = False) -> None:
         """Wake sleeping workers that serve a log."""

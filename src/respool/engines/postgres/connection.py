@@ -77,15 +77,16 @@ class Connection:
             db = self.opened()
             try:
                 yield db
-            except (pg.OperationalError, pg.InterfaceError) as error:
-                if _is_broken(db, error):
-                    self.drop()
-                    raise Lost(error, sent=True) from error
-                self._clean(db)
+            except BaseException as error:
+                self._failed(db, error)
                 raise
-            except BaseException:
-                self._clean(db)
-                raise
+
+    def _failed(self, db: Bounded, error: BaseException) -> None:
+        """Leave the connection as it should be after an error. Raises Lost where it broke."""
+        if isinstance(error, pg.OperationalError | pg.InterfaceError) and _is_broken(db, error):
+            self.drop()
+            raise Lost(error, sent=True) from error
+        self._clean(db)
 
     def _clean(self, db: Bounded) -> None:
         """Undo what was begun and not committed; a connection that cannot even do that is dropped."""
@@ -128,8 +129,13 @@ class Connection:
         tries, lost = 0, None
         while True:
             try:
-                with self.using() as db:
-                    return run(db)
+                with self.lock:  # as `using`, without the cost of a generator
+                    db = self.opened()
+                    try:
+                        return run(db)
+                    except BaseException as error:
+                        self._failed(db, error)
+                        raise
             except Lost as error:
                 lost = error
             except EngineUnavailable:

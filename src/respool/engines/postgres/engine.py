@@ -162,8 +162,10 @@ class PostgresEngine(
 
     def _think_ahead(self, pos: int) -> None:
         """Half through a partition, see to the next: nobody who appends should have to wait for it."""
+        if not pos & SIZE >> 1:
+            return
         start = partition_of(pos) + SIZE
-        if pos & SIZE >> 1 and start not in self._made:
+        if start not in self._made:
             self._made.add(start)
             try:
                 self._writer.read(lambda db: _add(db, self.options.schema, start))

@@ -15,7 +15,7 @@ from psycopg import errors as pg
 from ...delivery.model import Change, NewCall
 from ...delivery.spans import Span, count, ranges_of
 from ...errors import EngineError
-from ...record import NO_META, OFFSET_BITS, Id, Row, first_pos, id_of, unpack_meta
+from ...record import NO_META, OFFSET_BITS, Id, Row, first_pos, id_of, is_fresh, unpack_meta
 from .. import stored_id
 from ..base import Conflict, LeaseLost, Reads, Record, Stream
 from ..columns import in_micros
@@ -26,6 +26,7 @@ from .references import hold, offloaded, refer
 
 ROWS_A_STATEMENT = 256
 _MICRO = 1_000_000
+_MISSING = pg.CheckViolation, pg.UndefinedTable, pg.UndefinedObject  # a partition, or the log
 _TEXT = b"\xff"  # begins an id given as text; no id of ours does before the year 10889
 
 
@@ -45,6 +46,7 @@ class PostgresLog(Part):
     _ahead: tuple[list[Span], list[Reply]] | None = None  # of the lease that was claimed last
     ring_log: Callable[..., None]
     ring_values: Callable[[int], dict[str, Any]]
+    append_ringing: bytes
     add_partitions: Callable[..., None]
 
     def _sequence(self, log: int) -> str:
@@ -79,7 +81,7 @@ class PostgresLog(Part):
         """Append one record; return its position, or the conflict where its id is another record's."""
         if _may_be_member(row.id) and (conflicts := self._place(row)) is not None:
             return conflicts
-        if offloaded((row,)):
+        if row.meta is not None and offloaded((row,)):
             refused = [conflict for conflict in self.append_rows((row,)) if not conflict.same]
             placed = self._place(row)
             assert placed is not None
@@ -88,11 +90,20 @@ class PostgresLog(Part):
             "sequence": self._sequence(row.log), "id": id_bytes(row.id), "task": row.task, "body": row.body,
             "meta": row.meta, "time": int(row.time * _MICRO), "key": row.key, **self.ring_values(row.log),
         }  # fmt: skip
+        fresh = is_fresh(row.id, row.time)
 
         def run(db: Bounded) -> Any:
+            if fresh:
+                try:
+                    return db.batch.run(self.append_ringing, bound, binary=True).fetchone()
+                except (pg.UniqueViolation, *_MISSING):
+                    pass  # it was sent before, and stored; or something has to be made first
+            return self._with_partition(db, row.log, carefully)
+
+        def carefully(db: Bounded) -> Any:
             return db.batch.run(self._sql["append_row"], bound, binary=True).fetchone()
 
-        found = self._appending(row.log, run)
+        found = self._writer.append(run)
         if found is not None:
             return int(found[0])
         place = self._place(row)

@@ -17,8 +17,19 @@ entered AS (
 INSERT INTO respool.record (pos, task, body, meta, seq, id, time)
 SELECT pos, %(task)s, body, %(meta)s, seq, %(head)s, %(time)s FROM numbered;
 
+-- name: append_fresh
+-- A record whose id was made for it: an error where it was sent before. One statement, one commit, one round trip:
+-- it also rings, if somebody who may care is asleep by now (bells.py adds how).
+WITH put AS (
+    INSERT INTO respool.record (pos, task, body, meta, seq, id, time, key)
+    VALUES (CASE WHEN pg_current_xact_id() IS NOT NULL THEN nextval(%(sequence)s::text::regclass) END,
+            %(task)s, %(body)s, %(meta)s, 0, %(id)s, %(time)s, %(key)s)
+    RETURNING pos)
+INSERT INTO respool.ids (id, pos, last) SELECT %(id)s, pos, pos FROM put
+RETURNING pos;
+
 -- name: append_row
--- One statement, one commit, one round trip: it also rings, if somebody who may care is asleep by now.
+-- The same for an id that may be known: then nothing is appended, and no number burnt.
 WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS xid),
 entered AS (
     INSERT INTO respool.ids (id, pos, last)
