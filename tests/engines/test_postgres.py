@@ -33,7 +33,7 @@ from respool.engines.postgres import gaps as kept_gaps
 from respool.engines.postgres import partitions, retention
 from respool.engines.postgres.log import insert
 from respool.engines.postgres.partitions import SIZE
-from respool.errors import AppendUnknown, EngineUnavailable
+from respool.errors import AppendUnknown, EngineError, EngineUnavailable
 from respool.location import parse_url
 from respool.record import Row, first_pos, id_of, new_head
 from respool.replay import DeadFilter, check, redrive
@@ -97,6 +97,12 @@ class Writer:
             bound = self._engine._run_values(log, "add", [b"b"] * size, None, head, OLD)
             self.db.execute(sql["append_run"], bound, binary=True)
             ids = [head]
+        elif how == "fresh":
+            for _ in range(size):
+                ids = [*ids, new_head(OLD)]
+                bound = {"sequence": self._engine._sequence(log), "id": ids[-1], "task": "add", "body": b"b"}
+                bound |= {"meta": None, "key": None, "time": int(OLD * 1e6), **self._engine.ring_values(log)}
+                self.db.execute(self._engine.append_ringing, bound, binary=True)
         elif how == "row":
             ids = ids or [new_head(OLD)]
             bound = {"sequence": self._engine._sequence(log), "id": ids[0], "task": "add", "body": b"b"}
@@ -257,7 +263,7 @@ def gaps(engine: Engine, group: Group) -> int:
 # Early numbers, late commits: G1, G2, G3
 
 
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("how", [*HOWS, "fresh"])
 def test_a_late_commit_is_delivered_to_every_group(
     engine: Any, queue: Stream, main: Group, log: int, writers: Any, how: str
 ) -> None:
@@ -281,7 +287,7 @@ def test_a_late_commit_is_delivered_to_every_group(
     sound(engine)
 
 
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("how", [*HOWS, "fresh"])
 @both_ways
 def test_the_transaction_is_known_before_its_number(
     engine: Any, main: Group, log: int, writers: Any, how: str
@@ -675,6 +681,43 @@ def test_claims_read_no_more_behind_an_open_transaction(engine: Any, main: Group
         pages = {name: buffers(engine, name, bound)[0] for name, bound in statements.items()}
     assert after < before + 10
     assert max(pages.values()) < 40, pages
+
+
+def test_who_has_slots_is_found_by_an_index(engine: Any, main: Group, log: int) -> None:
+    """However many leases there are: they were all looked at, where a limit was claimed from."""
+    tell(
+        engine,
+        "INSERT INTO respool.lease (id, grp, owner, child, spans, since, admitted) "
+        "SELECT n, %s, CASE WHEN n %% 1000 <> 7 THEN 1 END, 0, '', 0, "
+        "CASE WHEN n %% 1000 < 8 THEN ''::bytea END "
+        "FROM generate_series(1, 20000) AS n",
+        (main.id,),
+    )
+    tell(engine, "ANALYZE respool.lease")
+    pages, kinds = buffers(engine, "holders", ())
+    assert pages < 100, (pages, kinds)
+    assert not any(kind.startswith("Seq Scan") for kind in kinds), kinds
+
+
+def test_a_fresh_record_is_appended_without_a_look(engine: Any, queue: Stream, log: int) -> None:
+    """By a statement of its own; where that cannot do it, as any other."""
+    now = time.time()
+    fresh = [NewCall(log, "add", b"%d" % n, None, new_head(now), now) for n in range(3)]
+    places = [engine.append_row(each) for each in fresh]
+    assert places == [first_pos(log) + n for n in range(3)]
+    assert engine.append_row(fresh[1]) == places[1], "sent again, as where nobody knows whether it was stored"
+    taken = NewCall(log, "add", b"other", None, fresh[1].id, now)
+    assert engine.append_row(taken) == Conflict(0, places[1], same=False)
+    assert [each.body for each in engine.records(first_pos(log), first_pos(log) + SIZE, 10)] == [
+        b"0",
+        b"1",
+        b"2",
+    ]
+    tell(engine, f"SELECT setval('respool.log_{log}', %s)", (first_pos(log) + SIZE - 1,))
+    crossing = NewCall(log, "add", b"x", None, new_head(now), now)
+    assert engine.append_row(crossing) >= first_pos(log) + SIZE, "the next partition was made"
+    with pytest.raises(EngineError, match="does not exist"):
+        engine.append_row(NewCall(log + 1000, "add", b"x", None, new_head(now), now))
 
 
 def test_old_versions_of_cursors_and_beats_go(engine: Any, main: Group, log: int) -> None:

@@ -201,6 +201,17 @@ def test_migrate_from_the_command_line(roles: Roles) -> None:
     worker.close()
 
 
+def test_migrate_makes_the_indexes_that_an_older_schema_lacks(migrated: Roles) -> None:
+    schema = f"s{migrated.suffix}"
+    asked = "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = %s ORDER BY 1"
+    before = migrated.execute(asked, (schema,))
+    migrated.execute(f"DROP INDEX {schema}.lease_admitted, {schema}.parked_key")
+    with psycopg.connect(migrated.of("owner").partition("?")[0]) as other:  # an enqueue that stays open (G6)
+        other.execute(f"LOCK TABLE {schema}.record IN ROW EXCLUSIVE MODE")
+        assert not migrate(parse_url(migrated.of("owner")))
+    assert migrated.execute(asked, (schema,)) == before
+
+
 @pytest.mark.parametrize(
     ("version", "error", "said"),
     [

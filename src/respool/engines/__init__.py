@@ -58,12 +58,12 @@ def migrate(location: Location) -> bool:
         open_engine(location, "full", 10.0).close()
         return fresh
     from .postgres.connection import Connection
-    from .postgres.migrate import ensure_schema
+    from .postgres.migrate import bring_up_to_date
 
     options = _postgres_options(location, "full", 10.0)
     connection = Connection(options, "migrate")
     try:
-        return connection.read(lambda db: ensure_schema(db, options))
+        return connection.read(lambda db: bring_up_to_date(db, options))
     finally:
         connection.close()
 

@@ -183,7 +183,7 @@ class Batch:
         return self._send(*self._ready(statement, bound), binary)
 
     def _ready(self, statement: bytes, bound: Any) -> tuple[bytes, bytes | None, Any, Any, Any]:
-        """Return a statement's text, its name if it is to be prepared; its values, their types and formats."""
+        """Return a statement's text, its name if it is to be prepared; values, their types and formats."""
         numbered = _numbered(statement)
         values: Sequence[Any] = bound
         if numbered.names is not None:
@@ -232,7 +232,7 @@ class Batch:
             raise error_from_result(failed, encoding=self._db.info.encoding)
 
     def _answer(self) -> Any:
-        """Wait for the answer to a statement that was sent by itself. A wait that breaks ends the connection."""
+        """Wait for the answer to a statement that was sent by itself; a wait that breaks is the last."""
         try:
             self._flush()
             result = self._next()

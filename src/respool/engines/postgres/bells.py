@@ -60,7 +60,7 @@ RINGING = (
     )
     + " END"
 ).encode()
-"""Added to what a statement returns of a single record: the same as RING_ONE, and cheaper than a query in it."""
+"""What a statement returns besides that appends a single record: it does what RING_ONE does, for less."""
 DOWN = "a flag is down"
 FOR = " for "  # in what is said, before the number of a flag
 

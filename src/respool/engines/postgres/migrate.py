@@ -7,10 +7,33 @@ from psycopg import errors as pg
 from ...errors import ConfigError, SchemaTooNew
 from .connection import Db
 from .reach import PostgresOptions
-from .sql import grants_text, quoted, schema_text
+from .sql import grants_text, indexes, quoted, schema_text
 
 SCHEMA_VERSION = 1
 _LOCK = 0x5263
+
+
+def bring_up_to_date(db: Db, options: PostgresOptions) -> bool:
+    """Create the schema, or the indexes it lacks: some are younger than the first schemas.
+
+    What is there is not touched, or appends would wait behind it (G6).
+
+    Returns: whether the schema was created. Raises as `ensure_schema`.
+    """
+    made = ensure_schema(db, options)
+    if not made:
+        with db.transaction():
+            db.execute("SELECT pg_advisory_xact_lock(%s, 0)", (_LOCK,))
+            found = db.execute(
+                "SELECT relname FROM pg_class "
+                "WHERE relnamespace = to_regnamespace(%s) AND relkind IN ('i', 'I')",
+                (quoted(options.schema),),
+            )
+            there = {name for (name,) in found}
+            for name, statement in indexes(options.schema).items():
+                if name not in there:
+                    db.execute(statement.encode())
+    return made
 
 
 def ensure_schema(db: Db, options: PostgresOptions) -> bool:

@@ -101,6 +101,7 @@ CREATE TABLE respool.lease (
 );
 CREATE INDEX lease_grp ON respool.lease (grp, owner);
 CREATE INDEX lease_returned ON respool.lease (grp, id) WHERE owner IS NULL OR owner = 0;  -- few, whatever bloats (G5)
+CREATE INDEX lease_admitted ON respool.lease (id) WHERE admitted IS NOT NULL AND owner IS NOT NULL;  -- who has slots
 CREATE SEQUENCE respool.lease_number;               -- of leases made of records that came late; negative ids
 
 CREATE TABLE respool.parked (

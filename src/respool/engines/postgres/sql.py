@@ -49,6 +49,12 @@ def schema_text(schema: str) -> str:
     )
 
 
+def indexes(schema: str) -> dict[str, str]:
+    """Return the statements that create the schema's indexes, by name."""
+    each = re.finditer(r"^CREATE (?:UNIQUE )?INDEX (\w+) [^;]+;", _read("schema.sql"), flags=re.MULTILINE)
+    return {found[1]: in_schema(found[0], schema) for found in each}
+
+
 def grants_text(schema: str, role: str, owner: str) -> str:
     """Return the statements that give a role what it needs to send; `owner` is quoted where need be."""
     text = in_schema(_read("grants.sql"), schema).replace("SCHEMA respool", f"SCHEMA {quoted(schema)}")

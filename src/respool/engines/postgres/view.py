@@ -19,7 +19,7 @@ from .gaps import GapsFound
 PARTITIONS_AT_ONCE = 8
 """Of an ordered group, read in one round trip."""
 NUMBERS_MISLED = 1.0
-"""Seconds for which the records of an ordered group are looked at, once the numbers given out told of none."""
+"""Seconds for which an ordered group's records are looked at, once the numbers given out told of none."""
 
 
 class Known:
