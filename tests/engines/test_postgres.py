@@ -25,6 +25,7 @@ from tests.worker.support import eventually
 from respool.delivery.admin import purge
 from respool.delivery.claim import Request, claim
 from respool.delivery.model import Change, Lease, NewCall, Parked, Settlement, Verdict, View
+from respool.delivery.order import Claimant
 from respool.delivery.settle import settle
 from respool.delivery.spans import Span
 from respool.engines import open_engine
@@ -681,6 +682,73 @@ def test_claims_read_no_more_behind_an_open_transaction(engine: Any, main: Group
         pages = {name: buffers(engine, name, bound)[0] for name, bound in statements.items()}
     assert after < before + 10
     assert max(pages.values()) < 40, pages
+
+
+def test_what_workers_ask_again_and_again_looks_at_no_partition(
+    engine: Any, queue: Stream, main: Group
+) -> None:
+    """A statement that may touch every partition is planned, and begun, for all: of other queues, too."""
+    engine.create_stream("queue", "shop", "wide", 30, {"ordered": True})
+    asked: dict[str, Any] = {
+        "may_have_work": {"grp": main.id, "now": OLD, "tasks": []},
+        "numbers": (main.id,),
+        "oldest_writer": {"grp": main.id, "before": OLD},
+    }
+    for name, bound in asked.items():
+        _, kinds = buffers(engine, name, bound)
+        assert not any("record" in kind or "outcome" in kind for kind in kinds), (name, kinds)
+
+
+def test_numbers_that_brought_no_record_mislead_an_ordered_claim_once(engine: Any, writers: Any) -> None:
+    wide = engine.create_stream("queue", "shop", "wide", 20, {"ordered": True})
+    group = next(each for each in engine.groups() if each.stream == wide.id)
+    gone = writers().begin()
+    for log in wide.logs:
+        gone.append(log)
+    gone.rollback()
+    claims = 0
+
+    def claimed() -> list[int]:
+        nonlocal claims
+        claims += 1
+        who = Claimant(1, 0, 10, claims)
+        request = Request(10, 1, 0, 1 << 40 | next(numbers), OLD, claims, ordered=who)
+        reads = Reads(group.id, (), True, 10, 8, OLD, ordered=who)
+        lease = engine.transact(reads, lambda view, change: claim(view, change, request))
+        return [pos for span in lease.spans for pos in range(span.lo, span.hi)] if lease else []
+
+    with asking(engine, "keys_ahead") as asked:
+        assert claimed() == []
+        assert len(asked) == len(wide.logs), "each was given a number, and may have a record"
+        assert claimed() == []
+        assert len(asked) == len(wide.logs), "now records are looked at, not numbers"
+        fill(engine, wide.logs[7], size=3)
+        late = writers().begin()
+        mine = late.append(wide.logs[3])
+        assert claimed() == [first_pos(wide.logs[7]) + 1 + n for n in range(3)]
+        late.commit()
+        assert claimed() == mine
+        assert len(asked) == len(wide.logs) + 2
+    assert claimed() == []
+    assert not engine.has_work(group.id, OLD, ())
+
+
+@contextmanager
+def asking(engine: Any, name: str) -> Iterator[list[Any]]:
+    """Give what a statement is asked with by the engine's transactions."""
+    batch, asked = engine._state.opened().batch, list[Any]()
+    execute = batch.execute
+
+    def noted(statement: Any, bound: Any = (), /, *, binary: bool = False) -> Any:
+        if statement == engine._sql[name]:
+            asked.append(bound)
+        return execute(statement, bound, binary=binary)
+
+    batch.execute = noted
+    try:
+        yield asked
+    finally:
+        del batch.execute
 
 
 def test_who_has_slots_is_found_by_an_index(engine: Any, main: Group, log: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -213,3 +214,27 @@ def test_a_subscription_declared_after_the_log_was_opened(app: App) -> None:
     app.stream_handles["new"].publish({"n": 2})
     work(app)
     assert sorted(seen) == [1, 2]
+
+
+def test_a_queue_with_a_backlog_keeps_no_other_waiting(tmp_path: Path) -> None:
+    """Its turn goes on while no other has anything to do; a call that comes meanwhile starts within it."""
+    app = App("shop", url=f"sqlite:///{tmp_path / 'turns.db'}")
+    app.queue("other")
+    order: list[int | str] = []
+
+    @app.task(queue="other")
+    def short() -> None:
+        order.append("short")
+
+    @app.task
+    def step(n: int) -> None:
+        order.append(n)
+        time.sleep(0.005)
+        if n == 200:
+            short.delay()
+
+    step.delay_many(range(400))
+    work(app)
+    app.close()
+    assert len(order) == 401
+    assert order.index("short") < 300, "after a turn of 0.1 s, and the lease that was under way"

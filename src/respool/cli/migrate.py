@@ -12,7 +12,7 @@ from .common import common, document_option
 @click.option("--producer", metavar="ROLE", help="Give a role what it needs to send and ask for results.")
 @document_option
 def command(only_print: bool, producer: str | None, as_json: bool) -> None:
-    """Make the schema that the log lives in, where it is not there yet.
+    """Make the schema that the log lives in, where it is not there yet, or the indexes that it lacks.
 
     On PostgreSQL that needs the right to create a schema; the application's own role needs it only if
     nobody has run this. With --print the SQL comes out, for those who run their own migrations. A file is
