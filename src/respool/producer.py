@@ -190,6 +190,10 @@ class Producer:
         """Append records of one log, each with an id of its own. Raises Refused or AppendUnknown."""
         self._engine.append_rows(rows)
 
+    def append_many(self, rows: Sequence[NewCall]) -> None:
+        """Append records of any logs, whose ids were made for them. Raises Refused or AppendUnknown."""
+        self._engine.append_many(rows)
+
     def append_run(
         self, log: int, task: str, bodies: Sequence[bytes], meta: bytes | None, now: float
     ) -> bytes:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .opened import Opened
     from .stream import StreamHandle
 
+MOST_HELD = 16 << 20  # bytes of calls, of all partitions, that wait to be appended together
 LARGE_TOGETHER = 64 << 20  # bytes of large payloads that are stored before their calls are appended
 
 
@@ -159,7 +160,8 @@ class Sender:
         stream, run = app.stream_of("queue", queue), self._run()
         results: ResultSet[Any] = ResultSet(app)
         with self._sending() as producer:
-            together = _Together(producer, lambda calls: self._enter(queue, calls))
+            gated = queue in app.opened.gates
+            together = _Together(producer, (lambda calls: self._enter(queue, calls)) if gated else None)
             for given, described in calls:
                 sent = app.payloads.offload(given, described) if len(given) > over else (given, described)
                 body, meta = sent
@@ -361,25 +363,34 @@ class _Together:
     ) -> None:
         self._producer, self._enter = producer, enter
         self._waiting: dict[int, list[NewCall]] = {}
+        self._held = 0  # bytes
 
     def add(self, row: NewCall) -> None:
         """Take in a row. Raises RecordTooLarge."""
         self._producer.check_size(row.body, None)
         rows = self._waiting.setdefault(row.log, [])
         rows.append(row)
+        self._held += len(row.body)
         if len(rows) >= MAX_TOGETHER:
-            self._append(self._waiting.pop(row.log))
+            self._append(MAX_TOGETHER // 2)  # with those logs that will be full soon
+        elif self._held >= MOST_HELD:
+            self._append(1)
 
     def flush(self) -> None:
         """Append what is left."""
-        for rows in self._waiting.values():
-            self._append(rows)
-        self._waiting.clear()
+        self._append(1)
 
-    def _append(self, rows: list[NewCall]) -> None:
-        if self._enter is not None:
+    def _append(self, least: int) -> None:
+        """Append the rows of those logs that have so many."""
+        logs = [log for log, rows in self._waiting.items() if len(rows) >= least]
+        together = [self._waiting.pop(log) for log in logs]
+        self._held -= sum(len(row.body) for rows in together for row in rows)
+        if self._enter is None:
+            self._producer.append_many([row for rows in together for row in rows])
+            return
+        for rows in together:
             self._enter(len(rows))
-        self._producer.append_rows(rows)
+            self._producer.append_rows(rows)
 
 
 def new_row(space: str, log: int, task: str, body: bytes, meta: Meta, id: Id | None) -> NewCall:

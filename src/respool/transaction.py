@@ -9,6 +9,7 @@ from typing import Any
 
 from .delivery.model import NewCall
 from .engines.base import Engine
+from .engines.columns import by_log
 from .errors import ConfigError
 from .producer import check_size, conflict_error
 from .record import new_head
@@ -48,6 +49,11 @@ class Enlisted:
             if not conflict.same:
                 raise conflict_error(rows[conflict.row])
 
+    def append_many(self, rows: Sequence[NewCall]) -> None:
+        """Append records of any logs."""
+        for some in by_log(rows).values():
+            self.append_rows(some)
+
     def append_run(
         self, log: int, task: str, bodies: Sequence[bytes], meta: bytes | None, now: float
     ) -> bytes:
@@ -79,6 +85,8 @@ class Collector:
     def append_rows(self, rows: Sequence[NewCall]) -> None:
         """Take records of one log."""
         self.rows += rows
+
+    append_many = append_rows
 
     def append_run(
         self, log: int, task: str, bodies: Sequence[bytes], meta: bytes | None, now: float

@@ -222,6 +222,36 @@ def test_the_same_id_with_another_body_or_task_is_a_conflict(engine: Engine, log
     assert ids(engine, log) == [taken.id, free.id]
 
 
+def test_records_of_many_logs_are_appended_together(engine: Engine) -> None:
+    """Of each log in their order; those that are known, as one is that sends them again, are passed over."""
+    wide = engine.create_stream("queue", "shop", "wide", 5, {"ordered": True})
+    now = time.time()
+    rows = [
+        NewCall(wide.logs[n % 5], "add", b"%d" % n, Meta(f"k{n % 7}").packed(), new_head(now), now, 1 + n % 7)
+        for n in range(700)
+    ]
+
+    def there() -> dict[int, list[bytes]]:
+        return {
+            log: [record.body for record in engine.records(lo, hi, 1000)]
+            for log, lo, hi in engine.bounds(wide)
+        }
+
+    engine.append_many(rows[:600])
+    assert there() == {log: [row.body for row in rows[:600] if row.log == log] for log in wide.logs}
+    for row in rows[:600:97]:
+        pos = engine.find("shop", row.id)
+        assert pos is not None
+        (record,) = engine.records(pos, pos + 1, 1)
+        assert (record.id, record.body, record.meta.key) == (row.id, row.body, f"k{row.key - 1}")
+    engine.append_many(rows[:600])
+    engine.append_many(rows)
+    assert sorted(body for bodies in there().values() for body in bodies) == sorted(row.body for row in rows)
+    engine.append_many([])
+    with pytest.raises(EngineError):
+        engine.append_many([NewCall(wide.logs[-1] + 1000, "add", b"x", None, new_head(now), now)])
+
+
 def test_an_id_twice_in_one_append(engine: Engine, log: int) -> None:
     first = row(log, b"a")
     assert engine.append_rows([first, first, row(log, b"b", first.id)]) == [

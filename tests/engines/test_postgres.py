@@ -788,6 +788,18 @@ def test_a_fresh_record_is_appended_without_a_look(engine: Any, queue: Stream, l
         engine.append_row(NewCall(log + 1000, "add", b"x", None, new_head(now), now))
 
 
+def test_many_records_cross_into_partitions_that_are_missing(engine: Any) -> None:
+    wide = engine.create_stream("queue", "shop", "wide", 3, {"ordered": True})
+    now = time.time()
+    for log in wide.logs[:2]:
+        tell(engine, f"SELECT setval('respool.log_{log}', %s)", (first_pos(log) + SIZE - 5,))
+    rows = [NewCall(wide.logs[n % 3], "add", b"%d" % n, None, new_head(now), now) for n in range(60)]
+    engine.append_many(rows)
+    for log, lo, hi in engine.bounds(wide):
+        assert [each.body for each in engine.records(lo, hi, 100)] == [r.body for r in rows if r.log == log]
+    assert engine.append_rows([r for r in rows if r.log == wide.logs[0]]) == [], "they are known"
+
+
 def test_old_versions_of_cursors_and_beats_go(engine: Any, main: Group, log: int) -> None:
     fill(engine, log, size=50)
     worker = engine.register(Registration("shop", "w", "h", "b", 1, OLD, {}))

@@ -138,6 +138,15 @@ class Log(Protocol):
         it raises.
         """
 
+    def append_many(self, rows: Sequence[NewCall]) -> None:
+        """Append records of any logs, those of one log in their order, whose ids were made for them. Synced.
+
+        As `append_rows` would log by log, for an engine that has nothing better; a part of them may be stored
+        when it raises. What is known already, sent again, is passed over.
+
+        Raises: EngineError where there is no such log.
+        """
+
     def enlist(self, connection: Any) -> Any:
         """Return what appends in a transaction of the caller's need of a connection of the caller's.
 

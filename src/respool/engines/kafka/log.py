@@ -13,6 +13,7 @@ from ...errors import AppendUnknown, ConfigError
 from ...record import OFFSET_BITS, Id, is_fresh
 from ...reference import is_reference
 from ..base import Conflict, Reads
+from ..columns import by_log
 from .epochs import Epochs
 from .finding import BEHIND, LATE, KafkaFinding, ranges_in_order, time_of
 from .message import item, items_of_run
@@ -90,6 +91,11 @@ class KafkaLog(KafkaFinding):
             conflicts += [each._replace(row=places[each.row]) for each in found]
             self.inner.ring(rows[0].log, everyone=len(rows) > 1)
         return conflicts
+
+    def append_many(self, rows: Sequence[NewCall]) -> None:
+        """Append records of any logs, log by log."""
+        for some in by_log(rows).values():
+            self.append_rows(some)
 
     def _append_fresh(self, rows: Sequence[NewCall]) -> list[int]:
         """Append records whose ids were made just now, and are nobody else's."""

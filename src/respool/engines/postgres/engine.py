@@ -61,6 +61,7 @@ class PostgresEngine(
         self._pid = os.getpid()
         self._made: set[int] = set()  # partitions that this process knows to be there
         self._known = Known()
+        self._sequences: dict[int, int] = {}
         try:
             self._writer.read(lambda db: ensure_schema(db, options))
         except BaseException:

@@ -6,7 +6,8 @@ seen out of order. Who reads on past a number that is missing keeps it as a gap;
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -19,13 +20,16 @@ from ...errors import EngineError
 from ...record import NO_META, OFFSET_BITS, Id, Row, first_pos, id_of, is_fresh, unpack_meta
 from .. import stored_id
 from ..base import Conflict, LeaseLost, Reads, Record, Stream
-from ..columns import in_micros
+from ..columns import by_log, in_micros
 from .batch import Batch, Executes, Reply
 from .connection import Bounded
 from .part import Part
 from .references import hold, offloaded, refer
 
 ROWS_A_STATEMENT = 256
+ROWS_AT_ONCE = 2048  # of many logs, or a few more
+LOGS_AT_ONCE = 64  # each of them is a table or more, which the transaction locks
+LATELY = 60.0  # seconds for which ids of rows that were collected are taken to be new
 JUST_NOW = 1.0  # seconds for which an id is taken to be new: where it is not, a number is burnt
 _MICRO = 1_000_000
 _MISSING = pg.CheckViolation, pg.UndefinedTable, pg.UndefinedObject  # a partition, or the log
@@ -50,6 +54,7 @@ class PostgresLog(Part):
     ring_values: Callable[[int], dict[str, Any]]
     append_ringing: bytes
     add_partitions: Callable[..., None]
+    _sequences: dict[int, int]  # the numbers of logs' sequences, as far as they were asked for
 
     def _sequence(self, log: int) -> str:
         return f"{self.options.schema}.log_{log}"
@@ -67,7 +72,7 @@ class PostgresLog(Part):
                 db.batch.run(self._sql["append_run"], bound, binary=True)
             except pg.UniqueViolation:
                 return  # by another connection, between the look and the append
-            self._rung(db, log, len(bodies))
+            self._rung(db, (log,), everyone=len(bodies) > 1)
 
         self._appending(log, run)
 
@@ -130,26 +135,54 @@ class PostgresLog(Part):
             conflicts += self._appending(some[0].log, self._appender(some, start, fence))
         return conflicts
 
+    def append_many(self, rows: Sequence[NewCall]) -> None:
+        """Append records of any logs whose ids were made for them: many logs in one statement."""
+        now = wall_clock()
+        fresh = all(is_fresh(row.id, row.time) and now - row.time < LATELY for row in rows)
+        for some in _portions(by_log(rows)):
+            together = [row for each in some for row in each]
+            done = fresh and not offloaded(together)
+            if not (done and self._writer.append(partial(self._append_fresh, together))):
+                for each in some:
+                    self.append_rows(each)
+
+    def _append_fresh(self, rows: Sequence[NewCall], db: Bounded) -> bool:
+        """Append rows of some logs by one statement; False where that cannot be, and nothing was done."""
+        logs = {row.log for row in rows}
+        if unknown := logs - self._sequences.keys():
+            self._sequences |= dict(db.execute(self._sql["sequences"], (list(unknown),)).fetchall())
+        if not logs <= self._sequences.keys():
+            return False
+        bound = {"sequences": _numbers(self._sequences[row.log] for row in rows), **_columns(rows)}
+        try:
+            db.batch.run(self._sql["append_fresh_rows"], bound)
+        except (pg.UniqueViolation, pg.InternalError_, *_MISSING):
+            self._sequences.clear()  # it may be that one is gone, with its stream
+            return False
+        self._rung(db, logs, everyone=len(rows) > 1)
+        return True
+
     def _appender(self, rows: Sequence[NewCall], start: int, fence: tuple[int, int] | None) -> Any:
         def run(db: Bounded) -> list[Conflict]:
             with db.batch as batch:
                 conflicts = insert(batch, self._sql, self._sequence, rows, start, fence)
-            self._rung(db, rows[0].log, len(rows))
+            self._rung(db, (rows[0].log,), everyone=len(rows) > 1)
             return conflicts
 
         def run_at_once(db: Bounded) -> list[Conflict]:
             with db.transaction():
                 conflicts = insert(db, self._sql, self._sequence, rows, start, fence)
-            self._rung(db, rows[0].log, len(rows))
+            self._rung(db, (rows[0].log,), everyone=len(rows) > 1)
             return conflicts
 
         return run_at_once if fence is not None or offloaded(rows) else run
 
-    def _rung(self, db: Bounded, log: int, records: int) -> None:
+    def _rung(self, db: Bounded, logs: Iterable[int], *, everyone: bool) -> None:
         """Ring for what was appended, and is committed: a hint, so an error is no error of the append."""
         try:
             with db.batch as batch:
-                self.ring_log(batch, log, everyone=records > 1)
+                for log in logs:
+                    self.ring_log(batch, log, everyone=everyone)
         except psycopg.Error:
             return  # who sleeps finds out by looking
 
@@ -357,15 +390,7 @@ def _insert(
     if new:
         if fence is not None and db.execute(sql["hold_fence"], fence).fetchone() is None:
             raise LeaseLost
-        bound = {
-            "sequence": sequence(log),
-            "ids": [id_bytes(row.id) for _, row in new],
-            "tasks": [row.task for _, row in new],
-            "bodies": [row.body for _, row in new],
-            "metas": [row.meta for _, row in new],
-            "times": [int(row.time * _MICRO) for _, row in new],
-            "keys": [row.key for _, row in new],
-        }
+        bound = {"sequence": sequence(log), **_columns([row for _, row in new])}
         added = {bytes(id): pos for pos, id in db.execute(sql["append_rows"], bound, binary=True).fetchall()}
         if len(added) < len(new):
             for n, row in new:
@@ -375,6 +400,37 @@ def _insert(
                     assert pos is not None
                     known.append((n, row, pos))
     return _compare(db, sql, known) if known else []
+
+
+def _portions(logs: dict[int, list[NewCall]]) -> Iterator[list[list[NewCall]]]:
+    """Yield rows by log, as many at a time as one statement takes."""
+    part: list[list[NewCall]] = []
+    held = 0
+    for rows in logs.values():
+        part.append(rows)
+        held += len(rows)
+        if held >= ROWS_AT_ONCE or len(part) >= LOGS_AT_ONCE:
+            yield part
+            part, held = [], 0
+    if part:
+        yield part
+
+
+def _columns(rows: Sequence[NewCall]) -> dict[str, Any]:
+    """Return rows as a statement takes them."""
+    return {
+        "ids": [id_bytes(row.id) for row in rows],
+        "tasks": [row.task for row in rows],
+        "bodies": [row.body for row in rows],
+        "metas": [row.meta for row in rows],
+        "times": _numbers(int(row.time * _MICRO) for row in rows),
+        "keys": _numbers("NULL" if row.key is None else row.key for row in rows),
+    }
+
+
+def _numbers(values: Iterable[int | str]) -> str:
+    """Return numbers as the server reads an array of them: as a list each would be converted by itself."""
+    return "{" + ",".join(map(str, values)) + "}"
 
 
 def _compare(db: Executes, sql: dict[str, bytes], known: list[tuple[int, NewCall, int]]) -> list[Conflict]:

@@ -28,6 +28,19 @@ WITH put AS (
 INSERT INTO respool.ids (id, pos, last) SELECT %(id)s, pos, pos FROM put
 RETURNING pos;
 
+-- name: append_fresh_rows
+-- The same of many, whose logs' sequences come as numbers.
+WITH numbered AS MATERIALIZED (
+    SELECT w.*, CASE WHEN pg_current_xact_id() IS NOT NULL THEN nextval(w.sequence::regclass) END AS pos
+    FROM unnest(%(sequences)s::oid[], %(ids)b::bytea[], %(tasks)s::text[], %(bodies)b::bytea[], %(metas)b::bytea[],
+                %(times)s::bigint[], %(keys)s::integer[]) AS w (sequence, id, task, body, meta, time, key)),
+entered AS (INSERT INTO respool.ids (id, pos, last) SELECT id, pos, pos FROM numbered)
+INSERT INTO respool.record (pos, task, body, meta, seq, id, time, key)
+SELECT pos, task, body, meta, 0, id, time, key FROM numbered;
+
+-- name: sequences
+SELECT l.id, to_regclass('respool.log_' || l.id)::oid::bigint FROM respool.log l WHERE l.id = ANY (%s);
+
 -- name: append_row
 -- The same for an id that may be known: then nothing is appended, and no number burnt.
 WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS xid),

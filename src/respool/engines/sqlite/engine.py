@@ -18,6 +18,7 @@ import apsw
 from ...delivery.model import NewCall
 from ...errors import EngineUnavailable, RespoolError
 from ..base import CAPABILITIES, Conflict, LeaseLost
+from ..columns import by_log
 from .blobs import SQLiteBlobs
 from .connection import Connection, Doubt, gone, identity_of, moved_told
 from .doorbell import ALL, Doorbell, Kind, Sleeper, mask_of
@@ -232,6 +233,11 @@ class SQLiteEngine(
         if rows:
             self.ring(rows[0].log, everyone=len(rows) > 1)
         return conflicts
+
+    def append_many(self, rows: Sequence[NewCall]) -> None:
+        """Append records of any logs, log by log: each statement is synced, and the lock is free between."""
+        for some in by_log(rows).values():
+            self.append_rows(some)
 
     def tidy(self, size: int = WAL_SIZE) -> None:
         """Checkpoint the write-ahead log where it has more than so many bytes.
