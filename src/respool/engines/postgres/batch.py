@@ -144,6 +144,7 @@ class Batch:
 
     def run(self, statement: bytes, bound: Any = (), *, binary: bool = False) -> Reply:
         """Run one statement by itself, and wait for it."""
+        self._take_posted()
         text, name, dumped, types, formats = self._ready(statement, bound)
         if name is not None and name not in self._prepared:
             with self:
