@@ -162,14 +162,14 @@ class Producer:
         for pending in batch:  # holds for each until its append returns
             pending.error = AppendUnknown("the append was interrupted", (id_text(_given(pending.row.id)),))
         try:
-            for log, together in by_log.items():
-                self._append_to_log(log, together)
+            for together in by_log.values():
+                self._append_to_log(together)
         finally:
             for pending in batch:
                 pending.finished = True
                 pending.wake.set()
 
-    def _append_to_log(self, log: int, together: list[_Pending]) -> None:
+    def _append_to_log(self, together: list[_Pending]) -> None:
         try:
             conflicts = self._engine.append_rows([pending.row for pending in together])
         except RespoolError as error:

@@ -395,7 +395,7 @@ def _decoded(app: App, value: bytes) -> Any:
 
 def _why(app: App, found: Found, pos: int, group: Group) -> str:
     """Say what an unfinished call waits for."""
-    return explain_waiting(app.engine, app.opened.stream_at(pos), group, pos, found.reason, app)
+    return explain_waiting(app.engine, app.opened.stream_at(pos), group, pos, app)
 
 
 def _next_wait(deadline: float | None, poll: float) -> float | None:

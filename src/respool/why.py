@@ -103,9 +103,7 @@ def _place(name: str, module: Any) -> str:
     return os.path.basename(file) if name == "__main__" and file else name
 
 
-def explain_waiting(
-    engine: Engine, stream: Stream, group: Group, pos: int, reason: str | None, app: App | None = None
-) -> str:
+def explain_waiting(engine: Engine, stream: Stream, group: Group, pos: int, app: App | None = None) -> str:
     """Say what an unfinished record waits for: no worker, so many before it, running since, due when."""
     mark = engine.mark()
     if mark is not None and mark.is_source:

@@ -39,6 +39,8 @@ def test_any_command_that_takes_an_id_takes_its_beginning(cli, app, worker, monk
     fine = app.tasks["add"].delay(2, 3).id
     assert cli.data("-A", "shop", "show", fine[:13])["id"] == fine
     assert cli.data("-A", "shop", "show", fine[:-1])["id"] == fine
+    assert cli.data("-A", "shop", "show", fine[:20].upper())["id"] == fine
+    assert cli.data("-A", "shop", "show", fine.replace("-", "")[:20])["id"] == fine
     assert cli.data("-A", "shop", "show", "order-17")["id"] == dead
     assert cli.data("-A", "shop", "rerun", fine[:13])["value"] == 5
     assert "no such place" in cli("-A", "shop", "dead", "show", "order-17")

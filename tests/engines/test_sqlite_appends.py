@@ -112,7 +112,7 @@ def test_a_run_leaves_no_snapshot_behind(kit: SQLiteKit) -> None:
     for known in (False, True):
         engine.append_run(log, "add", [b"a"], None, FIRST, NOW)
         assert engine._state.checkpoint("RESTART") == 0, known
-    with pytest.raises(EngineError):
+    with pytest.raises(EngineError, match="does not exist: its stream was dropped"):
         engine.append_run(log + 9, "add", [b"a"], None, head(), NOW)
     engine.append_run(log, "add", [b"a"], None, head(), NOW)
     assert engine._state.checkpoint("TRUNCATE") == 0

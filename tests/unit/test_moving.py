@@ -153,7 +153,7 @@ def test_workers_get_time_to_finish_what_they_hold(app):
     worker.settle(group, lease)
     assert steps.end_leases(app.engine, group, to, take=False) == 0
     assert check(app).ok
-    assert "being moved" in explain_waiting(app.engine, stream, group, first_pos(stream.logs[0]), None, app)
+    assert "being moved" in explain_waiting(app.engine, stream, group, first_pos(stream.logs[0]), app)
     with pytest.raises(ConfigError, match="is being moved; wait for that"):
         app.dead_letters().redrive() if app.dead_letters().count() else purge(app, "default")
     with pytest.raises(ConfigError, match="being moved elsewhere"):

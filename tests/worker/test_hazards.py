@@ -50,7 +50,7 @@ from tests.worker.support import FINE_AND_SLOW, SOURCES, Place, eventually, on_e
 from respool import App
 from respool.clock import boottime_ns
 from respool.delivery.claim import Request, claim
-from respool.delivery.model import Lease, Settlement
+from respool.delivery.model import Lease, NewCall, Settlement, Verdict
 from respool.delivery.settle import settle
 from respool.delivery.spans import Span
 from respool.engines.base import Reads, Registration
@@ -63,13 +63,14 @@ from respool.errors import (
     Refused,
     SoftTimeLimitExceeded,
 )
-from respool.record import NO_META
+from respool.record import NO_META, new_head
 from respool.replay import DeadFilter, redrive
 from respool.running import current_run
 from respool.sending import new_row
 from respool.worker import executor as executor_module
 from respool.worker import page as p
 from respool.worker import supervisor as supervisor_module
+from respool.worker.aftermath import Aftermath
 from respool.worker.attending import Attendant, lower_bound
 from respool.worker.calling import Caller
 from respool.worker.executor import Executor
@@ -392,6 +393,60 @@ def test_attendant_that_comes_too_late_refuses_nothing(app: App, monkeypatch: py
     Attendant(executor.engine, 1).settle(SimpleNamespace(slot=slot, settled=(0, 0), given_back=0))  # type: ignore[arg-type]
     assert "refused settlements" not in executor.engine.counters(service.group.id)
     assert executor.engine.counts(service.group)[:3] == (0, 0, 7), "given back, once"
+
+
+def test_who_settles_for_a_child_wakes_whom_its_calls_concern(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy child's calls, or those of one that was killed, are for workers that may be asleep."""
+    app.queue("elsewhere")
+    elsewhere = app.stream_of("queue", "elsewhere").logs[0]
+
+    @app.task
+    def task(n: int) -> None:
+        pass
+
+    for killed in (False, True):
+        slot = FakeSlot()
+        executor, service = _executor(app, slot)
+        engine = executor.engine
+        reads = Reads(service.group.id, (), positions=True, due=100, returned=100)
+        number = 1 + killed
+        lease = engine.transact(reads, lambda v, c: claim(v, c, Request(2, 1, 0, number, 1.0)))  # noqa: B023
+        executor.exchange.read(service, lease, 0.0)
+        first, second = (row[0] for row in executor.rows)
+        call = NewCall(elsewhere, "kid", b"", None, new_head(time.time()), time.time())
+        assert slot.add(Verdict(first, "success", calls=[call]))
+        slot.words[p.FINISHED], slot.words[p.STARTED], slot.words[p.BEGAN] = 1, 2, boottime_ns() - 10**9
+        rung: list[int] = []
+        with monkeypatch.context() as patched:
+            patched.setattr(engine, "ring", lambda log, **how: rung.append(log))  # noqa: B023
+            if killed:
+                seen = slot.snapshot()
+                assert seen is not None
+                Aftermath(engine, 1, {}).time_limit(seen, [second], 1.0)
+            else:
+                child: Any = SimpleNamespace(slot=slot, settled=(0, 0), given_back=0)
+                Attendant(engine, 1).settle(child)
+        assert elsewhere in rung, killed
+        assert engine.task_counts(*engine.bounds(app.stream_of("queue", "elsewhere"))[0][1:], None, None) == {
+            "kid": number
+        }
+
+
+def test_tokens_that_come_back_are_read_with_the_settings(app: App) -> None:
+    """What a group with a rate left out gives its tokens back: the settings are to be seen for that."""
+
+    @app.task
+    def task(n: int) -> None:
+        pass
+
+    executor, service = _executor(app, FakeSlot())
+    lease = executor._known = Lease(1, 1, 0, [Span(5, 9)])
+    settlement = Settlement(lease.id, 1, [(5, 6)])
+    assert executor.known(service, settlement) is lease
+    service.rate = 10.0
+    assert executor.known(service, settlement) is None
 
 
 def test_a_result_that_is_waited_for_does_not_wait_for_a_claim(

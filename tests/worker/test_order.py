@@ -16,6 +16,7 @@ from tests.engines.kits import KITS, SHARED
 from tests.worker.support import Mark, Place, eventually
 
 from respool import App, BadArguments, ConfigError, DeclarationConflict
+from respool.errors import TimeLimitExceeded
 from respool.keys import partition_of
 from respool.replay import create_replay, purge
 from respool.testing import work
@@ -44,6 +45,13 @@ def stubborn(self, user, n):
     note("start", "stubborn", f"{user}:{n}")
     if n == 0 and not (HERE / "enough").exists():
         raise self.retry()
+
+
+@app.task(queue="narrow", key="user", on_dead="block", time_limit=0.4)
+def endless(user, n):
+    with noted("endless", f"{user}:{n}"):
+        if user == "a":
+            time.sleep(60)
 
 
 @app.task(queue="orders", key="user")
@@ -471,3 +479,16 @@ def test_an_ordered_run_is_ended_when_the_worker_cannot_prove_that_it_lives(plac
     eventually(lambda: place.idle_in("narrow"))
     assert place.runs("slow") == {"a:0": 2}
     assert place.app.dead_letters().count() == 0
+
+
+def test_a_call_that_is_killed_at_its_time_limit_blocks_its_key(place: Place) -> None:
+    module = place.module(CODE)
+    calls = [module.endless.delay("a", n) for n in range(3)]
+    place.worker(2)
+    with pytest.raises(TimeLimitExceeded):
+        calls[0].get(timeout=30)
+    module.endless.delay("b", 0).get(timeout=10)
+    eventually(
+        lambda: place.counts(queue="narrow").parked == {"dead": 1, "blocked": 2}, "two wait for the dead"
+    )
+    assert place.runs("endless") == {"a:0": 1, "b:0": 1}

@@ -14,7 +14,6 @@ from .moments import Spoken, since_option, until_option, window
 
 if TYPE_CHECKING:
     from ..replay.comparing import Comparator, Comparison, Tolerance
-    from .target import Target
 
 _TITLES = {
     "same": "same",
@@ -99,7 +98,7 @@ def command(
     if as_json:
         document(_data(found, max_diff, failed))
     else:
-        _print(target, found, max_diff, failed)
+        _print(found, max_diff, failed)
     return int(failed)
 
 
@@ -162,7 +161,7 @@ def _data(found: Comparison, max_diff: float | None, failed: bool) -> dict[str, 
     }  # fmt: skip
 
 
-def _print(target: Target, found: Comparison, max_diff: float | None, failed: bool) -> None:
+def _print(found: Comparison, max_diff: float | None, failed: bool) -> None:
     from .output import Column, Table, note, number
 
     names = {"a": found.a.name, "b": found.b.name}

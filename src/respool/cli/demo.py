@@ -89,7 +89,7 @@ class Demo:
             self._prove(files, "v1")
             self._replay(app, main, files, ids)
             self._lag(app)
-            self._next(self._interesting(app, files, ids))
+            self._next(self._interesting(files, ids))
         finally:
             app.close()
 
@@ -259,7 +259,7 @@ class Demo:
             table.add((Path(files[at]).name, _short(row["v1"]), _short(row["v2"])), row)
         table.show(False, "")
 
-    def _interesting(self, app: App, files: list[str], ids: list[str]) -> str:
+    def _interesting(self, files: list[str], ids: list[str]) -> str:
         """Return a call that version 1 failed and version 2 did not, or else the first."""
         from ..demo.record import runs
 

@@ -119,7 +119,7 @@ def _now(target: Target, stream: Stream, group: Group, pos: int, status: Status,
     later = parked is not None and parked.due is not None and not _is_over(parked.due)
     if later and target.serving(group):
         return None
-    return explain_waiting(target.engine, stream, group, pos, found.reason, target.app)
+    return explain_waiting(target.engine, stream, group, pos, target.app)
 
 
 def _error(body: bytes | None) -> dict[str, str] | None:

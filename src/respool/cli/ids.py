@@ -52,11 +52,17 @@ def whole_id(target: Target, beginning: str) -> str | None:
 
 def window_of(beginning: str) -> tuple[float, float] | None:
     """Return the times at which ids may have been made that begin so; None for those that tell no time."""
-    digits = beginning.replace("-", "").lower()
-    if not re.fullmatch(r"[0-9a-f]{6,32}", digits):
+    digits = _digits(beginning)
+    if digits is None:
         return None
     first, last = int(f"{digits[:12]:0<12}", 16) / 1000, int(f"{digits[:12]:f<12}", 16) / 1000
     return first - SLACK, last + SLACK
+
+
+def _digits(beginning: str) -> str | None:
+    """Return what a UUID may begin with, as it is shown less its dashes; None for another text."""
+    digits = beginning.replace("-", "").lower()
+    return digits if re.fullmatch(r"[0-9a-f]{6,32}", digits) else None
 
 
 def _beginning_with(
@@ -64,9 +70,10 @@ def _beginning_with(
 ) -> Iterator[Candidate]:
     """Yield, the newest first, one more than are shown at most."""
     left = SHOWN + 1
+    digits = _digits(beginning)
     for brief in _newest(target, since, until):
         id = id_text(public_id(brief.id))
-        if id.startswith(beginning):
+        if id.startswith(beginning) or (digits is not None and id.replace("-", "").startswith(digits)):
             yield Candidate(id, brief.task, brief.time)
             left -= 1
             if not left:

@@ -23,7 +23,6 @@ from .model import LIMITED, Change, Lease, Parked, Position, View
 from .spans import Span, joined
 
 ROOM = 1000  # records of a partition that may be blocked; beyond that its cursor waits, visibly
-KEY_BYTES = 4
 
 
 # The keys of a lease: for each position of its spans, in their order, four bytes; 0 where there is none.

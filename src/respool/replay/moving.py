@@ -57,7 +57,7 @@ def plan_seek(engine: Engine, stream: Stream, group: Group, to: str | float) -> 
     for at in engine.group_bounds(group):
         if at.log not in wanted:
             continue
-        _refuse_outside(stream, group, at, wanted[at.log])
+        _refuse_outside(group, at, wanted[at.log])
         plan.to[at.log] = wanted[at.log]
         for counts, lo, hi in (
             (plan.again, wanted[at.log], at.cursor),
@@ -104,7 +104,7 @@ def _past_retention(engine: Engine, stream: Stream, what: str, log: int, first: 
     )
 
 
-def _refuse_outside(stream: Stream, group: Group, at: Any, target: int) -> None:
+def _refuse_outside(group: Group, at: Any, target: int) -> None:
     """A replay keeps to its bounds; a group that has no end may be moved below where it began."""
     if at.stop is None:
         return

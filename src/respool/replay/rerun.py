@@ -71,7 +71,7 @@ def rerun(app: App, id: str, *, group: str | None = None, call: Call | None = No
     """
     record, stream, found, runner = _found(app, id, group)
     body: Any = app.payloads.load(record.body) if is_reference(record.body) else record.body
-    return _run(app, runner, _Dry(app, stream, found, record), body, call)
+    return _run(runner, _Dry(app, stream, found, record), body, call)
 
 
 def run_dry(app: App, task: str, args: list[Any], kwargs: dict[str, Any]) -> Rerun:
@@ -83,10 +83,10 @@ def run_dry(app: App, task: str, args: list[Any], kwargs: dict[str, Any]) -> Rer
     now, queue = wall_clock(), app.tasks[task].queue
     record = Record(first_pos(1), new_head(now), now, task, b"", NO_META)
     stream, main = Stream(0, "queue", app.name, queue, (1,)), Group(0, 0, app.name, "main", "main")
-    return _run(app, runner, _Dry(app, stream, main, record), body, None)
+    return _run(runner, _Dry(app, stream, main, record), body, None)
 
 
-def _run(app: App, runner: Runner, run: _Dry, body: bytes, call: Call | None) -> Rerun:
+def _run(runner: Runner, run: _Dry, body: bytes, call: Call | None) -> Rerun:
     meta = run.record.meta
     args, kwargs = runner.arguments(body, meta)
     done = Rerun(

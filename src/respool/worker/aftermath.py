@@ -15,6 +15,7 @@ from ..delivery.spans import Span, ranges_of
 from ..engines.base import Engine, Reads
 from ..errors import TimeLimitExceeded, WorkerLost
 from ..remote import encode_error
+from .host import ring_for
 from .page import Snapshot
 
 DEFAULT_DELIVERIES = 3
@@ -85,8 +86,7 @@ class Aftermath:
         if seen is not None:  # the one that ran may have been buried
             self._engine.ring_waiters(seen.through + seen.running)
         if finished is not None:
-            for log in {call.log for verdict in finished.verdicts for call in verdict.calls}:
-                self._engine.ring(log)
+            ring_for(self._engine, finished.verdicts)
         for log in {span.lo >> 40 for span in lease.spans}:
             self._engine.ring(log, everyone=True)
 
@@ -150,6 +150,7 @@ class Aftermath:
             Reads(seen.group, (seen.lease,)), lambda view, change: settle(view, change, settlement)
         )
         self._engine.ring_waiters([*seen.through, *positions])
+        ring_for(self._engine, seen.verdicts)
         self._engine.ring(positions[0] >> 40, everyone=True)
 
     def _too_long(self, task: str, pos: int, seconds: float, *, holds: bool) -> Verdict:
@@ -158,5 +159,5 @@ class Aftermath:
         error = encode_error(limit, worker=self._name)
         return Verdict(
             pos, "failure", error, "dead", task=task, error=error, note=f"failed: time_limit {seconds:g} s",
-            started=now - seconds, ended=now, progressed=True,
+            started=now - seconds, ended=now, progressed=True, holds=holds,
         )  # fmt: skip

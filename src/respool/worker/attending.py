@@ -16,6 +16,7 @@ from ..delivery.settle import give_back, settle
 from ..delivery.spans import ranges_of
 from ..engines.base import Engine, Reads
 from . import page as p
+from .host import ring_for
 from .page import Snapshot
 from .process import ChildProcess
 
@@ -130,6 +131,7 @@ class Attendant:
         self.written += 1
         child.settled = (seen.lease, seen.finished)
         self._engine.ring_waiters(seen.through)
+        ring_for(self._engine, seen.verdicts)
         if back:
             child.given_back = seen.lease
         if given:

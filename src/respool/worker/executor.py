@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from ..clock import boottime_ns
 from ..clock import now as wall_clock
 from ..delivery.death import charge_before
-from ..delivery.model import Change, Lease, Settlement, Verdict, View
+from ..delivery.model import Change, Lease, Settlement, View
 from ..delivery.order import key_map
 from ..delivery.settle import give_back, settle
 from ..delivery.sizing import LeaseSizer
@@ -27,7 +27,7 @@ from . import verdicts
 from .batching import Batching
 from .calling import Caller, EndNow
 from .exchange import Exchange
-from .host import LONGEST, PATIENCE, RARELY, UNSETTLED, has_work
+from .host import LONGEST, PATIENCE, UNSETTLED, has_work, ring_for
 from .own_work import Did, Finished, Kept, OwnWork, ranges
 from .run import CurrentRun
 from .services import Service
@@ -254,14 +254,13 @@ class Executor:
         )
         self._woke = rung > 0
         self._awaited = self._awaited or self._woke
-        for called in {call.log for verdict in settlement.verdicts for call in verdict.calls}:
-            engine.ring(called)
-        for parked in {verdict.pos >> 40 for verdict in settlement.verdicts if _concerns_others(verdict)}:
-            engine.ring(parked)
+        if settlement.verdicts:
+            ring_for(engine, settlement.verdicts)
 
     def known(self, service: Service, settlement: Settlement) -> Lease | None:
         """Return a settlement's lease as it is stored, where that is all that its decision needs to see."""
-        if service.stormy or service.limiter or service.ordered or self._known is None:
+        others = service.stormy or service.limiter or service.ordered or service.rate is not None
+        if others or self._known is None:
             return None
         return self._known if self._known.id == settlement.lease else None
 
@@ -281,7 +280,8 @@ class Executor:
         """Settle `count` finished records in the middle of a lease."""
         settlement = Settlement(lease.id, self.worker, done, *kept, began, wall_clock(), records=count)
         known = self.known(service, settlement)
-        reads = Reads(service.group.id, (lease.id,), settings=bool(service.stormy), known=known)
+        settings = bool(service.stormy) or service.rate is not None
+        reads = Reads(service.group.id, (lease.id,), settings=settings, known=known)
         left: list[Lease] = []
 
         def decide(view: View, change: Change) -> bool:
@@ -487,10 +487,3 @@ class Executor:
 def _ours(rows: Sequence[Row], keys: Mapping[int, int], gone: Collection[int]) -> Sequence[Row]:
     """Return those of a lease's records that are still in it."""
     return [row for row in rows if keys.get(row[0]) not in gone] if gone else rows
-
-
-def _concerns_others(verdict: Verdict) -> bool:
-    """Say whether sleeping workers should know: it is due before they look again, or they know its task."""
-    if verdict.due is None:
-        return verdict.reason == "unknown"
-    return verdict.due < wall_clock() + RARELY

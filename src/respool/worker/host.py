@@ -1,4 +1,4 @@
-"""What the two pools share: idling, and the numbers that describe this machine."""
+"""What the two pools share: idling, waking others, and the numbers that describe this machine."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 from ..clock import now as wall_clock
 from ..delivery.claim import Request, claim
-from ..delivery.model import Change, View
+from ..delivery.model import Change, Verdict, View
 from ..delivery.order import Claimant
 from ..delivery.seek import held
 from ..delivery.spans import ranges_of
-from ..engines.base import Reads, Worker
+from ..engines.base import Engine, Reads, Worker
 from ..engines.moving import told
 from ..errors import DatabaseGone, EngineUnavailable, LogMoved, RespoolError
 from .services import Service
@@ -179,6 +179,21 @@ def idle(
             continue
         if paced or not patient or time.monotonic() < until:
             return False
+
+
+def ring_for(engine: Engine, verdicts: Sequence[Verdict]) -> None:
+    """Wake sleeping workers whom settled verdicts concern: by calls that were sent, or what is parked."""
+    for called in {call.log for verdict in verdicts for call in verdict.calls}:
+        engine.ring(called)
+    for parked in {verdict.pos >> 40 for verdict in verdicts if _concerns_others(verdict)}:
+        engine.ring(parked)
+
+
+def _concerns_others(verdict: Verdict) -> bool:
+    """Say whether sleeping workers should know: it is due before they look again, or they know its task."""
+    if verdict.due is None:
+        return verdict.reason == "unknown"
+    return verdict.due < wall_clock() + RARELY
 
 
 def refuse_moved(engine: Any, *, waits: bool = True) -> None:

@@ -56,7 +56,7 @@ def redrive(
     chosen = chosen_by(target, given)
     counts = _counted(target, chosen)
     total = sum(counts.values())
-    change = edited(target, chosen, total, changes, edit)
+    change = edited(target, total, changes, edit)
     if dry_run:
         _say_dry_run("would give back", target, chosen, counts, change, rate, as_json)
         return

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from ...dead import DeadFilter, Edit
+    from ...dead import Edit
     from ..target import Target
 
 
-def edited(
-    target: Target, chosen: DeadFilter, total: int, changes: tuple[str, ...], edit: bool
-) -> Edit | None:
+def edited(target: Target, total: int, changes: tuple[str, ...], edit: bool) -> Edit | None:
     """Return the change asked for. Raises UsageError where it cannot be."""
     from ...dead import changed_by, changed_with
 

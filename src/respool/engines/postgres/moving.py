@@ -185,7 +185,7 @@ class PostgresMoving(Part):
     def _table(self, name: str) -> str:
         return f"{quoted(self.options.schema)}.{name}"
 
-    def _take(self, mark: Mark, take: Callable[[Db, Mark], T]) -> T | None:
+    def _take(self, mark: Mark, take: Callable[[Db], T]) -> T | None:
         """Run what takes a page, unless it is there: then return None."""
 
         def once(db: Db) -> T | None:
@@ -195,7 +195,7 @@ class PostgresMoving(Part):
                     raise EngineError(f"{self.shown} takes part in no such transfer any more")
                 if stored.at == mark.at:
                     return None
-                return take(db, stored)
+                return take(db)
 
         return self._writer.append(once)
 
@@ -203,7 +203,7 @@ class PostgresMoving(Part):
         """Create an incoming stream; return the mark with its numbers."""
         schema = self.options.schema
 
-        def take(db: Db, stored: Mark) -> Mark:
+        def take(db: Db) -> Mark:
             ours = self._number(db, mark, "stream", stream.id)
             bound: tuple[Any, ...] = (
                 ours,
@@ -236,7 +236,7 @@ class PostgresMoving(Part):
     ) -> Mark:
         """Create a group of an incoming stream; return the mark with its number."""
 
-        def take(db: Db, stored: Mark) -> Mark:
+        def take(db: Db) -> Mark:
             id = self._number(db, mark, "grp", group.id)
             settings = Jsonb(group.settings)
             bound: tuple[Any, ...] = (
@@ -281,7 +281,7 @@ class PostgresMoving(Part):
     def take_records(self, mark: Mark, log: int, rows: Sequence[RawRecord]) -> list[int]:
         """Append records at their positions: copied, each run with one entry among the ids."""
 
-        def take(db: Db, stored: Mark) -> None:
+        def take(db: Db) -> None:
             floor = int(_one(db, self._sql["floor"], (log,)))
             records, kept, ids = _as_kept(rows, floor)
             try:
@@ -299,7 +299,7 @@ class PostgresMoving(Part):
     def take_state(self, mark: Mark, table: StateTable, group: int, rows: Sequence[tuple[Any, ...]]) -> None:
         """Add what a group knows: copied."""
 
-        def take(db: Db, stored: Mark) -> None:
+        def take(db: Db) -> None:
             name = f"{quoted(self.options.schema)}.{table.name}"
             known = dict(db.execute(self._sql["column_types"], (name,)).fetchall())
             columns = ("grp", *table.columns)
@@ -314,7 +314,7 @@ class PostgresMoving(Part):
     def take_blobs(self, mark: Mark, rows: Sequence[BlobRow]) -> None:
         """Enter large payloads."""
 
-        def take(db: Db, stored: Mark) -> None:
+        def take(db: Db) -> None:
             try:
                 _copy(db, self._sql["take_blobs"], _BLOB, rows)
             except pg.UniqueViolation as error:

@@ -285,7 +285,7 @@ class Sleeper:
         self._poll = select.poll()
         for fd in wake_fds:
             self._poll.register(fd, select.POLLIN)
-        claimed = None if bell.degraded else _claim(bell, kind, self._streams, self._service)
+        claimed = None if bell.degraded else _claim(bell, self._streams, self._service)
         self._page: mmap.mmap | bytearray
         if claimed is None:
             # A pipe and a flag that nobody knows of: the same code then simply waits.
@@ -468,7 +468,7 @@ def _create_page(folder_fd: int) -> None:
         os.unlink(name, dir_fd=folder_fd)
 
 
-def _claim(bell: Doorbell, kind: Kind, streams: int, service: int) -> tuple[int, tuple[int, ...]] | None:
+def _claim(bell: Doorbell, streams: int, service: int) -> tuple[int, tuple[int, ...]] | None:
     """Take the first slot nobody owns; return it and its descriptors (reader, writer, lock), or None."""
     page, folder_fd = bell._page, bell._folder_fd
     lock_flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW

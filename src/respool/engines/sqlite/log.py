@@ -34,7 +34,11 @@ def append_run(
     """Append a run in one statement; return how many records that added (0: the head is known)."""
     run = apsw.carray(bodies if isinstance(bodies, tuple) else tuple(bodies))
     first, last = log_ends(log)
-    db.execute(_APPEND_RUN, (log, task, run, meta, head, int(now * _MICRO), first, last, head_seq(head, now)))
+    bound = (log, task, run, meta, head, int(now * _MICRO), first, last, head_seq(head, now))
+    try:
+        db.execute(_APPEND_RUN, bound)
+    except apsw.MismatchError:
+        raise no_such_log(log) from None
     return int(db.changes())
 
 
