@@ -593,7 +593,7 @@ def test_the_last_slot_is_seen(bell: Doorbell, kind: Kind, monkeypatch: pytest.M
             flock(fd, operation)
 
         patched.setattr(fcntl, "flock", busy)
-        claimed = doorbell._claim(bell, kind, 1 << 63, ALL)
+        claimed = doorbell._claim(bell, 1 << 63, ALL)
     assert claimed is not None
     assert claimed[0] == last
     first = bell.sleeper(kind, streams=1)
