@@ -417,36 +417,37 @@ class Executor:
             if self._forked:
                 self.leave_if_forked()
             last = clock()
-            if verdict is not None and lease.keys and verdict.reason is not None:
-                verdict.holds = verdict.reason == "dead" and runner is not None and runner.holds
-                if verdict.holds or verdict.reason != "dead":
-                    keys = keys or key_map(lease)
-                    held.add(keys.get(row[0]) or -1)  # -1: it has no key, and holds up nobody
-                    careful = True
-            if verdict is not None and run.work is not None:
-                ours = _ours(rows[settled:count], keys, gone)
-                every = count == len(self.rows) and not self.limited and not gone
-                finished = Finished(ours, kept, wall, every)
-                became = self._own.commit(service, lease, row, span, verdict, finished)
-                if became is Did.NOTHING:
-                    count -= 1
-                    words[started_word] = count
-                    break
-                if became is Did.COMMIT:
-                    words[finished_word] = count
-                    self._settled_with_work(finished)
-                    verdict, settle_now = None, False
-                    settled, kept, wall, gone = count, ([], []), wall_clock(), {*held}
-                    began = last = clock()
-                else:
-                    verdict = became
             if verdict is not None:
-                if settle_now and verdict.reason is not None and runner is not None:
-                    verdict.charge = -1  # it was charged before its run, and the run has ended (H7)
-                kept[0].append(verdict)
-                full = not slot.add(verdict)
-                if not full:
-                    words[finished_word] = count
+                if lease.keys and verdict.reason is not None:
+                    verdict.holds = verdict.reason == "dead" and runner is not None and runner.holds
+                    if verdict.holds or verdict.reason != "dead":
+                        keys = keys or key_map(lease)
+                        held.add(keys.get(row[0]) or -1)  # -1: it has no key, and holds up nobody
+                        careful = True
+                if run.work is not None:
+                    ours = _ours(rows[settled:count], keys, gone)
+                    every = count == len(self.rows) and not self.limited and not gone
+                    finished = Finished(ours, kept, wall, every)
+                    became = self._own.commit(service, lease, row, span, verdict, finished)
+                    if became is Did.NOTHING:
+                        count -= 1
+                        words[started_word] = count
+                        break
+                    if became is Did.COMMIT:
+                        words[finished_word] = count
+                        self._settled_with_work(finished)
+                        verdict, settle_now = None, False
+                        settled, kept, wall, gone = count, ([], []), wall_clock(), {*held}
+                        began = last = clock()
+                    else:
+                        verdict = became
+                if verdict is not None:
+                    if settle_now and verdict.reason is not None and runner is not None:
+                        verdict.charge = -1  # it was charged before its run, and the run has ended (H7)
+                    kept[0].append(verdict)
+                    full = not slot.add(verdict)
+                    if not full:
+                        words[finished_word] = count
             if (full or settle_now or last - began >= UNSETTLED) and count < len(rows):
                 if not full:  # what is in no shared memory is not finished until it is settled (H2)
                     words[finished_word] = count

@@ -57,6 +57,7 @@ _ROWS_BYTES = MAX_LEASE * 8
 BUFFER_BYTES = 256 * 1024
 SLOT_BYTES = _HEADER + _ROWS_BYTES + BUFFER_BYTES
 _ENTRY = struct.Struct("<QI")  # position and length of a result; or one of these, which are no positions:
+_ENTRY_BYTES, _put_entry = _ENTRY.size, _ENTRY.pack_into
 _VERDICT, _RESULTS = 0, 1  # before a packed verdict, before packed results
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(Verdict).decode
@@ -287,14 +288,15 @@ class Slot:
 
     def add_result(self, pos: int, value: bytes) -> bool:
         """Keep what a run returned; False where there is no room."""
-        start = self.words[BUFFER]
-        body = start + _ENTRY.size
-        end = body + len(value)
+        words, size = self.words, len(value)
+        start = words[BUFFER]
+        body = start + _ENTRY_BYTES
+        end = body + size
         if end > BUFFER_BYTES:
             return False
-        _ENTRY.pack_into(self._buffer, start, pos, len(value))
+        _put_entry(self._buffer, start, pos, size)
         self._buffer[body:end] = value
-        self.words[BUFFER] = end
+        words[BUFFER] = end
         return True
 
     def forget_verdicts(self) -> None:
