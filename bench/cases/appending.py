@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from array import array
@@ -11,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from bench.cases.common import Sizes, check_ran, use, worker
+from bench.cases.common import Sizes, check_ran, on_a_file, use, worker
 from bench.peers import common
 
 PRODUCERS = 4
@@ -51,7 +50,7 @@ def _one_by_one(n: int) -> dict[str, float]:
     fresh = _rate(plain.delay, n)
     for _ in range(n // 5):
         plain.delay()
-    if not {common.DATABASE, common.BROKER} & os.environ.keys():
+    if on_a_file():
         app.engine.tidy(0)  # type: ignore[call-arg] # as the baseline does: from here on it is written over
     steady = _rate(plain.delay, n)
     app.close()

@@ -72,6 +72,11 @@ def use(folder: Path, *, durability: str | None = None) -> Path:
     return marks
 
 
+def on_a_file() -> bool:
+    """Say whether the log is a file, and no server's."""
+    return not {common.DATABASE, common.BROKER} & os.environ.keys()
+
+
 @contextlib.contextmanager
 def worker(
     folder: Path, app: str = "bench.apps.noop", *, processes: int = 2, options: tuple[str, ...] = ()
