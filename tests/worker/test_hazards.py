@@ -74,6 +74,7 @@ from respool.worker.aftermath import Aftermath
 from respool.worker.attending import Attendant, lower_bound
 from respool.worker.calling import Caller
 from respool.worker.executor import Executor
+from respool.worker.host import Woken
 from respool.worker.options import WorkerOptions
 from respool.worker.page import Slot, Snapshot, WorkerFile
 from respool.worker.services import services
@@ -276,11 +277,11 @@ def test_who_waits_for_each_result_is_told_before_more_is_looked_for(
     monkeypatch.setattr(app.engine, "ring_waiters", lambda positions: waiting.pop(0))
     for n in range(3):
         task.delay(n)
-        assert executor.work(rung=True)
+        assert executor.work(Woken.BY_BELL)
     task.delay(3)
-    assert executor.work(rung=False), "it was there already"
+    assert executor.work(Woken.BY_WORK), "it was there already"
     task.delay(4)
-    assert executor.work(rung=True)
+    assert executor.work(Woken.BY_BELL)
     assert settled == [(True, False), (False, True), (False, True), (True, False), (True, False)]
 
 

@@ -24,7 +24,7 @@ from ..loading import AppImportError, is_misuse, load_app
 from ..remote import raised_in
 from . import page as p
 from .executor import Executor
-from .host import LogFile, idle
+from .host import LogFile, Woken, idle
 from .options import (
     EXIT_LATE,
     EXIT_LOST,
@@ -149,17 +149,17 @@ class Child:
         kind = hash(tuple(service.group.id for service in executor.services)) & 0xFFFF_FFFF_FFFF_FFFF
         sleeper = app.engine.sleeper(logs, kind, (self.control.fileno(),))
         executor.patient = not self.options.burst
-        rung = False
+        woken = Woken.BY_TIME
         while not executor.stopping:
-            worked = executor.work(rung=rung)
-            rung = False
+            worked = executor.work(woken)
+            woken = Woken.BY_TIME
             if limit is not None and executor.done >= limit:
                 return EXIT_RECYCLED
             if (not worked or executor.exhausted) and not executor.stopping:
                 self.busy(False)
                 poll = app.settings["poll_interval"]
-                rung = idle(app.engine, executor.services, sleeper, poll, patient=True)
-                if not rung:  # else it is looked at when there is nothing to do
+                woken = idle(app.engine, executor.services, sleeper, poll, patient=True)
+                if woken is Woken.BY_TIME:  # else it is looked at when there is nothing to do
                     self._drain()
         return 0
 

@@ -27,7 +27,7 @@ from . import verdicts
 from .batching import Batching
 from .calling import Caller, EndNow
 from .exchange import Exchange
-from .host import LONGEST, PATIENCE, UNSETTLED, has_work, ring_for
+from .host import LONGEST, PATIENCE, UNSETTLED, Woken, has_work, ring_for
 from .own_work import Did, Finished, Kept, OwnWork, ranges
 from .run import CurrentRun
 from .services import Service
@@ -129,15 +129,16 @@ class Executor:
         """Whether nothing more is to be started."""
         return bool(self.slot.words[p.STOP])
 
-    def work(self, *, rung: bool = False) -> bool:
+    def work(self, woken: Woken = Woken.BY_TIME) -> bool:
         """Give each service its turn; False where none had anything to do.
 
-        `rung`: the bell has just said that there is something, so no need to look first.
+        Parameters:
+            woken: the bell, or a look, has just said that there is something, so no need to look first.
         """
         if self.engine.breaks != self._breaks:
             self._give_back_what_came_back()
-        sure = rung and len(self.services) == 1
-        self._one_by_one = self._one_by_one and rung
+        sure = woken is not Woken.BY_TIME and len(self.services) == 1
+        self._one_by_one = self._one_by_one and woken is Woken.BY_BELL
         worked, before, self._awaited = False, self.done, False
         self.exhausted = False
         for service in self.services:

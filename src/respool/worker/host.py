@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Collection, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -143,10 +144,18 @@ def _may_go(
     return bool(engine.look(Reads(group, (), True, 1, 8, now, tasks, ordered=who), decide))
 
 
+class Woken(Enum):
+    """Why an idle worker goes on."""
+
+    BY_TIME = "time"  # or by somebody who wants something else
+    BY_BELL = "bell"
+    BY_WORK = "work"  # it was there before it lay down
+
+
 def idle(
     engine: Any, services: Sequence[Service], sleeper: Any, poll: float, *, patient: bool = False
-) -> bool:
-    """Sleep until there may be something to do, or somebody wants something; True where the bell rang.
+) -> Woken:
+    """Sleep until there may be something to do, or somebody wants something; say which.
 
     Parameters:
         patient: where the sleeper is sure to hear the bell, look far less often than every `poll` seconds,
@@ -164,21 +173,22 @@ def idle(
                 elif has_work(engine, service, now):
                     if service.rate is None:
                         sleeper.cancel()
-                        return False
+                        return Woken.BY_WORK
                     paced, wait = True, min(wait, max(1 / service.rate, LEAST_WAIT))  # it waits for tokens
                 # What is due in an ordered group and not for us is for others, who are rung for.
                 due = engine.next_due(service.group.id, -1.0 if service.claimant is None else now)
                 if due is not None:
                     wait = min(wait, max(due - now, 0.0))
         except EngineUnavailable:
-            return bool(sleeper.sleep(poll))  # the executor looks again after that, and says what is wrong
+            # The executor looks again after that, and says what is wrong.
+            return Woken.BY_BELL if sleeper.sleep(poll) else Woken.BY_TIME
         until = time.monotonic() + wait
         if sleeper.sleep(wait):
-            return True
+            return Woken.BY_BELL
         if patient and getattr(sleeper, "stood_aside", False):
             continue
         if paced or not patient or time.monotonic() < until:
-            return False
+            return Woken.BY_TIME
 
 
 def ring_for(engine: Engine, verdicts: Sequence[Verdict]) -> None:

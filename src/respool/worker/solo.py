@@ -28,6 +28,7 @@ from .aftermath import Aftermath
 from .calling import EndNow
 from .executor import Executor
 from .host import (
+    Woken,
     all_done,
     boot_id,
     farewell,
@@ -116,11 +117,11 @@ class Solo:
         groups = [service.group for service in self.services]
         ordered = [service.group.id for service in self.services if service.ordered]
         limit = executor.limit = self.options.max_tasks_per_child
-        rung = False
+        woken = Woken.BY_TIME
         while not executor.stopping:
             self.between_leases()
-            worked = executor.work(rung=rung)
-            rung = False
+            worked = executor.work(woken)
+            woken = Woken.BY_TIME
             if limit is not None and executor.done >= limit:
                 log.info("ending after %d tasks", executor.done)
                 break
@@ -129,7 +130,7 @@ class Solo:
             if self.options.burst and all_done(self.engine, groups, ordered):
                 break
             poll = 0.05 if self.options.burst else self.app.settings["poll_interval"]
-            rung = idle(self.engine, self.services, sleeper, poll)
+            woken = idle(self.engine, self.services, sleeper, poll)
         sleeper.close()
 
     def _finish(self) -> None:

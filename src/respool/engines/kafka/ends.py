@@ -19,6 +19,10 @@ from .log import KafkaLog
 
 LOOK = 1.0  # seconds between two looks at the ids of topics; and that an end is known for, once it was asked
 
+JUST_NOW = (
+    0.005  # seconds; an end that was asked for so lately, by the look for work, is what it would be now
+)
+
 
 class Ends(NamedTuple):
     """Where logs end, as a decision is told."""
@@ -72,7 +76,8 @@ class KafkaEnds(KafkaLog):
             return None
         end = self._ends_seen[log]
         if end > cursor:
-            return Ends({log: end}, reads.due) if end - cursor >= reads.due else None
+            least = 1 if time.monotonic() - asked < JUST_NOW else reads.due
+            return Ends({log: end}, least) if end - cursor >= least else None
         came = self.reader.came(self.place(log))
         if came is None or came.epoch > self._epochs_seen[log]:
             return None
@@ -107,8 +112,10 @@ class KafkaEnds(KafkaLog):
 
     def has_work(self, group: int, now: float, tasks: Sequence[str]) -> bool:
         """Say whether a claim would find anything."""
-        if self.inner.has_work(group, now, tasks):
-            return True
+        return self._has_more(group) or self.inner.has_work(group, now, tasks)
+
+    def _has_more(self, group: int) -> bool:
+        """Say whether there are records that nobody has claimed, and that may be."""
         logs = self.logs_of(group, fresh=LOOK)
         known = self._cursors.get(group)
         ends = self.ends(logs)
@@ -123,15 +130,12 @@ class KafkaEnds(KafkaLog):
             return False
         positions, waits = self.inner.look(Reads(group, positions=True, due=1), _positions_and_held)
         self._note_cursors(group, {at.log: at.cursor for at in positions})
-        read = all(
-            at.cursor >= (ends.get(at.log, 0) if at.stop is None else min(ends.get(at.log, 0), at.stop))
+        if led and not waits:
+            self._look_at_epochs(group, logs)  # what has lost its end has nothing to be read, and says so
+        return not waits and any(
+            at.cursor < (ends.get(at.log, 0) if at.stop is None else min(ends.get(at.log, 0), at.stop))
             for at in positions
         )
-        if waits or (read and not led):
-            return False
-        if led:
-            self._look_at_epochs(group, logs)  # what has lost its end has nothing to be read, and says so
-        return not read
 
     def _note_cursors(self, group: int, cursors: dict[int, int]) -> None:
         self._cursors[group], self._cursors_at[group] = cursors, time.monotonic()
