@@ -24,6 +24,8 @@ AT_ONCE = 1000
 MOST = 16  # partitions that are kept at hand
 WAIT = 0.2  # seconds of one look
 _TRIMMED = (KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._AUTO_OFFSET_RESET)
+SLOW = 0.02  # seconds between two reads, from which on a partition is put away while there is …
+PLENTY = 50  # … so much of it at hand
 IDLE = 1.0  # seconds after which who reads nothing asks the brokers for nothing
 
 
@@ -45,9 +47,10 @@ class Came(NamedTuple):
 class _Part:
     """One partition that is being read."""
 
-    __slots__ = ("ahead", "ended", "next")
+    __slots__ = ("ahead", "away", "ended", "next")
 
     def __init__(self, at: int) -> None:
+        self.away = False  # nothing more of it is fetched for now
         self.next = at  # the offset from which on nothing was handed out
         self.ahead: deque[Any] = deque()  # messages that came, and belong to no range so far
         self.ended = -1  # where the partition ended when that was said last
@@ -99,8 +102,12 @@ class Reader:
         Raises: Trimmed; EngineUnavailable where nothing came for too long; TopicGone.
         """
         with self._lock:
+            slowly = 0 < self._used < time.monotonic() - SLOW
             try:
-                return self._read(ranges)
+                found = self._read(ranges)
+                if slowly:
+                    self._put_away(ranges)
+                return found
             except BaseException:
                 self._drop()
                 raise
@@ -113,6 +120,7 @@ class Reader:
         wanted: dict[Place, tuple[int, int, list[Any]]] = {place: (lo, hi, []) for place, lo, hi in ranges}
         found: list[list[Any]] = [wanted[place][2] for place, _, _ in ranges]
         open_: set[Place] = {place for place in wanted if not self._served(place, *wanted[place])}
+        self._take_up(consumer, open_)
         deadline = time.monotonic() + self._cluster.timeout
         size = sum(hi - lo for _, lo, hi in ranges)
         while open_:
@@ -145,7 +153,7 @@ class Reader:
             return None
         try:
             part, consumer = self._parts.get(place), self._consumer
-            if part is None or consumer is None:
+            if part is None or consumer is None or (part.away and not part.ahead):
                 return None
             if not part.ahead:
                 for each in {self._take(message) for message in consumer.consume(AT_ONCE, 0)}:
@@ -153,7 +161,7 @@ class Reader:
             if not part.ahead:
                 return Came(part.next, -1)
             epoch = part.ahead[-1].leader_epoch()
-            return Came(part.ahead[-1].offset() + 1, -1 if epoch is None else epoch)
+            return Came(_reach(part), -1 if epoch is None else epoch)
         except (Trimmed, RespoolError, KafkaException, RuntimeError):  # who reads there is told
             self._drop()
             return None
@@ -213,7 +221,9 @@ class Reader:
             fresh = []
             for place, lo, _ in ranges:
                 part = self._parts.pop(place, None)
-                if part is not None and not self._moved(consumer, place, part, lo):
+                if part is not None and part.away:
+                    part = part if part.next <= lo <= _reach(part) else None
+                elif part is not None and not self._moved(consumer, place, part, lo):
                     consumer.incremental_unassign([TopicPartition(*place)])
                     part = None
                 if part is None:
@@ -230,8 +240,7 @@ class Reader:
     @staticmethod
     def _moved(consumer: Consumer, place: Place, part: _Part, lo: int) -> bool:
         """Move on, or back, within a partition; False where it must be taken up anew."""
-        reach = part.ahead[-1].offset() + 1 if part.ahead else part.next
-        if part.next <= lo <= reach + SKIP:
+        if part.next <= lo <= _reach(part) + SKIP:
             return True
         part.ahead.clear()
         part.next, part.ended = lo, -1
@@ -242,8 +251,38 @@ class Reader:
         return True
 
     def _leave(self, consumer: Consumer, place: Place) -> None:
-        del self._parts[place]
-        consumer.incremental_unassign([TopicPartition(*place)])
+        if not self._parts.pop(place).away:
+            consumer.incremental_unassign([TopicPartition(*place)])
+
+    def _put_away(self, ranges: Sequence[tuple[Place, int, int]]) -> None:
+        """Fetch no more of partitions that are read slowly, while there is plenty of them at hand.
+
+        Else a broker that has nothing new is asked for it a hundred times a second, by each who reads there.
+        """
+        consumer = self._consumer
+        assert consumer is not None
+        for place, _, _ in ranges:
+            part = self._parts.get(place)
+            if part is None or part.away:
+                continue
+            if len(part.ahead) < PLENTY:
+                for each in {self._take(message) for message in consumer.consume(AT_ONCE, 0)}:
+                    self._leave_unwanted(consumer, each, {place})
+            if len(part.ahead) >= PLENTY:
+                consumer.incremental_unassign([TopicPartition(*place)])
+                part.away = True
+
+    def _take_up(self, consumer: Consumer, places: Collection[Place]) -> None:
+        """Fetch on of partitions that were put away, and of which more is wanted than is at hand."""
+        away = [place for place in places if self._parts[place].away]
+        if not away:
+            return
+        try:
+            consumer.incremental_assign([TopicPartition(*place, self._parts[place].next) for place in away])
+        except KafkaException as error:
+            raise self._cluster.translated(error.args[0]) from None
+        for place in away:
+            self._parts[place].away = False
 
     def rest(self) -> None:
         """Ask the brokers for nothing any more where nothing was read for a while."""
@@ -269,3 +308,8 @@ class Reader:
             consumer, self._consumer = self._consumer, None
             if consumer is not None:
                 consumer.close()
+
+
+def _reach(part: _Part) -> int:
+    """Return one past the last record of a partition that is at hand."""
+    return part.ahead[-1].offset() + 1 if part.ahead else part.next

@@ -1,0 +1,102 @@
+"""Reading ranges of a partition: they hold what they should, whatever of it is at hand or put away."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.engines.kits import KafkaKit, SQLiteKit, eventually
+from tests.engines.test_conformance import fill
+from tests.services.fixtures import KafkaAddress
+
+from respool.engines.kafka import reader as module
+from respool.engines.kafka.cluster import Place
+from respool.engines.kafka.reader import PLENTY, Reader
+
+
+@pytest.fixture
+def engine(kafka: KafkaAddress, tmp_path: Path) -> Iterator[Any]:
+    kit = KafkaKit(kafka.url(), SQLiteKit(tmp_path, "full"), "full")
+    yield kit.open()
+    kit.remove()
+
+
+@pytest.fixture
+def log(engine: Any) -> int:
+    found: int = engine.create_stream("queue", "shop", "default", 1, {}).logs[0]
+    return found
+
+
+@pytest.fixture
+def place(engine: Any, log: int) -> Place:
+    found: Place = engine.place(log)
+    return found
+
+
+@pytest.fixture
+def reader(engine: Any) -> Iterator[Reader]:
+    made = Reader(engine.cluster)
+    yield made
+    made.close()
+
+
+def offsets(reader: Reader, place: Place, lo: int, hi: int) -> list[int]:
+    return [message.offset() for message in reader.read([(place, lo, hi)])[0]]
+
+
+def assigned(reader: Reader) -> int:
+    assert reader._consumer is not None
+    return len(reader._consumer.assignment())
+
+
+def test_who_reads_slowly_and_has_plenty_at_hand_asks_no_broker(
+    engine: Any, log: int, place: Place, reader: Reader
+) -> None:
+    fill(engine, log, 3 * PLENTY)
+    assert offsets(reader, place, 0, 1) == [0]
+    assert assigned(reader) == 1, "it was the first: nobody knows how fast it will be"
+    eventually(lambda: reader.came(place).end == 3 * PLENTY)  # type: ignore[union-attr]
+    time.sleep(module.SLOW)  # it works on what it has read
+    assert offsets(reader, place, 1, 8) == list(range(1, 8))
+    assert assigned(reader) == 0
+    assert offsets(reader, place, 8, 3 * PLENTY) == list(range(8, 3 * PLENTY))
+    assert reader.came(place) is None, "there may be more by now: who wants to know asks"
+    fill(engine, log, 5)
+    assert offsets(reader, place, 3 * PLENTY, 3 * PLENTY + 5) == [3 * PLENTY + n for n in range(5)]
+    assert assigned(reader) == 1
+
+
+def test_who_reads_fast_goes_on_fetching(engine: Any, log: int, place: Place, reader: Reader) -> None:
+    fill(engine, log, 3 * PLENTY)
+    offsets(reader, place, 0, 1)
+    eventually(lambda: reader.came(place).end == 3 * PLENTY)  # type: ignore[union-attr]
+    reader._used = time.monotonic()
+    offsets(reader, place, 1, 8)
+    assert assigned(reader) == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ranges_in_any_order_hold_what_they_should(
+    engine: Any, log: int, place: Place, reader: Reader, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forth, back, past what is at hand, before and after it was put away; the log grows meanwhile."""
+    monkeypatch.setattr(module, "PLENTY", 3)
+    monkeypatch.setattr(module, "SKIP", 10)
+    draw, end, lo = random.Random(seed), 60, 0
+    fill(engine, log, end)
+    for _ in range(120):
+        monkeypatch.setattr(module, "SLOW", draw.choice([0.0, 0.0, 10.0]))
+        if draw.random() < 0.2:
+            lo = draw.randrange(end)
+        hi = min(lo + draw.randint(1, 12), end)
+        assert offsets(reader, place, lo, hi) == list(range(lo, hi))
+        if draw.random() < 0.3:
+            reader.came(place)
+        lo = hi
+        if lo == end:
+            fill(engine, log, 7)
+            end += 7
