@@ -473,14 +473,14 @@ def test_a_result_that_is_waited_for_does_not_wait_for_a_claim(
     for n, expected in enumerate(([True, True], [True, False], [True, False])):
         task.delay(n)
         claims.clear()
-        assert executor.work(rung=True)
+        assert executor.work(Woken.BY_BELL)
         assert claims == expected, n
         assert executor.exhausted
     rung[0] = 0
     for n, expected in enumerate(([True, False], [True, True])):
         task.delay(n)
         claims.clear()
-        assert executor.work(rung=True)
+        assert executor.work(Woken.BY_BELL)
         assert claims == expected, "nobody waited for the call before" if n else "somebody did"
     assert app.engine.counts(service.group).pending == 0
 
