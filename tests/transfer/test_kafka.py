@@ -129,7 +129,8 @@ def test_what_waits_in_the_outbox_is_sent_first(
 
     with monkeypatch.context() as patched:
         patched.setattr(broker.outbox, "_send_to", dies)
-        patched.setattr(broker.outbox, "_settle", lambda *given, **more: None)  # its lease stays
+        for name in ("_settle", "_give_back"):  # its lease stays
+            patched.setattr(broker.outbox, name, lambda *given, **more: None)
         row = NewCall(queue.logs[0], "add", b"late", None, "shop\0late", NOW)
         with pytest.raises(AppendUnknown):
             broker.append_row(row)

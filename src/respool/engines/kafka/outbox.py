@@ -17,15 +17,16 @@ import msgspec
 
 from ...clock import now as wall_clock
 from ...delivery.model import NewCall
-from ...errors import AppendUnknown, ConfigError, EngineError, EngineUnavailable
+from ...delivery.spans import Span
+from ...errors import AppendUnknown, ConfigError, EngineError, EngineUnavailable, RespoolError
 from ...record import Id, first_pos, log_of
 from .. import stored_id
 from ..base import Conflict, Engine, Reads, UniqueLock
 from .moved import Moved, outbox_id
 from .places import HIDDEN, KafkaPlaces
-from .relay import NOWHERE, LookFor, Relay
+from .relay import NOWHERE, LookFor, Relay, Relayed
 from .sender import Sender
-from .waiting import Box, id_from_outbox, put_by
+from .waiting import Box, id_from_outbox, put_by, waiting
 
 NAME = "outbox"
 NAME_IN_ORDER = "outbox in order"
@@ -89,17 +90,18 @@ class Outbox(Relay):
         for some in places.values():
             found = self._inner.append_rows([kept[n] for n in some], fence)
             conflicts += [each._replace(row=some[each.row]) for each in found]
-        sent = self._relay_kept(places)
-        for id in {row.id for row in rows} - sent:
-            self._await(self._inner.find(HIDDEN, outbox_id(id)))
+        sent = self._relay_kept(places, rows)
+        for id, row in {row.id: row for row in rows}.items():
+            if id not in sent:
+                self._await(self._inner.find(HIDDEN, outbox_id(id)), row)
         return [self._moved(each) for each in conflicts]
 
     def append_one(self, row: NewCall) -> int | Conflict:
         """Append one record by way of the outbox; return where it is in Kafka."""
         (kept,) = self.rewritten([row])
         done = self._inner.append_row(kept)
-        self._relay_kept([kept.log])
-        return self._moved(done) if isinstance(done, Conflict) else self._await(done)
+        self._relay_kept([kept.log], [row])
+        return self._moved(done) if isinstance(done, Conflict) else self._await(done, row)
 
     def append_unique(
         self, row: NewCall, key: str, seen: Id | None, until: float | None, fence: tuple[int, int] | None
@@ -114,8 +116,8 @@ class Outbox(Relay):
         place = self._inner.append_unique(kept, key, before, until, fence)
         if place is None:
             return None
-        self._relay_kept([kept.log])
-        return self._await(place)
+        self._relay_kept([kept.log], [row])
+        return self._await(place, row)
 
     def lock_of(self, key: str) -> UniqueLock | None:
         """Return what a key is taken by, or was."""
@@ -124,7 +126,7 @@ class Outbox(Relay):
             return None
         return lock._replace(id=id_from_outbox(lock.id), placed=self._box_of(lock.pos) is None)
 
-    def _await(self, place: int | None) -> int:
+    def _await(self, place: int | None, row: NewCall) -> int:
         """Return where a record is in Kafka, once whoever is at it has sent it."""
         deadline = time.monotonic() + self._timeout
         while place is not None:
@@ -140,7 +142,7 @@ class Outbox(Relay):
                 if time.monotonic() > deadline:
                     break
                 waiter.sleep(0.05)
-            self._relay_kept([log_of(place)])
+            self._relay_kept([log_of(place)], [row])
         raise AppendUnknown(_KEPT)
 
     def _moved(self, conflict: Conflict) -> Conflict:
@@ -150,15 +152,29 @@ class Outbox(Relay):
     # Finding
 
     def find(self, id: Id) -> int | None:
-        """Return where a record is that came by way of the outbox; it is sent first where it was not."""
+        """Return where a record is that came by way of the outbox; it is sent first where it was not.
+
+        None where there is none, or somebody else is about to send it. Raises AppendUnknown where it cannot
+        be sent now; not that nothing was, since whoever sends an id again asks for it first.
+        """
         place = self._inner.find(HIDDEN, outbox_id(id))
         if place is None:
             return None
-        pos = self._position(place)
+        pos = self._place_of(place)
         if pos is None:
-            self.relay([log_of(place)])
-            pos = self._position(place)
-        return pos
+            done = self.relay([log_of(place)])
+            pos = self._place_of(place)
+            if pos is None:
+                error = self._why_not(done, place)
+                if error is not None:
+                    raise AppendUnknown(f"{_KEPT}: {error}") from error
+        return None if pos == NOWHERE else pos
+
+    def _why_not(self, done: Relayed, place: int) -> RespoolError | None:
+        """Return why a record was not sent; None where somebody else is at it."""
+        for pos, _, body, packed in self._inner.rows([Span(place, place + 1)]):
+            return done.failed.get(waiting(pos, body, packed or b"", tried=False).log, done.broken)
+        return done.broken
 
     def _position(self, place: int) -> int | None:
         pos = self._place_of(place)
@@ -177,12 +193,23 @@ class Outbox(Relay):
     def _box_of(self, pos: int) -> Box | None:
         return next((box for box in self.boxes if box.log == log_of(pos)), None)
 
-    def _relay_kept(self, logs: Collection[int]) -> set[Id]:
-        """Send what was just kept: it will be sent, so where it cannot be now it must not be sent anew."""
+    def _relay_kept(self, logs: Collection[int], own: Sequence[NewCall]) -> set[Id]:
+        """Send what was just kept: it will be sent, so where it cannot be now it must not be sent anew.
+
+        That somebody else's cannot be sent is no matter of the caller's.
+        """
         try:
-            return self.relay(logs)
+            done = self.relay(logs, own)
+            error = done.why_not(row for row in own if row.id not in done.sent and self._still_here(row.id))
+            if error is not None:
+                raise error
         except (EngineUnavailable, ConfigError, EngineError) as error:
             raise AppendUnknown(f"{_KEPT}: {error}") from error
+        return done.sent
+
+    def _still_here(self, id: Id) -> bool:
+        place = self._inner.find(HIDDEN, outbox_id(id))
+        return place is not None and self._place_of(place) is None
 
     def forget_references(self, log: int, end: int) -> None:
         """Take down who referred to blobs, of what a log has lost below a position."""
@@ -197,6 +224,7 @@ class Outbox(Relay):
         self.recover()
         now = wall_clock()
         waits = [box.log for box in self.boxes if self._inner.has_work(box.group.id, now, ())]
-        self.relay(waits, ring=True)
+        done = self.relay(waits)
         for box in self.boxes:
             self._inner.trim(box.stream, wall_clock() - window, 5000)
+        done.check()

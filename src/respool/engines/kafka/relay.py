@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from random import Random
 
 import msgspec
@@ -18,11 +18,11 @@ import msgspec
 from ...clock import boottime_ns
 from ...clock import now as wall_clock
 from ...delivery.claim import Request, claim
-from ...delivery.model import MAX_LEASE, Change, Lease, Outcome, Settlement, View
+from ...delivery.model import MAX_LEASE, Change, Lease, NewCall, Outcome, Settlement, View
 from ...delivery.order import Claimant
 from ...delivery.settle import settle
 from ...delivery.spans import Finder, count
-from ...errors import ConfigError, EngineError, EngineUnavailable, RecordTooLarge, RespoolError
+from ...errors import EngineError, EngineUnavailable, RecordTooLarge, RespoolError
 from ...record import OFFSET_BITS, Id
 from ...reference import is_reference
 from ..base import Engine, Reads
@@ -36,12 +36,39 @@ log_ = logging.getLogger("respool.engine")
 RELAY = -1  # who owns what is being relayed: no worker has that number
 AT_ONCE = 1000
 EARLY = 2.0  # seconds before its time that a record may have been stored: clocks differ
+LONG = 0.5  # seconds that a log is waited for until it rests
 NOWHERE = -1  # the place of what is lost
 LOST = "calls lost: their topic is gone, or takes none of their size"
 LookFor = Callable[[int, set[Id], float], dict[Id, int]]
 """Where records with these ids are in a log, of those stored since a time."""
 _random_bits = Random().getrandbits  # seeded by the system, whatever the code of users seeds
 _pack = msgspec.msgpack.Encoder().encode
+
+
+class Relayed:
+    """What came of relaying."""
+
+    def __init__(self) -> None:
+        self.sent: set[Id] = set()
+        self.failed: dict[int, RespoolError] = {}
+        """Why a log in Kafka took nothing."""
+        self.broken: RespoolError | None = None
+        """Why a box could not be gone through."""
+
+    def why_not(self, own: Iterable[NewCall]) -> RespoolError | None:
+        """Return why some of these records were not sent; None where they were, or others are at them."""
+        for row in own:
+            if row.id not in self.sent:
+                error = self.failed.get(row.log, self.broken)
+                if error is not None:
+                    return error
+        return None
+
+    def check(self) -> None:
+        """Raise the first error, whosever records it kept back."""
+        error = next(iter(self.failed.values()), self.broken)
+        if error is not None:
+            raise error
 
 
 class Relay:
@@ -64,28 +91,44 @@ class Relay:
         self.patience = 2 * timeout + 2.0  # seconds after which nothing more comes of a lease of ours
         self._lock = threading.Lock()
         self._watched: dict[int, int] = {}  # leases of others, since when we have seen them, in ns
+        self._resting: dict[int, tuple[int, RespoolError]] = {}  # logs that took nothing: until when, and why
 
-    def relay(self, logs: Collection[int], *, ring: bool = False) -> set[Id]:
-        """Send all that waits in these logs of the outbox; return the ids of what was sent.
+    def relay(self, logs: Collection[int], own: Sequence[NewCall] = ()) -> Relayed:
+        """Send all that waits in these logs of the outbox. What cannot be sent waits for the next who relays.
+
+        A log that takes nothing keeps back no other. Where it was waited for, it rests for a while: it is not
+        tried for records that are others'.
 
         Parameters:
-            ring: wake the workers, too; whoever appends or settles does that once all is written.
-
-        Raises: AppendUnknown, EngineUnavailable: the rest waits for the next who relays.
+            own: the caller's records, as they were given. For those he wakes the workers once all is written;
+                for all others they are woken here.
         """
-        sent: set[Id] = set()
+        done = Relayed()
         with self._lock:
             for box in self.boxes:
-                more = box.log in logs
-                while more:
-                    until = boottime_ns() + int(self._timeout * 1e9)
-                    lease = self._claim(box)
-                    if lease is None:
-                        break
-                    sent |= self._send(box, lease, until, ring=ring)
-                    # What one who relays in order holds back, he leaves to whoever comes next.
-                    more = box.ordered or count(lease.spans) >= AT_ONCE
-        return sent
+                if box.log in logs:
+                    try:
+                        self._relay_box(box, done, {row.id for row in own}, {row.log for row in own})
+                    except RespoolError as error:  # of the state
+                        done.broken = done.broken or error
+        return done
+
+    def _relay_box(self, box: Box, done: Relayed, own: set[Id], to: set[int]) -> None:
+        held: list[int] = []  # what could not be sent; given back at once, it would head the next lease
+        try:
+            more = True
+            while more:
+                until = boottime_ns() + int(self._timeout * 1e9)
+                lease = self._claim(box)
+                if lease is None:
+                    break
+                if not self._send(box, lease, until, done, own, to):
+                    held.append(lease.id)
+                # What one who relays in order holds back, he leaves to whoever comes next.
+                more = box.ordered or count(lease.spans) >= AT_ONCE
+        finally:
+            for id in held:
+                self._give_back(box, id)
 
     def _claim(self, box: Box) -> Lease | None:
         number, who = -_random_bits(61) - (1 << 61), Claimant(RELAY, 0, AT_ONCE) if box.ordered else None
@@ -95,45 +138,83 @@ class Relay:
         lease: Lease | None = self._inner.transact(reads, lambda view, change: claim(view, change, request))
         return lease
 
-    def _send(self, box: Box, lease: Lease, until: int, *, ring: bool) -> set[Id]:
-        """Send a lease's records, and say where they are; return their ids."""
+    def _send(self, box: Box, lease: Lease, until: int, done: Relayed, own: set[Id], to: set[int]) -> bool:
+        """Send a lease's records, and say where they are; say whether that was all of them."""
         found: list[tuple[int, int]] = []
-        lost = 0
         kept: list[Waiting] = []
-        stuck: RespoolError | None = None
+        by_log: dict[int, list[Waiting]] = {}
         try:
             spans = Finder(lease.spans)
             for pos, _, body, packed in self._inner.rows(lease.spans):
                 span = spans.find(pos)
                 kept.append(waiting(pos, body, packed or b"", tried=span is not None and span.deliveries > 0))
-            by_log: dict[int, list[Waiting]] = {}
             for each in kept:
                 by_log.setdefault(each.log, []).append(each)
-            for target, some in by_log.items():
-                try:
-                    found += self._send_to(target, some, until)
-                except TopicGone as error:
-                    self._make_sure_of(target)
-                    lost += len(some)
-                    log_.error("%d call(s) are lost: %s", len(some), error)
-                    found += [(each.pos, NOWHERE) for each in some]
-                except RecordTooLarge as error:
-                    one_by_one = self._send_singly(target, some, error, until)
-                    found += one_by_one
-                    lost += sum(place == NOWHERE for _, place in one_by_one)
-                except (ConfigError, EngineError) as error:
-                    stuck = error  # of this topic: what goes elsewhere need not wait
-            if stuck is not None:
-                raise stuck
+            for target in self._in_turn(by_log, to):
+                if target not in done.failed:
+                    try:
+                        found += self._send_or_lose(target, by_log[target], until, rest=target not in to)
+                    except RespoolError as error:  # of this topic: what goes elsewhere need not wait
+                        done.failed[target] = error
         except BaseException:
-            self._settle(box, lease, found, lost, kept, tried=True)
+            self._settle(box, lease, found, kept, tried=True, release=True)
             raise
-        self._settle(box, lease, found, lost, kept, tried=False)
+        failed = not done.failed.keys().isdisjoint(by_log)
+        self._settle(box, lease, found, kept, tried=failed, release=False)
         self._inner.ring_waiters([pos for pos, _ in found])
-        for target, some in by_log.items() if ring else ():
-            self._inner.ring(target, everyone=len(some) > 1)
-        gone = {pos for pos, place in found if place == NOWHERE}
-        return {each.id for each in kept if each.pos not in gone}
+        there = {pos for pos, place in found if place != NOWHERE}
+        for target, some in by_log.items():
+            ids = {each.id for each in some if each.pos in there}
+            done.sent |= ids
+            if not ids <= own:
+                self._inner.ring(target, everyone=len(ids) > 1)
+        return not failed
+
+    def _in_turn(self, by_log: dict[int, list[Waiting]], to: set[int]) -> list[int]:
+        """Return logs in the order in which they are tried: last those that may use up the time.
+
+        Those are the ones that took nothing when they were tried last, the latest of them at the end. Of the
+        others the caller's own are the first.
+        """
+
+        def turn(target: int) -> tuple[int, bool, bool]:
+            rests, _ = self._resting.get(target, (0, None))
+            return rests, target not in to, any(each.tried for each in by_log[target])
+
+        return sorted(by_log, key=turn)
+
+    def _send_or_lose(
+        self, target: int, some: list[Waiting], until: int, *, rest: bool
+    ) -> list[tuple[int, int]]:
+        """Send what waits for one log; return where it is now, NOWHERE where it can never be sent.
+
+        A log that was waited for in vain rests for twice as long: whoever has calls for others waits behind
+        it for a third of the time at most.
+        """
+        began = boottime_ns()
+        rests, why = self._resting.get(target, (0, None))
+        if rest and why is not None and began < rests:
+            raise why
+        try:
+            found = self._send_whole(target, some, until)
+        except RespoolError as error:
+            ended = boottime_ns()
+            if began <= until:  # else it was not tried
+                waited = ended - began
+                self._resting[target] = ended + (2 * waited if waited > LONG * 1e9 else 0), error
+            raise
+        self._resting.pop(target, None)
+        return found
+
+    def _send_whole(self, target: int, some: list[Waiting], until: int) -> list[tuple[int, int]]:
+        try:
+            return self._send_to(target, some, until)
+        except TopicGone as error:
+            self._make_sure_of(target)
+            log_.error("%d call(s) are lost: %s", len(some), error)
+            return [(each.pos, NOWHERE) for each in some]
+        except RecordTooLarge as error:
+            return self._send_singly(target, some, error, until)
 
     def _send_singly(
         self, target: int, some: list[Waiting], error: RecordTooLarge, until: int
@@ -188,12 +269,12 @@ class Relay:
         box: Box,
         lease: Lease,
         found: list[tuple[int, int]],
-        lost: int,
         kept: Sequence[Waiting],
         *,
         tried: bool,
+        release: bool,
     ) -> None:
-        """Write down where records are; what is left goes back, marked where it may have been sent.
+        """Write down where records are; what is left stays ours or goes back, marked as perhaps sent.
 
         What refers to a blob is told again as of its place in Kafka: its row here is forgotten one day (H18).
         So is what has taken a key (H16).
@@ -205,7 +286,8 @@ class Relay:
         done = [(pos, pos + 1) for pos, _ in results]
         if not tried:  # all of it: what is not there any more is done, too
             done = [(span.lo, span.hi) for span in lease.spans]
-        settlement = Settlement(lease.id, RELAY, done, [], results, ended, ended, release=True)
+        settlement = Settlement(lease.id, RELAY, done, [], results, ended, ended, release=release)
+        lost = sum(place == NOWHERE for _, place in found)
 
         def decide(view: View, change: Change) -> None:
             mine = view.leases.get(lease.id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from confluent_kafka import TopicPartition
 
@@ -143,17 +143,25 @@ class KafkaRetention(KafkaInspect):
                 self._mirror.close()
 
     def tidy_now(self) -> None:
-        """Do it here and now. Raises what it finds."""
+        """Do it here and now. Raises the first that fails, once the rest is done."""
         self.reader.rest()
         self.seeker.rest()
-        self.outbox.tidy(self.options.id_window)
+        steps: list[Callable[[], None]] = [lambda: self.outbox.tidy(self.options.id_window)]
         now = time.monotonic()
         if now >= self._mirror_at:
             self._mirror_at = now + MIRROR
-            self._mirror_cursors()
+            steps.append(self._mirror_cursors)
         if now >= self._rarely_at:
             self._rarely_at = now + RARELY
-            self._look_after()
+            steps.append(self._look_after)
+        failed: RespoolError | None = None
+        for step in steps:
+            try:
+                step()
+            except RespoolError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     def _look_after(self) -> None:
         mark = self.inner.mark()

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ...delivery.model import Change, NewCall, Position, View
-from ...errors import RespoolError
 from ...record import Row
 from ..base import Reads
 from .ahead import KeysMissing
@@ -101,14 +100,13 @@ class KafkaState(KafkaAsked):
         if told:
             self._forget_lost(told)
         if calls:
-            self._relay_now(to)
+            self._relay_now(to, calls)
         return answer
 
-    def _relay_now(self, to: set[int]) -> None:
+    def _relay_now(self, to: set[int], calls: list[NewCall]) -> None:
         """Send the calls of runs that were just settled. What cannot be sent yet waits for a beat."""
-        try:
-            self.outbox.relay(to)
-        except RespoolError as error:  # the settlement stands, whatever it is
+        error = self.outbox.relay(to, calls).why_not(calls)
+        if error is not None:  # the settlement stands, whatever it is
             log.warning("calls of runs wait in the state until they can be sent: %s", error)
 
     def look(self, reads: Reads, decide: Callable[[View, Change], T]) -> T:

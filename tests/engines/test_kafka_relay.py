@@ -1,0 +1,228 @@
+"""Kafka's relay beside a topic that takes nothing, and what others have left in the outbox."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.engines.kits import KafkaKit, SQLiteKit
+from tests.engines.test_conformance import fill, finish, grant
+from tests.services.fixtures import KafkaAddress
+
+from respool import AppendUnknown, ConfigError, EngineUnavailable
+from respool.clock import boottime_ns
+from respool.delivery.model import NewCall, Verdict
+from respool.engines.base import Stream
+from respool.engines.kafka import relay as relay_module
+from respool.errors import RespoolError
+from respool.record import first_pos
+
+ERRORS = [AppendUnknown("timed out"), EngineUnavailable("too few replicas"), ConfigError("not authorized")]
+
+
+@pytest.fixture
+def kit(kafka: KafkaAddress, tmp_path: Path) -> Iterator[KafkaKit]:
+    made = KafkaKit(kafka.url(), SQLiteKit(tmp_path, "full"), "full", "&id_window=60s")
+    yield made
+    made.remove()
+
+
+@pytest.fixture
+def engine(kit: KafkaKit) -> Any:
+    return kit.open()
+
+
+@pytest.fixture
+def stuck(engine: Any) -> Stream:
+    return engine.create_stream("queue", "shop", "stuck", 1, {})  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def fine(engine: Any) -> Stream:
+    return engine.create_stream("queue", "shop", "fine", 1, {})  # type: ignore[no-any-return]
+
+
+def call(stream: Stream, id: str, age: float = 0.0, key: int | None = None) -> NewCall:
+    return NewCall(stream.logs[0], "add", id.encode(), None, f"shop\0{id}", time.time() - age, key)
+
+
+def leave(engine: Any, *calls: NewCall) -> None:
+    """Put calls into the outbox as a process does that dies before it has sent them."""
+    engine.inner.append_rows(engine.outbox.rewritten(calls))
+
+
+def bodies(engine: Any, stream: Stream) -> list[bytes]:
+    first = first_pos(stream.logs[0])
+    return sorted(each.body for each in engine.records(first, first + 99, 99))
+
+
+def taking_nothing(
+    engine: Any, stream: Stream, error: RespoolError, meanwhile: Callable[[], None] = lambda: None
+) -> list[str]:
+    """Have a stream's topic take nothing; return the list of topics that are tried from now on."""
+    tried: list[str] = []
+    append, topic = engine.sender.append, engine.place(stream.logs[0]).topic
+
+    def refused(place: Any, *given: Any, **more: Any) -> Any:
+        tried.append(place.topic)
+        if place.topic == topic:
+            meanwhile()
+            raise error
+        return append(place, *given, **more)
+
+    engine.sender.append = refused
+    return tried
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_a_topic_that_takes_nothing_keeps_back_no_other(
+    engine: Any, stuck: Stream, fine: Stream, error: RespoolError
+) -> None:
+    """What is sent is no failure of its caller's; what is left in either box is sent by whoever tidies."""
+    taking_nothing(engine, stuck, error)
+    with pytest.raises(AppendUnknown):
+        engine.append_row(call(stuck, "a"))
+    assert engine.append_row(call(fine, "b")) == first_pos(fine.logs[0])
+    assert engine.append_rows([call(fine, "c"), call(fine, "d")]) == []
+    leave(engine, call(fine, "e"))
+    leave(engine, call(fine, "f", key=7))
+    with pytest.raises(type(error)):
+        engine.tidy_now()
+    assert bodies(engine, fine) == [b"b", b"c", b"d", b"e", b"f"]
+    with pytest.raises(AppendUnknown):
+        engine.append_row(call(stuck, "a"))
+    del engine.sender.append
+    engine.tidy_now()
+    assert bodies(engine, stuck) == [b"a"]
+
+
+def test_more_than_is_taken_at_once_keeps_back_no_other(
+    engine: Any, stuck: Stream, fine: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was given back is taken first, and may fill each lease."""
+    monkeypatch.setattr(relay_module, "AT_ONCE", 2)
+    tried = taking_nothing(engine, stuck, ERRORS[1])
+    leave(engine, *(call(stuck, f"{n}") for n in range(7)))
+    for _ in range(2):
+        with pytest.raises(EngineUnavailable):
+            engine.tidy_now()
+    tried.clear()
+    engine.append_row(call(fine, "b"))
+    assert bodies(engine, fine) == [b"b"]
+    assert len(tried) <= 2, "once for all that waits"
+    del engine.sender.append
+    engine.tidy_now()
+    assert bodies(engine, stuck) == [b"%d" % n for n in range(7)]
+
+
+def test_a_topic_that_is_waited_for_in_vain_rests(
+    engine: Any, stuck: Stream, fine: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others do not wait for it each time, and are sent before it."""
+    clock = [boottime_ns() + 10**15]
+    monkeypatch.setattr(relay_module, "boottime_ns", lambda: clock[0])
+    wait = int(engine.cluster.timeout * 1e9) + 1
+
+    def waits() -> None:
+        clock[0] += wait
+
+    tried = taking_nothing(engine, stuck, ERRORS[0], waits)
+    places = engine.place(stuck.logs[0]).topic, engine.place(fine.logs[0]).topic
+    leave(engine, call(stuck, "a"))
+    engine.append_row(call(fine, "b"))
+    engine.append_row(call(fine, "c"))
+    with pytest.raises(AppendUnknown):
+        engine.tidy_now()
+    assert tried.count(places[0]) == 1
+    clock[0] += 2 * wait
+    tried.clear()
+    leave(engine, call(stuck, "d"))
+    engine.append_row(call(fine, "e"))
+    assert tried == [places[1], places[0]], "it is tried again, after the others"
+    with pytest.raises(AppendUnknown):
+        engine.append_row(call(stuck, "f"))
+    assert tried[2:] == [places[0]], "who sends to it tries it"
+    assert bodies(engine, fine) == [b"b", b"c", b"e"]
+
+
+def test_to_look_for_what_waits_fails_only_for_what_cannot_be_sent(
+    engine: Any, stuck: Stream, fine: Stream
+) -> None:
+    taking_nothing(engine, stuck, ERRORS[0])
+    leave(engine, call(stuck, "a"), call(fine, "b"))
+    assert engine.find("shop", "b") == first_pos(fine.logs[0])
+    with pytest.raises(AppendUnknown, match="kept in the state, and could not be sent yet"):
+        engine.find("shop", "a")
+    del engine.sender.append
+    assert engine.find("shop", "a") == first_pos(stuck.logs[0])
+
+
+def test_the_same_id_again_is_found_whatever_else_cannot_be_sent(
+    engine: Any, stuck: Stream, fine: Stream
+) -> None:
+    """Of its own topic, too: it was sent long ago."""
+    first = call(stuck, "a")
+    pos = engine.append_row(first)
+    taking_nothing(engine, stuck, ERRORS[2])
+    leave(engine, call(stuck, "b"))
+    assert engine.append_row(first) == pos
+
+
+def test_a_settlement_sends_its_calls_past_a_topic_that_takes_nothing(
+    engine: Any, stuck: Stream, fine: Stream, caplog: pytest.LogCaptureFixture
+) -> None:
+    main = next(group for group in engine.groups() if group.stream == fine.id)
+    taking_nothing(engine, stuck, ERRORS[0])
+    leave(engine, call(stuck, "a"))
+    fill(engine, fine.logs[0], 1)
+    lease = grant(engine, main, 1)
+    assert lease is not None
+    finish(engine, main, lease, Verdict(first_pos(fine.logs[0]), "success", calls=[call(fine, "made")]))
+    assert b"made" in bodies(engine, fine)
+    assert "wait in the state" not in caplog.text, "its own do not"
+
+
+def test_the_state_is_tidied_whatever_cannot_be_sent(
+    engine: Any, stuck: Stream, fine: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Old ids are forgotten, groups shown to Kafka's own tools, topics looked after."""
+    engine.append_row(call(fine, "old", age=100))
+    engine.append_row(call(fine, "new"))
+    taking_nothing(engine, stuck, ERRORS[2])
+    leave(engine, call(stuck, "a"))
+    done: list[str] = []
+    look_after, trim = engine._look_after, engine.inner.trim
+    reserve = engine.inner.reserve
+    monkeypatch.setattr(engine, "_look_after", lambda: (done.append("looked"), look_after()))
+    monkeypatch.setattr(engine.inner, "trim", lambda *given: (done.append("trimmed"), trim(*given))[1])
+    monkeypatch.setattr(
+        engine.inner, "reserve", lambda *given, **more: (done.append("ahead"), reserve(*given, **more))[1]
+    )
+    with pytest.raises(ConfigError, match="not authorized"):
+        engine.tidy_now()
+    assert set(done) == {"looked", "trimmed", "ahead"}
+
+
+def test_workers_are_woken_for_what_others_have_left(
+    kit: KafkaKit, engine: Any, stuck: Stream, fine: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whoever sends it, on the way of his own; for that they are woken once, when all is written."""
+    rung: list[int] = []
+    ring = engine.inner.ring
+    monkeypatch.setattr(engine.inner, "ring", lambda log, **more: (rung.append(log), ring(log, **more))[1])
+    leave(engine, call(stuck, "a"))
+    sleeper = kit.open().sleeper(list(stuck.logs), 7)
+    sleeper.prepare()
+    engine.append_row(call(fine, "b"))
+    assert bodies(engine, stuck) == [b"a"]
+    assert sleeper.sleep(10)
+    sleeper.close()
+    queues = stuck.logs[0], fine.logs[0]
+    assert [log for log in rung if log in queues] == [*queues]
+    rung.clear()
+    leave(engine, call(stuck, "c"))
+    assert engine.find("shop", "c") is not None
+    assert [log for log in rung if log in queues] == [stuck.logs[0]]
