@@ -17,8 +17,8 @@ from respool.clock import boottime_ns
 from respool.delivery.model import NewCall, Verdict
 from respool.engines.base import Stream
 from respool.engines.kafka import relay as relay_module
-from respool.errors import RespoolError
-from respool.record import first_pos
+from respool.errors import EngineError, RespoolError
+from respool.record import first_pos, new_head
 
 ERRORS = [AppendUnknown("timed out"), EngineUnavailable("too few replicas"), ConfigError("not authorized")]
 
@@ -226,3 +226,110 @@ def test_workers_are_woken_for_what_others_have_left(
     leave(engine, call(stuck, "c"))
     assert engine.find("shop", "c") is not None
     assert [log for log in rung if log in queues] == [stuck.logs[0]]
+
+
+# What goes straight beside what does not
+
+
+def looks(engine: Any) -> tuple[list[Any], list[int]]:
+    """Return lists of the ids that are looked for in Kafka, and of how many records go by the outbox."""
+    looked: list[Any] = []
+    boxed: list[int] = []
+    look_for, append = engine._look_for, engine.outbox.append
+
+    def looking(log: int, wanted: set[Any], *given: Any) -> Any:
+        looked.extend(wanted)
+        return look_for(log, wanted, *given)
+
+    def appending(rows: Any, *given: Any) -> Any:
+        boxed.append(len(rows))
+        return append(rows, *given)
+
+    engine._look_for, engine.outbox.append = looking, appending
+    return looked, boxed
+
+
+def fresh(stream: Stream, body: bytes, key: int | None = None) -> NewCall:
+    now = time.time()
+    return NewCall(stream.logs[0], "add", body, None, new_head(now), now, key)
+
+
+def test_one_record_with_an_id_makes_no_detour_of_all(engine: Any, fine: Stream) -> None:
+    """Nor is anything looked for whose id was made just now; a conflict names its own record."""
+    looked, boxed = looks(engine)
+    given = call(fine, "given")
+    rows = [fresh(fine, b"%d" % n) for n in range(5)]
+    assert engine.append_rows([*rows[:3], given, *rows[3:]]) == []
+    assert (looked, boxed) == ([], [1])
+    other = NewCall(given.log, "add", b"other", None, given.id, given.time)
+    (conflict,) = engine.append_rows([fresh(fine, b"5"), other, fresh(fine, b"6")])
+    assert (conflict.row, conflict.same) == (1, False)
+    assert bodies(engine, fine) == [b"0", b"1", b"2", b"3", b"4", b"5", b"6", b"given"]
+
+
+def test_what_has_keys_stays_together(engine: Any, fine: Stream) -> None:
+    """Its order is that of one box (P8); nothing is looked for either."""
+    looked, boxed = looks(engine)
+    engine.append_rows([fresh(fine, b"1", key=7), call(fine, "2", key=7), fresh(fine, b"3", key=7)])
+    assert (looked, boxed) == ([], [3])
+    first = first_pos(fine.logs[0])
+    assert [each.body for each in engine.records(first, first + 9, 9)] == [b"1", b"2", b"3"]
+
+
+@pytest.mark.parametrize("error", [EngineUnavailable("the state is away"), EngineError("given up")])
+def test_what_went_straight_is_not_said_to_be_unsent(
+    engine: Any, fine: Stream, error: RespoolError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P1: the others' error is no refusal of all; sent again with their ids, they are there once."""
+    rows = [fresh(fine, b"1"), call(fine, "2")]
+
+    def fails(*given: Any) -> Any:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.outbox, "append", fails)
+        with pytest.raises(AppendUnknown, match=str(error)):
+            engine.append_rows(rows)
+        with pytest.raises(type(error)):
+            engine.append_rows(rows[1:])
+    assert engine.append_rows(rows) == []
+    assert bodies(engine, fine) == [b"1", b"2"]
+
+
+def test_an_id_twice_among_what_is_sent_together(engine: Any, fine: Stream) -> None:
+    one = fresh(fine, b"1")
+    two = NewCall(one.log, "add", b"2", None, one.id, one.time)
+    (conflict,) = engine.append_rows([one, fresh(fine, b"3"), two])
+    assert (conflict.row, conflict.same) == (2, False)
+    assert bodies(engine, fine) == [b"1", b"3"]
+
+
+def test_a_place_is_known_whatever_is_forgotten_meanwhile(engine: Any, fine: Stream) -> None:
+    """Another thread forgets it between any two steps of ours."""
+
+    class Forgotten(dict[int, Any]):
+        """Nothing in it, by the time that it is looked at."""
+
+        def get(self, *given: Any) -> Any:
+            return None
+
+        def __contains__(self, key: object) -> bool:
+            return False
+
+        def __getitem__(self, key: int) -> Any:
+            raise KeyError(key)
+
+    place, log = engine.place(fine.logs[0]), fine.logs[0]
+    read_anew = engine._read_anew
+
+    def forgotten() -> Any:
+        found = read_anew()
+        engine._places, engine._of_log = Forgotten(), Forgotten()
+        return found
+
+    engine._read_anew = forgotten
+    engine._places, engine._of_log = Forgotten(), Forgotten()
+    assert engine.place(log) == place
+    assert engine.stream_of_log(log).name == "fine"
+    with pytest.raises(EngineError, match="does not exist"):
+        engine.stream_of_log(log + 99)

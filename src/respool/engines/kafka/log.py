@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import compress
 from typing import Any
 
 from ...clock import now as wall_clock
 from ...delivery.model import NewCall
-from ...errors import AppendUnknown, ConfigError
+from ...errors import AppendUnknown, ConfigError, EngineError, Refused
 from ...record import OFFSET_BITS, Id, is_fresh
 from ...reference import is_reference
 from ..base import Conflict, Reads
@@ -64,23 +65,43 @@ class KafkaLog(KafkaFinding):
         """Append one record; return its position, or the conflict where its id is another record's."""
         if self._goes_straight(row):
             return self._append_fresh([row])[0]
-        done = self._sent_before(row)
+        done = None if self._is_new(row) else self._sent_before(row)
         if done is None:
             done = self.outbox.append_one(row)
             self.inner.ring(row.log)
         return done
 
     def append_rows(self, rows: Sequence[NewCall], fence: tuple[int, int] | None = None) -> list[Conflict]:
-        """Append records of one log, each with an id of its own."""
+        """Append records of one log, each with an id of its own.
+
+        What can goes straight, whatever comes along with it: not where a lease fences it, nor where there are
+        keys, whose order holds for all that comes together.
+        """
         if not rows:
             return []
-        straight = fence is None and all(map(self._goes_straight, rows))
-        if straight and len({row.id for row in rows}) == len(rows):
-            self._append_fresh(rows)
-            return []
+        straight = [self._goes_straight(row) for row in rows]
+        if fence is not None or len({row.id for row in rows}) < len(rows):
+            straight = [False] * len(rows)
+        elif not all(straight) and any(row.key is not None for row in rows):
+            straight = [False] * len(rows)
+        sent = list(compress(rows, straight))
+        if sent:  # first: of what is refused then, nothing was sent
+            self._append_fresh(sent)
+            if len(sent) == len(rows):
+                return []
+        detour = [n for n, goes in enumerate(straight) if not goes]
+        try:
+            conflicts = self._append_by_outbox([rows[n] for n in detour], fence)
+        except (Refused, ConfigError, EngineError) as error:
+            if not sent:
+                raise
+            raise AppendUnknown(f"{error}; other records that were sent with it are stored") from error
+        return [each._replace(row=detour[each.row]) for each in conflicts]
+
+    def _append_by_outbox(self, rows: Sequence[NewCall], fence: tuple[int, int] | None) -> list[Conflict]:
         places, new, conflicts = [], [], []
         for n, row in enumerate(rows):
-            done = self._sent_before(row) if fence is None else None
+            done = None if fence is not None or self._is_new(row) else self._sent_before(row)
             if done is None:
                 places.append(n)
                 new.append(row)
@@ -112,8 +133,10 @@ class KafkaLog(KafkaFinding):
     def _goes_straight(self, row: NewCall) -> bool:
         """Say whether a record need not go by way of the outbox: nobody else can have its id, nor a claim on
         what it refers to (H18)."""
-        if row.meta is not None and is_reference(row.body):
-            return False
+        return self._is_new(row) and (row.meta is None or not is_reference(row.body))
+
+    def _is_new(self, row: NewCall) -> bool:
+        """Say whether an id was made just now, and never sent: no record can have it."""
         return is_fresh(row.id, row.time) and row.id not in self._recent and row.id not in self._doubtful
 
     @contextmanager

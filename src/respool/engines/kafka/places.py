@@ -23,6 +23,8 @@ KEPT = "kafka"
 HIDDEN = "\x01kafka"
 """The app of what is stored for our own use: no app of a user can have that name."""
 
+_NO_LOG = "log {} does not exist: its stream was dropped"
+
 FOR_GOOD = {
     "retention.ms": "-1",  # workers trim, or what `main` has not done would be deleted (K4)
     "retention.bytes": "-1",
@@ -54,6 +56,10 @@ class KafkaPlaces:
 
     def refresh(self) -> list[Stream]:
         """Read the registry anew; return all streams as they are stored, the hidden one among them."""
+        return self._read_anew()[0]
+
+    def _read_anew(self) -> tuple[list[Stream], dict[int, Place], dict[int, Stream]]:
+        """Return what was read, too: another thread may have it forgotten at once."""
         stored = self.inner.streams()
         places: dict[int, Place] = {}
         of_log: dict[int, Stream] = {}
@@ -67,7 +73,7 @@ class KafkaPlaces:
         with self._known:
             self._places, self._of_log = places, of_log
             self._stored = {stream.id: stream for stream in stored}
-        return stored
+        return stored, places, of_log
 
     def forget(self) -> None:
         """Forget what is known of streams and groups."""
@@ -79,16 +85,19 @@ class KafkaPlaces:
         """Return where a log is. Raises EngineError where there is no such log."""
         found = self._places.get(log)
         if found is None:
-            self.refresh()
-            found = self._places.get(log)
+            found = self._read_anew()[1].get(log)
         if found is None:
-            raise EngineError(f"log {log} does not exist: its stream was dropped")
+            raise EngineError(_NO_LOG.format(log))
         return found
 
     def stream_of_log(self, log: int) -> Stream:
         """Return the stream of a log, as it is stored. Raises EngineError where there is no such log."""
-        self.place(log)
-        return self._of_log[log]
+        found = self._of_log.get(log)
+        if found is None:
+            found = self._read_anew()[2].get(log)
+        if found is None:
+            raise EngineError(_NO_LOG.format(log))
+        return found
 
     def known_logs(self, logs: Sequence[int]) -> list[int]:
         """Return those of the logs that exist."""
