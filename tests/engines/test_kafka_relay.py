@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.engines.kits import KafkaKit, SQLiteKit
+from tests.engines.kits import KafkaKit, SQLiteKit, eventually
 from tests.engines.test_conformance import fill, finish, grant
 from tests.services.fixtures import KafkaAddress
 
@@ -333,3 +333,47 @@ def test_a_place_is_known_whatever_is_forgotten_meanwhile(engine: Any, fine: Str
     assert engine.stream_of_log(log).name == "fine"
     with pytest.raises(EngineError, match="does not exist"):
         engine.stream_of_log(log + 99)
+
+
+# Clocks
+
+
+AHEAD = 30.0
+
+
+@pytest.mark.parametrize("known_to", ["itself", "all"])
+def test_a_fast_clock_sends_nothing_twice(
+    kit: KafkaKit, engine: Any, fine: Stream, known_to: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was stored long before the time that it says is looked for from then on (P1)."""
+    log = fine.logs[0]
+    now = time.time() + AHEAD
+    engine.append_row(NewCall(log, "add", b"before", None, new_head(now), now))
+    sent = NewCall(log, "add", b"one", None, new_head(now), now)
+    pos = engine.append_row(sent)
+    other: Any = kit.open()
+    again = NewCall(log, "add", b"one", None, sent.id, now + 1.5)
+    assert other.append_row(again) == pos
+    monkeypatch.setattr(engine.outbox, "patience", 0.01)
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.outbox, "_settle", dies)
+        with pytest.raises(KeyboardInterrupt):
+            engine.append_row(NewCall(log, "add", b"given", None, "shop\0given", now))
+    third: Any = kit.open()
+    sender = engine if known_to == "itself" else third
+    eventually(lambda: (sender.tidy_now(), sender.inner.leases(sender.outbox.group))[1] == [])
+    assert bodies(engine, fine) == [b"before", b"given", b"one"]
+    assert third.find("shop", sent.id) == pos
+    window = [(lo, hi) for _, lo, hi in third.window(fine, now - 1, now + 1)]
+    assert window == [(first_pos(log), first_pos(log) + 3)]
+
+
+def test_how_far_a_clock_is_ahead_is_counted_once(engine: Any, fine: Stream) -> None:
+    now, log = time.time(), fine.logs[0]
+    for ahead in (0.0, 1.0, AHEAD, AHEAD / 2):
+        engine.append_row(NewCall(log, "add", b"b", None, new_head(now + ahead), now + ahead))
+    assert AHEAD - 5 < engine._earliness() <= AHEAD + 0.01
+
+
+def dies(*given: Any, **more: Any) -> Any:
+    raise KeyboardInterrupt

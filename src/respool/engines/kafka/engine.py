@@ -43,7 +43,7 @@ class KafkaEngine(KafkaTaking, KafkaBlobs):
             self.sender.prepare()
             self.cluster.connect()
             self.outbox = Outbox(
-                *(inner, self, self.sender, self._look_for, self.moved, self._note_time),
+                *(inner, self, self.sender, self._look_for, self.moved, self._note_times),
                 self.cluster.timeout,
             )
         except BaseException:

@@ -15,11 +15,12 @@ from .moved import Moved, Page, between, edges, end_of
 from .outbox import Outbox
 from .places import HIDDEN
 from .reading import PAGE, KafkaReading, header_at_hand
-from .relay import EARLY
 
 MICRO = h.MICRO
 LATE = 2.0  # seconds that a record is stored after its time at most, unless a counter says more
+EARLY = 2.0  # seconds that one is stored before its time at most, unless a counter says more: clocks differ
 BEHIND = "late"  # how the counters are named that say more: "late 7", in ms, for log 7
+AHEAD = "early"  # and the one that says how far a clock was ahead of the brokers', in ms
 
 
 class KafkaFinding(KafkaReading):
@@ -83,15 +84,15 @@ class KafkaFinding(KafkaReading):
             if stream.app == HIDDEN:
                 continue
             for log in stream.logs:
-                pos = self._look_for(log, {id}, at - EARLY, at + LATE).get(id)
+                pos = self._look_for(log, {id}, at, at + LATE).get(id)
                 if pos is not None:
                     return pos
         return None
 
     def _look_for(self, log: int, wanted: set[Id], since: float, until: float | None = None) -> dict[Id, int]:
-        """Return where records with these ids are, of those stored in a window of time."""
+        """Return where records with these ids are, of those made in a window of time."""
         pages = self._pages(log)
-        lo = max(self._first_stored(log, since), end_of(pages, 0))
+        lo = max(self._first_stored(log, since - self._earliness()), end_of(pages, 0))
         hi = self.ends([log])[log] if until is None else self._first_stored(log, until + self._lateness(log))
         found: dict[Id, int] = {}
         for at, end in [*self._about(pages, log, since, until), (lo, hi)]:
@@ -128,6 +129,12 @@ class KafkaFinding(KafkaReading):
         """Return how many seconds after its time a record of a log was stored at most."""
         stored = self.inner.counters(self.outbox.group.id).get(f"{BEHIND} {log}", 0)
         return max(stored / 1000 + 0.001, LATE)
+
+    def _earliness(self) -> float:
+        """Return how many seconds before its time a record was stored at most: the clock of whoever made it
+        was so far ahead of the brokers'. Of any log, since it is the same clock."""
+        stored = self.inner.counters(self.outbox.group.id).get(AHEAD, 0)
+        return max(stored / 1000 + 0.001, EARLY)
 
     def run_spans(self, head: bytes, size: int) -> list[tuple[int, int]] | None:
         """Return the ranges of positions of a run, in the order of its ids."""
@@ -174,11 +181,11 @@ class KafkaFinding(KafkaReading):
         return came[0], came[1] if start == stop else stop
 
     def _of_our_own(self, log: int, first: int, end: int, low: int, high: int) -> tuple[int, int]:
-        late = self._lateness(log)
-        lo = first if low < 0 else min(max(self._first_stored(log, low / MICRO - EARLY), first), end)
+        late, early = self._lateness(log), self._earliness()
+        lo = first if low < 0 else min(max(self._first_stored(log, low / MICRO - early), first), end)
         sure, stop = end, end
         if high < 1 << 61:
-            sure = min(max(self._first_stored(log, high / MICRO - EARLY), lo), end)
+            sure = min(max(self._first_stored(log, high / MICRO - early), lo), end)
             stop = min(max(self._first_stored(log, high / MICRO + late + 0.001), sure), end)
         start = next((pos for pos, at in self._times(log, lo, stop) if low <= at < high), None)
         if start is None:

@@ -16,10 +16,9 @@ from ...reference import is_reference
 from ..base import Conflict, Reads
 from ..columns import by_log
 from .epochs import Epochs
-from .finding import BEHIND, LATE, KafkaFinding, ranges_in_order, time_of
+from .finding import AHEAD, BEHIND, EARLY, LATE, KafkaFinding, ranges_in_order, time_of
 from .message import item, items_of_run
 from .options import KafkaOptions
-from .relay import EARLY
 from .sender import Sender
 
 RECENT = 10_000
@@ -36,7 +35,7 @@ class KafkaLog(KafkaFinding):
         KafkaFinding.__init__(self)
         self._doubtful: set[Id] = set()
         self._remembering = threading.Lock()
-        self._late: dict[int, int] = {}
+        self._off: dict[str, int] = {}  # how far records were from when they were stored, as counted, in ms
 
     def append_run(
         self, log: int, task: str, bodies: Sequence[bytes], meta: bytes | None, head: bytes, now: float
@@ -57,7 +56,7 @@ class KafkaLog(KafkaFinding):
         items = items_of_run(bodies, task, meta, head, now, self._events(log))
         with self._doubting([head]):
             offsets = self.sender.append(place, items)
-        self._note_time(log, now)
+        self._note_times(log, [now])
         self._remember(head, log, offsets)
         self.inner.ring(log, everyone=len(bodies) > 1)
 
@@ -124,7 +123,7 @@ class KafkaLog(KafkaFinding):
         place = self.place(log)
         with self._doubting([row.id for row in rows]):
             offsets = self.sender.append(place, [item(row, events) for row in rows])
-        self._note_time(log, min(row.time for row in rows))
+        self._note_times(log, [row.time for row in rows])
         for row, offset in zip(rows, offsets, strict=True):
             self._remember(row.id, log, [offset])
         self.inner.ring(log, everyone=len(rows) > 1)
@@ -160,7 +159,7 @@ class KafkaLog(KafkaFinding):
             return None
         pos = self._recently(row.id)
         if pos is None and self._made_lately(row.id):
-            pos = self._look_for(row.log, {row.id}, time_of(row.id) - EARLY).get(row.id)
+            pos = self._look_for(row.log, {row.id}, time_of(row.id)).get(row.id)
         if pos is None:
             return None
         (known,) = self.records(pos, pos + 1, 1)
@@ -168,21 +167,22 @@ class KafkaLog(KafkaFinding):
         return pos if same else Conflict(0, pos, same=False)
 
     def _made_lately(self, id: bytes) -> bool:
-        age = wall_clock() - time_of(id)
-        return -EARLY <= age <= self.options.id_window
+        return wall_clock() - time_of(id) <= self.options.id_window
 
-    def _note_time(self, log: int, time: float) -> None:
-        """Take note of how much later than its time a record was stored: windows in time go by that."""
-        late = int(self.sender.behind - time * 1000)
-        known = self._late.get(log, 0)
-        if late > max(known, LATE * 1000):
-            self._late[log] = late
+    def _note_times(self, log: int, times: Sequence[float]) -> None:
+        """Take note of how long after or before their times records were stored: what is looked for by its
+        time is looked for as far from it."""
+        stored = self.sender.behind
+        self._note_off(f"{BEHIND} {log}", int(stored - min(times) * 1000), LATE)
+        self._note_off(AHEAD, int(max(times) * 1000 - stored), EARLY)
+
+    def _note_off(self, counter: str, off: int, usual: float) -> None:
+        if off > max(self._off.get(counter, 0), usual * 1000):
+            self._off[counter] = off
             group = self.outbox.group.id
-            stored = self.inner.counters(group).get(f"{BEHIND} {log}", 0)
-            if late > stored:
-                self.inner.transact(
-                    Reads(group), lambda view, change: change.count(f"{BEHIND} {log}", late - stored)
-                )
+            known = self.inner.counters(group).get(counter, 0)
+            if off > known:
+                self.inner.transact(Reads(group), lambda view, change: change.count(counter, off - known))
 
     def _remember(self, id: Id, log: int, offsets: Sequence[int]) -> None:
         first, last = offsets[0], offsets[-1]

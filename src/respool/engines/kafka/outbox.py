@@ -11,7 +11,7 @@ are forgotten after `id_window`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -24,7 +24,7 @@ from .. import stored_id
 from ..base import Conflict, Engine, Reads, UniqueLock
 from .moved import Moved, outbox_id
 from .places import HIDDEN, KafkaPlaces
-from .relay import NOWHERE, LookFor, Relay, Relayed
+from .relay import NOWHERE, LookFor, NoteTimes, Relay, Relayed
 from .sender import Sender
 from .waiting import Box, id_from_outbox, put_by, waiting
 
@@ -48,10 +48,10 @@ class Outbox(Relay):
         sender: Sender,
         look_for: LookFor,
         moved: Moved,
-        note_time: Callable[[int, float], None],
+        note_times: NoteTimes,
         timeout: float,
     ) -> None:
-        Relay.__init__(self, inner, places, sender, look_for, note_time, timeout)
+        Relay.__init__(self, inner, places, sender, look_for, note_times, timeout)
         self._moved_here = moved
         streams = [
             inner.create_stream("queue", HIDDEN, name, 1, {"ordered": ordered})

@@ -35,12 +35,13 @@ from .waiting import Box, Waiting, waiting
 log_ = logging.getLogger("respool.engine")
 RELAY = -1  # who owns what is being relayed: no worker has that number
 AT_ONCE = 1000
-EARLY = 2.0  # seconds before its time that a record may have been stored: clocks differ
 LONG = 0.5  # seconds that a log is waited for until it rests
 NOWHERE = -1  # the place of what is lost
 LOST = "calls lost: their topic is gone, or takes none of their size"
 LookFor = Callable[[int, set[Id], float], dict[Id, int]]
-"""Where records with these ids are in a log, of those stored since a time."""
+"""Where records with these ids are in a log, of those made since a time."""
+NoteTimes = Callable[[int, Sequence[float]], None]
+"""Takes note of when records were made that were just stored in a log."""
 _random_bits = Random().getrandbits  # seeded by the system, whatever the code of users seeds
 _pack = msgspec.msgpack.Encoder().encode
 
@@ -82,11 +83,11 @@ class Relay:
         places: KafkaPlaces,
         sender: Sender,
         look_for: LookFor,
-        note_time: Callable[[int, float], None],
+        note_times: NoteTimes,
         timeout: float,
     ) -> None:
         self._inner, self._places, self._sender = inner, places, sender
-        self._look_for, self._note_time = look_for, note_time
+        self._look_for, self._note_times = look_for, note_times
         self._timeout = timeout
         self.patience = 2 * timeout + 2.0  # seconds after which nothing more comes of a lease of ours
         self._lock = threading.Lock()
@@ -253,7 +254,7 @@ class Relay:
         events = bool(self._places.stream_of_log(target).settings.get("cloudevents"))
         offsets = self._sender.append(place, [item(each.row(), events) for each in new], until=until)
         if new:
-            self._note_time(target, min(each.time for each in new))
+            self._note_times(target, [each.time for each in new])
         found = [(each.pos, target << OFFSET_BITS | at) for each, at in zip(new, offsets, strict=True)]
         return found + [(each.pos, there[each.id]) for each in some if each.id in there]
 
@@ -261,8 +262,7 @@ class Relay:
         """Return where those are that somebody has sent without saying so."""
         if not tried:
             return {}
-        since = min(each.time for each in tried) - EARLY
-        return self._look_for(target, {each.id for each in tried}, since)
+        return self._look_for(target, {each.id for each in tried}, min(each.time for each in tried))
 
     def _settle(
         self,

@@ -20,7 +20,6 @@ from .moved import end_of
 from .names import group_name
 from .places import HIDDEN, KEPT
 from .reading import PAGE
-from .relay import EARLY
 
 log = logging.getLogger("respool.engine")
 MIRROR = 1.0  # seconds between two commits of the groups' cursors (K6)
@@ -83,7 +82,7 @@ class KafkaRetention(KafkaInspect):
                 if young is not None:
                     return young
         start = max(start, end_of(pages, start))
-        end = min(max(self._first_stored(log, before - EARLY), start), self.ends([log])[log])
+        end = min(max(self._first_stored(log, before - self._earliness()), start), self.ends([log])[log])
         if self._lateness(log) > LATE:
             stop = min(end + max(limit, PAGE), self.ends([log])[log])
             young = next((pos for pos, at in self._times(log, end, stop) if at >= micros), None)
