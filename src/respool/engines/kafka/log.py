@@ -78,10 +78,9 @@ class KafkaLog(KafkaFinding):
         """
         if not rows:
             return []
-        straight = [self._goes_straight(row) for row in rows]
-        if fence is not None or len({row.id for row in rows}) < len(rows):
-            straight = [False] * len(rows)
-        elif not all(straight) and any(row.key is not None for row in rows):
+        straight = [fence is None and self._goes_straight(row) for row in rows]
+        keyed = not all(straight) and any(row.key is not None for row in rows)
+        if keyed or len({row.id for row in rows}) < len(rows):
             straight = [False] * len(rows)
         sent = list(compress(rows, straight))
         if sent:  # first: of what is refused then, nothing was sent

@@ -15,7 +15,7 @@ from .cluster import Cluster, Place
 
 MANY = 1000  # records between two looks at what was acknowledged
 FIRST = 0.05  # seconds without a record that a new client is given: else it gets its number only after 0.5 s
-GRACE = 1.0  # seconds after which even a client that says nothing more is given up
+GRACE = 2.0  # seconds that a client may be late to give a record up: it looks about once a second
 _MAYBE = (
     KafkaError._MSG_TIMED_OUT,
     KafkaError._TIMED_OUT,
@@ -29,6 +29,69 @@ _MAYBE = (
 
 Item = tuple[bytes | None, bytes | None, Any]
 """Value, key, headers."""
+
+
+class _Batch:
+    """Records of one append, and what the client has said of them."""
+
+    def __init__(self, producer: Producer, place: Place) -> None:
+        self._producer, self._place = producer, place
+        self._sent = 0
+        self.offsets: list[int] = []
+        self.failed: list[KafkaError] = []  # of what was handed over
+        self.refused: list[KafkaError] = []  # by the client itself: nothing more was handed over
+        self.stored_at = 0  # when the first was, in ms
+
+    def hand_over(self, items: Iterable[Item], deadline: float, until: int | None) -> None:
+        """Hand records to the client, until one fails or it is too late."""
+        topic, partition = self._place
+        produce = self._producer.produce
+        offsets, failed, refused = self.offsets, self.failed, self.refused
+
+        def delivered(error: KafkaError | None, message: Any) -> None:
+            if error is None:
+                offsets.append(message.offset())
+                if not self.stored_at:
+                    self.stored_at = message.timestamp()[1]
+            else:
+                failed.append(error)
+
+        for value, key, headers in items:
+            if until is not None and boottime_ns() > until:
+                refused.append(KafkaError(KafkaError._MSG_TIMED_OUT))
+                break
+            while True:
+                try:
+                    produce(topic, value, key, partition=partition, headers=headers, on_delivery=delivered)
+                    break
+                except BufferError:  # full of what is on its way
+                    self._poll(0.05)
+                    if time.monotonic() > deadline:
+                        refused.append(KafkaError(KafkaError._MSG_TIMED_OUT))
+                        break
+                except KafkaException as error:
+                    refused.append(error.args[0])
+                    break
+            if failed or refused:
+                break
+            self._sent += 1
+            if self._sent % MANY == 0:
+                self._poll(0)
+
+    def wait(self, deadline: float) -> None:
+        """Wait until the client has spoken of each record."""
+        while self.waits() and time.monotonic() < deadline:
+            self._poll(0.1)
+
+    def waits(self) -> bool:
+        """Say whether there is a record of which nothing is known."""
+        return len(self.offsets) + len(self.failed) < self._sent
+
+    def _poll(self, seconds: float) -> None:
+        try:
+            self._producer.poll(seconds)
+        except KafkaException as error:  # fatal: this producer sends nothing any more
+            self.failed.append(error.args[0])
 
 
 class Sender:
@@ -74,65 +137,33 @@ class Sender:
 
         Raises: EngineUnavailable or another refusal where none was stored, AppendUnknown where some may be.
         """
-        topic, partition = place
         with self._lock:
             producer = self._opened()
             young = FIRST - (time.monotonic() - self._made)
             if young > 0:
                 producer.poll(young)
-            produce = producer.produce
-            offsets: list[int] = []
-            failed: list[KafkaError] = []  # of what was sent
-            refused: list[KafkaError] = []  # by the client itself: nothing more was sent
-            last: list[Any] = []
+            batch = _Batch(producer, place)
+            try:
+                batch.hand_over(items, time.monotonic() + self._cluster.timeout, until)
+                # The client gives up each record by when it was handed over: what it still holds may go out.
+                batch.wait(time.monotonic() + self._cluster.timeout + GRACE)
+            except BaseException:
+                self._drop(producer)
+                raise
+            failed = [*batch.failed, *batch.refused]
+            silent = batch.waits()
+            if silent:
+                self._drop(producer)
+            if batch.stored_at:
+                self.behind = batch.stored_at
+        if silent or failed:
+            raise self._error(failed, stored=bool(batch.offsets) or silent, topic=place.topic)
+        return batch.offsets
 
-            def delivered(error: KafkaError | None, message: Any) -> None:
-                if error is None:
-                    offsets.append(message.offset())
-                    if not last:
-                        last.append(message)
-                else:
-                    failed.append(error)
-
-            def poll(seconds: float) -> None:
-                try:
-                    producer.poll(seconds)
-                except KafkaException as error:  # fatal: this producer sends nothing any more
-                    failed.append(error.args[0])
-
-            deadline = time.monotonic() + self._cluster.timeout
-            sent = 0
-            for value, key, headers in items:
-                if until is not None and boottime_ns() > until:
-                    refused.append(KafkaError(KafkaError._MSG_TIMED_OUT))
-                    break
-                while True:
-                    try:
-                        produce(
-                            topic, value, key, partition=partition, headers=headers, on_delivery=delivered
-                        )
-                        break
-                    except BufferError:  # full of what is on its way
-                        poll(0.05)
-                        if time.monotonic() > deadline:
-                            refused.append(KafkaError(KafkaError._MSG_TIMED_OUT))
-                            break
-                    except KafkaException as error:
-                        refused.append(error.args[0])
-                        break
-                if failed or refused:
-                    break
-                sent += 1
-                if sent % MANY == 0:
-                    poll(0)
-            while len(offsets) + len(failed) < sent and time.monotonic() < deadline + GRACE:
-                poll(0.1)
-            if last:
-                self.behind = last[0].timestamp()[1]
-        failed += refused
-        if failed or len(offsets) < sent:
-            raise self._error(failed, stored=bool(offsets), topic=topic)
-        return offsets
+    def _drop(self, producer: Producer) -> None:
+        """Give up a producer with all that it holds: nothing of it is to be stored once it was given up."""
+        self._producer = None  # the next append makes another
+        producer.purge()
 
     def _error(self, failed: list[KafkaError], *, stored: bool, topic: str) -> RespoolError:
         shown = self._cluster.options.shown
