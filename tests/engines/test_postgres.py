@@ -1154,6 +1154,21 @@ def test_a_journal_entry_goes_with_the_last_of_its_partitions(
     assert tell(engine, "SELECT count(*) FROM respool.journal WHERE how = 'purged'") == [(0,)]
 
 
+def test_flags_are_of_their_own_schema(kit: PostgresKit, session_database: str, log: int) -> None:
+    """Who sleeps in another schema of the database is not rung for: a call would begin 5 ms later."""
+    sleepers = []
+    other = PostgresKit(session_database, "full")
+    for each in (kit, other):
+        engine: Any = each.open()
+        sleepers += [engine.sleeper([log], 7) for _ in range(4)]
+    for sleeper in sleepers:
+        sleeper.prepare()
+    assert [sleeper._flag for sleeper in sleepers] == [0, 1, 2, 3] * 2
+    for sleeper in sleepers:
+        sleeper.close()
+    other.remove()
+
+
 def test_records_come_along_with_a_claim_unless_they_are_elsewhere(
     engine: Any, main: Group, log: int
 ) -> None:

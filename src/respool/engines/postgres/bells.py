@@ -21,6 +21,7 @@ import os
 import select
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -37,7 +38,7 @@ FLAGS = 4
 BUSY = 3  # claims in a row
 FIRST_SLEEP = 0.1  # seconds: longer than it takes to commit
 ASIDE = 0.005  # seconds: longer than it takes to claim
-_WORKERS, _WAITERS = 0x5266, 0x5267  # first halves of the flags' locks
+_WORKERS, _WAITERS = 0x5266, 0x5267  # kinds of flags: in the first half of their locks, with the schema
 MAX_SLEEP = 3600.0
 _ALL = (1 << 64) - 1
 
@@ -54,7 +55,7 @@ UNLOCK = b"SELECT pg_advisory_unlock(%s, %s)"
 RINGING = (
     ", CASE "
     + " ".join(
-        f"WHEN NOT pg_try_advisory_xact_lock_shared({_WORKERS}, {flag}) "
+        f"WHEN NOT pg_try_advisory_xact_lock_shared(%(flags)s::integer, {flag}) "
         f"THEN pg_notify(%(channel)s, %(said)s || '{flag}')"
         for flag in range(FLAGS)
     )
@@ -99,6 +100,10 @@ class PostgresBells(Part):
         """The statement that appends a fresh record, and rings for it."""
         return self._sql["append_fresh"] + RINGING
 
+    def flags(self, kind: int) -> int:
+        """Return the first half of the locks of a kind: those of other schemas in the database are others."""
+        return (zlib.crc32(self.options.schema.encode()) & 0x7FFF) << 16 | kind
+
     def ring(self, log: int, *, everyone: bool = False) -> None:
         """Wake sleeping workers that serve a log."""
         try:
@@ -129,9 +134,9 @@ class PostgresBells(Part):
     def ring_log(self, db: Executes, log: int, *, everyone: bool) -> None:
         """Ring for workers; in a pipeline, after the commit of what it is about."""
         if everyone:
-            db.execute(RING, (self.channel, self._said(log), _WORKERS))
+            db.execute(RING, (self.channel, self._said(log), self.flags(_WORKERS)))
         else:
-            db.execute(RING_ONE, (self.channel, self._said(log) + FOR, _WORKERS))
+            db.execute(RING_ONE, (self.channel, self._said(log) + FOR, self.flags(_WORKERS)))
 
     def _said(self, log: int) -> str:
         return f"log {self.rings.get(log, log)}"
@@ -139,7 +144,7 @@ class PostgresBells(Part):
     def ring_values(self, log: int) -> dict[str, Any]:
         """Return what a statement needs that rings for workers by itself."""
         return {
-            "flags": _WORKERS,
+            "flags": self.flags(_WORKERS),
             "last_flag": FLAGS - 1,
             "channel": self.channel,
             "said": self._said(log) + FOR,
@@ -147,7 +152,7 @@ class PostgresBells(Part):
 
     def ring_done(self, db: Executes, ranges: Sequence[tuple[int, int]]) -> Any:
         """Ring for those who wait for one of these positions, or for one that shares a bit of 64 with it."""
-        return db.execute(RING, (self.channel, f"done {_mask(ranges):x}", _WAITERS))
+        return db.execute(RING, (self.channel, f"done {_mask(ranges):x}", self.flags(_WAITERS)))
 
     def note_claim(self) -> None:
         """Take note that there was something to do: who is busy needs no bell."""
@@ -306,10 +311,10 @@ class PostgresSleeper:
             return
         try:
             if self.kind == _WAITERS:  # whoever was woken wants its result, and waits for nothing else
-                self._db.batch.post(UNLOCK, (self.kind, flag))
+                self._db.batch.post(UNLOCK, (self._bells.flags(self.kind), flag))
                 return
             with self._db.batch as batch:
-                batch.execute(UNLOCK, (self.kind, flag))
+                batch.execute(UNLOCK, (self._bells.flags(self.kind), flag))
                 # Who found no flag free is to raise this one, or nobody would ring.
                 batch.execute(b"SELECT pg_notify(%s, %s)", (self._bells.channel, DOWN))
         except psycopg.Error:
@@ -344,8 +349,9 @@ class PostgresSleeper:
         return self._db
 
     def _raise_flag(self, db: Bounded) -> int | None:
+        mine = self._bells.flags(self.kind)
         for flag in range(FLAGS):
-            row = db.batch.run(b"SELECT pg_try_advisory_lock(%s, %s)", (self.kind, flag)).fetchone()
+            row = db.batch.run(b"SELECT pg_try_advisory_lock(%s, %s)", (mine, flag)).fetchone()
             if row is not None and row[0]:
                 return flag
         return None
