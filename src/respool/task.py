@@ -361,9 +361,10 @@ class Task(Generic[P, R]):
         return check_name("queue", queue if isinstance(queue, str) else self.app.queue_name(queue))
 
     def _encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+        checked = self.signature.check(args, kwargs)
         if self.limit_key is not None:
             self.limit_key.of(args, kwargs)  # here, where it can be mended, and not in a worker
-        return self.codec.encode(self.signature.check(args, kwargs), "args")
+        return self.codec.encode(checked, "args")
 
     def _send(
         self,
@@ -373,9 +374,10 @@ class Task(Generic[P, R]):
         queue: str | Queue | None = None,
         task_id: str | None = None,
     ) -> handles.AsyncResult[R]:
+        checked = self.signature.check(args, kwargs)
         if self.limit_key is not None:
             self.limit_key.of(args, kwargs)  # as in `_encode`, less the call of it
-        body = self.codec.encode(self.signature.check(args, kwargs), "args")
+        body = self.codec.encode(checked, "args")
         id = None if task_id is None else parse_id(task_id)
         meta = meta or self._default_meta()
         if self.key_of is not None and meta.key is None:

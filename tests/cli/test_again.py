@@ -288,7 +288,7 @@ def test_dead_redrive_with_other_arguments(cli, failed, worker):
     text = cli(*given, "--set", "url=good://1", "--dry-run")
     assert "It would give back 1: fetch (1)." in text
     assert "edited args[0] = 'good://1' (was 'bad://0')" in text
-    assert "argument 'url' should be str" in cli(*given, "--set", "url=3", code=1)
+    assert "argument 'url' should be str" in cli(*given, "--set", "url=3", code=2)
     assert "looks like PATH=VALUE" in cli(*given, "--set", "url", code=2)
     assert len(cli.rows("-A", "shop", "dead", "list")) == 4
     assert cli.data(*given, "--set", "args[0]=good://1") == {"redriven": 1}
@@ -586,6 +586,7 @@ def test_compare(cli, two_versions, folder):
     assert re.search(r"\nonly in main +1 ", text)
     assert "  -8\n  +8.5\n" in text
     assert "10 % of 10 calls differ." in text
+    assert cli.data("-A", "shop", "compare", "main", "v2")["different"] == 1, "one queue has both"
     data = cli.data(*compare, "--tolerance", "1")
     assert (data["same"], data["different"], data["only_a"], data["share"]) == (10, 0, 1, 0.0)
     assert cli.data(*compare, "--tolerance", "10%", "--max-diff", "1%")["passed"]
@@ -604,7 +605,7 @@ def test_compare(cli, two_versions, folder):
     ("args", "told"),
     [
         (("main", "v3", "--queue", "default"), "unknown group 'v3'"),
-        (("main", "v2"), "several groups are called main"),
+        (("main", "main"), "several groups are called main"),
         (("main", "v2", "--queue", "default", "--tolerance", "near"), "'near' is no tolerance"),
         (("main", "v2", "--queue", "default", "--max-diff", "two"), "'two' is no share"),
         (("main", "v2", "--queue", "default", "--comparator", "nope:x"), "No module named 'nope'"),

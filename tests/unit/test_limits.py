@@ -396,5 +396,9 @@ def test_a_key_function_that_raises_refuses_the_call_and_sends_nothing() -> None
         ):
             with pytest.raises(BadArguments, match=r"limit_key raised KeyError: 'tenant'"):
                 refused()
+        with pytest.raises(
+            BadArguments, match=r"send\(\) misses 'call'"
+        ):  # not what the key function says of it
+            send.delay()  # type: ignore[call-arg]
         (group,) = app.groups()
         assert app.engine.counts(group).pending == 1

@@ -91,14 +91,15 @@ def _cold(place: Place, worker: WorkerProcess) -> None:
     assert not place.registered()
 
 
-def test_second_signal_ends_it_cold(place: Place) -> None:
+@pytest.mark.parametrize("pool", ["processes", "solo"])
+def test_second_signal_ends_it_cold(place: Place, pool: str) -> None:
     module = place.module(CODE, max_deliveries=1 + 1)
     slow = module.slow.delay(1)
     for run in range(3):  # more often than max_deliveries: nobody is charged
-        worker = place.worker(1)
+        worker = place.worker(1, pool=pool)
         eventually(lambda: place.runs("slow")["1"] == run + 1)  # noqa: B023
         worker.signal(signal.SIGTERM)
-        worker.said("running tasks finish")
+        worker.said("running tasks finish" if pool == "processes" else "once more to end it now")
         worker.signal(signal.SIGTERM)
         _cold(place, worker)
     place.touch("go-1")

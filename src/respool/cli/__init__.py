@@ -80,7 +80,8 @@ class LazyGroup(RespoolGroup):
         except RespoolError as error:
             sends = ctx.invoked_subcommand == "call"
             told = _explained(error, common(ctx).debug, sends=sends)
-            misused = is_misuse(error) or (sends and isinstance(error, BadArguments))
+            gives = sends or ctx.invoked_subcommand == "dead"  # call's arguments, or --set's
+            misused = is_misuse(error) or (gives and isinstance(error, BadArguments))
             raise (Misused if misused else Failure)(told) from error
         if isinstance(code, int) and code:  # click would end with 0, whatever a command returns
             ctx.exit(code)

@@ -83,6 +83,10 @@ def command(
 
     low, high = window(since, until)
     target = open_target()
+    both = {group.stream for group in target.groups if group.name == a}
+    both &= {group.stream for group in target.groups if group.name == b}
+    if queue is None and len(both) == 1:  # others may have a `main`, too
+        queue = target.streams[both.pop()].name
     groups = [target.one_group(name, queue) for name in (a, b)]
     if groups[0].stream != groups[1].stream:
         raise click.UsageError(f"{a} and {b} read different queues; say which with --queue")

@@ -96,6 +96,8 @@ class Solo:
         beating.start()
         try:
             self._serve(executor)
+        except EndNow:
+            log.info("ending the running tasks; they go back and will be run again")
         finally:
             self._stop.set()
             self._attend.set()
@@ -147,8 +149,10 @@ class Solo:
 
     def _on_signal(self, number: int, frame: Any) -> None:
         self._signals += 1
-        if self._signals > 1:
+        if self._signals == 2:
             raise EndNow
+        if self._signals > 2:
+            return  # it is ending
         log.info("stopping after the task that runs; once more to end it now")
         self.slot.words[p.STOP] = 1
         self.slot.words[p.BOUND] = 0
