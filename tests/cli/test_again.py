@@ -311,7 +311,7 @@ def test_dead_redrive_in_an_editor(cli, failed, folder, monkeypatch):
     editor("open(p, 'w').write('{')")
     assert "is no JSON" in cli(*given, code=1)
     editor("open(p, 'w').write(text.replace('bad://0', 'good://0').replace('[', '[1,'))")
-    assert "fetch(): " in cli(*given, code=1), "it does not fit the signature"
+    assert "fetch(): " in cli(*given, code=2), "it does not fit the signature"
     assert "--edit changes one dead letter, and 4 match" in cli(
         "-A", "shop", "dead", "redrive", "--edit", code=2
     )
