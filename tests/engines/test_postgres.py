@@ -1306,7 +1306,10 @@ def test_nobody_is_notified_where_nobody_sleeps(engine: Any, main: Group, log: i
         sleeper.prepare()
         engine.append_row(row(log))
         assert said() == [f"log {log} for 0"]
+        pid = sleeper._db.info.backend_pid
         sleeper.close()
+        gone = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s)"
+        eventually(lambda: db.execute(gone, (pid,)).fetchone()[0], "its flag is down once its backend ends")  # type: ignore[index]
         engine.append_row(row(log))
         assert said() == []
 
