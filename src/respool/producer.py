@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 from .delivery.model import NewCall
-from .engines.base import Conflict, Engine
+from .engines.base import Conflict, Engine, PartlyAppended
 from .errors import AppendUnknown, IdConflict, RecordTooLarge, RespoolError
 from .record import RUN_BITS, id_text, new_head
 
@@ -172,6 +172,10 @@ class Producer:
     def _append_to_log(self, together: list[_Pending]) -> None:
         try:
             conflicts = self._engine.append_rows([pending.row for pending in together])
+        except PartlyAppended as error:
+            for n, pending in enumerate(together):
+                pending.error = None if n in error.stored else _with_ids(error.error, (pending.row,))
+            return
         except RespoolError as error:
             for pending in together:
                 pending.error = _with_ids(error, (pending.row,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +16,10 @@ from tests.services.fixtures import KafkaAddress
 from respool import AppendUnknown, ConfigError, EngineUnavailable
 from respool.clock import boottime_ns
 from respool.delivery.model import NewCall, Verdict
-from respool.engines.base import Stream
+from respool.engines.base import PartlyAppended, Stream
 from respool.engines.kafka import relay as relay_module
-from respool.errors import EngineError, RespoolError
+from respool.errors import EngineError, LogMoved, RespoolError
+from respool.producer import Producer, _Pending
 from respool.record import first_pos, new_head
 
 ERRORS = [AppendUnknown("timed out"), EngineUnavailable("too few replicas"), ConfigError("not authorized")]
@@ -288,8 +290,9 @@ def test_what_went_straight_is_not_said_to_be_unsent(
 
     with monkeypatch.context() as patched:
         patched.setattr(engine.outbox, "append", fails)
-        with pytest.raises(AppendUnknown, match=str(error)):
+        with pytest.raises(PartlyAppended, match=str(error)) as raised:
             engine.append_rows(rows)
+        assert (raised.value.stored, raised.value.error) == ({0}, error)
         with pytest.raises(type(error)):
             engine.append_rows(rows[1:])
     assert engine.append_rows(rows) == []
@@ -377,3 +380,19 @@ def test_how_far_a_clock_is_ahead_is_counted_once(engine: Any, fine: Stream) -> 
 
 def dies(*given: Any, **more: Any) -> Any:
     raise KeyboardInterrupt
+
+
+def test_each_caller_hears_of_its_own_record(engine: Any, fine: Stream) -> None:
+    """What is combined of several callers is not one append for them."""
+    producer = Producer(engine, 1 << 20)
+    rows = [fresh(fine, b"1"), call(fine, "2")]
+
+    def refused(*given: Any) -> Any:
+        raise LogMoved("it is being moved")
+
+    engine.outbox.append = refused
+    waiting = [_Pending(each, threading.Event()) for each in rows]
+    producer._append_to_log(waiting)
+    assert waiting[0].error is None
+    assert isinstance(waiting[1].error, LogMoved)
+    assert bodies(engine, fine) == [b"1"]

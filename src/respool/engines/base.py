@@ -50,6 +50,7 @@ from .things import (
     GroupKind,
     LeaseLost,
     ParkedFilter,
+    PartlyAppended,
     Reads,
     Record,
     Registration,
@@ -79,6 +80,7 @@ __all__ = [
     "Log",
     "Moving",
     "ParkedFilter",
+    "PartlyAppended",
     "Reads",
     "Record",
     "Registration",
@@ -124,7 +126,8 @@ class Log(Protocol):
     def append_rows(self, rows: Sequence[NewCall], fence: tuple[int, int] | None = None) -> list[Conflict]:
         """Append records of one log in their order, each with an id of its own. Synced.
 
-        An id that is known, as a run's member too, is passed over, and its position may stay empty.
+        Where none has a key, those whose ids are given may come after the others. An id that is known, as a
+        run's member too, is passed over, and its position may stay empty.
 
         Parameters:
             fence: (lease, owner): append only while that lease is that owner's, looked at in the transaction
@@ -133,6 +136,7 @@ class Log(Protocol):
         Returns: the rows whose id another record has, in no certain order. One that is equal in task, body
             and time is the row itself, sent again, and not among them.
         Raises: LeaseLost; nothing of that statement was appended. EngineError where there is no such log.
+            PartlyAppended where it is known which rows are stored, and only the others failed.
 
         At most 256 rows are one statement; more may become several, so that a part of them is stored when
         it raises.

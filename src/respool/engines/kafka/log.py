@@ -10,10 +10,10 @@ from typing import Any
 
 from ...clock import now as wall_clock
 from ...delivery.model import NewCall
-from ...errors import AppendUnknown, ConfigError, EngineError, Refused
+from ...errors import AppendUnknown, ConfigError, RespoolError
 from ...record import OFFSET_BITS, Id, is_fresh
 from ...reference import is_reference
-from ..base import Conflict, Reads
+from ..base import Conflict, PartlyAppended, Reads
 from ..columns import by_log
 from .epochs import Epochs
 from .finding import AHEAD, BEHIND, EARLY, LATE, KafkaFinding, ranges_in_order, time_of
@@ -90,10 +90,10 @@ class KafkaLog(KafkaFinding):
         detour = [n for n, goes in enumerate(straight) if not goes]
         try:
             conflicts = self._append_by_outbox([rows[n] for n in detour], fence)
-        except (Refused, ConfigError, EngineError) as error:
+        except RespoolError as error:
             if not sent:
                 raise
-            raise AppendUnknown(f"{error}; other records that were sent with it are stored") from error
+            raise PartlyAppended(frozenset(compress(range(len(rows)), straight)), error) from error
         return [each._replace(row=detour[each.row]) for each in conflicts]
 
     def _append_by_outbox(self, rows: Sequence[NewCall], fence: tuple[int, int] | None) -> list[Conflict]:
