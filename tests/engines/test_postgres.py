@@ -30,8 +30,8 @@ from respool.delivery.settle import settle
 from respool.delivery.spans import Span
 from respool.engines import open_engine
 from respool.engines.base import Conflict, Engine, Group, LeaseLost, Reads, Registration, Stream
+from respool.engines.postgres import bells, partitions, retention
 from respool.engines.postgres import gaps as kept_gaps
-from respool.engines.postgres import partitions, retention
 from respool.engines.postgres.log import insert
 from respool.engines.postgres.partitions import SIZE
 from respool.errors import AppendUnknown, EngineError, EngineUnavailable
@@ -1312,6 +1312,29 @@ def test_nobody_is_notified_where_nobody_sleeps(engine: Any, main: Group, log: i
         eventually(lambda: db.execute(gone, (pid,)).fetchone()[0], "its flag is down once its backend ends")  # type: ignore[index]
         engine.append_row(row(log))
         assert said() == []
+
+
+def test_who_waits_without_a_flag_looks_soon(engine: Any, log: int) -> None:
+    """Who looks for flags holds those that are down, for as long as its transaction lasts."""
+    with psycopg.connect(engine.options.conninfo) as db:  # type: ignore[arg-type]
+        for flag in range(bells.FLAGS):
+            db.execute("SELECT pg_advisory_xact_lock_shared(%s, %s)", (engine.flags(bells._WAITERS), flag))
+        with engine.waiter(first_pos(log)) as waiter:
+            waiter.prepare()
+            began = time.monotonic()
+            assert not waiter.sleep(30)
+            assert time.monotonic() - began < 10
+
+
+def test_nothing_is_read_while_flags_are_held(engine: Any, main: Group, log: int, monkeypatch: Any) -> None:
+    """A waiter that found none free would look only later: the rows of a lease are read before."""
+    order: list[str] = []
+    for name in ("read_ahead", "_ring_settled"):
+        inner = getattr(engine, name)
+        monkeypatch.setattr(engine, name, lambda *a, n=name, f=inner: (order.append(n), f(*a))[1])
+    engine.append_row(row(log))
+    Reader(engine, main).drain()
+    assert order[:2] == ["read_ahead", "_ring_settled"]
 
 
 def test_what_is_prepared_is_prepared_again_after_a_rollback(engine: Any) -> None:

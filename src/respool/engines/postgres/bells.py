@@ -51,6 +51,10 @@ RING_ONE = (
     f"FROM generate_series(0, {FLAGS - 1}) AS flag "
     "WHERE NOT pg_try_advisory_xact_lock_shared(%s, flag) LIMIT 1"
 ).encode()
+RAISE = (
+    f"SELECT flag FROM generate_series(0, {FLAGS - 1}) AS flag WHERE pg_try_advisory_lock(%s, flag) LIMIT 1"
+).encode()
+TRIES = 3  # who looks whether a flag is up holds all that are down for a moment, and they seem to be taken
 UNLOCK = b"SELECT pg_advisory_unlock(%s, %s)"
 RINGING = (
     ", CASE "
@@ -236,7 +240,10 @@ class PostgresSleeper:
         try:
             if self._flag is None:
                 self._flag = self._raise_flag(db)
-                self._fresh = self.kind == _WORKERS and (self._flag is not None or not self._flagless)
+                if self.kind == _WORKERS:
+                    self._fresh = self._flag is not None or not self._flagless
+                else:  # with no flag up, who settles may ring for nobody
+                    self._fresh = self._flag is None
                 self._flagless = self._flag is None
             self._heard(db)
             self._aside = None
@@ -350,10 +357,10 @@ class PostgresSleeper:
 
     def _raise_flag(self, db: Bounded) -> int | None:
         mine = self._bells.flags(self.kind)
-        for flag in range(FLAGS):
-            row = db.batch.run(b"SELECT pg_try_advisory_lock(%s, %s)", (mine, flag)).fetchone()
-            if row is not None and row[0]:
-                return flag
+        for _ in range(TRIES):
+            row = db.batch.run(RAISE, (mine,)).fetchone()
+            if row is not None:
+                return int(row[0])
         return None
 
     def _lose(self) -> None:

@@ -92,9 +92,10 @@ class PostgresState(PostgresLooks, PostgresLimits):
                     change.count("calls refused: id taken", self.append_calls(batch, change.calls))
                 gaps.write(batch, self._sql, reads.group, found)
                 commit = self._commit(batch, reads.group, change)
-                rung = self._ring_settled(batch, change)
                 if reads.due and not reads.bare:
                     self.read_ahead(batch, reads, change)
+                # The last of it: what it holds to see whether anybody waits, nobody else can raise as a flag.
+                rung = self._ring_settled(batch, change)
             if rung is not None:
                 self.note_rung(rung.rowcount)
         except Lost as lost:
