@@ -69,19 +69,25 @@ def main(engine: Engine, queue: Stream) -> Group:
 
 
 @pytest.fixture(params=KITS)
-def make_engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Engine]]:
-    """Make engines, each on a store of its own: one for each example of a model."""
+def make_kit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], EngineKit]]:
+    """Make stores: one for each example of a model."""
     kits: list[EngineKit] = []
     stores = itertools.count()
 
-    def make() -> Engine:
+    def make() -> EngineKit:
         folder = tmp_path / str(next(stores))
         folder.mkdir()
         while kits:  # an example that has ended
             kits.pop().remove()
         kits.append(KITS[request.param](request, folder, "os"))
-        return kits[-1].open()
+        return kits[-1]
 
     yield make
     for kit in kits:
         kit.remove()
+
+
+@pytest.fixture
+def make_engine(make_kit: Callable[[], EngineKit]) -> Callable[[], Engine]:
+    """Make engines, each on a store of its own."""
+    return lambda: make_kit().open()

@@ -33,7 +33,6 @@ from respool.engines.kafka import cluster as cluster_module
 from respool.engines.kafka import names
 from respool.engines.kafka import relay as relay_module
 from respool.engines.kafka.cluster import TopicGone
-from respool.engines.kafka.engine import KafkaEngine
 from respool.engines.kafka.message import item
 from respool.engines.kafka.outbox import Outbox
 from respool.engines.kafka.relay import RELAY
@@ -50,21 +49,6 @@ def kit(kafka: KafkaAddress, tmp_path: Path) -> Iterator[KafkaKit]:
     made = KafkaKit(kafka.url(), SQLiteKit(tmp_path, "full"), "full")
     yield made
     made.remove()
-
-
-@pytest.fixture
-def engine(kit: KafkaKit) -> Any:
-    return kit.open()
-
-
-@pytest.fixture
-def queue(engine: KafkaEngine) -> Stream:
-    return engine.create_stream("queue", "shop", "default", 1, {})
-
-
-@pytest.fixture
-def main(engine: KafkaEngine, queue: Stream) -> Group:
-    return next(group for group in engine.groups() if group.stream == queue.id)
 
 
 @pytest.fixture

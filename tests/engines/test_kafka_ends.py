@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from confluent_kafka import Producer
-from tests.engines.kits import KafkaKit, SQLiteKit, eventually
+from tests.engines.kits import KafkaKit, eventually
 from tests.engines.test_conformance import NOW, fill, grant, granted
+from tests.engines.test_kafka import kit as kit
 from tests.engines.test_kafka import kit_id
 from tests.services.fixtures import KafkaAddress
 
@@ -21,29 +20,6 @@ from respool.engines.base import Group, Reads, Stream
 from respool.engines.kafka import ends
 from respool.engines.kafka.reader import Came, Reader
 from respool.record import first_pos
-
-
-@pytest.fixture
-def kit(kafka: KafkaAddress, tmp_path: Path) -> Iterator[KafkaKit]:
-    made = KafkaKit(kafka.url(), SQLiteKit(tmp_path, "full"), "full")
-    yield made
-    made.remove()
-
-
-@pytest.fixture
-def engine(kit: KafkaKit) -> Any:
-    return kit.open()
-
-
-@pytest.fixture
-def queue(engine: Any) -> Stream:
-    made: Stream = engine.create_stream("queue", "shop", "default", 1, {})
-    return made
-
-
-@pytest.fixture
-def main(engine: Any, queue: Stream) -> Group:
-    return next(group for group in engine.groups() if group.stream == queue.id)
 
 
 @pytest.fixture

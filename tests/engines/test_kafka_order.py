@@ -14,7 +14,6 @@ from tests.engines.kits import KafkaKit, eventually
 from tests.engines.test_conformance import finish, granted, numbers, row
 from tests.engines.test_kafka import app as app
 from tests.engines.test_kafka import dies
-from tests.engines.test_kafka import engine as engine
 from tests.engines.test_kafka import kit as kit
 from tests.services.fixtures import KafkaAddress
 

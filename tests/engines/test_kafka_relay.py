@@ -33,11 +33,6 @@ def kit(kafka: KafkaAddress, tmp_path: Path) -> Iterator[KafkaKit]:
 
 
 @pytest.fixture
-def engine(kit: KafkaKit) -> Any:
-    return kit.open()
-
-
-@pytest.fixture
 def stuck(engine: Any) -> Stream:
     return engine.create_stream("queue", "shop", "stuck", 1, {})  # type: ignore[no-any-return]
 

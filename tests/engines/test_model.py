@@ -1007,7 +1007,7 @@ def _settling(settlement: Settlement) -> Callable[[View, Change], bool]:
 @pytest.fixture
 def holes(request: pytest.FixtureRequest) -> bool:
     """Whether the engine leaves a position empty for an id that is known."""
-    return bool(request.node.callspec.params["make_engine"] not in ("postgres", "kafka"))
+    return bool(request.node.callspec.params["make_kit"] not in ("postgres", "kafka"))
 
 
 def test_delivery(make_engine: Callable[[], Engine], holes: bool) -> None:

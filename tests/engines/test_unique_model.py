@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from tests.engines.kits import KITS, EngineKit
+from tests.engines.kits import EngineKit
 from tests.engines.model import positions_of
 
 from respool import App, DuplicateCall, unique
@@ -287,24 +286,6 @@ class UniqueMachine(RuleBasedStateMachine):
     def nothing_was_sent_twice(self) -> None:
         ((_, lo, hi),) = self.engine.bounds(self.queue)
         assert {record.pos for record in self.engine.records(lo, hi, ALL)} == set(self.calls)
-
-
-@pytest.fixture(params=KITS)
-def make_kit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], EngineKit]]:
-    kits: list[EngineKit] = []
-    numbers = itertools.count()
-
-    def make() -> EngineKit:
-        folder = tmp_path / str(next(numbers))
-        folder.mkdir()
-        while kits:  # an example that has ended
-            kits.pop().remove()
-        kits.append(KITS[request.param](request, folder, "os"))
-        return kits[-1]
-
-    yield make
-    for kit in kits:
-        kit.remove()
 
 
 def test_unique(make_kit: Callable[[], EngineKit], request: pytest.FixtureRequest) -> None:
