@@ -103,12 +103,12 @@ class Writer:
                 ids = [*ids, new_head(OLD)]
                 bound = {"sequence": self._engine._sequence(log), "id": ids[-1], "task": "add", "body": b"b"}
                 bound |= {"meta": None, "key": None, "time": int(OLD * 1e6), **self._engine.ring_values(log)}
-                self.db.execute(self._engine.append_ringing, bound, binary=True)
+                self.db.execute(self._engine.ringing["append_fresh"], bound, binary=True)
         elif how == "row":
             ids = ids or [new_head(OLD)]
             bound = {"sequence": self._engine._sequence(log), "id": ids[0], "task": "add", "body": b"b"}
             bound |= {"meta": None, "key": None, "time": int(OLD * 1e6), **self._engine.ring_values(log)}
-            self.db.execute(sql["append_row"], bound, binary=True)
+            self.db.execute(self._engine.ringing["append_row"], bound, binary=True)
         else:
             ids = ids or [new_head(OLD) for _ in range(size)]
             rows = [NewCall(log, "add", b"b", None, id, OLD) for id in ids]

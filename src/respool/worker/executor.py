@@ -97,9 +97,8 @@ class Executor:
         self._reachable = True
         self._awaited = False  # somebody waited for what was settled since work was looked for
         self._woke = False  # the last settlement has woken somebody
-        self._one_by_one = (
-            False  # … and there was nothing more: who waits for each result sends the next then
-        )
+        # … and there was nothing more: who waits for each result sends the next then.
+        self._one_by_one = False
         self._breaks = engine.breaks
         self._known: Lease | None = (
             None  # the present lease as it is stored, unless the supervisor has changed it

@@ -100,9 +100,9 @@ class PostgresBells(Part):
         return f"respool {self.options.schema}"
 
     @cached_property
-    def append_ringing(self) -> bytes:
-        """The statement that appends a fresh record, and rings for it."""
-        return self._sql["append_fresh"] + RINGING
+    def ringing(self) -> dict[str, bytes]:
+        """The statements that append a single record, and ring for it."""
+        return {name: self._sql[name] + RINGING for name in ("append_fresh", "append_row")}
 
     def flags(self, kind: int) -> int:
         """Return the first half of the locks of a kind: those of other schemas in the database are others."""
@@ -149,7 +149,6 @@ class PostgresBells(Part):
         """Return what a statement needs that rings for workers by itself."""
         return {
             "flags": self.flags(_WORKERS),
-            "last_flag": FLAGS - 1,
             "channel": self.channel,
             "said": self._said(log) + FOR,
         }

@@ -52,7 +52,7 @@ class PostgresLog(Part):
     _ahead: tuple[list[Span], list[Reply]] | None = None  # of the lease that was claimed last
     ring_log: Callable[..., None]
     ring_values: Callable[[int], dict[str, Any]]
-    append_ringing: bytes
+    ringing: dict[str, bytes]
     add_partitions: Callable[..., None]
     _sequences: dict[int, int]  # the numbers of logs' sequences, as far as they were asked for
 
@@ -104,13 +104,13 @@ class PostgresLog(Part):
             tries += 1
             if tries == 1:
                 try:
-                    return db.batch.run(self.append_ringing, bound, binary=True).fetchone()
+                    return db.batch.run(self.ringing["append_fresh"], bound, binary=True).fetchone()
                 except (pg.UniqueViolation, *_MISSING):
                     pass  # it was sent before, and stored; or something has to be made first
             return self._with_partition(db, row.log, carefully)
 
         def carefully(db: Bounded) -> Any:
-            return db.batch.run(self._sql["append_row"], bound, binary=True).fetchone()
+            return db.batch.run(self.ringing["append_row"], bound, binary=True).fetchone()
 
         found = self._writer.append(run)
         if found is not None:
@@ -188,8 +188,7 @@ class PostgresLog(Part):
 
     def _appending(self, log: int, run: Any) -> Any:
         """Run an append; where the log's next partition is missing, make it first."""
-        done = self._writer.append(lambda db: self._with_partition(db, log, run))
-        return done
+        return self._writer.append(lambda db: self._with_partition(db, log, run))
 
     def _with_partition(self, db: Bounded, log: int, run: Any) -> Any:
         try:

@@ -42,7 +42,7 @@ SELECT pos, task, body, meta, 0, id, time, key FROM numbered;
 SELECT l.id, to_regclass('respool.log_' || l.id)::oid::bigint FROM respool.log l WHERE l.id = ANY (%s);
 
 -- name: append_row
--- The same for an id that may be known: then nothing is appended, and no number burnt.
+-- The same, bell and all, for an id that may be known: then nothing is appended, and no number burnt.
 WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS xid),
 entered AS (
     INSERT INTO respool.ids (id, pos, last)
@@ -51,15 +51,10 @@ entered AS (
           WHERE own.xid IS NOT NULL AND NOT EXISTS (SELECT 1 FROM respool.ids WHERE id = %(id)s)
           OFFSET 0) AS numbered
     ON CONFLICT (id) DO NOTHING
-    RETURNING pos),
-put AS (
-    INSERT INTO respool.record (pos, task, body, meta, seq, id, time, key)
-    SELECT pos, %(task)s, %(body)s, %(meta)s, 0, %(id)s, %(time)s, %(key)s FROM entered
     RETURNING pos)
-SELECT pos, (SELECT pg_notify(%(channel)s, %(said)s || flag)
-             FROM generate_series(0, %(last_flag)s) AS flag
-             WHERE NOT pg_try_advisory_xact_lock_shared(%(flags)s, flag) LIMIT 1)
-FROM put;
+INSERT INTO respool.record (pos, task, body, meta, seq, id, time, key)
+SELECT pos, %(task)s, %(body)s, %(meta)s, 0, %(id)s, %(time)s, %(key)s FROM entered
+RETURNING pos;
 
 -- name: append_rows
 WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS xid),
