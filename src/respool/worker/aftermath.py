@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -17,6 +18,9 @@ from ..errors import TimeLimitExceeded, WorkerLost
 from ..remote import encode_error
 from .host import ring_for
 from .page import Snapshot
+from .telling import named
+
+log = logging.getLogger("respool.worker")
 
 DEFAULT_DELIVERIES = 3
 ANY_TASK = ""  # in a subscription, whatever the event's type
@@ -79,16 +83,22 @@ class Aftermath:
             else:  # nothing was being run: nobody is to blame
                 cause = Cause.ORDERED
 
+        dead: list[int] = []
+
         def decide(view: View, change: Change) -> bool:
-            return bury_lease(view, change, lease.id, self._owner, cause, finished, suspects, now)
+            buried = bury_lease(view, change, lease.id, self._owner, cause, finished, suspects, now)
+            dead[:] = [parked.pos for parked in change.parked if parked.reason == "dead"]
+            return buried
 
         self._engine.transact(Reads(group, (lease.id,)), decide)
+        for pos in {suspect.pos for suspect in suspects}.intersection(dead):
+            log.error("%s is a dead letter: %s", named(self._engine, [pos]), how)
         if seen is not None:  # the one that ran may have been buried
             self._engine.ring_waiters(seen.through + seen.running)
         if finished is not None:
             ring_for(self._engine, finished.verdicts)
-        for log in {span.lo >> 40 for span in lease.spans}:
-            self._engine.ring(log, everyone=True)
+        for place in {span.lo >> 40 for span in lease.spans}:
+            self._engine.ring(place, everyone=True)
 
     def _finished(self, lease: Lease, seen: Snapshot, now: float) -> Settlement | None:
         if not seen.finished:
@@ -146,9 +156,12 @@ class Aftermath:
             wall_clock(),
             release=True,
         )
-        self._engine.transact(
+        settled = self._engine.transact(
             Reads(seen.group, (seen.lease,)), lambda view, change: settle(view, change, settlement)
         )
+        if settled:
+            what = named(self._engine, positions)
+            log.error("%s is a dead letter: killed after %g s, its time_limit", what, seconds)
         self._engine.ring_waiters([*seen.through, *positions])
         ring_for(self._engine, seen.verdicts)
         self._engine.ring(positions[0] >> 40, everyone=True)

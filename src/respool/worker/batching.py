@@ -141,7 +141,7 @@ class Batching:
         if isinstance(error, CorruptBody):
             return verdicts.unreadable(row, error, now)
         verdict = verdicts.failed(runner, row, span, error, now, now, random.random())
-        _log_dead(runner, [verdict], 1)
+        _log_failed(runner, [verdict], 1)
         return verdict
 
     # Running a lease
@@ -325,7 +325,7 @@ class Batching:
             return [], [], raised  # what it has sent so far, its parts will send
         if calls or dropped:
             _send_with(said, results, members[0].row[0], runner, calls, dropped)
-        _log_dead(runner, said, len(members))
+        _log_failed(runner, said, len(members))
         return said, results, raised
 
     def _take_items(
@@ -434,7 +434,10 @@ def _send_with(
     first.calls, first.dropped = calls, dropped
 
 
-def _log_dead(runner: Runner, said: Sequence[Verdict], size: int) -> None:
+def _log_failed(runner: Runner, said: Sequence[Verdict], size: int) -> None:
+    again = [verdict for verdict in said if verdict.retried]
+    if again:
+        log.info("task %s: %d of %d calls of a batch: %s", runner.name, len(again), size, again[0].note)
     dead = [verdict for verdict in said if verdict.reason == "dead"]
     if dead:
         log.error(

@@ -32,6 +32,7 @@ from . import verdicts
 from .large import LargePayloads
 from .run import CurrentRun
 from .services import Arguments, Runner, Service
+from .telling import Retries
 
 log = logging.getLogger("respool.worker")
 
@@ -64,10 +65,12 @@ class Caller:
         self._coroutine = False  # the running record's code is one: its limit cancels it, and raises nothing
         self._told = 0  # the soft limit that the running code was told of
         self.storms: Any = None  # the executor's
+        self.retries = Retries()
         run.shield = self.shielded
 
     def close(self) -> None:
-        """Close the event loop, if coroutine tasks have used one."""
+        """Close the event loop, if coroutine tasks have used one; say what is left to be said."""
+        self.retries.end()
         if self._loop is not None:
             self._loop.close()
 
@@ -250,12 +253,18 @@ class Caller:
         began = now - (boottime_ns() - self.slot.words[p.BEGAN]) / 1e9
         verdict = verdicts.failed(runner, row, span, error, began, now, random.random())
         verdict.calls, verdict.dropped, verdict.progressed = self.run.end()
+        if verdict.retried and verdict.due is not None:
+            note = (verdict.note or "").removeprefix("retry: ")
+            number, most, wait = span.retries + 1, runner.retry.max_retries, max(verdict.due - now, 0.0)
+            self.retries.tell(runner.name, number, most, wait, note, self._id)
         if verdict.reason == "dead":
-            id = id_text(public_id(self.run.record.id))
             service = self.run.service
             what = f"task {row[1]}" if row[1] else f"an event, in group {service.group.name},"
-            log.error("%s is a dead letter: %s; see: respool show %s", what, verdict.note, id)
+            log.error("%s is a dead letter: %s; see: respool show %s", what, verdict.note, self._id())
         return verdict
+
+    def _id(self) -> str:
+        return id_text(public_id(self.run.record.id))
 
     def large_result(self, runner: Runner, row: Row, span: Span, encoded: bytes) -> Verdict:
         """Return the verdict on a plain run whose encoded result is to go to the blob store."""

@@ -37,6 +37,7 @@ from .options import (
     encode,
 )
 from .services import Service, services
+from .telling import log_to, print_by_lines
 
 log = logging.getLogger("respool.worker")
 _PR_SET_PDEATHSIG = 1
@@ -246,7 +247,8 @@ def main() -> None:
     die_with(parent, life)
     os.set_inheritable(control, False)
     os.set_inheritable(life, False)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s child: %(message)s", datefmt="%H:%M:%S")
+    log_to(sys.stderr, "child")
+    print_by_lines()
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     log_file = LogFile(*sys.argv[4:6]) if len(sys.argv) > 4 else None

@@ -146,6 +146,8 @@ class Executor:
             # What waits for more is work only for those who do not wait.
             if sure or self.has_work(service) or (service.batch and not self.patient):
                 worked = self._serve(service) or worked
+        if self.caller.retries.withheld:
+            self.caller.retries.look()
         if worked and self.done - before <= FEW and not self._awaited:
             self.host.pause(REST)
         return worked

@@ -17,6 +17,7 @@ from .options import Hello, WorkerOptions
 from .services import services
 from .solo import Solo
 from .supervisor import Supervisor
+from .telling import log_to, print_by_lines
 
 POOLS = ("processes", "solo")
 
@@ -27,8 +28,9 @@ def start(options: WorkerOptions, out: TextIO | None = None) -> int:
     Raises: ConfigError, and with the solo pool whatever the app raises at import.
     """
     out = sys.stderr if out is None else out
-    _log_to(out)
+    log_to(out, "worker")
     if options.pool == "solo":
+        print_by_lines()
         app = load_app(options.app, options.url)
         served = services(app, options.queues, options.group)
         tasks = sorted({name for service in served for name in service.runners})
@@ -111,10 +113,3 @@ def _of_other_apps(engine: Any, app: str) -> list[str]:
                 verb = "call waits" if waiting == 1 else "calls wait"
                 found.append(f"{served_as(stream, group)} ({waiting:,} {verb})")
     return found
-
-
-def _log_to(out: TextIO) -> None:
-    """Log as the children do: when, who, what."""
-    logging.basicConfig(
-        level=logging.INFO, stream=out, format="%(asctime)s worker: %(message)s", datefmt="%H:%M:%S"
-    )

@@ -47,6 +47,7 @@ from .process import ChildProcess
 from .replacing import Replacements
 from .sweeping import Sweeper
 from .takeover import Watch, new_file
+from .telling import named
 
 log = logging.getLogger("respool.worker")
 
@@ -446,7 +447,8 @@ class Supervisor:
         limit = child.over_limit
         if limit is not None and seen is not None and seen.running == limit[0] and not child.limit_kept:
             if first_time:
-                log.warning("a task ran longer than its time_limit; its process was killed")
+                what, seconds = named(self.engine, limit[0]), limit[1]
+                log.warning("%s ran longer than %g s, its time_limit: its process was killed", what, seconds)
             aftermath.time_limit(seen, *limit)
             child.limit_kept = True
         ours = child.ordered or self._draining or child.over_limit is not None or status == EXIT_LATE
@@ -455,8 +457,9 @@ class Supervisor:
         cause = Cause.ORDERED if ours or clean else Cause.CHILD
         how = "its worker was told to stop" if cause is Cause.ORDERED and not clean else how_it_died(status)
         if cause is Cause.CHILD and first_time:
-            what = "" if seen is None or not seen.running else ", running a call"
-            log.warning("child %d (pid %d): %s%s", child.index, child.pid, how, what)
+            running = [] if seen is None else seen.running
+            what = f", running {named(self.engine, running)}" if running else ""
+            log.warning("child %d (pid %d)%s: %s", child.index, child.pid, what, how)
         aftermath.of_child(child.index, seen, cause, how)
         if child.slot is not None:
             self._handled += child.slot.words[p.DONE]

@@ -10,9 +10,11 @@ from ..delivery.liveness import BeatObserver
 from ..engines.base import Engine, Worker
 from .aftermath import Aftermath, Deliveries
 from .page import WorkerFile
+from .telling import named
 
 log = logging.getLogger("respool.worker")
 
+MOST_NAMED = 4  # calls that a dead worker was running
 LOOK_EVERY = 3
 """Beats of ours, no more than the least patience, between looks at others' where each is a round trip.
 
@@ -79,15 +81,18 @@ class Watch:
         try:
             aftermath = Aftermath(self._engine, worker.id, self._deliveries)
             worker = next((each for each in self._engine.workers() if each.id == worker.id), worker)
-            left = 0
+            left, ran = 0, list[str]()
             for child in range(file.children):
                 seen = file.slot(child).last_words()
+                if seen is not None and seen.running and len(ran) < MOST_NAMED:
+                    ran.append(named(self._engine, seen.running))
                 left += aftermath.of_child(child, seen, _cause(worker), "its worker was killed")
             left += aftermath.of_stranger(Cause.ORDERED)  # claimed, and not begun
             self._engine.drop_worker(worker.id)
         finally:
             file.close(remove=True)
-        log.warning("worker %s is dead: took over %d lease(s)", worker.name, left)
+        running = f"; it was running {', '.join(ran)}" if ran else ""
+        log.warning("worker %s is dead: took over %d lease(s)%s", worker.name, left, running)
         return True
 
 

@@ -1,0 +1,120 @@
+"""What a worker's log says, and how: one line a message, calls by their task and id, no flood of retries."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TextIO
+
+from ..engines import public_id
+from ..engines.base import Engine
+from ..errors import RespoolError
+from ..record import id_text
+
+log = logging.getLogger("respool.worker")
+
+MOST_RETRIES = 10  # that are told one by one within a second; the others are counted
+_ESCAPED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+def one_line(text: str) -> str:
+    """Return a text without what would break its line, or do worse to a terminal.
+
+    >>> one_line("no such place:\\n here")
+    'no such place:\\\\n here'
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else _escaped(each) for each in text)
+
+
+def _escaped(character: str) -> str:
+    return _ESCAPED.get(character) or ascii(character)[1:-1]
+
+
+class _OneLine(logging.Formatter):
+    """Keeps our own messages on one line, whatever error they quote. What the app logs is its own affair."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        if record.name.partition(".")[0] == "respool":
+            record.message = one_line(record.message)
+        return super().formatMessage(record)
+
+
+def log_to(out: TextIO, who: str) -> None:
+    """Log when, who and what, unless the program has set its logging up already."""
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(_OneLine(f"%(asctime)s {who}: %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def print_by_lines() -> None:
+    """Have what tasks print be seen when they print it, also where that goes to a pipe or a file."""
+    for out in (sys.stdout, sys.stderr):
+        if isinstance(out, io.TextIOWrapper):
+            out.reconfigure(line_buffering=True)
+
+
+def named(engine: Engine, positions: Sequence[int]) -> str:
+    """Name what was being run: `call 0198… of task fetch`, or a batch by the first of its calls."""
+    pos = positions[0]
+    try:
+        found = engine.records(pos, pos + 1, 1)
+        stream = next((each for each in engine.streams() if pos >> 40 in each.logs), None)
+    except RespoolError:  # the engine is out of reach, which is said elsewhere
+        found, stream = [], None
+    if not found:
+        return "a call" if len(positions) == 1 else f"a batch of {len(positions):,} calls"
+    id, task = id_text(public_id(found[0].id)), found[0].task
+    is_call = stream is None or stream.kind == "queue"
+    noun, of = ("call", f"task {task}") if is_call else ("event", f"stream {stream and stream.name}")
+    if len(positions) == 1:
+        return f"{noun} {id} of {of}"
+    return f"a batch of {len(positions):,} {noun}s of {of}, the first of them {id}"
+
+
+class Retries:
+    """Tells of retries: some in full, and how many others there were. A storm of them fills no disk."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._since, self._told = clock(), 0
+        self.withheld: Counter[str] = Counter()  # by task
+
+    def tell(
+        self, task: str, number: int, retries: int | None, wait: float, note: str, id: Callable[[], str]
+    ) -> None:
+        """Say that a call of a task is to be retried.
+
+        Parameters:
+            number: which retry it is, of `retries` at most (None: no bound). wait: seconds until then.
+            note: what it raised. id: reads the call's id, which is not done for one that is only counted.
+        """
+        self.look()
+        if self._told >= MOST_RETRIES:
+            self.withheld[task] += 1
+            return
+        self._told += 1
+        of = "" if retries is None else f" of {retries}"
+        log.info(
+            "task %s: retry %d%s in %.3g s: %s; see: respool show %s", task, number, of, wait, note, id()
+        )
+
+    def look(self) -> None:
+        """Once the second is over, say how many others there were within it."""
+        seconds = self._clock() - self._since
+        if seconds >= 1.0:
+            self.end()
+            self._since, self._told = self._clock(), 0
+
+    def end(self) -> None:
+        """Say how many others there were."""
+        if self.withheld:
+            tasks = ", ".join(f"{task} ({number:,})" for task, number in self.withheld.most_common(5))
+            more, seconds = f"{self.withheld.total():,}", self._clock() - self._since
+            log.info("and %s more retries within %.1f s: %s", more, seconds, tasks)
+            self.withheld.clear()

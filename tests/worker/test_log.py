@@ -1,0 +1,196 @@
+"""What a worker's log tells whoever reads it: which call, what became of it, one line a message."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from tests.worker.support import SOURCES, Place, on_each_engine
+
+from respool.worker import telling
+from respool.worker.options import WorkerOptions, encode
+from respool.worker.telling import MOST_RETRIES, Retries, one_line
+
+CODE = """
+@app.task(max_deliveries=2)
+def dies():
+    die()
+
+
+@app.task(time_limit=0.2)
+def hangs():
+    time.sleep(60)
+
+
+@app.task(batch=10, batch_wait=0.2, max_deliveries=2, time_limit=0.3)
+def hangs_together(items):
+    if len(items) > 1:
+        time.sleep(60)
+
+
+@app.task(autoretry_for=(OSError,), default_retry_delay=0.01, max_retries=2)
+def flaky():
+    raise OSError("the bank\\n\\tdoes not answer\\x1b[2J")
+
+
+@app.task
+def waits():
+    with noted("waits"):
+        wait_for("go")
+
+
+events = app.stream("visits")
+
+
+@events.subscribe(group="audit", start="earliest")
+def audit(event):
+    with noted("audit"):
+        wait_for("go")
+"""
+
+
+def _lines(log: str, *words: str) -> list[str]:
+    return [line for line in log.splitlines() if all(word in line for word in words)]
+
+
+@on_each_engine
+def test_death_of_a_process_names_the_call_that_it_ran(place: Place) -> None:
+    module = place.module(CODE)
+    call = module.dies.delay()
+    log = place.burst().log
+    deaths = _lines(log, f", running call {call.id} of task dies: its process was killed by SIGKILL")
+    assert len(deaths) == 2, log
+    assert _lines(log, f"call {call.id} of task dies is a dead letter", "SIGKILL"), log
+
+
+@on_each_engine
+def test_what_is_killed_at_its_time_limit_is_named(place: Place) -> None:
+    module = place.module(CODE)
+    call = module.hangs.delay()
+    log = place.burst().log
+    assert _lines(log, f"call {call.id} of task hangs ran longer than 0.2 s, its time_limit"), log
+    assert _lines(log, f"call {call.id} of task hangs is a dead letter", "0.2 s"), log
+
+
+def test_batch_that_is_killed_is_named_by_its_first_call(place: Place) -> None:
+    module = place.module(CODE)
+    calls = list(module.hangs_together.delay_many(range(3)))
+    log = place.burst().log
+    what = f"a batch of 3 calls of task hangs_together, the first of them {calls[0].id}"
+    assert len(_lines(log, f"{what} ran longer than 0.3 s")) == 1, log
+    assert "dead letter" not in log
+    assert [call.state for call in calls] == ["SUCCESS"] * 3, "they ran singly"
+
+
+@on_each_engine
+def test_retries_are_told_each_on_one_line(place: Place) -> None:
+    module = place.module(CODE)
+    call = module.flaky.delay()
+    log = place.burst().log
+    error = r"OSError: the bank\n\tdoes not answer\x1b[2J"
+    for number in (1, 2):
+        told = f"task flaky: retry {number} of 2 in 0.01 s: {error}; see: respool show {call.id}"
+        assert len(_lines(log, told)) == 1, log
+    assert len(_lines(log, "task flaky is a dead letter: failed: " + error)) == 1, log
+    assert "\x1b" not in log
+
+
+@on_each_engine
+def test_successor_of_a_dead_worker_says_what_it_was_running(place: Place) -> None:
+    module = place.module(CODE)
+    call = module.waits.delay()
+    module.events.publish({"n": 1}, record_id="visit-1")
+    first = place.worker(2)
+    place.await_start("waits")
+    place.await_start("audit")
+    first.kill_group()
+    place.touch("go")
+    log = place.burst().log
+    (line,) = _lines(log, "is dead: took over 2 lease(s); it was running ")
+    assert f"call {call.id} of task waits" in line
+    assert "event visit-1 of stream visits" in line
+
+
+def test_messages_of_the_apps_own_are_left_as_they_are() -> None:
+    out = io.StringIO()
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(telling._OneLine("%(message)s"))
+    for name in ("respool.worker", "shop"):
+        handler.handle(logging.LogRecord(name, logging.INFO, "", 1, "%s", ("a\nb",), None))
+    assert out.getvalue() == "a\\nb\na\nb\n"
+
+
+def test_one_line_keeps_what_can_be_shown() -> None:
+    assert one_line("größer als 3 €") == "größer als 3 €"
+    assert one_line("a\r\nb\u2028c") == r"a\r\nb\u2028c"
+
+
+def test_a_storm_of_retries_is_told_in_few_lines(caplog: pytest.LogCaptureFixture) -> None:
+    now = [0.0]
+    reads: list[int] = []
+
+    def read() -> str:
+        reads.append(1)
+        return "some-id"
+
+    retries = Retries(lambda: now[0])
+    with caplog.at_level(logging.INFO, "respool.worker"):
+        for _ in range(5_000):
+            retries.tell("fetch", 1, None, 0.5, "OSError: away", read)
+        retries.tell("mail", 1, 3, 0.5, "OSError: away", read)
+        assert len(caplog.records) == len(reads) == MOST_RETRIES
+        retries.look()
+        assert len(caplog.records) == MOST_RETRIES, "the second is not over"
+        now[0] = 1.5
+        retries.look()
+        assert caplog.messages[-1] == "and 4,991 more retries within 1.5 s: fetch (4,990), mail (1)"
+        retries.tell("mail", 2, 3, 0.5, "OSError: away", read)
+        assert caplog.messages[-1].startswith("task mail: retry 2 of 3 in 0.5 s: OSError: away; see:")
+        retries.end()
+        assert len(caplog.records) == MOST_RETRIES + 2, "there was nothing more to say"
+
+
+PRINTS = """
+@app.task
+def prints():
+    print("on its way")
+    wait_for("go")
+"""
+
+
+@pytest.mark.parametrize("pool", ["processes", "solo"])
+def test_what_a_task_prints_is_seen_at_once_through_a_pipe(place: Place, pool: str) -> None:
+    module = place.module(PRINTS)
+    module.prints.delay()
+    options = encode(WorkerOptions(app=str(place.path), concurrency=1, burst=True, pool=pool)).decode()
+    code = (
+        "import sys, msgspec; from respool.worker.options import WorkerOptions as O;"
+        "from respool.worker.start import start;"
+        "sys.exit(start(msgspec.json.decode(sys.argv[1], type=O)))"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    env["PYTHONPATH"] = os.pathsep.join([SOURCES, *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, options], cwd=place.folder, env=env, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        readable: Any = select.select([process.stdout], [], [], 15.0)[0]
+        assert readable, "nothing was seen while the task went on"
+        assert process.stdout.readline() == "on its way\n"
+        place.touch("go")
+        assert process.wait(20.0) == 0
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
