@@ -398,6 +398,14 @@ def _why(app: App, found: Found, pos: int, group: Group) -> str:
     return explain_waiting(app.engine, app.opened.stream_at(pos), group, pos, app)
 
 
+def why_unfinished(result: AsyncResult[Any]) -> str | None:
+    """Say what a call waits for, or who runs it; None where it has ended, or nothing is known of it."""
+    found = result.find()
+    if found.status is None or found.state in READY:
+        return None
+    return _why(result._app, found, *result._locate())
+
+
 def _next_wait(deadline: float | None, poll: float) -> float | None:
     """Return how long to sleep before looking again, None where the time is up."""
     if deadline is None:

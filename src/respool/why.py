@@ -64,6 +64,16 @@ def how_to_serve(stream: Stream, group: Group, app: App | None = None) -> str:
     return f"{lacks} of that name; write one on its stream {stream.name!r}: {decorator}"
 
 
+def how_held(stream: Stream, group: Group) -> str | None:
+    """Say that a group is granted nothing, and what has it go on; None where it is not held."""
+    stopped = held(group.settings)
+    if stopped is None:
+        return None
+    return _HELD[stopped].format(
+        served=served_as(stream, group), group=shlex.quote(group.name), queue=shlex.quote(stream.name)
+    )
+
+
 def _is_subscribed(stream: Stream, group: Group, app: App | None) -> bool:
     if app is None or app.name != group.app:
         return group.kind == "subscription"
@@ -112,11 +122,9 @@ def explain_waiting(engine: Engine, stream: Stream, group: Group, pos: int, app:
     workers = [w for w in known if wall_clock() - w.beaten < GONE]
     served = served_as(stream, group)
     status = engine.status(group, pos)
-    stopped = next((held(each.settings) for each in engine.groups() if each.id == group.id), None)
-    if stopped is not None:
-        return _HELD[stopped].format(
-            served=served, group=shlex.quote(group.name), queue=shlex.quote(stream.name)
-        )
+    now = next((each for each in engine.groups() if each.id == group.id), None)
+    if now is not None and (stopped := how_held(stream, now)) is not None:
+        return stopped
     nobody = "" if workers else f"no worker serves {served}{_last(known)}; {how_to_serve(stream, group, app)}"
     if status.parked is not None:
         if status.parked.waits is not None:

@@ -92,6 +92,21 @@ def python(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str
     )
 
 
+def start(*args: str, cwd: Path) -> subprocess.Popen[str]:
+    """Start `python -m respool` in a process of its own, without waiting for its end."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RESPOOL_")}
+    clean["PYTHONPATH"] = str(Path(sys.modules["respool"].__file__).parents[1])
+    return subprocess.Popen(
+        [sys.executable, "-m", "respool", *args],
+        cwd=cwd,
+        env=clean,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def in_terminal(*args: str, cwd: Path, columns: int = 80, interrupt: str = "") -> tuple[int, str]:
     """Run `python -m respool` in a terminal; press Ctrl-C once it has printed a text.
 

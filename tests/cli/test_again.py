@@ -513,7 +513,12 @@ def test_groups_pause_and_resume(cli, app, worker):
     assert "paused" in cli("-A", "shop", "groups", "list", "--queue", "default")
     (listed,) = cli.rows("-A", "shop", "groups", "list", "--queue", "default")
     assert listed["paused"]
+    told = "shop/default is paused; to have it go on: respool groups resume main --queue default"
+    assert told in cli("-A", "shop", "lag")
+    (row,) = cli.rows("-A", "shop", "lag", "--queue", "default")
+    assert row["held"] == "paused"
     assert cli.data("-A", "shop", "groups", "resume", "main", "--queue", "default")["paused"] is False
+    assert "paused" not in cli("-A", "shop", "lag")
     assert worker.work() == 1
     assert "several groups are called main" in cli("-A", "shop", "groups", "pause", "main", code=2)
     assert "unknown group 'v3'" in cli("-A", "shop", "groups", "pause", "v3", code=2)

@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.cli.support import run
+from tests.cli.support import run, start
 
 from respool import GetTimeout
+from respool.replay import pause, resume
 
 
 def sent(cli):
@@ -99,6 +100,23 @@ def test_an_app_in_memory_is_of_no_use(cli, folder):
 def test_timeout_has_an_exit_code_of_its_own_and_says_why(cli):
     text = cli("-A", "shop", "call", "add", "1", "2", "--wait", "--timeout", "0.05", code=3)
     assert "is PENDING after 0.05 s: no worker serves shop/default; start one: respool -A shop worker" in text
+
+
+def test_wait_says_what_it_waits_for_though_it_waits_for_ever(folder, app):
+    """Nobody serves it, then its group is paused: said once each, on stderr; then it is run."""
+    command = ["-A", "shop", "call", "add", "1", "2", "--wait", "--id", "mine"]
+    waits = start(*command, cwd=folder)
+    assert waits.stdout.readline() == "mine\n"
+    nobody = "waiting: no worker serves shop/default; start one: respool -A shop worker\n"
+    assert waits.stderr.readline() == nobody
+    pause(app.engine, app.main_of("default"))
+    told = "waiting: shop/default is paused; to have it go on: respool groups resume main --queue default\n"
+    assert waits.stderr.readline() == told
+    resume(app.engine, app.main_of("default"))
+    assert waits.stderr.readline() == nobody
+    assert run("-A", "shop", "worker", "-c", "1", "--burst", cwd=folder).returncode == 0
+    assert waits.communicate(timeout=20) == ("3\n", "")
+    assert waits.returncode == 0
 
 
 def test_a_handle_that_waits_names_the_command_of_its_module(app):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +15,8 @@ from .common import DURATION, Failure, NotInTime, document_option
 
 if TYPE_CHECKING:
     from ..result import AsyncResult
+
+FIRST, AGAIN = 1.0, 2.0  # seconds until it is said what --wait waits for, and between looks from then on
 
 
 class _WithNegatives(click.Command):
@@ -115,7 +120,8 @@ def _wait(result: AsyncResult[Any], timeout: float | None, as_json: bool) -> Non
     from .output import document
 
     try:
-        value = result.get(timeout, propagate=False)
+        with _telling(result):
+            value = result.get(timeout, propagate=False)
     except GetTimeout as error:
         _end(result, as_json, str(error))
         raise NotInTime(str(error)) from None
@@ -131,6 +137,35 @@ def _wait(result: AsyncResult[Any], timeout: float | None, as_json: bool) -> Non
         document({"id": result.id, "state": "SUCCESS", "result": value})
     else:
         click.echo(repr(value))
+
+
+@contextmanager
+def _telling(result: AsyncResult[Any]) -> Iterator[None]:
+    """While the block waits for a call, say on stderr what for, and again when that is another thing."""
+    over = threading.Event()
+
+    def tell() -> None:
+        from ..errors import RespoolError
+        from ..result import why_unfinished
+
+        said, wait = "", FIRST
+        while not over.wait(wait):
+            try:
+                why = why_unfinished(result)
+            except RespoolError:  # who waits meets it too, and says so
+                return
+            kind = re.sub(r"[\d.,]+", "", why or "")
+            if why and kind != said and not over.is_set():
+                click.echo(f"waiting: {why}", err=True)
+            said, wait = kind, AGAIN
+
+    thread = threading.Thread(target=tell, name="respool-telling", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _end(result: AsyncResult[Any], as_json: bool, error: str, trace: str = "") -> None:

@@ -52,7 +52,7 @@ def command(queue: str | None, group: str | None, as_json: bool) -> None:
     """
     from ..delivery.storms import gauges
     from ..errors import UnknownName
-    from ..why import how_to_serve, served_as
+    from ..why import how_held, how_to_serve, served_as
     from .output import counted, note
     from .target import open_target
 
@@ -75,6 +75,8 @@ def command(queue: str | None, group: str | None, as_json: bool) -> None:
             tasks = ", ".join(data["unknown_tasks"])
             waiting = f"{counted(data['unknown'], 'call')} of tasks that no worker has had so far"
             note(f"{served}: {waiting}, kept for the first that has them: {tasks}")
+        if (stopped := how_held(stream, each)) is not None:
+            note(stopped)
         waits = sum(data[name] for name in ("pending", "returned", "due", "scheduled", "retry", "limited"))
         if waits and not data["workers"]:
             note(f"{served}: no worker serves it; {how_to_serve(stream, each, target.app)}")
@@ -156,6 +158,7 @@ class _Run(NamedTuple):
 def _data(target: Target, group: Group) -> dict[str, Any]:
     from ..clock import now as wall_clock
     from ..delivery.lapse import LOST
+    from ..delivery.seek import held
 
     stream, counts = target.streams[group.stream], target.engine.counts(group)
     leases: list[Lease] = target.engine.leases(group)
@@ -192,6 +195,7 @@ def _data(target: Target, group: Group) -> dict[str, Any]:
         "running_task": None if oldest is None else oldest.task,
         "next_due": None if counts.next_due is None else max(counts.next_due - now, 0.0),
         "workers": len(target.serving(group)),
+        "held": held(group.settings),
         "lost": target.engine.counters(group.id).get(LOST, 0),
     }
 

@@ -108,7 +108,7 @@ class Exchange:
         if service.stormy:
             ex.storms.told(service)
         if settlement is not None:
-            ex.announce(settlement, settled)
+            ex.announce(service, settlement, settled)
             if settlement.waits and lease is not None:  # else this process sees to it that they run in time
                 ex.engine.ring(settlement.waits[0].lo >> 40)
             if freed:

@@ -27,6 +27,7 @@ from . import verdicts
 from .batching import Batching
 from .calling import Caller, EndNow
 from .exchange import Exchange
+from .holds import say_lost
 from .host import LONGEST, PATIENCE, UNSETTLED, Woken, has_work, ring_for
 from .own_work import Did, Finished, Kept, OwnWork, ranges
 from .run import CurrentRun
@@ -245,10 +246,10 @@ class Executor:
                 self.host.pause(PATIENCE[min(tries, len(PATIENCE) - 1)])
                 tries += 1
 
-    def announce(self, settlement: Settlement, settled: bool) -> None:
+    def announce(self, service: Service, settlement: Settlement, settled: bool) -> None:
         """Wake those whom a settlement concerns; say it where the lease was lost."""
         if not settled:
-            log.warning("a lease was lost: %d run(s) are not counted, and repeated", settlement.records)
+            say_lost(self.engine, service.group, settlement.records)
             return
         engine = self.engine
         rung = engine.ring_waiters(
@@ -299,17 +300,17 @@ class Executor:
             self.storms.told(service)
         self.slot.words[p.SETTLED] += count
         self.slot.forget_verdicts()
-        self.announce(settlement, settled)
+        self.announce(service, settlement, settled)
         if not settled:
             self.slot.words[p.BOUND] = 0  # nothing more of this lease is ours to run
 
-    def _settled_with_work(self, finished: Finished) -> None:
+    def _settled_with_work(self, service: Service, finished: Finished) -> None:
         """Take note of what was settled in a transaction of the run's own."""
         assert self._own.settlement is not None
         self.slot.words[p.SETTLED] += len(finished.rows)
         self.slot.forget_verdicts()
         self._known = None
-        self.announce(self._own.settlement, settled=True)
+        self.announce(service, self._own.settlement, settled=True)
 
     # One lease
 
@@ -437,7 +438,7 @@ class Executor:
                         break
                     if became is Did.COMMIT:
                         words[finished_word] = count
-                        self._settled_with_work(finished)
+                        self._settled_with_work(service, finished)
                         verdict, settle_now = None, False
                         settled, kept, wall, gone = count, ([], []), wall_clock(), {*held}
                         began = last = clock()

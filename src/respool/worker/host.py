@@ -20,6 +20,7 @@ from ..delivery.spans import ranges_of
 from ..engines.base import Engine, Reads, Worker
 from ..engines.moving import told
 from ..errors import DatabaseGone, EngineUnavailable, LogMoved, RespoolError
+from .holds import held_back
 from .services import Service
 
 RARELY = 20.0  # seconds between two looks of who hears the bell: a ring is lost only with who would ring
@@ -117,10 +118,11 @@ def farewell(engine: Any, groups: Sequence[Any], handled: int, seconds: float) -
             left["leased"] += counts.leased
             for reason, number in counts.parked.items():
                 left[reason] = left.get(reason, 0) + number
+        stopped = held_back(engine, groups) if any(left.values()) else []
     except RespoolError as error:
         return f"{done}; what is left cannot be seen: {error}"
     shown = ", ".join(f"{number:,} {reason}" for reason, number in left.items() if number)
-    return f"{done}; left: {shown or 'nothing'}"
+    return "; ".join([f"{done}; left: {shown or 'nothing'}", *stopped])
 
 
 def has_work(engine: Any, service: Service, now: float) -> bool:

@@ -10,6 +10,7 @@ from ..clock import now as wall_clock
 from ..dead import drop_old
 from ..delivery.seek import under_way
 from ..replay import moving
+from .holds import Holds
 from .page import WorkerFile
 from .retaining import Retainer
 from .sweeping import Sweeper
@@ -37,6 +38,7 @@ class House:
         self._engine, self._groups, self._ttls = engine, groups, dead_ttls
         self._file, self._sweeper, self._retainer = file, sweeper, Retainer()
         self._next, self._wait = 0.0, HOUSEKEEPING
+        self._holds = Holds(engine, groups)
 
     def tidy(self, *, worked: bool) -> bool:
         """Keep the store fast; return whether it is time for a round (`go_round`).
@@ -51,6 +53,8 @@ class House:
         self._next = min(self._next, now + self._wait)
         if not rests or now >= self._next or not can.one_transaction:  # who relays calls may have died (K4)
             self._engine.tidy()
+        if not rests or now >= self._next:
+            self._holds.look()
         return now >= self._next
 
     def go_round(self) -> None:

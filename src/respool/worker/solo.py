@@ -27,6 +27,7 @@ from . import page as p
 from .aftermath import Aftermath
 from .calling import EndNow
 from .executor import Executor
+from .holds import Holds
 from .host import (
     Woken,
     all_done,
@@ -68,6 +69,7 @@ class Solo:
         store = app.payloads.store
         self._sweeper = None if store is None else Sweeper(lambda: nullcontext(self.engine), store)
         self._retainer = Retainer()
+        self._holds = Holds(self.engine, [service.group for service in served])
         self._stop = threading.Event()
         self._attend = threading.Event()  # there is a limit to look at, or the end
         self._beaten = 0
@@ -246,6 +248,7 @@ class Solo:
     def _look_around(self) -> None:
         self._watch.look(self.worker, beaten=True)
         self.engine.tidy()
+        self._holds.look()
         refuse_moved(self.engine, waits=not self.options.burst)
         if self._sweeper is not None:
             self._sweeper.start(self.engine)

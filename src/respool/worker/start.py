@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TextIO
 from ..engines.base import Group, Stream
 from ..errors import ConfigError
 from ..loading import load_app
-from ..why import served_as
+from ..why import how_held, served_as
 from .host import is_gone
 from .options import Hello, WorkerOptions
 from .services import services
@@ -85,6 +85,8 @@ def _banner(
         f"  serves  {', '.join(served_as(stream, group) for stream, group in served)}",
         f"  tasks   {_shown_tasks(tasks)}",
     ]
+    stopped = (how_held(stream, group) for stream, group in served)
+    lines += [f"  note    {said}" for said in stopped if said is not None]
     others = _of_other_apps(place.engine, place.app)
     if others:
         lines.append(f"  note    of other apps, and served by no worker: {', '.join(others)}")
