@@ -16,6 +16,7 @@ RespoolError
 │   │   └── EngineUnavailable   locked, full, read-only or out of reach for longer than allowed
 │   │       └── BlobsUnavailable  the same of the store of large payloads
 │   └── AppendUnknown           it may have been sent: send the same id again
+│       └── PartlyAppended      of many, some are stored; what the others met is `error`
 ├── EngineError                 the file or server itself
 │   ├── EngineTooOld            a library or server version that is not safe to use
 │   ├── SchemaTooNew            written by a newer Respool
@@ -66,7 +67,12 @@ class DeclarationConflict(ConfigError):
 
 
 class AppendError(RespoolError):
-    """Sending a call or an event did not succeed; the subclass says whether it may have been sent."""
+    """Sending a call or an event did not succeed; the subclass says whether it may have been sent.
+
+    `stored`: of many that were sent together, how many are known to be stored.
+    """
+
+    stored = 0
 
 
 class Refused(AppendError):
@@ -132,6 +138,18 @@ class AppendUnknown(AppendError):
     def __init__(self, message: str, ids: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.ids = ids
+
+
+class PartlyAppended(AppendUnknown):
+    """Of many that were sent together `stored` are stored, and stay. What the others met is `error`.
+
+    Of those nothing was sent, unless `error` is an AppendUnknown: then it may have been.
+    """
+
+    def __init__(self, error: RespoolError, stored: int, places: Iterable[int] = ()) -> None:
+        super().__init__(f"{error}. That holds for the rest: {stored:,} sent before, or with it, are stored")
+        self.error, self.stored = error, stored
+        self.places = frozenset(places)  # which those are, among what an engine was given
 
 
 class EngineError(RespoolError):

@@ -9,8 +9,8 @@ from itertools import islice
 from typing import Any
 
 from .delivery.model import NewCall
-from .engines.base import Conflict, Engine, PartlyAppended
-from .errors import AppendUnknown, IdConflict, RecordTooLarge, RespoolError
+from .engines.base import Conflict, Engine
+from .errors import AppendUnknown, IdConflict, PartlyAppended, RecordTooLarge, RespoolError
 from .record import RUN_BITS, id_text, new_head
 
 CHUNK_RECORDS = 5000
@@ -174,7 +174,7 @@ class Producer:
             conflicts = self._engine.append_rows([pending.row for pending in together])
         except PartlyAppended as error:
             for n, pending in enumerate(together):
-                pending.error = None if n in error.stored else _with_ids(error.error, (pending.row,))
+                pending.error = None if n in error.places else _with_ids(error.error, (pending.row,))
             return
         except RespoolError as error:
             for pending in together:
@@ -195,7 +195,10 @@ class Producer:
         self._engine.append_rows(rows)
 
     def append_many(self, rows: Sequence[NewCall]) -> None:
-        """Append records of any logs, whose ids were made for them. Raises Refused or AppendUnknown."""
+        """Append records of any logs, whose ids were made for them.
+
+        Raises: Refused, AppendUnknown; PartlyAppended where some of them are stored.
+        """
         self._engine.append_many(rows)
 
     def append_run(

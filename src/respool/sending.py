@@ -15,14 +15,15 @@ from .clock import now as wall_clock
 from .delivery.model import NewCall
 from .engines import public_id, stored_id
 from .engines.base import Engine, LeaseLost, Stream
-from .errors import ConfigError, DatabaseGone, EngineUnavailable, Refused
+from .errors import ConfigError, DatabaseGone, EngineUnavailable, Refused, RespoolError
 from .keys import key_hash, partition_of
 from .options import out_of_order
 from .payloads import NEVER
-from .producer import MAX_TOGETHER, Producer, chunks, conflict_error
+from .producer import Producer, chunks, conflict_error
 from .record import NO_META, Id, Meta, new_head
 from .result import AsyncResult, ResultSet
 from .running import Run, current_run
+from .together import Stored, Together
 from .transaction import Collector, Enlisted, enlisted
 from .unique import Unique
 from .unique import send as send_unique
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from .opened import Opened
     from .stream import StreamHandle
 
-MOST_HELD = 16 << 20  # bytes of calls, of all partitions, that wait to be appended together
 LARGE_TOGETHER = 64 << 20  # bytes of large payloads that are stored before their calls are appended
 
 
@@ -159,9 +159,11 @@ class Sender:
         app = self._app
         stream, run = app.stream_of("queue", queue), self._run()
         results: ResultSet[Any] = ResultSet(app)
-        with self._sending() as producer:
+        stored = Stored()
+        with self._sending(stored) as producer:
             gated = queue in app.opened.gates
-            together = _Together(producer, (lambda calls: self._enter(queue, calls)) if gated else None)
+            enter = (lambda calls: self._enter(queue, calls)) if gated else None
+            together = Together(producer, stored, enter)
             for given, described in calls:
                 sent = app.payloads.offload(given, described) if len(given) > over else (given, described)
                 body, meta = sent
@@ -212,9 +214,9 @@ class Sender:
     def keyed_events(self, stream: StreamHandle, type: str, events: Iterable[tuple[bytes, Meta, int]]) -> int:
         """Append many events to the partitions of their keys; return how many."""
         logs = self._app.stream_of("stream", stream.name).logs
-        sent = 0
-        with self._sending() as producer:
-            together = _Together(producer)
+        sent, stored = 0, Stored()
+        with self._sending(stored) as producer:
+            together = Together(producer, stored)
             for body, meta, partition in events:
                 if len(body) > stream.offload_over:
                     body, meta = self._app.payloads.offload(body, meta)
@@ -293,13 +295,20 @@ class Sender:
             raise
 
     @contextmanager
-    def _sending(self) -> Iterator[Producer | Enlisted | Collector]:
-        """Give what appends; where the file is gone, the next call opens what is there then."""
+    def _sending(self, stored: Stored | None = None) -> Iterator[Producer | Enlisted | Collector]:
+        """Give what appends; where the file is gone, the next call opens what is there then.
+
+        `stored`: of many, how many are stored so far; errors say so.
+        """
         opened = self._app.opened
+        producer = enlisted(self._app) or self._of_run(opened.engine) or opened.producer
         try:
-            yield enlisted(self._app) or self._of_run(opened.engine) or opened.producer
-        except DatabaseGone:
-            self._app.close()
+            yield producer
+        except RespoolError as error:
+            if isinstance(error, DatabaseGone):
+                self._app.close()
+            if stored is not None and isinstance(producer, Producer):
+                stored.tell(error)
             raise
 
     def _of_run(self, engine: Engine) -> Enlisted | Collector | None:
@@ -328,9 +337,9 @@ class Sender:
         queue: str = "",
     ) -> int:
         """Append records that differ in their bodies only, in large chunks; return how many."""
-        app, packed, sent = self._app, meta.packed(), 0
-        with self._sending() as producer:
-            large, stored, gated = _Together(producer), 0, queue in app.opened.gates
+        app, packed, sent, there = self._app, meta.packed(), 0, Stored()
+        with self._sending(there) as producer:
+            large, stored, gated = Together(producer, there), 0, queue in app.opened.gates
             for chunk in chunks(bodies, over):
                 self._enter(queue, len(chunk))
                 if len(chunk) == 1 and len(chunk[0]) > over:  # it has attributes of its own
@@ -344,53 +353,12 @@ class Sender:
                     large.flush()  # in their order
                     producer.check_size(max(chunk, key=len), packed)
                     head = producer.append_run(log, task, chunk, packed, wall_clock())
+                    there.number += len(chunk)
                 sent += len(chunk)
                 if results is not None:
                     results.add_run(head, len(chunk))
             large.flush()
         return sent
-
-
-class _Together:
-    """Appends rows of many logs, those of one log together.
-
-    Parameters:
-        enter: waits for room for so many.
-    """
-
-    def __init__(
-        self, producer: Producer | Enlisted | Collector, enter: Callable[[int], None] | None = None
-    ) -> None:
-        self._producer, self._enter = producer, enter
-        self._waiting: dict[int, list[NewCall]] = {}
-        self._held = 0  # bytes
-
-    def add(self, row: NewCall) -> None:
-        """Take in a row. Raises RecordTooLarge."""
-        self._producer.check_size(row.body, None)
-        rows = self._waiting.setdefault(row.log, [])
-        rows.append(row)
-        self._held += len(row.body)
-        if len(rows) >= MAX_TOGETHER:
-            self._append(MAX_TOGETHER // 2)  # with those logs that will be full soon
-        elif self._held >= MOST_HELD:
-            self._append(1)
-
-    def flush(self) -> None:
-        """Append what is left."""
-        self._append(1)
-
-    def _append(self, least: int) -> None:
-        """Append the rows of those logs that have so many."""
-        logs = [log for log, rows in self._waiting.items() if len(rows) >= least]
-        together = [self._waiting.pop(log) for log in logs]
-        self._held -= sum(len(row.body) for rows in together for row in rows)
-        if self._enter is None:
-            self._producer.append_many([row for rows in together for row in rows])
-            return
-        for rows in together:
-            self._enter(len(rows))
-            self._producer.append_rows(rows)
 
 
 def new_row(space: str, log: int, task: str, body: bytes, meta: Meta, id: Id | None) -> NewCall:

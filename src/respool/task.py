@@ -173,7 +173,7 @@ class Task(Generic[P, R]):
         """Append one call for each item (its one argument), in large synced chunks.
 
         Returns: the calls' handles, of which ten million take a few hundred kilobytes.
-        Raises: as `delay`; what was appended before the error stays (its handles are lost).
+        Raises: as `delay`; PartlyAppended where some are stored already: `error.stored` of them, which stay.
         """
         each = self._iterable("delay_many", items, "the one argument of each call")
         if self.unique is None and self.key_of is None and self.limit_key is None:

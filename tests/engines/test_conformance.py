@@ -47,7 +47,7 @@ from respool.engines.base import (
     Registration,
     Stream,
 )
-from respool.errors import ConfigError, EngineError, EngineUnavailable, RespoolError
+from respool.errors import ConfigError, EngineError, EngineUnavailable, PartlyAppended, RespoolError
 from respool.record import Meta, first_pos, id_of, new_head
 
 NOW = 1_700_000_000.0
@@ -250,6 +250,23 @@ def test_records_of_many_logs_are_appended_together(engine: Engine) -> None:
     engine.append_many([])
     with pytest.raises(EngineError):
         engine.append_many([NewCall(wide.logs[-1] + 1000, "add", b"x", None, new_head(now), now)])
+
+
+def test_what_is_stored_of_many_logs_is_said(engine: Engine) -> None:
+    """P1: not that nothing was sent, where logs before the one that fails have theirs."""
+    wide = engine.create_stream("queue", "shop", "wide", 3, {"ordered": True})
+    now = time.time()
+    logs = [wide.logs[0], wide.logs[1], wide.logs[-1] + 1000, wide.logs[2]]
+    rows = [NewCall(logs[n % 4], "add", b"%d" % n, None, new_head(now), now, 1 + n) for n in range(12)]
+    with pytest.raises(
+        PartlyAppended, match=r"does not exist.* 6 sent before, or with it, are stored"
+    ) as raised:
+        engine.append_many(rows)
+    assert raised.value.stored == 6
+    assert raised.value.places == {n for n in range(12) if n % 4 < 2}
+    assert isinstance(raised.value.error, EngineError)
+    stored = [record.body for _, lo, hi in engine.bounds(wide) for record in engine.records(lo, hi, 99)]
+    assert sorted(stored) == sorted(rows[n].body for n in raised.value.places)
 
 
 def test_an_id_twice_in_one_append(engine: Engine, log: int) -> None:

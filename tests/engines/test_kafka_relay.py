@@ -16,9 +16,9 @@ from tests.services.fixtures import KafkaAddress
 from respool import AppendUnknown, ConfigError, EngineUnavailable
 from respool.clock import boottime_ns
 from respool.delivery.model import NewCall, Verdict
-from respool.engines.base import PartlyAppended, Stream
+from respool.engines.base import Stream
 from respool.engines.kafka import relay as relay_module
-from respool.errors import EngineError, LogMoved, RespoolError
+from respool.errors import EngineError, LogMoved, PartlyAppended, RespoolError
 from respool.producer import Producer, _Pending
 from respool.record import first_pos, new_head
 
@@ -287,7 +287,7 @@ def test_what_went_straight_is_not_said_to_be_unsent(
         patched.setattr(engine.outbox, "append", fails)
         with pytest.raises(PartlyAppended, match=str(error)) as raised:
             engine.append_rows(rows)
-        assert (raised.value.stored, raised.value.error) == ({0}, error)
+        assert (raised.value.places, raised.value.error) == ({0}, error)
         with pytest.raises(type(error)):
             engine.append_rows(rows[1:])
     assert engine.append_rows(rows) == []

@@ -50,7 +50,6 @@ from .things import (
     GroupKind,
     LeaseLost,
     ParkedFilter,
-    PartlyAppended,
     Reads,
     Record,
     Registration,
@@ -80,7 +79,6 @@ __all__ = [
     "Log",
     "Moving",
     "ParkedFilter",
-    "PartlyAppended",
     "Reads",
     "Record",
     "Registration",
@@ -145,10 +143,10 @@ class Log(Protocol):
     def append_many(self, rows: Sequence[NewCall]) -> None:
         """Append records of any logs, those of one log in their order, whose ids were made for them. Synced.
 
-        As `append_rows` would log by log, for an engine that has nothing better; a part of them may be stored
-        when it raises. What is known already, sent again, is passed over.
+        As `append_rows` would log by log, for an engine that has nothing better. What is known already, sent
+        again, is passed over.
 
-        Raises: EngineError where there is no such log.
+        Raises: EngineError where there is no such log. PartlyAppended where some of them are stored already.
         """
 
     def enlist(self, connection: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -19,6 +19,7 @@ from ..delivery.model import (
     Position,
 )
 from ..delivery.spans import Span, count
+from ..errors import PartlyAppended, RespoolError
 from .things import Counts
 
 ENDINGS = ("success", "failure", "revoked")
@@ -133,6 +134,36 @@ def in_micros(since: float | None, until: float | None) -> tuple[int, int]:
     """Return a window in time as times are stored: in microseconds."""
     low = -_EVER if since is None else int(since * _MICRO)
     return low, _EVER if until is None else int(until * _MICRO)
+
+
+def append_in_parts(
+    rows: Sequence[NewCall], parts: Iterable[Sequence[int]], append: Callable[[list[NewCall]], object]
+) -> None:
+    """Append rows part by part, each a statement of its own, given as places among the rows.
+
+    Raises: PartlyAppended where parts before the one that fails are stored: of all of them it cannot be said
+        that nothing was sent (P1).
+    """
+    stored: list[int] = []
+    for part in parts:
+        try:
+            append([rows[n] for n in part])
+        except PartlyAppended as error:
+            places = [*stored, *(part[n] for n in error.places)]
+            raise PartlyAppended(error.error, len(places), places) from error.error
+        except RespoolError as error:
+            if not stored:
+                raise
+            raise PartlyAppended(error, len(stored), stored) from error
+        stored += part
+
+
+def places_by_log(calls: Iterable[NewCall]) -> list[list[int]]:
+    """Return where the calls of each log are among these, in their order."""
+    sorted_: dict[int, list[int]] = {}
+    for n, call in enumerate(calls):
+        sorted_.setdefault(call.log, []).append(n)
+    return list(sorted_.values())
 
 
 def by_log(calls: Iterable[NewCall]) -> dict[int, list[NewCall]]:

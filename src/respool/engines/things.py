@@ -13,7 +13,6 @@ import msgspec
 
 from ..delivery.model import MIDDLE, Lease, Outcome, Parked
 from ..delivery.order import Claimant
-from ..errors import AppendUnknown, RespoolError
 from ..record import Id, Meta, id_text, offset_of
 
 if TYPE_CHECKING:
@@ -245,14 +244,6 @@ class Conflict(NamedTuple):
     row: int  # its place among those that were to be appended
     pos: int
     same: bool
-
-
-class PartlyAppended(AppendUnknown):
-    """Of records that were to be appended together some are stored; what the others met is `error`."""
-
-    def __init__(self, stored: frozenset[int], error: RespoolError) -> None:
-        super().__init__(f"{error}; {len(stored):,} record(s) that were sent with it are stored")
-        self.stored, self.error = stored, error  # by their places among those
 
 
 class LeaseLost(Exception):

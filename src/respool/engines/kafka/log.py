@@ -10,11 +10,11 @@ from typing import Any
 
 from ...clock import now as wall_clock
 from ...delivery.model import NewCall
-from ...errors import AppendUnknown, ConfigError, RespoolError
+from ...errors import AppendUnknown, ConfigError, PartlyAppended, RespoolError
 from ...record import OFFSET_BITS, Id, is_fresh
 from ...reference import is_reference
-from ..base import Conflict, PartlyAppended, Reads
-from ..columns import by_log
+from ..base import Conflict, Reads
+from ..columns import append_in_parts, places_by_log
 from .epochs import Epochs
 from .finding import AHEAD, BEHIND, EARLY, LATE, KafkaFinding, ranges_in_order, time_of
 from .message import item, items_of_run
@@ -93,7 +93,7 @@ class KafkaLog(KafkaFinding):
         except RespoolError as error:
             if not sent:
                 raise
-            raise PartlyAppended(frozenset(compress(range(len(rows)), straight)), error) from error
+            raise PartlyAppended(error, len(sent), compress(range(len(rows)), straight)) from error
         return [each._replace(row=detour[each.row]) for each in conflicts]
 
     def _append_by_outbox(self, rows: Sequence[NewCall], fence: tuple[int, int] | None) -> list[Conflict]:
@@ -113,8 +113,7 @@ class KafkaLog(KafkaFinding):
 
     def append_many(self, rows: Sequence[NewCall]) -> None:
         """Append records of any logs, log by log."""
-        for some in by_log(rows).values():
-            self.append_rows(some)
+        append_in_parts(rows, places_by_log(rows), self.append_rows)
 
     def _append_fresh(self, rows: Sequence[NewCall]) -> list[int]:
         """Append records whose ids were made just now, and are nobody else's."""

@@ -20,7 +20,7 @@ from ...errors import EngineError
 from ...record import NO_META, OFFSET_BITS, Id, Row, first_pos, id_of, is_fresh, unpack_meta
 from .. import stored_id
 from ..base import Conflict, LeaseLost, Reads, Record, Stream
-from ..columns import by_log, in_micros
+from ..columns import append_in_parts, in_micros, places_by_log
 from .batch import Batch, Executes, Reply
 from .connection import Bounded
 from .part import Part
@@ -139,12 +139,13 @@ class PostgresLog(Part):
         """Append records of any logs whose ids were made for them: many logs in one statement."""
         now = wall_clock()
         fresh = all(is_fresh(row.id, row.time) and now - row.time < LATELY for row in rows)
-        for some in _portions(by_log(rows)):
-            together = [row for each in some for row in each]
-            done = fresh and not offloaded(together)
-            if not (done and self._writer.append(partial(self._append_fresh, together))):
-                for each in some:
-                    self.append_rows(each)
+
+        def append(some: list[NewCall]) -> None:
+            done = fresh and not offloaded(some)
+            if not (done and self._writer.append(partial(self._append_fresh, some))):
+                append_in_parts(some, places_by_log(some), self.append_rows)
+
+        append_in_parts(rows, _portions(places_by_log(rows)), append)
 
     def _append_fresh(self, rows: Sequence[NewCall], db: Bounded) -> bool:
         """Append rows of some logs by one statement; False where that cannot be, and nothing was done."""
@@ -401,14 +402,14 @@ def _insert(
     return _compare(db, sql, known) if known else []
 
 
-def _portions(logs: dict[int, list[NewCall]]) -> Iterator[list[list[NewCall]]]:
-    """Yield rows by log, as many at a time as one statement takes."""
-    part: list[list[NewCall]] = []
+def _portions(logs: list[list[int]]) -> Iterator[list[int]]:
+    """Yield the places of rows, log by log, as many at a time as one statement takes."""
+    part: list[int] = []
     held = 0
-    for rows in logs.values():
-        part.append(rows)
-        held += len(rows)
-        if held >= ROWS_AT_ONCE or len(part) >= LOGS_AT_ONCE:
+    for places in logs:
+        part += places
+        held += 1
+        if len(part) >= ROWS_AT_ONCE or held >= LOGS_AT_ONCE:
             yield part
             part, held = [], 0
     if part:

@@ -18,7 +18,7 @@ import apsw
 from ...delivery.model import NewCall
 from ...errors import EngineUnavailable, RespoolError
 from ..base import CAPABILITIES, Conflict, LeaseLost
-from ..columns import by_log
+from ..columns import append_in_parts, places_by_log
 from .blobs import SQLiteBlobs
 from .connection import Connection, Doubt, gone, identity_of, moved_told
 from .doorbell import ALL, Doorbell, Kind, Sleeper, mask_of
@@ -236,8 +236,7 @@ class SQLiteEngine(
 
     def append_many(self, rows: Sequence[NewCall]) -> None:
         """Append records of any logs, log by log: each statement is synced, and the lock is free between."""
-        for some in by_log(rows).values():
-            self.append_rows(some)
+        append_in_parts(rows, places_by_log(rows), self.append_rows)
 
     def tidy(self, size: int = WAL_SIZE) -> None:
         """Checkpoint the write-ahead log where it has more than so many bytes.
