@@ -16,6 +16,7 @@ from tests.services.fixtures import KafkaAddress
 from respool import AppendUnknown, ConfigError, EngineUnavailable
 from respool.clock import boottime_ns
 from respool.delivery.model import NewCall, Verdict
+from respool.delivery.spans import count
 from respool.engines.base import Stream
 from respool.engines.kafka import relay as relay_module
 from respool.errors import EngineError, LogMoved, PartlyAppended, RespoolError
@@ -143,6 +144,81 @@ def test_a_topic_that_is_waited_for_in_vain_rests(
         engine.append_row(call(stuck, "f"))
     assert tried[2:] == [places[0]], "who sends to it tries it"
     assert bodies(engine, fine) == [b"b", b"c", b"e"]
+
+
+def test_what_waits_for_a_topic_that_takes_nothing_is_not_claimed_by_all_others(
+    kit: KafkaKit, engine: Any, stuck: Stream, fine: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is put by: a process looks at it once a second, and whoever tidies; the rest costs nobody."""
+    clock = [boottime_ns()]
+    monkeypatch.setattr(relay_module, "boottime_ns", lambda: clock[0])
+    monkeypatch.setattr(relay_module, "AT_ONCE", 50)
+    tried = taking_nothing(engine, stuck, ERRORS[1])
+    topics = engine.place(stuck.logs[0]).topic, engine.place(fine.logs[0]).topic
+    leave(engine, *(call(stuck, f"{n}") for n in range(120)))
+    with pytest.raises(EngineUnavailable):
+        engine.tidy_now()
+    read: list[int] = []
+    rows = engine.inner.rows
+    monkeypatch.setattr(engine.inner, "rows", lambda spans: (read.append(count(spans)), rows(spans))[1])
+    tried.clear()
+    for n in range(5):
+        engine.append_row(call(fine, f"fine {n}"))
+    assert (read, tried) == ([1] * 5, [topics[1]] * 5)
+    other: Any = kit.open()  # it knows nothing of it, and looks once
+    assert other.append_row(call(fine, "other")) == first_pos(fine.logs[0]) + 5
+    assert len(bodies(engine, stuck)) == 99, "the topic takes more now, as the other finds"
+    leave(engine, call(stuck, "late"))
+    with pytest.raises(AppendUnknown):
+        engine.append_row(call(stuck, "own"))
+    read.clear()
+    tried.clear()
+    engine.append_row(call(fine, "again"))
+    assert (sum(read), tried) == (1, [topics[1]])
+    clock[0] += int(relay_module.LOOK * 1e9)
+    engine.append_row(call(fine, "later"))
+    assert (sum(read), tried) == (1 + 3, [topics[1], topics[1], topics[0]])
+    del engine.sender.append
+    clock[0] += int(relay_module.LOOK * 1e9)
+    engine.append_row(call(fine, "last"))
+    assert {b"late", b"own"} <= set(bodies(engine, stuck)) | set(more_bodies(engine, stuck))
+
+
+def more_bodies(engine: Any, stream: Stream) -> list[bytes]:
+    first = first_pos(stream.logs[0])
+    return [each.body for each in engine.records(first + 99, first + 999, 999)]
+
+
+def test_what_is_put_by_is_sent_when_it_is_asked_for(engine: Any, stuck: Stream, fine: Stream) -> None:
+    """By who looks for it, who sends it again, who moves the log; never said to be nowhere meanwhile."""
+    taking_nothing(engine, stuck, ERRORS[0])
+    for each in ("a", "b", "c"):
+        with pytest.raises(AppendUnknown):
+            engine.append_row(call(stuck, each))
+    for _ in range(2):
+        with pytest.raises(AppendUnknown):
+            engine.find("shop", "a")
+        with pytest.raises(AppendUnknown):
+            engine.append_row(call(stuck, "b"))
+        with pytest.raises(AppendUnknown):
+            engine.append_rows([call(stuck, "c")])
+    del engine.sender.append
+    assert engine.find("shop", "a") is not None
+    assert bodies(engine, stuck) == [b"a", b"b", b"c"], "all that is put by, once"
+    taking_nothing(engine, stuck, ERRORS[0])
+    for each in ("d", "e"):
+        with pytest.raises(AppendUnknown):
+            engine.append_row(call(stuck, each))
+    del engine.sender.append
+    assert [each.same for each in engine.append_rows([call(stuck, "e")])] == [True]
+    assert bodies(engine, stuck) == [b"a", b"b", b"c", b"d", b"e"]
+    taking_nothing(engine, stuck, ERRORS[0])
+    with pytest.raises(AppendUnknown):
+        engine.append_row(call(stuck, "f"))
+    assert engine._waits(engine.outbox.group), "a transfer sees it"
+    del engine.sender.append
+    engine._empty_outbox()
+    assert bodies(engine, stuck)[-1] == b"f"
 
 
 def test_to_look_for_what_waits_fails_only_for_what_cannot_be_sent(

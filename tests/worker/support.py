@@ -322,7 +322,10 @@ class Place:
         if engine.capabilities.one_transaction:
             return False
         kept = [engine.inner.counts(box.group) for box in engine.outbox.boxes]
-        return any(counts.pending or counts.leased or counts.returned for counts in kept)
+        return any(
+            counts.pending or counts.leased or counts.returned or any(counts.parked.values())
+            for counts in kept
+        )
 
     def check(self) -> None:
         """Fail unless every record is in one place (P2) and log and state are whole."""

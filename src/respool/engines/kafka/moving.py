@@ -88,7 +88,7 @@ class KafkaMoving(KafkaRetention):
         while True:
             try:
                 outbox.recover()
-                outbox.relay([box.log for box in outbox.boxes]).check()
+                outbox.relay([box.log for box in outbox.boxes], everything=True).check()
             except AppendUnknown as error:
                 raise EngineUnavailable(f"{error}; nothing was moved") from error
             if not any(self._waits(box.group) for box in outbox.boxes):

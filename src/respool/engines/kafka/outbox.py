@@ -24,7 +24,7 @@ from .. import stored_id
 from ..base import Conflict, Engine, Reads, UniqueLock
 from .moved import Moved, outbox_id
 from .places import HIDDEN, KafkaPlaces
-from .relay import NOWHERE, LookFor, NoteTimes, Relay, Relayed
+from .relay import ALL, NOWHERE, LookFor, NoteTimes, Relay, Relayed
 from .sender import Sender
 from .waiting import Box, id_from_outbox, put_by, waiting
 
@@ -162,7 +162,7 @@ class Outbox(Relay):
             return None
         pos = self._place_of(place)
         if pos is None:
-            done = self.relay([log_of(place)])
+            done = self.relay([log_of(place)], everything=True)
             pos = self._place_of(place)
             if pos is None:
                 error = self._why_not(done, place)
@@ -200,7 +200,12 @@ class Outbox(Relay):
         """
         try:
             done = self.relay(logs, own)
-            error = done.why_not(row for row in own if row.id not in done.sent and self._still_here(row.id))
+            left = [row for row in own if row.id not in done.sent and self._still_here(row.id)]
+            error = done.why_not(left)
+            if left and error is None:  # put by, where it was sent before; or somebody else is at it
+                again = self.relay(logs, left, everything=True)
+                done.sent |= again.sent
+                error = again.why_not(row for row in left if self._still_here(row.id))
             if error is not None:
                 raise error
         except (EngineUnavailable, ConfigError, EngineError) as error:
@@ -222,9 +227,8 @@ class Outbox(Relay):
     def tidy(self, window: float) -> None:
         """Send what somebody left behind, and forget what is known for longer than the window."""
         self.recover()
-        now = wall_clock()
-        waits = [box.log for box in self.boxes if self._inner.has_work(box.group.id, now, ())]
-        done = self.relay(waits)
+        waits = [box.log for box in self.boxes if self._inner.has_work(box.group.id, ALL, ())]
+        done = self.relay(waits, everything=True)
         for box in self.boxes:
             self._inner.trim(box.stream, wall_clock() - window, 5000)
         done.check()

@@ -18,7 +18,17 @@ import msgspec
 from ...clock import boottime_ns
 from ...clock import now as wall_clock
 from ...delivery.claim import Request, claim
-from ...delivery.model import MAX_LEASE, Change, Lease, NewCall, Outcome, Settlement, View
+from ...delivery.model import (
+    LIMITED,
+    MAX_LEASE,
+    WAITING,
+    Change,
+    Lease,
+    NewCall,
+    Outcome,
+    Settlement,
+    View,
+)
 from ...delivery.order import Claimant
 from ...delivery.settle import settle
 from ...delivery.spans import Finder, count
@@ -36,6 +46,9 @@ log_ = logging.getLogger("respool.engine")
 RELAY = -1  # who owns what is being relayed: no worker has that number
 AT_ONCE = 1000
 LONG = 0.5  # seconds that a log is waited for until it rests
+LOOK = 1.0  # seconds between two looks of a process at what is put by
+EVER = 1e11  # a time before which no claim takes what is put by, but for one that asks for all
+ALL = 2 * EVER  # the time that it then says it is
 NOWHERE = -1  # the place of what is lost
 LOST = "calls lost: their topic is gone, or takes none of their size"
 LookFor = Callable[[int, set[Id], float], dict[Id, int]]
@@ -44,6 +57,11 @@ NoteTimes = Callable[[int, Sequence[float]], None]
 """Takes note of when records were made that were just stored in a log."""
 _random_bits = Random().getrandbits  # seeded by the system, whatever the code of users seeds
 _pack = msgspec.msgpack.Encoder().encode
+
+
+def _number() -> int:
+    """Return a lease's number that nobody else has."""
+    return -_random_bits(61) - (1 << 61)
 
 
 class Relayed:
@@ -93,34 +111,45 @@ class Relay:
         self._lock = threading.Lock()
         self._watched: dict[int, int] = {}  # leases of others, since when we have seen them, in ns
         self._resting: dict[int, tuple[int, RespoolError]] = {}  # logs that took nothing: until when, and why
+        self._look_at: dict[int, int] = {}  # by box, when what is put by is looked at again
 
-    def relay(self, logs: Collection[int], own: Sequence[NewCall] = ()) -> Relayed:
-        """Send all that waits in these logs of the outbox. What cannot be sent waits for the next who relays.
+    def relay(
+        self, logs: Collection[int], own: Sequence[NewCall] = (), *, everything: bool = False
+    ) -> Relayed:
+        """Send all that waits in these logs of the outbox. What cannot be sent waits for another who relays.
 
         A log that takes nothing keeps back no other. Where it was waited for, it rests for a while: it is not
-        tried for records that are others'.
+        tried for records that are others'. What waits for it is put by, and not even claimed by who has
+        others to send, but for once a second.
 
         Parameters:
             own: the caller's records, as they were given. For those he wakes the workers once all is written;
                 for all others they are woken here.
+            everything: look at what is put by, too.
         """
         done = Relayed()
         with self._lock:
             for box in self.boxes:
                 if box.log in logs:
                     try:
-                        self._relay_box(box, done, {row.id for row in own}, {row.log for row in own})
+                        self._relay_box(
+                            box, done, {row.id for row in own}, {row.log for row in own}, everything
+                        )
                     except RespoolError as error:  # of the state
                         done.broken = done.broken or error
         return done
 
-    def _relay_box(self, box: Box, done: Relayed, own: set[Id], to: set[int]) -> None:
+    def _relay_box(self, box: Box, done: Relayed, own: set[Id], to: set[int], everything: bool) -> None:
         held: list[int] = []  # what could not be sent; given back at once, it would head the next lease
+        if box.ordered:  # nothing is put by there: it would hold up its keys
+            everything = False
+        elif boottime_ns() >= self._look_at.get(box.log, 0):
+            everything = True
         try:
             more = True
             while more:
                 until = boottime_ns() + int(self._timeout * 1e9)
-                lease = self._claim(box)
+                lease = self._claim(box, ALL if everything else wall_clock())
                 if lease is None:
                     break
                 if not self._send(box, lease, until, done, own, to):
@@ -128,13 +157,15 @@ class Relay:
                 # What one who relays in order holds back, he leaves to whoever comes next.
                 more = box.ordered or count(lease.spans) >= AT_ONCE
         finally:
+            if everything:
+                self._look_at[box.log] = boottime_ns() + int(LOOK * 1e9)
             for id in held:
-                self._give_back(box, id)
+                self._give_back(box, id, put_by=not box.ordered)
 
-    def _claim(self, box: Box) -> Lease | None:
-        number, who = -_random_bits(61) - (1 << 61), Claimant(RELAY, 0, AT_ONCE) if box.ordered else None
+    def _claim(self, box: Box, now: float) -> Lease | None:
+        who = Claimant(RELAY, 0, AT_ONCE) if box.ordered else None
         milliseconds = max(int(self.patience * 1000), 1)
-        request = Request(AT_ONCE, RELAY, milliseconds, number, wall_clock(), ordered=who)
+        request = Request(AT_ONCE, RELAY, milliseconds, _number(), now, ordered=who)
         reads = Reads(box.group.id, (), True, AT_ONCE, MAX_LEASE, request.now, ordered=who)
         lease: Lease | None = self._inner.transact(reads, lambda view, change: claim(view, change, request))
         return lease
@@ -318,12 +349,17 @@ class Relay:
                     self._give_back(box, lease.id)
         self._watched = {id: since for id, since in self._watched.items() if id in seen}
 
-    def _give_back(self, box: Box, id: int) -> None:
+    def _give_back(self, box: Box, id: int, *, put_by: bool = False) -> None:
+        """Give back a lease as perhaps sent; `put_by`: to who asks for all that waits."""
+
         def decide(view: View, change: Change) -> None:
             mine = view.leases.get(id)
             if mine is not None and mine.owner:
                 spans = [span._replace(deliveries=span.deliveries + 1) for span in mine.spans]
-                back = Lease(mine.id, None, mine.child, spans, mine.bodies, mine.since, keys=mine.keys)
+                back = Lease(id, None, mine.child, spans, mine.bodies, mine.since, keys=mine.keys)
+                if put_by:  # a lease that is there keeps what it was made with, but for its owner and spans
+                    back = Lease(_number(), WAITING, LIMITED, spans, mine.bodies, EVER)
+                    change.dropped_leases.append(id)
                 change.leases.append(back)
 
         self._inner.transact(Reads(box.group.id, (id,)), decide)
