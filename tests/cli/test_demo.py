@@ -5,6 +5,11 @@ import re
 import pytest
 from tests.cli.support import in_terminal, run
 
+from respool import App
+from respool.demo.record import runs
+from respool.demo.story import unprocessed
+from respool.testing import work
+
 
 @pytest.fixture
 def texts(folder):
@@ -45,6 +50,43 @@ def test_with_a_few_files_it_says_that_nothing_is_killed(folder, texts, count):
     assert "a kill may" not in text
     assert f"   {count} of {count} calls have ended, 0 of them as dead letters\n" in text
     assert f"   {count} file{'s' if count > 1 else ''} processed, 0 runs repeated\n" in text
+
+
+def test_a_proof_that_fails_is_told_and_ends_with_1(cli, folder, texts, monkeypatch):
+    """A file that the outside record does not have, and whose call did not fail either."""
+
+    def without_one(path, version):
+        found = runs(path, version)
+        found.pop(next(each for each in found if each.endswith("0007.txt")))
+        return found
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("RESPOOL_URL", "")  # the demo sets it
+    monkeypatch.setattr("respool.demo.record.runs", without_one)
+    text = cli("demo", "--folder", texts(20), code=1)
+    assert "18 files processed, " in text
+    assert "   1 could not: each is a dead letter with its input and error, like\n" in text
+    assert re.search(r"   1 LOST, like \S*/?0007\.txt\n", text)
+    assert "A promise was broken: 1 file of v1 neither processed nor failed; 1 file of v2 neither" in text
+
+
+def test_what_is_lost_and_what_has_failed(tmp_path):
+    with App("shop", url=f"sqlite:///{tmp_path / 'log.db'}") as app:
+
+        @app.task(throws=(KeyError,))
+        def read(path: str) -> None:
+            if path == "fails":
+                raise ValueError(path)
+            if path == "throws":
+                raise KeyError(path)
+
+        files = ["done", "fails", "unrecorded", "throws"]
+        ids = [read.delay(path).id for path in files]
+        work(app)
+        files.append("waits")
+        ids.append(read.delay("waits").id)
+        calls = list(zip(files, ids, strict=True))
+        assert unprocessed(app, "main", calls, {"done"}) == (["fails"], ["unrecorded", "throws", "waits"])
 
 
 def test_ctrl_c_says_what_is_left_and_how_to_remove_it(folder, texts):

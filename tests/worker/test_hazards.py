@@ -133,8 +133,11 @@ def test_h1_what_is_written_beside_user_code_is_one_statement(app: App) -> None:
     log = app.stream_of("queue", "default").logs[0]
     main = app.groups()[0].id
     rows = [new_row("shop", log, "x", b"", NO_META, None) for _ in range(3)]
+    once = [new_row("shop", log, "x", b"", NO_META, None) for _ in range(2)]
     for act in (
+        lambda: engine.append_row(new_row("shop", log, "x", b"", NO_META, None)),  # delay()
         lambda: engine.append_rows(rows),
+        lambda: engine.append_unique(once[0], "shop/x/", None, None, None, None),
         lambda: engine.beat(worker, False, {}, synced=True),
         lambda: engine.set_progress(main, 1, b""),
         lambda: engine.append_run(log, "x", (b"", b""), None, b"0123456789abcdef", 1.0),
@@ -211,6 +214,12 @@ class FakeSlot(Slot):
         self.words[p.DEADLINE] = 1 << 62
 
 
+@pytest.fixture
+def whole_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is settled before a lease's end, however slow this machine is."""
+    monkeypatch.setattr(executor_module, "UNSETTLED", 1 << 62)
+
+
 def _executor(app: App, slot: Slot) -> tuple[Executor, Any]:
     """Return an executor, and a service with ten records to run."""
     app.tasks["task"].delay_many(range(10))
@@ -237,6 +246,7 @@ def _lease(executor: Executor, service: Any) -> Lease:
     return lease
 
 
+@pytest.mark.usefixtures("whole_leases")
 def test_h2_each_outcome_is_in_shared_memory_before_the_next_run_starts(app: App) -> None:
     slot, seen = FakeSlot(), []
 
@@ -288,6 +298,7 @@ def test_who_waits_for_each_result_is_told_before_more_is_looked_for(
 # H3
 
 
+@pytest.mark.usefixtures("whole_leases")
 def test_h3_child_says_that_it_starts_before_it_looks_at_the_bound(app: App) -> None:
     """Whatever moment between two of the child's steps the supervisor comes at, nothing runs twice."""
     for moment in range(200):
@@ -786,12 +797,6 @@ def test_h17_late_signal_is_passed_over(app: App) -> None:
     with pytest.raises(SoftTimeLimitExceeded):
         executor.caller.on_soft_limit()
     executor.caller.on_soft_limit()  # once: it may be cleaning up
-
-
-@pytest.fixture
-def whole_leases(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is settled before a lease's end, however slow this machine is."""
-    monkeypatch.setattr(executor_module, "UNSETTLED", 1 << 62)
 
 
 def _limited(app: App, fn: Callable[..., Any], meanwhile: Callable[[Caller], None] | None = None) -> Any:

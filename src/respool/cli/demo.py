@@ -53,6 +53,9 @@ def command(folder: Path | None, limit: int, out: Path) -> None:
     except KeyboardInterrupt:
         click.echo(f"\nStopped before its end, and so are its workers. {demo.left_behind()}")
         click.get_current_context().exit(1)
+    if demo.broken:
+        click.echo(f"A promise was broken: {'; '.join(demo.broken)}.", err=True)
+        click.get_current_context().exit(1)
 
 
 class Demo:
@@ -64,6 +67,7 @@ class Demo:
         self.record = out / "runs.txt"
         self.log = out / "worker.log"
         self._killed = False
+        self.broken: list[str] = []  # what was found otherwise than it was promised
 
     def left_behind(self) -> str:
         """Say what there is on disk, and how to be rid of it."""
@@ -86,7 +90,7 @@ class Demo:
         try:
             ids = self._send(app, files)
             main = self._survive(app, len(files))
-            self._prove(files, "v1")
+            self._prove(app, files, ids, "v1")
             self._replay(app, main, files, ids)
             self._lag(app)
             self._next(self._interesting(files, ids))
@@ -198,16 +202,19 @@ class Demo:
 
         return bar()
 
-    def _prove(self, files: list[str], version: str) -> None:
+    def _prove(self, app: App, files: list[str], ids: list[str], version: str) -> None:
+        """Hold the outside record against the calls: each file was processed, or its call is a dead letter."""
         from rich.markup import escape
 
         from ..demo.record import runs
+        from ..demo.story import unprocessed
 
         self._head(
             3 if version == "v1" else 5, f"The proof, from {self.record.name}, kept outside the database"
         )
         found = runs(self.record, version)
-        unreadable = [path for path in files if path not in found]
+        group = "main" if version == "v1" else version
+        unreadable, lost = unprocessed(app, group, zip(files, ids, strict=True), found)
         repeats = sum(found.values()) - len(found)
         killed = version == "v1" and self._killed
         again = f"{repeats} run{'s' if repeats != 1 else ''} repeated"
@@ -222,6 +229,9 @@ class Demo:
                 f"   {len(unreadable):,} could not: each is a dead letter with its input and error, like\n"
                 f"   {escape(unreadable[0])}"
             )
+        if lost:
+            self.broken.append(f"{len(lost):,} file{_s(lost)} of {version} neither processed nor failed")
+            self._say(f"   [red]{len(lost):,} LOST[/red], like {escape(lost[0])}")
 
     def _replay(self, app: App, main: Group, files: list[str], ids: list[str]) -> None:
         from ..demo.story import DemoWorker, fingerprint
@@ -239,8 +249,10 @@ class Demo:
                 self._watch(app, group, summary.total, worker, lambda at: bool(show(at)))
         finally:
             worker.stop()
-        self._prove(files, "v2")
+        self._prove(app, files, ids, "v2")
         same = fingerprint(app, main, log) == before
+        if not same:
+            self.broken.append("the outcomes of version 1 have changed")
         self._say(f"   the outcomes of version 1 are {'untouched' if same else '[red]CHANGED[/red]'}")
         self._compare(app, files, ids)
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -125,6 +125,23 @@ def watch(
         if time.monotonic() - moved > STALLED:
             raise RespoolError(f"nothing has moved for {STALLED:g} s; see the log beside the database")
         time.sleep(0.05)
+
+
+def unprocessed(
+    app: App, group: str, calls: Iterable[tuple[str, str]], processed: Collection[str]
+) -> tuple[list[str], list[str]]:
+    """Return the files that the outside record does not have: those that failed, and those that are lost.
+
+    Parameters:
+        calls: each file, and the id of its call. Failed is what is a dead letter; there must be no other.
+    """
+    failed, lost = [], []
+    for path, id in calls:
+        if path not in processed:
+            letter = app.AsyncResult(id, group).find()
+            is_dead = letter.status is not None and letter.status.parked is not None
+            (failed if is_dead and letter.state == "FAILURE" else lost).append(path)
+    return failed, lost
 
 
 def compared(app: App, ids: Iterable[str]) -> list[dict[str, Any]]:
