@@ -673,6 +673,44 @@ def test_h5_deadline_counts_from_before_the_beat_was_sent(monkeypatch: pytest.Mo
     assert supervisor.children[0].slot.words[p.DEADLINE] == 10**12 + 8 * 10**9
 
 
+SUPERVISOR = """
+import os, subprocess, sys
+life, held = os.pipe()
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1], str(life)], pass_fds=[life], stdout=subprocess.PIPE)
+child.stdout.readline()
+print(child.pid, flush=True)
+os.read(life, 1)
+"""
+ORPHAN = """
+import os, sys, time
+from respool.worker.child import die_with
+life = int(sys.argv[1])
+{so}
+die_with(os.getppid(), life)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    "so",
+    [
+        pytest.param("sys.platform = 'one without such a signal'", id="pipe"),
+        pytest.param("life, held = os.pipe()", id="signal"),
+    ],
+)
+def test_h5_either_the_pipe_or_the_signal_ends_an_orphan(so: str) -> None:
+    """Each alone: a signal follows the thread that forked, and the pipe's end is read by a thread of ours."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([SOURCES, *sys.path])}
+    command = [sys.executable, "-c", SUPERVISOR, ORPHAN.format(so=so)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as supervisor:
+        assert supervisor.stdout is not None
+        orphan = Path(f"/proc/{int(supervisor.stdout.readline())}")
+        assert orphan.exists()
+        supervisor.kill()
+        eventually(lambda: not orphan.exists() or "\nState:\tZ" in (orphan / "status").read_text())
+
+
 # H7
 
 

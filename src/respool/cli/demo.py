@@ -203,7 +203,7 @@ class Demo:
         return bar()
 
     def _prove(self, app: App, files: list[str], ids: list[str], version: str) -> None:
-        """Hold the outside record against the calls: each file was processed, or its call is a dead letter."""
+        """Hold the outside record against the calls: a file was processed, or its call is a dead letter."""
         from rich.markup import escape
 
         from ..demo.record import runs

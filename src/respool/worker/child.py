@@ -19,7 +19,7 @@ import msgspec
 
 from ..app import App
 from ..clock import boottime_ns
-from ..errors import EngineUnavailable, RespoolError
+from ..errors import AppendUnknown, EngineUnavailable, RespoolError
 from ..loading import AppImportError, is_misuse, load_app
 from ..remote import raised_in
 from . import page as p
@@ -255,7 +255,7 @@ def main() -> None:
     child = Child(socket.socket(fileno=control), log_file)
     try:
         status = child.run()
-    except EngineUnavailable as error:
+    except (EngineUnavailable, AppendUnknown) as error:  # what it holds is settled when the engine is back
         log.error("the process ends: %s", error)
         status = EXIT_LOST
     except Exception:  # the last line of defence: say what happened, and let the supervisor clear up
