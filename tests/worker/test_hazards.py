@@ -676,7 +676,8 @@ def test_h5_deadline_counts_from_before_the_beat_was_sent(monkeypatch: pytest.Mo
 SUPERVISOR = """
 import os, subprocess, sys
 life, held = os.pipe()
-child = subprocess.Popen([sys.executable, "-c", sys.argv[1], str(life)], pass_fds=[life], stdout=subprocess.PIPE)
+command = [sys.executable, "-c", sys.argv[1], str(life)]
+child = subprocess.Popen(command, pass_fds=[life], stdout=subprocess.PIPE)
 child.stdout.readline()
 print(child.pid, flush=True)
 os.read(life, 1)
