@@ -1,0 +1,179 @@
+"""What `delay()` and its like refuse, through the public API: early, clearly, and nothing is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from respool import (
+    App,
+    BadArguments,
+    ConfigError,
+    IdConflict,
+    NotEncodable,
+    RecordTooLarge,
+    Refused,
+    UnknownName,
+)
+
+NAIVE = datetime(2026, 1, 31, 14, 0)
+
+
+@pytest.fixture
+def app() -> Iterator[App]:
+    with App("shop", url="sqlite:///:memory:", max_record_size="2KiB", offload_over=None) as app:
+
+        @app.task
+        def add(x: int, y: int) -> int:
+            return x + y
+
+        @app.task
+        def echo(value):
+            return value
+
+        app.queue("fast")
+        app.stream("visits", key="user")
+        yield app
+        assert all(app.engine.counts(group).pending == 0 for group in app.groups()), "nothing was sent"
+
+
+def _loop() -> list[Any]:
+    value: list[Any] = []
+    value.append(value)
+    return value
+
+
+Call = Callable[[App], Any]
+REFUSED: list[tuple[Call, type[Exception], str]] = [
+    # A wrong signature or type
+    (lambda app: app.tasks["add"].delay(1), BadArguments, "add() misses 'y'"),
+    (lambda app: app.tasks["add"].delay(1, 2, 3), BadArguments, "add()"),
+    (lambda app: app.tasks["add"].delay(1, z=2), BadArguments, "'z'"),
+    (lambda app: app.tasks["add"].delay("x", 2), BadArguments, "argument 'x' should be int, got 'x' (str)"),
+    (lambda app: asyncio.run(app.tasks["add"].adelay("x", 2)), BadArguments, "argument 'x' should be int"),
+    (lambda app: app.tasks["add"].apply_async(("x", 2)), BadArguments, "argument 'x' should be int"),
+    (lambda app: app.tasks["add"].apply_many([((1, "y"), {})]), BadArguments, "argument 'y' should be int"),
+    (lambda app: app.send_task("add", ("x", 2)), BadArguments, "argument 'x' should be int"),
+    # What cannot be encoded, or would not arrive as it was sent
+    (lambda app: app.tasks["echo"].delay(object()), NotEncodable, "object"),
+    (lambda app: app.tasks["echo"].delay({"deep": [lambda: 0]}), NotEncodable, "['deep'][0]"),
+    (lambda app: app.tasks["echo"].delay(_loop()), NotEncodable, "or contains itself"),
+    (lambda app: app.tasks["echo"].delay_many([object()]), NotEncodable, "object"),
+    (lambda app: app.stream_handles["visits"].publish({"user": 1, "at": b"x"}), NotEncodable, "value['at']"),
+    (lambda app: app.stream_handles["visits"].publish({"prompt": "hi"}), BadArguments, "no 'user'"),
+    (lambda app: app.stream_handles["visits"].publish({"user": None}), BadArguments, "neither text nor"),
+    # Too large
+    (lambda app: app.tasks["echo"].delay("x" * 2100), RecordTooLarge, "max_record_size allows 2,048"),
+    (lambda app: app.tasks["echo"].delay_many(["x" * 2100]), RecordTooLarge, "allows 2,048"),
+    (
+        lambda app: app.tasks["echo"].apply_async((1,), headers={"h": "x" * 2100}),
+        RecordTooLarge,
+        "allows 2,048",
+    ),
+    (
+        lambda app: app.stream_handles["visits"].publish({"user": 1, "p": "x" * 2100}),
+        RecordTooLarge,
+        "allows 2,048",
+    ),
+    # Moments and spans of time
+    (lambda app: app.tasks["echo"].apply_async((1,), eta=NAIVE), ConfigError, "eta"),
+    (lambda app: app.tasks["echo"].apply_async((1,), expires=NAIVE), ConfigError, "expires"),
+    (lambda app: app.tasks["echo"].apply_async((1,), countdown=-1), ConfigError, "countdown"),
+    (lambda app: app.tasks["echo"].apply_async((1,), countdown="soon"), ConfigError, "countdown"),
+    (
+        lambda app: app.tasks["echo"].apply_async((1,), countdown=1, eta=NAIVE),
+        ConfigError,
+        "countdown and eta: give one of them",
+    ),
+    # Names, and options of a call
+    (
+        lambda app: app.tasks["echo"].apply_async((1,), queue="fsat"),
+        UnknownName,
+        "unknown queue 'fsat'; did you mean 'fast'? (declare it: app.queue('fsat'))",
+    ),
+    (
+        lambda app: app.tasks["echo"].apply_async((1,), count_down=5),
+        UnknownName,
+        "unknown call option 'count_down'; did you mean 'countdown'?",
+    ),
+    (lambda app: app.tasks["echo"].apply_async((1,), task_id="x" * 201), BadArguments, "1 to 200 bytes"),
+    (lambda app: app.tasks["echo"].apply_async((1,), task_id=""), BadArguments, "1 to 200 bytes"),
+    (lambda app: app.tasks["echo"].apply_async((1,), headers={"n": 1}), BadArguments, "headers"),
+    (lambda app: app.tasks["echo"].apply_async((1,), priority=10), ConfigError, "0 (last) to 9 (first)"),
+]
+
+
+@pytest.mark.parametrize(("call", "kind", "told"), REFUSED)
+def test_what_is_refused_is_not_sent(app: App, call: Call, kind: type[Exception], told: str) -> None:
+    with pytest.raises(kind, match=re.escape(told)) as caught:
+        call(app)
+    if kind is not ConfigError and kind is not UnknownName:
+        assert isinstance(caught.value, Refused)
+
+
+DECLARED: list[tuple[Callable[[App], Any], type[Exception], str]] = [
+    (
+        lambda app: App("other", durabilty="os"),  # type: ignore[call-arg]
+        UnknownName,
+        "unknown setting 'durabilty'; did you mean 'durability'?",
+    ),
+    (lambda app: App("other", durability="disk"), ConfigError, "durability"),
+    (lambda app: App("other", append_timeout="soon"), ConfigError, "append_timeout"),
+    (lambda app: App("other", beat=5, worker_ttl=10), ConfigError, "three beats"),
+    (
+        lambda app: App("other", task_defaults={"max_retrys": 1}).task(name="f")(print),
+        UnknownName,
+        "'max_retrys'; did you mean 'max_retries'?",
+    ),
+    (
+        lambda app: app.task(max_retrys=3)(print),
+        UnknownName,
+        "'max_retrys'; did you mean 'max_retries'?",
+    ),
+    (lambda app: app.task(time_limit=0)(print), ConfigError, "time_limit"),
+    (lambda app: app.task(time_limit="long")(print), ConfigError, "time_limit"),
+    (lambda app: app.task(autoretry_for=("OSError",))(print), ConfigError, "no exception class"),
+    (lambda app: app.task(throws=KeyError(1))(print), ConfigError, "no exception class"),
+    (lambda app: app.task(name="add")(print), ConfigError, "two tasks are called 'add'"),
+    (lambda app: app.task(name="sum", aliases=("add",))(print), ConfigError, "two tasks are called 'add'"),
+    (lambda app: app.queue(" fast"), ConfigError, "no blanks around it"),
+    (lambda app: app.stream("visits", key="name"), ConfigError, "key"),
+    (
+        lambda app: app.stream("visits", key="user").subscribe(print, start="begin"),
+        UnknownName,
+        "unknown start 'begin'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("declare", "kind", "told"), DECLARED)
+def test_what_cannot_be_declared(app: App, declare: Any, kind: type[Exception], told: str) -> None:
+    with pytest.raises(kind, match=re.escape(told)):
+        declare(app)
+
+
+def test_an_id_that_is_taken_by_another_call(app: App) -> None:
+    echo = app.tasks["echo"]
+    first = echo.apply_async((1,), task_id="mine")
+    assert echo.apply_async((1,), task_id="mine") == first, "the same call again"
+    with pytest.raises(IdConflict, match="mine is taken by a record with another body; nothing was sent"):
+        echo.apply_async((2,), task_id="mine")
+    (group,) = [group for group in app.groups() if group.stream == app.stream_of("queue", "default").id]
+    assert app.engine.counts(group).pending == 1
+    app.close()
+
+
+def test_naive_moments_are_refused_by_readers_too(app: App) -> None:
+    visits = app.stream("visits", key="user")
+    for window in ({"since": NAIVE}, {"until": NAIVE}):
+        with pytest.raises(ConfigError, match="zone"):
+            visits.read(**window)
+    with pytest.raises(ConfigError, match="zone"):
+        app.dead_letters(since=NAIVE)
+    aware = NAIVE.astimezone() + timedelta(days=1)
+    assert list(visits.read(since=aware)) == []
