@@ -445,6 +445,31 @@ def test_worker_that_starts_while_others_die(place: Place) -> None:
     place.check()
 
 
+def test_ten_workers_of_which_two_are_killed(place: Place) -> None:
+    """P3: each call runs once, but for those that the two ran as they died; nobody else is disturbed."""
+    module = place.module(BLAMED)
+    held = module.slow.delay_many(range(10))
+    workers = [place.worker(1) for _ in range(10)]
+    eventually(lambda: len(place.runs("slow")) == 10, "each of them runs one", 60)
+    fine = [module.fine.delay_many(range(1000))]
+    for worker in workers[:2]:
+        worker.kill_group()
+    fine.append(module.fine.delay_many(range(1000, 2000)))
+    for n in range(10):
+        place.touch(f"go-{n}")
+    assert held.get(timeout=60) == list(range(10))
+    assert fine[0].get(timeout=60) + fine[1].get(timeout=60) == list(range(2000))
+    eventually(place.idle)
+    assert sorted(place.runs("slow").values()) == [1] * 8 + [2] * 2
+    assert set(place.runs("fine").values()) == {1}
+    assert len({mark.pid for mark in place.marks("start")}) >= 8
+    eventually(lambda: len(place.registered()) == 8)
+    for worker in workers[2:]:
+        worker.signal(signal.SIGTERM)
+    assert [worker.wait(60) for worker in workers[2:]] == [0] * 8
+    place.check()
+
+
 def _kill_and_start(place: Place, workers: list[WorkerProcess]) -> list[WorkerProcess]:
     new = [place.worker(1) for _ in workers]
     for worker in workers:

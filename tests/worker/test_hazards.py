@@ -1004,6 +1004,60 @@ def test_s2_nothing_is_used_across_fork(app: App) -> None:
     assert app.engine.counts(app.groups()[0]).pending == 3
 
 
+OPENS = """
+import sys
+opened = []
+sys.addaudithook(lambda event, args: opened.append(args[0]) if event == "open" else None)
+
+from datetime import UTC, datetime
+from respool import App
+from respool.cli import main
+from respool.replay import check, create_replay, purge
+from respool.testing import work
+
+app = App("shop", url=sys.argv[1])
+
+@app.task
+def add(x, y): return x + y
+
+events = app.stream("visits")
+events.subscribe(print, group="audit", name="audit")
+add.delay(1, 2)
+add.delay_many([]), add.apply_many([((n, n), {}) for n in range(3000)])
+events.publish_many(range(10))
+work(app)
+list(events.read(since=datetime(2026, 1, 1, tzinfo=UTC)))
+create_replay(app, "default", "v2", ["add"])
+work(app, group="v2")
+assert check(app).ok
+purge(app, "default")
+stream = app.stream_of("queue", "default")
+app.engine.trim(stream, 1e12)
+app.engine.tidy(0)
+app.close()
+for command in ("lag", "calls", "check", "workers", "groups list", "queues"):
+    try:
+        main(["--url", sys.argv[1], *command.split()], standalone_mode=False)
+    except SystemExit as error:
+        assert not error.code, command
+names = [str(each) for each in opened]
+assert any("-run" in name for name in names), "the hook sees what is opened"
+path = sys.argv[1].removeprefix("sqlite:///")
+print([name for name in names if name in (path, path + "-wal", path + "-shm")], file=sys.stderr)
+"""
+
+
+def test_s2_no_other_descriptor_of_the_file_is_opened(tmp_path: Path) -> None:
+    """Closing it would drop the locks that SQLite has in this process. What SQLite opens itself is not seen."""
+    path = os.pathsep.join([SOURCES, *sys.path])
+    command = [sys.executable, "-c", OPENS, f"sqlite:///{tmp_path / 'log.db'}"]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
 def test_s2_the_file_is_not_mapped(app: App) -> None:
     for each in (app.engine._writer, app.engine._state, app.engine._reader):
         assert each.db.execute("PRAGMA mmap_size").get in (0, None)
