@@ -1048,7 +1048,7 @@ print([name for name in names if name in (path, path + "-wal", path + "-shm")], 
 
 
 def test_s2_no_other_descriptor_of_the_file_is_opened(tmp_path: Path) -> None:
-    """Closing it would drop the locks that SQLite has in this process. What SQLite opens itself is not seen."""
+    """Closing it would drop the locks that SQLite has in this process. What SQLite opens is not seen here."""
     path = os.pathsep.join([SOURCES, *sys.path])
     command = [sys.executable, "-c", OPENS, f"sqlite:///{tmp_path / 'log.db'}"]
     done = subprocess.run(
