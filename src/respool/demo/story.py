@@ -135,7 +135,8 @@ def unprocessed(
     Parameters:
         calls: each file, and the id of its call. Failed is what is a dead letter; there must be no other.
     """
-    failed, lost = [], []
+    failed: list[str] = []
+    lost: list[str] = []
     for path, id in calls:
         if path not in processed:
             letter = app.AsyncResult(id, group).find()
