@@ -15,6 +15,7 @@ from .declared import (
     Subscription,
     check_foreign,
     check_subscription,
+    check_task,
     compare,
     defined_at,
     queue_partitions,
@@ -107,8 +108,11 @@ class App:
             if each in self.tasks:
                 both = f"{defined_at(self.tasks[each].fn)} and {defined_at(fn)}"
                 raise ConfigError(f"two tasks are called {each!r}: {both}; give one a name=")
-        if "queue" in options:
-            self.queue(checked["queue"])
+        queue = self.queues.get(checked["queue"])
+        if queue is not None and queue.declared:  # else that may yet come; it is asked again at opening
+            check_task(task, queue)
+        if "queue" in options and queue is None:
+            self.queues[checked["queue"]] = Queue(self, check_name("queue", checked["queue"]))
         self.tasks.update(dict.fromkeys((name, *checked["aliases"]), task))
         return task
 
@@ -159,7 +163,11 @@ class App:
         count = queue_partitions(name, ordered, partitions)
         queue = self.queues.get(name) or Queue(self, check_name("queue", name))
         queue.take_in(kept, ordered, count, limit, terms)
+        queue.declared = True
         self.queues[name] = queue
+        for task in self.tasks.values():
+            if task.queue == name:
+                check_task(task, queue)
         return queue
 
     def lag(self, queue: str | Queue | None = None) -> int:

@@ -28,6 +28,7 @@ class Queue:
     def __init__(self, app: App, name: str, retention: Any = UNSET) -> None:
         self.app, self.name, self.retention = app, name, retention
         self.ordered, self.partitions = False, 1
+        self.declared = False  # as itself, not only by a task's `queue=`, which says nothing of its kind
         self.limit: Limit | None = None  # of all its calls together; not stored: its workers keep it
         self.terms: Any = UNSET  # how full it may become: Terms, None: as full as can be, or as stored
 
@@ -95,6 +96,11 @@ def check_subscription(name: str, stream: StreamHandle, options: TaskOptions, *,
 
 def check_task(task: Task[Any, Any], queue: Queue | None) -> None:
     """Raise ConfigError where a task cannot run in the queue that it is declared for."""
+    if queue is not None and not queue.ordered and task.options["key"] is not None:
+        raise ConfigError(
+            f"task {task.name} has key=, and its queue {queue.name} is not ordered, and would run calls of "
+            "one key side by side: declare one with app.queue(…, ordered=True), and name it with queue="
+        )
     if queue is not None and queue.ordered and (option := out_of_order(task.options)) is not None:
         raise ConfigError(
             f"task {task.name} has {option}=, and its queue {queue.name} is ordered, where calls run one by "

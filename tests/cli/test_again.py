@@ -650,6 +650,18 @@ def test_rerun(cli, app, worker, failed):
     assert "no call nope" in cli("-A", "shop", "rerun", "nope", code=1)
 
 
+def test_rerun_says_that_a_call_was_redriven_with_other_arguments(cli, app, worker, failed):
+    id = failed[0].id
+    assert cli.data("-A", "shop", "rerun", id, code=1)["redriven_with"] == []
+    cli("-A", "shop", "dead", "redrive", "--id", id, "--set", "url=better://x", "--yes")
+    text = cli("-A", "shop", "rerun", id, code=1)
+    assert "redriven since with other arguments: edited args[0] = 'better://x'" in text
+    assert "better://x" in text
+    worker.work("fast")
+    (edit,) = cli.data("-A", "shop", "rerun", id, code=1)["redriven_with"]
+    assert "better://x" in edit, "also once it was run with them"
+
+
 def test_rerun_of_a_call_of_a_batch_says_that_it_is_alone(cli, folder):
     write_shop(
         folder,

@@ -13,6 +13,9 @@ from tests.services.fixtures import kafka as kafka
 from tests.services.fixtures import postgres as postgres
 from tests.services.fixtures import services_run as services_run
 
+from respool.engines import is_there
+from respool.location import parse_url
+
 FROM, TO = "sqlite:///respool.db", "sqlite:///there.db"
 
 
@@ -43,8 +46,16 @@ def test_a_dry_run_changes_nothing(cli, filled, folder):
     assert cli("-A", "shop", "--url", FROM, "call", "add", "1", "1")
 
 
+def test_what_is_not_confirmed_makes_nothing(cli, filled, folder, server):
+    for target in (TO, server):
+        told = cli("transfer", "--from", FROM, "--to", target, code=1)
+        assert "Nobody can be asked here" in told
+        assert not is_there(parse_url(target))
+    assert not (folder / "there.db").exists()
+    assert cli("-A", "shop", "--url", FROM, "call", "add", "1", "1"), "the source is open"
+
+
 def test_from_file_to_file(cli, filled, folder):
-    cli("transfer", "--from", FROM, "--to", TO, code=1)  # nobody can be asked
     told = cli("transfer", "--from", FROM, "--to", TO, "--yes")
     assert re.search(
         r"Moved 3 records with \d groups to sqlite:////.*there\.db in .* s; checked on both", told
@@ -118,6 +129,7 @@ def test_to_kafka_and_back(cli, filled, folder, kafka):
     state = urllib.parse.quote(f"sqlite:///{folder / 'state.db'}", safe="")
     broker = f"{kafka.url()}?prefix=t{uuid.uuid4().hex[:12]}-&state={state}"
     cli("transfer", "--from", FROM, "--to", broker, "--dry-run")
+    cli("transfer", "--from", FROM, "--to", broker, code=1)  # nobody can be asked
     assert not (folder / "state.db").exists()
     assert "no log at kafka://" in cli("transfer", "--from", broker, "--to", TO, "--yes", code=2)
     told = cli("transfer", "--from", FROM, "--to", broker, "--yes")

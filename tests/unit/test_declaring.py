@@ -30,6 +30,29 @@ def app():
         yield app
 
 
+def keyed(app: App, queue: str) -> None:
+    app.task(name="book", queue=queue, key="account")(lambda account: None)
+
+
+def test_a_key_is_refused_where_its_queue_is_declared_without_order(app: App) -> None:
+    told = r"task book has key=, and its queue fast is not ordered, .* app\.queue\(…, ordered=True\)"
+    with pytest.raises(ConfigError, match=told):
+        keyed(app, "fast")
+    assert "book" not in app.tasks
+    keyed(app, "ledger")
+    with pytest.raises(ConfigError, match="task book has key=, and its queue ledger is not ordered"):
+        app.queue("ledger")
+
+
+def test_a_key_is_refused_at_opening_where_its_queue_is_declared_by_the_task_alone(app: App) -> None:
+    keyed(app, "ledger")
+    with pytest.raises(ConfigError, match="task book has key=, and its queue ledger is not ordered"):
+        app.tasks["add"].delay(1)
+    app.queue("ledger", ordered=True)  # in whatever order they are declared
+    app.tasks["add"].delay(1)
+    app.tasks["book"].delay("a")
+
+
 @pytest.mark.parametrize(
     ("args", "kwargs", "told"),
     [

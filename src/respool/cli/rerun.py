@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 def command(id: str, group: str | None, post_mortem: bool, trace: bool, as_json: bool) -> int:
     """Execute one past call here, in this process, with its exact input. Nothing is changed.
 
-    States, outcomes and dead letters stay as they are. Calls and events that the task sends are shown
+    The input is what the call was sent with; where it was redriven with another, that is said. States,
+    outcomes and dead letters stay as they are. Calls and events that the task sends are shown
     rather than sent. What it does elsewhere, to files or other services, it does. A call of a task that
     takes batches is run as a batch of one, whatever it was together with.
 
@@ -68,6 +69,7 @@ def _data(done: Rerun) -> dict[str, Any]:
         "id": done.id,
         "task": done.task,
         "batch_of_one": done.batch,
+        "redriven_with": done.edits,
         "args": list(done.args),
         "kwargs": done.kwargs,
         "ok": done.ok,
@@ -92,6 +94,8 @@ def _print(done: Rerun) -> None:
     click.secho(Input(list(done.args), done.kwargs).text(done.task, 2000), bold=True)
     if done.batch:
         click.echo("  as a batch of one: its task takes batches, and this call alone is run")
+    for edit in done.edits:
+        note(f"  as it was sent; it was redriven since with other arguments: {edit}")
     for each in done.progress:
         click.echo(f"  progress {each!r}")
     if done.error is None:

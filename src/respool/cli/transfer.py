@@ -78,7 +78,7 @@ def command(
 
     source_at, target_at = _location(from_url, "--from"), _location(to_url, "--to")
     with _opened(source_at, "--from") as source:
-        if dry_run and not _is_there(target_at):
+        if not _is_there(target_at):  # it is made once that is wanted
             made = plan(source, None, target_at.shown, into)
         else:
             with _opened(target_at) as target:

@@ -48,6 +48,9 @@ class Rerun:
     sent: list[Sent] = field(default_factory=list)
     progress: list[Any] = field(default_factory=list)  # what it said by update_state
     batch: bool = False  # of a task that takes batches: it was run as a batch of one
+    edits: list[str] = field(
+        default_factory=list
+    )  # with which it was redriven since, and which are not in it
 
     @property
     def ok(self) -> bool:
@@ -58,8 +61,9 @@ class Rerun:
 def rerun(app: App, id: str, *, group: str | None = None, call: Call | None = None) -> Rerun:
     """Execute one past call here and now, with its exact input; nothing is changed, and nothing is sent.
 
-    The log, states and outcomes stay as they are. Calls and events that the task sends are collected. What it
-    does elsewhere, to files or other services, it does. A task that takes batches gets a batch of one.
+    The input is what it was sent with, also where it was redriven with another: `Rerun.edits` says so. The
+    log, states and outcomes stay as they are. Calls and events that the task sends are collected. What it
+    does to files or other services, it does. A task that takes batches gets a batch of one.
 
     Parameters:
         id: the call's id, or an event's, then with the `group` of the subscription that runs it.
@@ -71,7 +75,13 @@ def rerun(app: App, id: str, *, group: str | None = None, call: Call | None = No
     """
     record, stream, found, runner = _found(app, id, group)
     body: Any = app.payloads.load(record.body) if is_reference(record.body) else record.body
-    return _run(runner, _Dry(app, stream, found, record), body, call)
+    done = _run(runner, _Dry(app, stream, found, record), body, call)
+    done.edits = [
+        entry.note.removeprefix("redriven: ")
+        for entry in app.engine.journal(found.id, record.pos)
+        if entry.how == "redriven" and entry.note
+    ]
+    return done
 
 
 def run_dry(app: App, task: str, args: list[Any], kwargs: dict[str, Any]) -> Rerun:
