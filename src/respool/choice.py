@@ -3,7 +3,8 @@
     tasks           names of tasks
     since, until    times: what lies within the bounds can be outside of them (H19)
     key, headers    what a record has
-    where           an expression over the record
+    where           an expression over the record; with `places`, by task, at which place of `args` an
+                    argument stands that it asks for by name, so that it is found however it was sent
     share           so much of all, by a hash of the id: the same records in each group, more where it is more
     state           how the call stands in another group, `of`
     positions       these records and no others
@@ -56,6 +57,7 @@ class Choice:
         self._headers: dict[str, str] = settings.get("headers") or {}
         where = settings.get("where")
         self._where = None if where is None else Expression(where)
+        self._places: Mapping[str, Mapping[str, int]] = settings.get("places") or {}
         share = settings.get("share")
         self._below = None if share is None else int(share * (1 << 32))
         self._state, self._of = settings.get("state"), of
@@ -146,6 +148,10 @@ class Choice:
             scope["id"], scope["time"] = id_text(public_id(record.id)), record.time
         if self._where.names & {"value", "args", "kwargs"}:
             scope.update(_contents(body, meta, self._is_call, self._pickle_key))
+            if (places := self._places.get(task)) and "args" in scope:
+                args = scope["args"]
+                by_place = {name: args[at] for name, at in places.items() if at < len(args)}
+                scope["kwargs"] = by_place | scope["kwargs"]
         return scope
 
 

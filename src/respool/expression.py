@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeGuard
 
 from .errors import ConfigError, suggest
 
@@ -21,6 +21,10 @@ _MAX_DEPTH: Final = 50
 
 Scope = Mapping[str, Any]
 Part = Callable[[Scope], Any]
+
+
+class _Text(ast.Constant):
+    value: str
 
 
 class _Missing:
@@ -44,6 +48,8 @@ class Expression:
         self.text = text
         self._part = _compiled(text)
         self.names = frozenset(_names(text))
+        self.arguments = frozenset(_arguments(text))
+        """The arguments of a call that it asks for by name: `x` of `kwargs.x`."""
 
     def __call__(self, scope: Scope) -> bool:
         """Say whether a record matches. Never raises for what a record holds."""
@@ -69,6 +75,24 @@ def _parsed(text: str) -> ast.expr:
 
 def _names(text: str) -> list[str]:
     return [node.id for node in ast.walk(_parsed(text)) if isinstance(node, ast.Name) and node.id in NAMES]
+
+
+def _arguments(text: str) -> Iterator[str]:
+    for node in ast.walk(_parsed(text)):
+        if isinstance(node, ast.Attribute) and _is_kwargs(node.value):
+            yield node.attr
+        elif isinstance(node, ast.Subscript) and _is_kwargs(node.value) and _is_text(node.slice):
+            yield node.slice.value
+        elif isinstance(node, ast.Compare) and any(map(_is_kwargs, node.comparators)) and _is_text(node.left):
+            yield node.left.value
+
+
+def _is_kwargs(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id == "kwargs"
+
+
+def _is_text(node: ast.expr) -> TypeGuard[_Text]:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 def _compiled(text: str) -> Part:

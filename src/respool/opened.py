@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -105,8 +106,8 @@ class Opened:
             queue = next(stream.name for stream in self.engine.streams() if stream.id == taken[0].stream)
             raise ConfigError(
                 f"subscription {name} of app {app}: a replay of queue {queue} has that name; give the "
-                f"subscription another group=, or drop the replay: respool --url … groups drop {name} "
-                f"--queue {queue}"
+                f"subscription another group=, or drop the replay: respool --url … groups drop "
+                f"{shlex.quote(name)} --queue {shlex.quote(queue)}"
             )
 
     def group_at(self, pos: int, name: str) -> Group:

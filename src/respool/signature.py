@@ -58,6 +58,11 @@ class Signature:
             found, self.tuples = _of_each_call(found, name, batch)
         for parameter in found:
             self._add(parameter)
+        self.names = [p.name for p in self._positional] if batch == "no" else []
+        """What the arguments are called that are sent by position; of a batch's items nobody knows."""
+        named = {*self.names, *self._by_keyword}
+        self.accepts = None if self._others is not None or batch != "no" else frozenset(named)
+        """What arguments may be called; None where that may be anything."""
         self._compile_fast_path()
 
     def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

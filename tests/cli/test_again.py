@@ -445,6 +445,16 @@ def test_purge_of_what_is_not_there(cli, app):
     assert "Missing option '--queue'" in cli("-A", "shop", "purge", code=2)
 
 
+def test_names_with_blanks_are_quoted_where_a_command_is_suggested(cli, app, worker):
+    app.tasks["add"].delay(1, 2)
+    replay = ("-A", "shop", "replay", "--queue", "default", "--group", "a b", "--all-tasks")
+    assert "Run it:  respool -A shop worker --group 'a b'\n" in cli(*replay)
+    told = cli(*replay, "--outbox", "send", code=2)
+    assert (
+        "respool -A shop worker --group 'a b'; or drop it: respool groups drop 'a b' --queue default" in told
+    )
+
+
 def test_replay_by_what_is_in_the_calls(cli, app, worker, failed):
     replay = ("-A", "shop", "replay", "--queue", "fast", "--all-tasks")
     app.tasks["fetch"].apply_async(("good://1",), headers={"tenant": "acme"})
@@ -461,6 +471,12 @@ def test_replay_by_what_is_in_the_calls(cli, app, worker, failed):
     made = cli.data("-A", "shop", "replay", "--queue", "fast", "--group", "i", "--id", failed[0].id)
     assert made["runs"] == 1
     assert "did you mean 'value'" in cli(*replay, "--group", "x", "--where", "valeu.x == 1", code=2)
+    by_name = cli.data(*replay, "--group", "x", "--where", "kwargs.url == 'good://1'", "--dry-run")
+    assert by_name["run"] == {"fetch": 1}, "it was sent by position"
+    asks = (*replay[:-1], "--task", "fetch", "--where", "kwargs.ulr == 'good://1'")
+    told = "no argument of task fetch is called ulr: there are retries, url"
+    assert f"Beware: {told}." in cli(*asks, "--group", "none")
+    assert told in cli(*asks, "--group", "x", "--dry-run", code=2)
     assert "'half' is no share" in cli(*replay, "--group", "x", "--share", "half", code=2)
     assert "unknown state 'FAILED'; did you mean 'FAILURE'?" in cli(
         *replay, "--group", "x", "--state", "failed", code=2

@@ -143,6 +143,8 @@ def app():
         (Selection(headers={"tenant": "acme"}), [-1, 1]),
         (Selection(where="args[0] > 0 and task == 'pay'"), [1, 2, 100]),
         (Selection(where="kwargs.user == 'bob'"), [100]),
+        (Selection(where="kwargs.amount > 0"), [1, 2, 100]),
+        (Selection(where="kwargs['amount'] == 1 or 'user' in kwargs"), [1, 100]),
         (Selection(where="headers.tenant == 'acme'", state="FAILURE"), [-1]),
         (Selection(where="id == 'pay-2'"), [-2]),
         (Selection(where="time > 5"), [-2, -1, 0, 1, 2, 100]),
@@ -179,6 +181,38 @@ def test_a_replay_runs_what_was_chosen(app, selection, ran):
     from respool.replay import check
 
     assert check(app).ok
+
+
+def test_arguments_asked_for_by_name_are_found_by_whoever_runs_the_replay(app):
+    """Where they stand is kept with the group: the code that runs it may call them otherwise."""
+    create_replay(app, "default", "v2", ["pay"], selection=Selection(where="kwargs.amount == 2"))
+    with App("shop", url=app.url) as later:
+
+        @later.task(name="pay")
+        def pay(cents: int, user: str = "ada") -> int:
+            app.seen.append(cents)
+            return cents
+
+        later._opened = app._opened  # the same log, which is in memory
+        work(later, group="v2")
+        later._opened = None
+    assert app.seen == [2]
+
+
+def test_an_expression_that_asks_for_what_no_task_has_is_told(app):
+    chosen = Selection(where="kwargs.amuont > 1 and kwargs.user == 'ada'")
+    told = "no argument of task pay is called amuont: there are amount, user"
+    assert create_replay(app, "default", "v2", ["pay"], selection=chosen).hint == told
+    with pytest.raises(ConfigError, match=f"nothing to run: .*it has .*; {told}"):
+        plan_replay(app, "default", "v3", ["pay"], selection=chosen)
+    assert not create_replay(
+        app, "default", "v4", None, selection=Selection(where="kwargs.to == 'ada' and kwargs.user == 'x'")
+    ).hint, "some task has each of them"
+
+    @app.task
+    def any_(**others: int) -> None: ...
+
+    assert not create_replay(app, "default", "v5", None, selection=chosen).hint, "one that takes any"
 
 
 def test_a_share_is_the_same_in_each_group(app):

@@ -104,6 +104,7 @@ def command(
 
     An expression can name args, kwargs, headers, key, task, time and id, with attributes and indices into
     them (args[0].url), constants, comparisons, in, and, or, not, len(). What is not there matches nothing.
+    kwargs has the arguments of the app's tasks by their names, also where they were sent by position.
 
     The same command again makes nothing: the replay is there already, with the moments at which it was
     made, also where they were given relative to that, as in --since 30d; with another --rate it goes on at
@@ -116,6 +117,7 @@ def command(
     if dry_run and wait:
         raise click.UsageError("--dry-run makes nothing to --wait for")
     from ..replay import Selection, create_replay, plan_replay
+    from ..why import worker_command
     from .output import document, progress
     from .target import open_target
 
@@ -138,7 +140,8 @@ def command(
                 selection=selection, rate=rate, spoken=spoken,
             )  # fmt: skip
     if not as_json:
-        _print(summary, dry_run)
+        made = next((each for each in target.engine.groups() if each.id == summary.id), None)
+        _print(summary, None if dry_run or made is None else worker_command(made))
     far = _wait(target, summary, timeout) if wait else None
     if as_json:
         document(_data(summary, far))
@@ -186,7 +189,8 @@ def _data(summary: ReplaySummary, far: HowFar | None) -> dict[str, Any]:
     }
 
 
-def _print(summary: ReplaySummary, dry_run: bool) -> None:
+def _print(summary: ReplaySummary, command: str | None) -> None:
+    """Print it for people, with the command that runs it; None: it is only planned."""
     from ..clock import now as wall_clock
     from .output import Column, Table, counted, moment, note, number
 
@@ -198,7 +202,7 @@ def _print(summary: ReplaySummary, dry_run: bool) -> None:
         end = f"to the end as of now, {moment(wall_clock())}"
     else:
         end = f"to the end as of {moment(summary.made)}, when it was made"
-    done = "would run" if dry_run else "is there already and runs" if not summary.created else "runs"
+    done = "would run" if command is None else "is there already and runs" if not summary.created else "runs"
     calls = ("at most " if summary.at_most else "") + counted(summary.total, "call")
     click.echo(f"Replay {summary.group} {done} {calls} of queue {summary.queue.name}, {begin} {end}.")
     table = Table(Column("task", least=20), Column("runs", right=True), Column("left out", right=True))
@@ -208,10 +212,9 @@ def _print(summary: ReplaySummary, dry_run: bool) -> None:
     table.show(False, "")
     if summary.at_most:
         note("Its worker looks into each and leaves out what does not match; --dry-run counts them now.")
+    if summary.hint:
+        note(f"Beware: {summary.hint}.")
     if summary.settings["outbox"] == "drop":
         note("Calls that these runs make are dropped and counted; --outbox send would send them.")
-    if not dry_run:
-        from .common import common
-
-        app = common().app
-        click.echo(f"Run it:  respool{f' -A {app}' if app else ''} worker --group {summary.group}")
+    if command is not None:
+        click.echo(f"Run it:  {command}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -80,7 +81,7 @@ def moved(group: Group) -> ConfigError:
     """Return what to say where a group is being moved by a seek."""
     return ConfigError(
         f"group {group.name} is being moved; wait for that, or bring it to its end: respool seek "
-        f"{group.name} --resume"
+        f"{shlex.quote(group.name)} --resume"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -14,7 +15,7 @@ from ..errors import ConfigError, UnknownName
 from ..stream import check_name
 from ..why import worker_command
 from .find import queue_of
-from .selection import Bounds, Selection, rate_of, when
+from .selection import Bounds, Selection, arguments_nobody_has, rate_of, when
 
 SCAN = 50_000  # positions counted in one statement
 LOOK = 2_000  # records looked at one by one together
@@ -41,6 +42,7 @@ class ReplaySummary:
     created: bool = False  # False: planned only, or it was there before with the same settings
     id: int | None = None  # of the group, where it exists
     made: float | None = None  # when that was
+    hint: str = ""  # what may be wrong with the expression
 
     @property
     def total(self) -> int:
@@ -156,6 +158,7 @@ def _plan(
         bounds = cast("Bounds", [(at.log, at.start, at.stop) for at in found])
     summary = ReplaySummary(stream, group, settings, bounds, id=stored.id if stored else None)
     summary.made = stored.created if stored else None
+    summary.hint = arguments_nobody_has(app, chosen)
     if chosen.looks_inside and exact:
         _look(app, summary, progress)
     else:
@@ -204,8 +207,8 @@ def _stored(
         )
         raise ConfigError(
             f"replay {group} of queue {stream.name} exists with other bounds: {'; '.join(differences)}. "
-            f"Run that one: {worker_command(found)}; or drop it: respool groups drop {group} --queue "
-            f"{stream.name}; or choose another name with --group"
+            f"Run that one: {worker_command(found)}; or drop it: respool groups drop "
+            f"{shlex.quote(group)} --queue {shlex.quote(stream.name)}; or choose another name with --group"
         )
     return found
 
@@ -266,7 +269,8 @@ def _refuse_nothing(engine: Engine, summary: ReplaySummary) -> None:
     window = _window(since, until)
     if summary.left_out:
         there = ", ".join(f"{name} ({number:,})" for name, number in sorted(summary.left_out.items()))
-        raise ConfigError(f"nothing to run: queue {queue} has no such calls{window}; it has {there}")
+        hint = f"; {summary.hint}" if summary.hint else ""
+        raise ConfigError(f"nothing to run: queue {queue} has no such calls{window}; it has {there}{hint}")
     held = [time for _, lo, hi in engine.bounds(summary.queue) if hi > lo for time in _ends(engine, lo, hi)]
     holds = f"its calls are from {when(min(held))} to {when(max(held))}" if held else "it holds none at all"
     raise ConfigError(f"nothing to run: queue {queue} has no calls{window}; {holds}")

@@ -6,6 +6,7 @@ that is granted nothing, and that `resume_seek`, or a worker that keeps house, b
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -133,7 +134,7 @@ def seek(
     if not begun:
         raise ConfigError(
             f"group {group.name} is being moved elsewhere; bring that to its end first: respool seek "
-            f"{group.name} --resume"
+            f"{shlex.quote(group.name)} --resume"
         )
     _go_on(engine, group, to, grace, progress)
 

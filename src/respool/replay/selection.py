@@ -25,7 +25,8 @@ class Selection(NamedTuple):
     """Which records. What is None or empty leaves the choice open.
 
     `where` is an expression over the record: `kwargs.amount > 100 and headers["tenant"] == "acme"`. It can
-    name `args`, `kwargs`, `value` (of an event), `headers`, `key`, `task`, `time`, `id`.
+    name `args`, `kwargs`, `value` (of an event), `headers`, `key`, `task`, `time`, `id`. Of a task whose code
+    is known, `kwargs` has its arguments however they were sent, `args` those sent by position.
     """
 
     tasks: Sequence[str] | None = None
@@ -62,6 +63,7 @@ class Selection(NamedTuple):
             "key": self.key,
             "headers": dict(self.headers) if self.headers else None,
             "where": None if self.where is None else Expression(self.where).text,
+            "places": self._places(app) or None,
             "share": None if self.share is None else part(self.share),
             "positions": self._positions(app) if self.ids else None,
             "from": None if self.from_offset is None else str(self.from_offset),
@@ -69,6 +71,20 @@ class Selection(NamedTuple):
             **self._states(app, stream),
         }
         return found | {name: value for name, value in extra.items() if value is not None}
+
+    def _places(self, app: App) -> dict[str, dict[str, int]]:
+        """Return where arguments stand that `where` asks for by name, of the tasks whose code is known.
+
+        They are kept with the group, so that whoever runs it chooses alike.
+        """
+        asked = frozenset[str]() if self.where is None else Expression(self.where).arguments
+        found = {}
+        for name in app.tasks if self.tasks is None else with_aliases(app, self.tasks):
+            names = app.tasks[name].signature.names if name in app.tasks else []
+            places = {each: names.index(each) for each in asked if each in names}
+            if places:
+                found[name] = places
+        return found
 
     def _states(self, app: App, stream: Stream) -> dict[str, Any]:
         if self.state is None:
@@ -151,6 +167,22 @@ def with_aliases(app: App, tasks: Sequence[str]) -> list[str]:
         if task is not None and task.name == name:
             names.update(task.options["aliases"])
     return sorted(names)
+
+
+def arguments_nobody_has(app: App, chosen: Selection) -> str:
+    """Say which arguments `where` asks for that no task has, of those whose code is known; "" for none."""
+    if chosen.where is None:
+        return ""
+    named = [name for name in (chosen.tasks or app.tasks) if name in app.tasks]
+    accepted = [app.tasks[name].signature.accepts for name in named]
+    if not named or None in accepted:
+        return ""
+    known = sorted(frozenset[str]().union(*(each for each in accepted if each is not None)))
+    asked = sorted(Expression(chosen.where).arguments.difference(known))
+    if not asked:
+        return ""
+    who = f"task {named[0]}" if len(named) == 1 else "these tasks"
+    return f"no argument of {who} is called {' or '.join(asked)}: there are {', '.join(known) or 'none'}"
 
 
 def when(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 
 from ..delivery.seek import under_way
@@ -96,13 +97,13 @@ def refuse_other_transfers(made: Plan, ours: Mark | None, theirs: Mark | None) -
     if ours is not None and not ours.is_source:
         raise ConfigError(
             f"{made.source} is itself being filled from {ours.other}: let that end, or give it up "
-            f"(respool transfer --undo --to {made.source})"
+            f"(respool transfer --undo --to {shlex.quote(made.source)})"
         )
     if ours is not None and ours.other != made.target:
         verb = "was moved" if ours.phase == "moved" else "is being moved"
         raise ConfigError(
             f"{made.source} {verb} to {ours.other} already; to have it elsewhere, open it again first "
-            f"(respool transfer --undo --from {made.source})"
+            f"(respool transfer --undo --from {shlex.quote(made.source)})"
         )
     if theirs is None:
         return
@@ -112,12 +113,12 @@ def refuse_other_transfers(made: Plan, ours: Mark | None, theirs: Mark | None) -
     if theirs.other != made.source:
         raise ConfigError(
             f"{made.target} is being filled from {theirs.other} already: let that end, or give it up "
-            f"(respool transfer --undo --to {made.target})"
+            f"(respool transfer --undo --to {shlex.quote(made.target)})"
         )
     if given_up:
         raise ConfigError(
             f"{made.target} holds what came of a transfer from {made.source} that was given up there: remove "
-            f"it first (respool transfer --undo --to {made.target})"
+            f"it first (respool transfer --undo --to {shlex.quote(made.target)})"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import shlex
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -264,7 +265,8 @@ class Caller:
         return verdict
 
     def _id(self) -> str:
-        return id_text(public_id(self.run.record.id))
+        """Return the id of the call that runs, as a shell takes it."""
+        return shlex.quote(id_text(public_id(self.run.record.id)))
 
     def large_result(self, runner: Runner, row: Row, span: Span, encoded: bytes) -> Verdict:
         """Return the verdict on a plain run whose encoded result is to go to the blob store."""

@@ -7,6 +7,7 @@ are warned before, and then lose them, which is counted.
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections.abc import Collection, Mapping
 
@@ -83,7 +84,7 @@ class Retainer:
                 log.warning(
                     "%s holds records longer than they are kept: at %d times that it loses them. Start a "
                     "worker for it, or drop it: respool groups drop %s",
-                    served_as(stream, group), HOLD, group.name,
+                    served_as(stream, group), HOLD, shlex.quote(group.name),
                 )  # fmt: skip
             cap = self._beyond(engine, stream, limits.times(HOLD), now)
             lost = engine.transact(

@@ -92,7 +92,7 @@ class Retries:
 
         Parameters:
             number: which retry it is, of `retries` at most (None: no bound). wait: seconds until then.
-            note: what it raised. id: reads the call's id, which is not done for one that is only counted.
+            note: what it raised. id: reads its id, as a shell takes it; not of one that is only counted.
         """
         self.look()
         if self._told >= MOST_RETRIES:
@@ -100,9 +100,8 @@ class Retries:
             return
         self._told += 1
         of = "" if retries is None else f" of {retries}"
-        log.info(
-            "task %s: retry %d%s in %.3g s: %s; see: respool show %s", task, number, of, wait, note, id()
-        )
+        told = "task %s: retry %d%s in %.3g s: %s; see: respool show %s"
+        log.info(told, task, number, of, wait, note, id())
 
     def look(self) -> None:
         """Once the second is over, say how many others there were within it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -102,7 +103,7 @@ def _list_causes(target: Target, chosen: DeadFilter, limit: int, as_json: bool) 
         if len(found) > limit:
             note(f"{limit:,} of {len(found):,} causes; --limit shows more")
         last = _id_at(target, found[0].position)
-        note(f"The last of the first kind, with its traceback: respool dead show {last}")
+        note(f"The last of the first kind, with its traceback: respool dead show {shlex.quote(last)}")
 
 
 def _id_at(target: Target, pos: int) -> str:
@@ -152,7 +153,7 @@ def show(id: str, group: str | None, resolve: bool, as_json: bool) -> None:
         target.source, DeadFilter(None, group, None, (target.whole_id(id),)), app=target.only
     )
     if not letters:
-        raise UnknownCall(f"{id} is no dead letter; see how it stands: respool show {id}")
+        raise UnknownCall(f"{id} is no dead letter; see how it stands: respool show {shlex.quote(id)}")
     names = {letter.group.name for letter in letters}
     most = float("inf") if resolve else PRINTED if as_json else FETCHED
     data = record_data(target, letters[0].parked.pos, names, most)

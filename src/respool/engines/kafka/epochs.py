@@ -9,6 +9,7 @@ anything is claimed.
 from __future__ import annotations
 
 import re
+import shlex
 import time
 from collections.abc import Mapping
 
@@ -97,7 +98,7 @@ class Epochs:
             f"{self._cluster.options.shown}: topic {place.topic} has lost its records from offset {offset} "
             f"of partition {place.partition}{more} on, which group {name} had read: its leader lacked them. "
             "What comes there now would be taken for done. To have the group go on there, and forget what it "
-            f"knew of the lost ones: respool seek {name} --to {place.partition}:{offset}"
+            f"knew of the lost ones: respool seek {shlex.quote(name)} --to {place.partition}:{offset}"
         )
 
 
