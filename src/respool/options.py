@@ -12,6 +12,7 @@ from .delivery.model import MAX_LEASE
 from .delivery.retry import RetryPolicy
 from .delivery.storms import BreakerPolicy, BudgetPolicy
 from .errors import ConfigError, UnknownName
+from .retention import shown_age
 from .units import duration, rate, size
 
 
@@ -57,7 +58,13 @@ class Breaker(NamedTuple):
     errors: tuple[type[BaseException], ...] = (Exception,)
 
     def __str__(self) -> str:
-        return f"{self.policy.failures}/{self.policy.window:g}s"
+        failures, window, pause = self.policy
+        parts = [f"{failures}/{shown_age(window)}"]
+        if self.errors != (Exception,):
+            parts.append(f"of {', '.join(each.__name__ for each in self.errors)}")
+        if pause != BreakerPolicy(1).pause:
+            parts.append(f"pause {shown_age(pause)}")
+        return ", ".join(parts)
 
 
 def _breaker(value: Any, what: str) -> Breaker:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from respool import UnknownCall
 from respool.cli import ids
 from respool.cli.ids import window_of
 from respool.cli.target import Target
@@ -83,7 +84,8 @@ def test_what_begins_so_is_looked_for_among_the_newest_only_and_that_is_said(tar
         app.tasks["add"].apply_async((n, n), task_id=f"{n}-of-six")
     assert target.whole_id("2-of-s") == "2-of-six"
     assert target.whole_id("1-of-s") == "1-of-s", "past the newest four"
-    assert target.whole_id("2-of-") == "2-of-", "too short"
+    with pytest.raises(UnknownCall, match=r"no call 2-of-: never .*, but 6 characters of it or more"):
+        target.whole_id("2-of-")
 
 
 def test_none_begins_so(cli, app):
@@ -91,4 +93,7 @@ def test_none_begins_so(cli, app):
     text = cli("-A", "shop", "show", "0198c1d2-4a", code=1)
     assert "no record 0198c1d2-4a in " in text
     assert "and none of the newest 100,000 begins so" in text
-    assert "begins so" not in cli("-A", "shop", "show", "0198c", code=1)
+    for command in (("show",), ("rerun",), ("dead", "show"), ("dead", "list", "--id")):
+        text = cli("-A", "shop", *command, "0198c", code=1)
+        assert "no call 0198c: never appended" in text
+        assert "The beginning of an id is enough, but 6 characters of it or more" in text

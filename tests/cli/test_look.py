@@ -5,6 +5,7 @@ import re
 import time
 
 import pytest
+from tests.cli.support import write_shop
 
 from respool import App
 from respool.clock import now as wall_clock
@@ -12,6 +13,24 @@ from respool.delivery.model import Parked, Verdict
 from respool.engines.base import Reads
 from respool.record import new_head
 from respool.remote import encode_error
+
+OPTIONS = """
+from respool import App
+
+app = App("limits")
+
+def by_host(url):
+    return url
+
+@app.task(breaker="20/1m", retry_budget=0.1)
+def calm(): ...
+
+@app.task(
+    breaker={"failures": 3, "window": 90, "pause": "5m", "errors": (OSError, KeyError)},
+    time_limit=90, rate_limit="10/m", limit_key=by_host,
+)
+def fussy(url): ...
+"""
 
 
 def row(rows, **wanted):
@@ -198,6 +217,18 @@ def test_tasks_show_the_options_that_differ(cli):
     assert row(tasks, task="add")["options"] == {}
     assert row(tasks, task="mail")["options"] == {"aliases": "mailto", "ignore_result": True}
     assert row(tasks, task="audit")["stream"] == "inference"
+
+
+def test_tasks_show_options_as_they_may_be_declared(cli, folder):
+    write_shop(folder, OPTIONS, "limits")
+    text = cli("-A", "limits", "tasks")
+    calm = "breaker=20/1m"
+    fussy = "breaker=3/90s, of OSError, KeyError, pause 5m"
+    for shown in (calm, fussy, "retry_budget=10%", "rate_limit=10/m", "time_limit=90s", "limit_key=by_host"):
+        assert shown in text
+    tasks = cli.rows("-A", "limits", "tasks")
+    assert row(tasks, task="calm")["options"]["breaker"] == "20/1m"
+    assert row(tasks, task="fussy")["options"]["time_limit"] == 90.0
     assert "max_retries=5" in cli("-A", "shop", "tasks")
 
 

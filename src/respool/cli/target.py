@@ -123,24 +123,32 @@ class Target:
         Raises: UnknownCall; ConfigError where several begin so.
         """
         from ..errors import UnknownCall
-        from .ids import LEAST, LOOK
+        from .ids import LOOK
 
         found = self._at(self.whole_id(id))
         if not found:
-            part = f", and none of the newest {LOOK:,} begins so" if len(id) >= LEAST else ""
             raise UnknownCall(
-                f"no record {id} in {self.location.shown}: never appended, or past retention{part}"
+                f"no record {id} in {self.location.shown}: never appended, or past retention, and none of "
+                f"the newest {LOOK:,} begins so"
             )
         return found
 
     def whole_id(self, id: str) -> str:
         """Return an id that may be given by its beginning; as it is, where there is no record with it.
 
-        Raises: ConfigError where several begin so.
+        Raises: ConfigError where several begin so; UnknownCall for what is too short to be a beginning.
         """
-        from .ids import whole_id
+        from ..errors import UnknownCall
+        from .ids import LEAST, whole_id
 
-        return id if self._at(id) else whole_id(self, id) or id
+        if self._at(id):
+            return id
+        if len(id) < LEAST:
+            raise UnknownCall(
+                f"no call {id}: never appended, or past retention. The beginning of an id is enough, but "
+                f"{LEAST} characters of it or more"
+            )
+        return whole_id(self, id) or id
 
     def _at(self, id: str) -> list[int]:
         from ..record import parse_id

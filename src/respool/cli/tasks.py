@@ -86,8 +86,9 @@ def _add(
     data: dict[str, Any],
     stopped: dict[str, Stopped],
 ) -> None:
-    options = {name: _shown(value) for name, value in _unusual(app, task).items()}
-    text = " ".join(f"{name}={value}" for name, value in options.items())
+    unusual = _unusual(app, task)
+    options = {name: _plain(value) for name, value in unusual.items()}
+    text = " ".join(f"{name}={_shown(name, value)}" for name, value in unusual.items())
     from .output import iso
 
     data |= {"task": task.name, "options": options, "module": task.fn.__module__, "stopped": None}
@@ -115,7 +116,27 @@ def _unusual(app: App, task: Task[Any, Any]) -> dict[str, Any]:
     }
 
 
-def _shown(value: Any) -> Any:
+def _shown(name: str, value: Any) -> Any:
+    """Write a value as it may be declared."""
+    from ..retention import shown_age
+    from ..why import rate_shown
+
+    if isinstance(value, float):
+        return rate_shown(value) if name == "rate_limit" else shown_age(value)
+    return _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON may have it: a policy in words, a class or function by its name."""
+    from ..delivery.storms import BudgetPolicy
+    from ..options import Breaker
+
+    if isinstance(value, Breaker):
+        return str(value)
+    if isinstance(value, BudgetPolicy):
+        return f"{100 * value.share:g}%"
     if isinstance(value, tuple):
-        return ",".join(each.__name__ if isinstance(each, type) else str(each) for each in value)
+        return ",".join(str(_plain(each)) for each in value)
+    if callable(value):
+        return getattr(value, "__name__", "a function")
     return value
