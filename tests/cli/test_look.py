@@ -525,3 +525,22 @@ def test_export(cli, app, worker, folder):
     )
     assert "cannot be written" in cli("-A", "shop", "export", "--queue", "fast", "-o", "no/out.csv", code=1)
     assert "unknown group 'v2'" in cli("-A", "shop", "export", "--queue", "fast", "--group", "v2", code=2)
+
+
+def test_export_of_a_stream(cli, app, worker, folder):
+    """Its events alone, or with what came of them in a group."""
+    for n in range(2):
+        app.stream_handles["inference"].publish({"user_id": str(n), "prompt": "x"})
+    export = ("-A", "shop", "export")
+    alone = [json.loads(line) for line in cli(*export, "--stream", "inference").splitlines()]
+    assert [row["value"]["user_id"] for row in alone] == ["0", "1"]
+    assert {(row["group"], row["state"]) for row in alone} == {(None, None)}
+    assert "Wrote 2 events to e.csv." in cli(*export, "--queue", "inference", "-o", "e.csv")
+    audit = [
+        json.loads(line) for line in cli(*export, "--stream", "inference", "--group", "audit").splitlines()
+    ]
+    assert {(row["group"], row["state"]) for row in audit} == {("audit", "PENDING")}
+    told = cli(*export, "--stream", "inference", "--state", "failure", code=2)
+    assert "--state is that in a group: say which, with --group NAME" in told
+    assert "--queue NAME or --stream NAME" in cli(*export, code=2)
+    assert "unknown stream 'fast'" in cli(*export, "--stream", "fast", code=2)

@@ -19,13 +19,14 @@ FORMATS = ("jsonl", "csv", "parquet")
 
 
 @click.command()
-@click.option(
-    "--queue", required=True, metavar="NAME", help="The queue, or stream, whose calls are exported."
-)
+@click.option("--queue", metavar="NAME", help="The queue whose calls are exported.")
+@click.option("--stream", metavar="NAME", help="The stream whose events are.")
 @click.option("--task", "tasks", multiple=True, metavar="NAME", help="Only calls of this task; repeatable.")
 @click.option("--state", type=State(), metavar="STATE", help="Only calls in this state.")
 @click.option(
-    "--group", default="main", show_default=True, metavar="NAME", help="The group whose outcomes count."
+    "--group",
+    metavar="NAME",
+    help="The group whose outcomes count. Default: main; of a stream none, so that events come without.",
 )
 @since_option
 @until_option
@@ -37,10 +38,11 @@ FORMATS = ("jsonl", "csv", "parquet")
     "--output", "-o", default="-", show_default=True, metavar="FILE", help="Where to; -: to standard output."
 )
 def command(
-    queue: str,
+    queue: str | None,
+    stream: str | None,
     tasks: tuple[str, ...],
     state: str | None,
-    group: str,
+    group: str | None,
     since: Spoken | None,
     until: Spoken | None,
     between: tuple[Spoken, Spoken] | None,
@@ -53,12 +55,15 @@ def command(
     respool -A shop export --queue default --between 14:00 16:00 -o tuesday.jsonl
     respool -A shop export --queue default --task embed --format csv | gzip > e.gz
     respool -A shop export --queue default --since 30d -o month.parquet
+    respool -A shop export --stream inference --group audit -o events.jsonl
 
-    A line has the call's id, time, task, key, headers, args and kwargs, its state in the group, and its
-    result or its error. JSON lines have values as they were, with what JSON has no form for tagged:
-    {"$bytes": "…"}. CSV and Parquet have such values as JSON. A file is complete or not there: it is written
-    under another name first. Parquet needs pyarrow.
+    A line has the call's id, time, task, key, headers, args and kwargs (an event's value), its state in the
+    group, and its result or its error. JSON lines have values as they were, with what JSON has no form for
+    tagged: {"$bytes": "…"}. CSV and Parquet have such values as JSON. A file is complete or not there: it is
+    written under another name first. Parquet needs pyarrow.
     """
+    if (queue is None) == (stream is None):
+        raise click.UsageError("say what is exported: --queue NAME or --stream NAME")
     from ..replay.export import WRITERS, Wanted, exported, pyarrow
     from .output import counted
     from .target import open_target
@@ -70,17 +75,23 @@ def command(
         if output == "-" and sys.stdout.isatty():
             raise click.UsageError("Parquet is not for a terminal: name a file with --output")
     target = open_target()
-    (stream,) = target.named(queue, "queue", "stream")
-    found = target.one_group(group, queue)
+    name = queue or stream or ""
+    (read,) = target.named(name, *(("queue", "stream") if queue else ("stream",)))
+    group = group or (None if read.kind == "stream" else "main")
+    if group is None and state is not None:
+        raise click.UsageError("--state is that in a group: say which, with --group NAME")
+    found = None if group is None else target.one_group(group, name)
     for task in tasks:
-        target.refuse_unknown_task(task, [stream])
+        target.refuse_unknown_task(task, [read])
     wanted = Wanted(low, high, tasks or None, state)
     load = target.app.payloads.load if target.app else None
-    rows = exported(target.engine, stream, found, wanted, target.pickle_key, load)
+    rows = exported(target.engine, read, found, wanted, target.pickle_key, load)
     with _written(output, binary=form == "parquet") as out:
         number = WRITERS[form](rows, out)
     if output != "-":
-        click.echo(f"Wrote {counted(number, 'call')} to {output}.", err=True)
+        click.echo(
+            f"Wrote {counted(number, 'call' if read.kind == 'queue' else 'event')} to {output}.", err=True
+        )
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ class Wanted(NamedTuple):
 def exported(
     source: Any,
     stream: Stream,
-    group: Group,
+    group: Group | None,
     wanted: Wanted = Wanted(),  # noqa: B008 - it is immutable
     pickle_key: bytes | None = None,
     load: Load | None = None,
@@ -58,6 +58,7 @@ def exported(
 
     Parameters:
         source: an App or an engine. load: fetches large payloads, which else are said to be elsewhere.
+        group: None: what went in alone, with no state and no outcome.
     """
     engine: Engine = getattr(source, "engine", source)
     for pieces in windows(engine, stream, wanted.since, wanted.until, oldest=True):
@@ -78,7 +79,7 @@ def exported_rows(
 def _in_log(
     engine: Engine,
     stream: Stream,
-    group: Group,
+    group: Group | None,
     piece: Window,
     wanted: Wanted,
     pickle_key: bytes | None,
@@ -86,22 +87,28 @@ def _in_log(
 ) -> Iterator[tuple[float, int, dict[str, Any]]]:
     for lo in range(piece.lo, piece.hi, PAGE):
         hi = min(lo + PAGE, piece.hi)
-        places = Places(engine.group_page(group, lo, hi))
-        outcomes = {outcome.pos: outcome for outcome in engine.outcomes(group.id, lo, hi)}
+        places = None if group is None else Places(engine.group_page(group, lo, hi))
+        came = [] if group is None else engine.outcomes(group.id, lo, hi)
+        outcomes = {outcome.pos: outcome for outcome in came}
         for record in engine.records(lo, hi, PAGE):
             inside = (piece.since is None or record.time >= piece.since) and (
                 piece.until is None or record.time < piece.until
             )
             if not inside or (wanted.tasks is not None and record.task not in wanted.tasks):
                 continue
-            state = state_name(places.status(record.pos))
+            state = None if places is None else state_name(places.status(record.pos))
             if wanted.state in (None, state):
                 row = _row(stream, group, record, state, pickle_key, load)
                 yield record.time, record.pos, row | _outcome(outcomes.get(record.pos), load)
 
 
 def _row(
-    stream: Stream, group: Group, record: Record, state: str, pickle_key: bytes | None, load: Load | None
+    stream: Stream,
+    group: Group | None,
+    record: Record,
+    state: str | None,
+    pickle_key: bytes | None,
+    load: Load | None,
 ) -> dict[str, Any]:
     meta = record.meta
     given = read_input(stream.kind, record.body, len(record.body), meta, pickle_key, load)
@@ -115,7 +122,7 @@ def _row(
         "task": record.task,
         "key": meta.key,
         "headers": meta.headers or {},
-        "group": group.name,
+        "group": None if group is None else group.name,
         "state": state,
         "args": None if given.args is None else to_tagged(given.args),
         "kwargs": None if given.kwargs is None else to_tagged(given.kwargs),
