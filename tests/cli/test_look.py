@@ -415,7 +415,7 @@ def test_show_an_event(cli, app):
 
 def test_show_what_is_not_there(cli, app):
     _ = app.engine
-    assert "no record nope" in cli("-A", "shop", "show", "nope", code=1)
+    assert "no call nope: never appended" in cli("-A", "shop", "show", "nope", code=1)
     assert "an id is text of 1 to 200 bytes" in cli("-A", "shop", "show", "x" * 300, code=1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from respool.worker.child import Child
 from respool.worker.host import LogFile
 from respool.worker.options import WorkerOptions
 from respool.worker.services import Service
+from respool.worker.telling import Logging
 
 
 @pytest.fixture
@@ -184,7 +186,7 @@ def test_a_log_deleted_just_before_a_child_opens_it_is_noticed(
     path = tmp_path / "shop.db"
     assert app.engine.groups(), "the file is there"
     ours, theirs = socket.socketpair()
-    child = Child(ours, LogFile.at(str(path)))
+    child = Child(ours, LogFile.at(str(path)), Logging(sys.stderr, "child"))
     child.options = WorkerOptions(app="shop")
     monkeypatch.setattr(child_module, "load_app", lambda spec, url: app)
 

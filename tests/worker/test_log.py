@@ -118,6 +118,63 @@ def test_successor_of_a_dead_worker_says_what_it_was_running(place: Place) -> No
     assert "event visit-1 of stream visits" in line
 
 
+LOGS = """
+import logging
+
+{setup}
+
+log = logging.getLogger("some.module")
+
+
+@app.task
+def fails():
+    log.info("%s began", "it")
+    log.debug("in detail")
+    raise ValueError("no")
+"""
+OWN = """
+if IN_WORKER:
+    logging.basicConfig(level=logging.DEBUG, format="MINE %(name)s %(levelname)s %(message)s")
+"""
+BY_DICT = """
+import logging.config
+
+CONFIG = {
+    "version": 1,  # whoever forgets disable_existing_loggers disables ours
+    "formatters": {"mine": {"format": "MINE %(name)s %(levelname)s %(message)s"}},
+    "handlers": {"mine": {"class": "logging.StreamHandler", "formatter": "mine"}},
+    "root": {"level": "DEBUG", "handlers": ["mine"]},
+}
+if IN_WORKER:
+    logging.config.dictConfig(CONFIG)
+"""
+
+
+@pytest.mark.parametrize("pool", ["processes", "solo"])
+@pytest.mark.parametrize("setup", [OWN, BY_DICT], ids=["basicConfig", "dictConfig"])
+def test_logging_is_as_the_app_sets_it_up(place: Place, setup: str, pool: str) -> None:
+    module = place.module(LOGS.replace("{setup}", setup))
+    module.fails.delay()
+    log = place.burst(pool=pool).log
+    for told in ("some.module INFO it began", "some.module DEBUG in detail"):
+        assert log.count(f"MINE {told}\n") == 1, log
+    assert log.count("MINE respool.worker ERROR task fails is a dead letter: failed: ValueError: no") == 1, (
+        log
+    )
+    assert log.count("is a dead letter") == 1, log
+
+
+@pytest.mark.parametrize("pool", ["processes", "solo"])
+def test_an_app_without_logging_of_its_own_is_heard(place: Place, pool: str) -> None:
+    module = place.module(LOGS.replace("{setup}", ""))
+    module.fails.delay()
+    log = place.burst(pool=pool).log
+    who = "child" if pool == "processes" else "worker"
+    assert log.count(f" {who}: it began\n") == 1, log
+    assert log.count(f" {who}: task fails is a dead letter: failed: ValueError: no") == 1, log
+    assert "in detail" not in log
+
+
 def test_messages_of_the_apps_own_are_left_as_they_are() -> None:
     out = io.StringIO()
     handler = logging.StreamHandler(out)

@@ -145,8 +145,8 @@ class Target:
             return id
         if len(id) < LEAST:
             raise UnknownCall(
-                f"no call {id}: never appended, or past retention. The beginning of an id is enough, but "
-                f"{LEAST} characters of it or more"
+                f"no call {id}: never appended, or past retention, in {self.location.shown}. The beginning "
+                f"of an id is enough, but {LEAST} characters of it or more"
             )
         return whole_id(self, id) or id
 

@@ -37,7 +37,7 @@ from .options import (
     encode,
 )
 from .services import Service, services
-from .telling import log_to, print_by_lines
+from .telling import Logging, print_by_lines
 
 log = logging.getLogger("respool.worker")
 _PR_SET_PDEATHSIG = 1
@@ -82,8 +82,8 @@ def end_when_late(slot: p.Slot, ordered: frozenset[int]) -> None:
 class Child:
     """The process's side of the conversation with the supervisor."""
 
-    def __init__(self, control: socket.socket, log_file: LogFile | None) -> None:
-        self.control, self._log_file = control, log_file
+    def __init__(self, control: socket.socket, log_file: LogFile | None, logs: Logging) -> None:
+        self.control, self._log_file, self._logs = control, log_file, logs
         self._reader = control.makefile("rb")
         self._watched = False
 
@@ -96,6 +96,7 @@ class Child:
         try:
             self._check_log()
             app = load_app(self.options.app, self.options.url)
+            self._logs.hand_over()
             self._check_log()  # opening it would make an empty one, or lead into another
             served = services(app, self.options.queues, self.options.group)
             self._check_log()  # it may have been deleted just before it was opened, and so made anew
@@ -247,12 +248,12 @@ def main() -> None:
     die_with(parent, life)
     os.set_inheritable(control, False)
     os.set_inheritable(life, False)
-    log_to(sys.stderr, "child")
+    logs = Logging(sys.stderr, "child")
     print_by_lines()
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     log_file = LogFile(*sys.argv[4:6]) if len(sys.argv) > 4 else None
-    child = Child(socket.socket(fileno=control), log_file)
+    child = Child(socket.socket(fileno=control), log_file, logs)
     try:
         status = child.run()
     except (EngineUnavailable, AppendUnknown) as error:  # what it holds is settled when the engine is back

@@ -17,7 +17,7 @@ from .options import Hello, WorkerOptions
 from .services import services
 from .solo import Solo
 from .supervisor import Supervisor
-from .telling import log_to, print_by_lines
+from .telling import Logging, print_by_lines
 
 POOLS = ("processes", "solo")
 
@@ -28,10 +28,11 @@ def start(options: WorkerOptions, out: TextIO | None = None) -> int:
     Raises: ConfigError, and with the solo pool whatever the app raises at import.
     """
     out = sys.stderr if out is None else out
-    log_to(out, "worker")
+    logs = Logging(out, "worker")
     if options.pool == "solo":
         print_by_lines()
         app = load_app(options.app, options.url)
+        logs.hand_over()
         served = services(app, options.queues, options.group)
         tasks = sorted({name for service in served for name in service.runners})
         place = _Place(app.engine, app.name, app.location.shown)
@@ -43,6 +44,7 @@ def start(options: WorkerOptions, out: TextIO | None = None) -> int:
         return Solo(app, served, options).run()
     if options.pool != "processes":
         raise ConfigError(f"no pool {options.pool!r}; there are: {', '.join(POOLS)}")
+    logs.hand_over()  # its children have the app
     supervisor = Supervisor(options)
     supervisor.on_started = _on_started(out, options, supervisor)
     return supervisor.run()

@@ -45,11 +45,31 @@ class _OneLine(logging.Formatter):
         return super().formatMessage(record)
 
 
-def log_to(out: TextIO, who: str) -> None:
-    """Log when, who and what, unless the program has set its logging up already."""
-    handler = logging.StreamHandler(out)
-    handler.setFormatter(_OneLine(f"%(asctime)s {who}: %(message)s", datefmt="%H:%M:%S"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+class Logging:
+    """How a worker's process logs: when, who and what; once the app is there, as that has set it up.
+
+    A program in which we run, and that has set its logging up already, is left alone.
+    """
+
+    def __init__(self, out: TextIO, who: str) -> None:
+        self._ours, self._is_set_up = logging.getLogger("respool"), bool(logging.root.handlers)
+        self._handler = logging.StreamHandler(out)
+        self._handler.setFormatter(_OneLine(f"%(asctime)s {who}: %(message)s", datefmt="%H:%M:%S"))
+        if not self._is_set_up:
+            self._ours.setLevel(logging.INFO)
+            self._ours.addHandler(self._handler)
+
+    def hand_over(self) -> None:
+        """Log what the app's code has to say, too: by its own handlers, where importing it has made some."""
+        if self._is_set_up:
+            return
+        self._ours.removeHandler(self._handler)
+        if not logging.root.handlers:
+            logging.root.setLevel(logging.INFO)
+            logging.root.addHandler(self._handler)
+        for name, logger in logging.root.manager.loggerDict.items():  # dictConfig disables what there was
+            if isinstance(logger, logging.Logger) and name.partition(".")[0] == "respool":
+                logger.disabled = False
 
 
 def print_by_lines() -> None:
