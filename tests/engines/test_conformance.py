@@ -403,28 +403,33 @@ def test_text_ids_are_those_of_their_namespace(engine: Engine, log: int) -> None
 
 def test_a_window_in_time_misses_nothing(engine: Engine) -> None:
     """Times are not monotone in offset (H19): a window holds all that is in it, and not much else."""
-    ends = st.none() | st.integers(-1, 10)
-    runs = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 3)), max_size=12)
+    near = st.tuples(st.integers(0, 9), st.sampled_from((0.4998, 0.5, 0.5002)))
+    ends = st.none() | st.integers(-1, 10) | near.map(sum)
+    runs = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 3), st.booleans()), max_size=12)
     examples = 40 if engine.capabilities.one_transaction else 12  # where a stream is a topic that is made
 
     @settings(max_examples=examples)
     @given(runs=runs, since=ends, until=ends)
-    def check(runs: list[tuple[int, int]], since: int | None, until: int | None) -> None:
+    def check(runs: list[tuple[int, int, bool]], since: float | None, until: float | None) -> None:
         _check_window(engine, runs, since, until)
 
     check()
 
 
-def _check_window(engine: Engine, runs: list[tuple[int, int]], since: int | None, until: int | None) -> None:
+def _check_window(
+    engine: Engine, runs: list[tuple[int, int, bool]], since: float | None, until: float | None
+) -> None:
     stream = engine.create_stream("stream", "", f"s{next(numbers)}", 2, {})
     times: dict[int, float] = {}
-    for n, (moment, size) in enumerate(runs):
+    for n, (moment, size, tells) in enumerate(runs):
         log = stream.logs[n % 2]
         first = max((pos + 1 for pos in times if pos >> 40 == log), default=first_pos(log))
-        at = moment + 0.5  # a window may have a millisecond more at each end
-        # An id that does not tell the time, or one that does.
-        id = head() if n % 3 else new_head(NOW + at)
-        engine.append_run(log, "add", [b""] * size, None, id, NOW + at)
+        at = NOW + moment + 0.5
+        id = new_head(at) if tells else head()
+        if size == 1:
+            engine.append_row(NewCall(log, "add", b"", None, id, at))
+        else:
+            engine.append_run(log, "add", [b""] * size, None, id, at)
         times |= {first + seq: at for seq in range(size)}
     low, high = (None if t is None else NOW + t for t in (since, until))
     windows = engine.window(stream, low, high)
@@ -434,7 +439,7 @@ def _check_window(engine: Engine, runs: list[tuple[int, int]], since: int | None
         wanted = {
             pos
             for pos, time in here.items()
-            if (since is None or time >= since) and (until is None or time < until)
+            if (low is None or time >= low) and (high is None or time < high)
         }
         assert wanted <= set(range(lo, hi))
         if wanted:
@@ -1149,6 +1154,35 @@ def test_parked_records_are_listed_by_what_is_asked(
     assert listed((main.id,), limit=2) == mine[:2]
     assert listed(()) == listed((main.id + 99,)) == []
     assert engine.parked(ParkedFilter((main.id,), positions=(1,)), ALL) == [(main.id, parked[0])]
+
+
+def test_what_is_parked_is_found_by_its_id_though_its_log_was_cut(
+    kit: EngineKit, engine: Engine, queue: Stream, log: int, main: Group
+) -> None:
+    """H15: a call's handle, and the commands, find it by what they know of it."""
+    first, single, given = new_head(NOW), new_head(NOW), f"shop\0{'mine' * 40}"
+    engine.append_run(log, "add", [b"0", b"1", b"2"], None, first, NOW)
+    for id in (single, given, new_head(NOW)):
+        engine.append_row(row(log, id=id))
+    lease = grant(engine, main, 6)
+    assert lease is not None
+    lo = granted(lease)[0]
+    dead = [
+        Verdict(pos, "failure", b"e", reason="dead", task="add", error=b"e")
+        for pos in (lo + 1, lo + 3, lo + 4)
+    ]
+    engine.rows(lease.spans)
+    assert finish(engine, main, lease, *dead)
+    while engine.trim(queue, NOW + 1e9, ALL):
+        pass
+    assert engine.bounds(queue)[0][1] == lo + 6, "it is cut"
+    other = kit.open()
+    assert other.find("shop", id_of(first, 1)) == lo + 1
+    assert other.find("shop", single) == lo + 3
+    assert other.find("shop", "mine" * 40) == lo + 4
+    assert other.find("shop", "mine" * 39) is None
+    assert other.find("shop", new_head(NOW)) is None
+    assert [each.id for each in other.records(lo + 1, lo + 2, 1)] == [id_of(first, 1)]
 
 
 def test_parked_records_are_gone_through_page_by_page(engine: Engine, log: int, main: Group) -> None:

@@ -251,11 +251,11 @@ class UniqueMachine(RuleBasedStateMachine):
 
     @rule()
     def sweep(self) -> None:
-        """Rows of what has ended go: a dead letter that is redriven later holds nothing."""
+        """Rows of what has ended go; a dead letter's stays, and holds again once it is redriven."""
         ended = {
             slot: pos
             for slot, pos in self.locks.items()
-            if self.calls[pos].place in ("done", "dead")
+            if self.calls[pos].place == "done"
             and (slot[0] != "for_a_while" or self.calls[pos].until <= self.now)
         }
         assert self.engine.sweep_locks(self.now, 100) == len(ended)

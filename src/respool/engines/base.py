@@ -336,8 +336,8 @@ class State(Protocol):
     def sweep_locks(self, now: float, limit: int) -> int:
         """Forget locks of records that have ended in `main`, of the next `limit` locks; return how many.
 
-        Ended: passed by the cursor, in no lease, and parked, if at all, as a dead letter. Where a lock has an
-        `until`, that must be over, too.
+        Ended: passed by the cursor, in no lease, and not parked. A dead letter keeps its lock, which holds
+        nothing until it is given back. Where a lock has an `until`, that must be over, too.
         """
 
     def set_progress(self, group: int, pos: int, value: bytes, fence: tuple[int, int] | None = None) -> None:

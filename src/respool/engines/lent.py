@@ -30,5 +30,8 @@ class LendsState(Engine, Protocol):
         nothing for now.
         """
 
+    def find_kept(self, begins: bytes) -> int | None:
+        """Return where a kept record is whose attributes begin so; None: there is none."""
+
     def drop_kept(self, stream: Stream, limit: int) -> int:
         """Drop kept records that are parked and leased nowhere any more; return how many."""

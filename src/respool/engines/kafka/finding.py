@@ -37,7 +37,7 @@ class KafkaFinding(KafkaReading):
         """Return the position of the record with this id.
 
         There is no index of ids: it is known here, or in the outbox, or says its place, or its time, about
-        which it is looked for.
+        which it is looked for. What is parked is kept in the state, also when its topic has it no more.
         """
         known = self._recently(id)
         if known is not None:
@@ -47,9 +47,9 @@ class KafkaFinding(KafkaReading):
             return self._at_place(place)
         stored: Id = f"{namespace}\0{id}" if isinstance(id, str) else id
         pos = self.outbox.find(stored)
-        if pos is not None or isinstance(id, str):
-            return pos
-        return self._find_by_time(namespace, id)
+        if pos is None and isinstance(id, bytes):
+            pos = self._find_by_time(namespace, id)
+        return self._find_kept(namespace, stored) if pos is None else pos
 
     def _recently(self, id: Id) -> int | None:
         """Return where this process has appended an id, be it in a run."""
@@ -71,18 +71,23 @@ class KafkaFinding(KafkaReading):
                 return pos if found else None
         return None
 
+    def _streams_of(self, namespace: str) -> list[Stream]:
+        """Return the streams in which an id may be."""
+        streams = [stream for stream in self.refresh() if stream.app != HIDDEN]
+        if namespace.startswith("stream:"):
+            name = namespace.removeprefix("stream:")
+            return [s for s in streams if s.kind == "stream" and s.name == name]
+        return [s for s in streams if s.kind == "queue" and s.app == namespace] if namespace else streams
+
+    def _find_kept(self, namespace: str, stored: Id) -> int | None:
+        pos = self.inner.find_kept(h.up_to_id(stored))
+        if pos is None or isinstance(stored, str):
+            return pos
+        return pos if any(log_of(pos) in stream.logs for stream in self._streams_of(namespace)) else None
+
     def _find_by_time(self, namespace: str, id: bytes) -> int | None:
         at = time_of(id)
-        streams = self.refresh()
-        if namespace.startswith("stream:"):
-            streams = [
-                s for s in streams if s.kind == "stream" and s.name == namespace.removeprefix("stream:")
-            ]
-        elif namespace:
-            streams = [s for s in streams if s.kind == "queue" and s.app == namespace]
-        for stream in streams:
-            if stream.app == HIDDEN:
-                continue
+        for stream in self._streams_of(namespace):
             for log in stream.logs:
                 pos = self._look_for(log, {id}, at, at + LATE).get(id)
                 if pos is not None:

@@ -32,6 +32,11 @@ def pack(id: Id, micros: int, task: str, meta: bytes | None) -> bytes:
     return b"".join((b"\x94", _pack(id), tail(micros, task, meta)))
 
 
+def up_to_id(id: Id) -> bytes:
+    """Return what the header of a record with this id begins with."""
+    return _OURS + id if isinstance(id, bytes) else b"\x94" + _pack(id)
+
+
 def tail(micros: int, task: str, meta: bytes | None) -> bytes:
     """Return what the headers of a run share behind their ids."""
     return b"".join((_TIME, micros.to_bytes(8, "big", signed=False), _pack(task), meta or _NIL))

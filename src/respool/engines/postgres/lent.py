@@ -15,6 +15,8 @@ from .part import Part
 from .partitions import SIZE, add, partition_of, those_there
 from .sql import GROUP_LOCKS
 
+BEGINNING = 48  # bytes of a kept record's attributes that are in an index
+
 
 class PostgresLent(Part):
     """What is asked of it beside what is asked of any engine."""
@@ -55,6 +57,16 @@ class PostgresLent(Part):
             return int(self._drop_partition(db, stream, log)) if row is not None else 0
 
         return self._state.append(forget)
+
+    def find_kept(self, begins: bytes) -> int | None:
+        """Return where a kept record is whose attributes begin so."""
+        bound = {
+            "begins": begins,
+            "least": begins[:BEGINNING],
+            "above": begins[:BEGINNING] + b"\xff" * BEGINNING,
+        }
+        row = self._reader.read(lambda db: db.execute(self._sql["kept_by_beginning"], bound).fetchone())
+        return None if row is None else int(row[0])
 
     def drop_kept(self, stream: Stream, limit: int) -> int:
         """Drop kept records that are parked and leased nowhere any more; return how many.

@@ -165,6 +165,7 @@ CREATE TABLE respool.once (                         -- steps of calls that were 
 
 -- What was parked when its partition was dropped (H15).
 CREATE TABLE respool.kept (LIKE respool.record, PRIMARY KEY (pos));
+CREATE INDEX kept_begins ON respool.kept (substring(meta FROM 1 FOR 48));  -- by id, where the log is kept elsewhere
 
 CREATE TABLE respool.outcome (
     grp         bigint NOT NULL,

@@ -505,13 +505,13 @@ UPDATE respool.unique_lock SET pos = (SELECT i.pos FROM respool.ids i WHERE i.id
 WHERE key = %(key)s RETURNING pos;
 
 -- name: locks_after
--- With what tells whether the record has ended in `main`, but for leases.
+-- With what tells whether the record has ended in `main`, but for leases. A dead letter may be given back.
 SELECT u.key, u.pos, (u.until IS NULL OR u.until <= %(now)s) AND NOT EXISTS (
     SELECT 1 FROM respool.log l JOIN respool.grp g ON g.stream = l.stream AND g.kind = 'main'
     CROSS JOIN LATERAL (SELECT cursor FROM respool.cursor WHERE grp = g.id AND log = l.id ORDER BY n DESC LIMIT 1) c
     WHERE l.id = u.pos >> 40 AND (u.pos >= c.cursor
         OR EXISTS (SELECT 1 FROM respool.gap p WHERE p.grp = g.id AND p.lo <= u.pos AND p.hi > u.pos)
-        OR EXISTS (SELECT 1 FROM respool.parked k WHERE k.grp = g.id AND k.pos = u.pos AND k.reason <> 'dead')))
+        OR EXISTS (SELECT 1 FROM respool.parked k WHERE k.grp = g.id AND k.pos = u.pos)))
 FROM respool.unique_lock u WHERE u.key > %(after)s ORDER BY u.key LIMIT %(limit)s;
 
 -- name: main_leases
@@ -978,6 +978,10 @@ AND NOT EXISTS (SELECT 1 FROM respool.kept k WHERE k.pos >= j.lo AND k.pos < j.h
 SELECT k.pos FROM respool.kept k WHERE k.pos >= %s AND k.pos < %s AND NOT EXISTS (
     SELECT 1 FROM respool.parked p JOIN respool.grp g ON g.id = p.grp WHERE p.pos = k.pos AND g.stream = %s)
 LIMIT 1000;
+
+-- name: kept_by_beginning
+SELECT pos FROM respool.kept WHERE substring(meta FROM 1 FOR 48) >= %(least)s AND substring(meta FROM 1 FOR 48) <= %(above)s
+AND substring(meta FROM 1 FOR length(%(begins)s)) = %(begins)s LIMIT 1;
 
 -- name: forget_kept
 -- Of a log that is kept elsewhere: what else is known of these records stays.

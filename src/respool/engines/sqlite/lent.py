@@ -37,6 +37,12 @@ class SQLiteLent(Part):
             db.execute("COMMIT")
         return max(end - step, 0)
 
+    def find_kept(self, begins: bytes) -> int | None:
+        """Return where a kept record is whose attributes begin so."""
+        with self._reader.lock, self._reader.reading() as db:
+            found: int | None = db.execute(SQL["kept_by_beginning"], (begins,)).get
+            return found
+
     def drop_kept(self, stream: Stream, limit: int) -> int:
         """Drop kept records that are parked and leased nowhere any more; return how many."""
         dropped = 0

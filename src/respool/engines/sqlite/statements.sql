@@ -74,6 +74,7 @@ WHERE r.pos >= ?1 AND r.pos < ?2 ORDER BY r.pos LIMIT ?3;
 -- those whose id tells the time, by ids from ?4 to below ?5, which are as fine as milliseconds.
 SELECT min(pos), max(pos) FROM (
     SELECT pos FROM record WHERE id IS NOT NULL AND id >= ?4 AND id < ?5 AND pos BETWEEN ?2 AND ?3 AND seq IS NULL
+        AND time >= ?6 AND time < ?7
     UNION ALL
     SELECT pos FROM record WHERE seq = 0 AND pos >> 40 = ?1 AND time >= ?6 AND time < ?7);
 
@@ -428,12 +429,12 @@ INSERT INTO unique_call (log, first, last, lease, owner, task, body, meta, id, t
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: locks_after
--- With what tells whether the record has ended in `main`, but for leases.
+-- With what tells whether the record has ended in `main`, but for leases. A dead letter may be given back.
 SELECT u.key, u.pos, (u.until IS NULL OR u.until <= ?2) AND NOT EXISTS (
     SELECT 1 FROM log l JOIN grp g ON g.stream = l.stream AND g.kind = 'main'
     JOIN position p ON p.grp = g.id AND p.log = l.id
     WHERE l.id = u.pos >> 40 AND (u.pos >= p.cursor OR EXISTS (
-        SELECT 1 FROM parked k WHERE k.grp = g.id AND k.pos = u.pos AND k.reason <> 'dead')))
+        SELECT 1 FROM parked k WHERE k.grp = g.id AND k.pos = u.pos)))
 FROM unique_lock u WHERE u.key > ?1 ORDER BY u.key LIMIT ?3;
 
 -- name: main_leases
@@ -829,6 +830,9 @@ SELECT pos, id FROM record WHERE id IS NOT NULL AND id >= ?1 AND id <= ?2 ORDER 
 SELECT pos FROM record r WHERE pos >= ?1 AND pos < ?2 AND NOT EXISTS (
     SELECT 1 FROM grp g CROSS JOIN parked k ON k.grp = g.id AND k.pos = r.pos WHERE g.stream = ?3)
 LIMIT ?4;
+
+-- name: kept_by_beginning
+SELECT pos FROM record WHERE id IS NULL AND seq IS NULL AND substr(meta, 1, length(?1)) = ?1 LIMIT 1;
 
 -- name: drop_records
 DELETE FROM record WHERE pos IN (SELECT value FROM json_each(?1));
