@@ -40,6 +40,8 @@ MEMBERS: dict[type, tuple[str, ...]] = {
         "AsyncResult",
         "dead_letters",
         "groups",
+        "lag",
+        "pressure",
         "close",
     ),
     Task: (

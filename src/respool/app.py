@@ -28,7 +28,7 @@ from .location import locate
 from .opened import Opened, open_log
 from .options import TaskOptions, check_limit, limit_of, task_options
 from .payloads import Payloads
-from .pressure import declared_terms, lag
+from .pressure import UNSAID, declared_terms, lag
 from .record import first_pos, parse_id
 from .result import AsyncResult
 from .retention import UNSET, stored_retention
@@ -128,7 +128,7 @@ class App:
         rate_limit: Any = None,
         rate_burst: Any = None,
         max_concurrency: Any = None,
-        max_pending: Any = UNSET,
+        max_pending: Any = UNSAID,
         when_full: str | None = None,
         max_pending_wait: Any = None,
         ordered: bool = False,

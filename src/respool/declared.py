@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .delivery.limits import Limit
 from .errors import ConfigError, DeclarationConflict
 from .options import out_of_order
+from .pressure import UNSAID
 from .retention import UNSET, shown_age
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Queue:
         self.ordered, self.partitions = False, 1
         self.declared = False  # as itself, not only by a task's `queue=`, which says nothing of its kind
         self.limit: Limit | None = None  # of all its calls together; not stored: its workers keep it
-        self.terms: Any = UNSET  # how full it may become: Terms, None: as full as can be, or as stored
+        self.terms: Any = UNSAID  # how full it may become: Terms, None: as full as can be, or as stored
 
     def __repr__(self) -> str:
         return f"<Queue {self.name} of {self.app.name}>"
@@ -53,7 +54,7 @@ class Queue:
             raise DeclarationConflict(
                 f"queue {self.name} is declared with two limits: {self.limit} and {limit}"
             )
-        if terms is not UNSET and self.terms not in (UNSET, terms):
+        if terms is not UNSAID and self.terms not in (UNSAID, terms):
             raise DeclarationConflict(
                 f"queue {self.name} is declared with two different max_pending; keep one"
             )
@@ -67,7 +68,7 @@ class Queue:
         if ordered:
             self.ordered, self.partitions = True, partitions
         self.limit = limit or self.limit
-        self.terms = self.terms if terms is UNSET else terms
+        self.terms = self.terms if terms is UNSAID else terms
 
 
 class Subscription:

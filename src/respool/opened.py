@@ -12,10 +12,10 @@ from .declared import check_task, compare
 from .engines import open_engine
 from .engines.base import Engine, Group, Stream, StreamKind
 from .errors import ConfigError, EngineError, LogMoved, UnknownName
-from .pressure import Gate, store_terms, terms_of
+from .pressure import UNSAID, Gate, store_terms, terms_of
 from .producer import Producer
 from .record import log_of
-from .retention import DEFAULT_AGE, UNSET
+from .retention import DEFAULT_AGE
 
 if TYPE_CHECKING:
     from .app import App
@@ -64,7 +64,7 @@ class Opened:
         for queue in self._app.queues.values():
             group = mains[self.streams["queue", queue.name].id]
             terms = terms_of(group)
-            if queue.terms is not UNSET and queue.terms != terms:
+            if queue.terms is not UNSAID and queue.terms != terms:
                 terms = queue.terms
                 try:
                     store_terms(self.engine, group, terms)

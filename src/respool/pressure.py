@@ -11,7 +11,6 @@ from .delivery.model import Change, View
 from .delivery.spans import count
 from .engines.base import Engine, Group, Reads
 from .errors import ConfigError, QueueFull, UnknownName
-from .retention import UNSET
 from .units import duration
 
 FRESH = 0.25  # seconds that a look at a queue is good for …
@@ -22,6 +21,15 @@ AGAIN = 5.0  # seconds after which the terms are read again
 STORED = "max_pending"  # their name among the settings of a queue's `main`
 ANY = 1 << 62  # calls: no bound
 LOOK = 0.1  # seconds between looks of who waits for room and is not woken
+
+
+class _Unsaid:
+    def __repr__(self) -> str:
+        return "as stored"
+
+
+UNSAID: Any = _Unsaid()
+"""Stands for a `max_pending` that is not said: what is stored holds."""
 
 
 class Terms(NamedTuple):
@@ -37,11 +45,11 @@ class Terms(NamedTuple):
 
 
 def declared_terms(queue: str, most: Any, when_full: Any, wait: Any) -> Any:
-    """Return what a queue's declaration says of how much is full: Terms, None, or UNSET for nothing.
+    """Return what a queue's declaration says of how much is full: Terms, None, or UNSAID for nothing.
 
     Raises: ConfigError, UnknownName for what cannot be.
     """
-    if most is None or most is UNSET:
+    if most is None or most is UNSAID:
         if when_full is not None or wait is not None:
             raise ConfigError(f"queue {queue}: say how much is full: max_pending=")
         return most

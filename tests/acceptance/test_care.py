@@ -255,6 +255,7 @@ def test_storms(stage: Stage) -> None:
     assert beside.get(timeout=10) == 1, "other tasks run on"
     (shown,) = [row for row in stage.rows("tasks") if row["task"] == "fetch"]
     assert shown["stopped"]["why"] == "OSError: nobody there"
+    assert "OSError" in shown["options"]["breaker"]
     (lag,) = stage.rows("lag", "--queue", "default")
     assert (lag["limited"], lag["dead"]) == (1000 - ran, ran)
     stage.touch("up")

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from tests.worker.support import SOURCES, Place, eventually, on_each_engine
+from tests.worker.support import SOURCES, Place, eventually, on_every_engine
 
 from respool.replay import seek
 
@@ -51,7 +51,7 @@ def dead(place: Place) -> int:
     return place.counts().parked.get("dead", 0)
 
 
-@on_each_engine
+@on_every_engine
 @pytest.mark.parametrize("turn", range(2))
 def test_a_redrive_that_is_killed_has_given_back_some(place: Place, turn: int) -> None:
     module = place.module(CODE)
@@ -74,7 +74,7 @@ def test_a_redrive_that_is_killed_has_given_back_some(place: Place, turn: int) -
     assert redriven.count("redriven") == 1, "none is given back twice"
 
 
-@on_each_engine
+@on_every_engine
 def test_a_drop_that_is_killed_has_dropped_some(place: Place) -> None:
     module = place.module(CODE)
     handles = module.task.delay_many(range(CALLS))
@@ -96,7 +96,7 @@ def _first(place: Place) -> int:
     return place.app.engine.bounds(place.app.stream_of("queue", "default"))[0][1]
 
 
-@on_each_engine
+@on_every_engine
 def test_a_replay_that_is_killed_was_made_or_not(place: Place) -> None:
     module = place.module(CODE)
     place.touch("mended")
@@ -117,7 +117,7 @@ def test_a_replay_that_is_killed_was_made_or_not(place: Place) -> None:
     place.check()
 
 
-@on_each_engine
+@on_every_engine
 @pytest.mark.parametrize("turn", range(2))
 def test_a_seek_that_is_killed_can_be_brought_to_its_end(place: Place, turn: int) -> None:
     """H14: at whatever step the command is killed."""
@@ -146,7 +146,7 @@ def test_a_seek_that_is_killed_can_be_brought_to_its_end(place: Place, turn: int
     place.check()
 
 
-@on_each_engine
+@on_every_engine
 def test_a_worker_finishes_what_it_holds_when_its_group_is_moved(place: Place) -> None:
     """A run that is under way is settled before the group moves, and done again after that."""
     module = place.module(

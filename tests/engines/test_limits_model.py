@@ -20,11 +20,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from respool.delivery.admin import purge
+from respool.delivery.admin import drop, purge, redrive
 from respool.delivery.claim import Request, claim
 from respool.delivery.death import Cause, bury_lease
 from respool.delivery.limits import Ask, Limit, admit, bucket
 from respool.delivery.model import Lease, Settlement, Verdict
+from respool.delivery.seek import begin, end_leases, finish, rewind
 from respool.delivery.settle import give_back, settle
 from respool.engines.base import Engine, Group, ParkedFilter, Reads
 from respool.record import first_pos
@@ -287,23 +288,30 @@ class LimitsMachine(RuleBasedStateMachine):
         return found
 
     @precondition(lambda self: self.owned())
-    @rule(pick=picks, through=st.integers(0, 30), retry=st.booleans(), release=st.booleans())
-    def settle_some(self, pick: int, through: int, retry: bool, release: bool) -> None:
+    @rule(
+        pick=picks,
+        through=st.integers(0, 30),
+        first=st.sampled_from(("done", "retry", "dead")),
+        release=st.booleans(),
+    )
+    def settle_some(self, pick: int, through: int, first: str, release: bool) -> None:
         id = self.pick(pick)
         held = self.leases[id]
         done = held.positions[:through]
         verdicts = [
             Verdict(pos, reason="retry", due=self.now, task="send", retried=True, note="retry: x")
+            if first == "retry"
+            else Verdict(pos, "failure", b"e", reason="dead", task="send", error=b"e", note="failed: x")
             for pos in done[:1]
-            if retry
+            if first != "done"
         ]
         said = Settlement(
             id, held.owner or 0, [(pos, pos + 1) for pos in done], verdicts, ended=self.now, release=release
         )
         assert self.transact(held.group, {"leases": (id,)}, lambda v, c: settle(v, c, said))
         for pos in done:
-            retried = any(verdict.pos == pos for verdict in verdicts)
-            self.items[held.group][pos].place = "due" if retried else "done"
+            parked = {"retry": "due"}.get(first, first) if verdicts and pos == done[0] else "done"
+            self.items[held.group][pos].place = parked
         self.leave(id, done, unused=False)
         if release and id in self.leases:
             self.returned(id)
@@ -365,6 +373,48 @@ class LimitsMachine(RuleBasedStateMachine):
             if item.place in ("pending", "waiting", "due"):
                 item.place, item.waits = "done", ""
 
+    @rule(group=st.sampled_from(("main", "v2")), dropped=st.booleans())
+    def redrive(self, group: str, dropped: bool) -> None:
+        """What is given back waits for its limits as any other."""
+        if group not in self.groups:
+            return
+        dead = self.at(group, "dead")
+        act = drop if dropped else lambda v, c, now: redrive(v, v.due, c, now)
+        assert self.transact(group, {"parked": dead}, lambda v, c: act(v, c, self.now)) == len(dead)
+        for pos in dead:
+            self.items[group][pos].place = "done" if dropped else "due"
+
+    @rule(back=picks, size=st.integers(1, 9))
+    def seek(self, back: int, size: int) -> None:
+        """What is done again waits for its limits again; who waited, or had a slot, does no more (H14)."""
+        ((log, _, _),) = self.engine.bounds(self.queue)
+        cursor = self.engine.positions(self.groups["main"])[0].cursor
+        target = first_pos(log) + back % (cursor - first_pos(log) + 1)
+        to = {log: target}
+        assert self.transact("main", {"settings": True}, lambda v, c: begin(v, c, to, self.now))
+        for owned in (False, True):
+            ids = tuple(lease.id for lease in self.engine.leases(self.groups["main"]))
+            self.transact(
+                "main",
+                {"leases": ids, "settings": True},
+                lambda v, c, owned=owned: end_leases(v, c, to, self.now, owned=owned),
+            )
+        for lo in range(target, cursor, size):
+            hi = min(lo + size, cursor)
+            self.transact(
+                "main", {"settings": True}, lambda v, c, lo=lo, hi=hi: rewind(v, c, to, lo, hi, self.now)
+            )
+        self.transact(
+            "main",
+            {"positions": True, "returned": ALL, "settings": True},
+            lambda v, c: finish(v, c, to, self.now),
+        )
+        for id in [id for id, held in self.leases.items() if held.group == "main"]:
+            self.leave(id, [pos for pos in self.leases[id].positions if pos >= target], unused=False)
+        for pos, item in self.items["main"].items():
+            if target <= pos < cursor:
+                item.place, item.waits = "pending", ""
+
     @precondition(lambda self: "v2" not in self.groups)
     @rule()
     def replay(self) -> None:
@@ -398,7 +448,7 @@ class LimitsMachine(RuleBasedStateMachine):
                 assert lease.owner == self.leases[lease.id].owner
             for _, parked in self.engine.parked(ParkedFilter([group.id]), ALL):
                 assert parked.pos not in found
-                found[parked.pos] = "waiting" if parked.reason == "limited" else "due"
+                found[parked.pos] = {"limited": "waiting", "dead": "dead"}.get(parked.reason, "due")
             assert found == {pos: i.place for pos, i in self.items[name].items() if i.place != "done"}
             assert self.engine.limited(group.id, ALL) == len(self.at(name, "waiting"))
 
@@ -436,7 +486,7 @@ class LimitsMachine(RuleBasedStateMachine):
         self.now += 1000
         for group in self.groups:
             steps = 0
-            while any(item.place != "done" for item in self.items[group].values()):
+            while any(item.place not in ("done", "dead") for item in self.items[group].values()):
                 id = self.claim(group, 5, steps)
                 if id is None:
                     due = self.engine.next_due(self.groups[group].id)

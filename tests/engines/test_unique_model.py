@@ -26,6 +26,7 @@ from respool.delivery.admin import purge, redrive
 from respool.delivery.claim import Request, claim
 from respool.delivery.death import Cause, Suspect, bury_lease
 from respool.delivery.model import Change, Lease, Settlement, Verdict, View
+from respool.delivery.seek import begin, end_leases, finish, rewind
 from respool.delivery.settle import settle
 from respool.engines.base import ParkedFilter, Reads
 
@@ -231,6 +232,27 @@ class UniqueMachine(RuleBasedStateMachine):
         for pos, call in self.calls.items():
             if call.place != "dead" and pos not in held:
                 call.place = "done"
+
+    @rule(back=picks)
+    def seek(self, back: int) -> None:
+        """What is to be done again holds its key again, unless another has it or its row was swept (H14)."""
+        while self.held:
+            self.end(0, ["kept"])
+        ((log, first, _),) = self.engine.bounds(self.queue)
+        cursor, now = self.engine.positions(self.main)[0].cursor, self.moment()
+        target = first + back % (cursor - first + 1)
+        to = {log: target}
+        ids = tuple(lease.id for lease in self.engine.leases(self.main))
+        for reads, step in (
+            ({}, lambda v, c: begin(v, c, to, now)),
+            ({"leases": ids}, lambda v, c: end_leases(v, c, to, now, owned=True)),
+            ({}, lambda v, c: target == cursor or rewind(v, c, to, target, cursor, now)),
+            ({"positions": True, "returned": ALL}, lambda v, c: finish(v, c, to, now)),
+        ):
+            self.engine.transact(Reads(self.main.id, **reads, settings=True), step)  # type: ignore[arg-type]
+        for pos, call in self.calls.items():
+            if target <= pos < cursor:
+                call.place = "pending"
 
     @rule()
     def replay(self) -> None:

@@ -49,6 +49,32 @@ SAYS = {
         "1 dead letter",
         "now embedded: [15.0, 0.0]; this time the model ran with [1] text",
     ),
+    "long_beside_short": (
+        "300 thumbnails are done; is the film? False",
+        "they were done before the film: True",
+        "and so were the previews: True",
+        "the film was run 1 time, and delivered again 0 times",
+        "the worker's exit code is 0",
+    ),
+    "large_payloads": (
+        "3 MB there and back: 3,072,000 bytes, inverted: True",
+        "their records have 64 and 64 bytes, the small one 10",
+        "equal ones are stored once: 2 blobs for two calls, their input and their result",
+    ),
+    "producer_that_slows_down": (
+        "previews: 10 to do, 5 refused; pressure 100%",
+        "mails: 100 to do, pressure 100%: who sends waits from now on",
+        "1,000 more were sent, and there were never more than 150 to do: True",
+        "now all are done: lag 0, pressure 0%",
+        "the worker's exit code is 0",
+    ),
+    "results_that_do_not_leak": (
+        "2,100 calls are done, and 100 results are stored",
+        "one of them: the summary of report 7",
+        "a call without a result is done, too: SUCCESS, SUCCESS",
+        "its value has expired; its state is SUCCESS",
+        "now 0 results are stored",
+    ),
     "webhook_sender": (
         "big got 60 requests, small 5",
         "small waited for none of big's: True",

@@ -363,7 +363,9 @@ _DATABASES = {
     "postgres": "session_database", "postgres-newest": "session_newest", "postgres-pooled": "session_pooled",
 }  # fmt: skip
 on_each_engine = pytest.mark.parametrize("place", ENGINES, indirect=True)
-"""Marks a test that is about no file: its place is one on each engine in turn."""
+"""Marks a test that is about no file: its place is one on a file and on a server in turn."""
+on_every_engine = pytest.mark.parametrize("place", [*ENGINES, "kafka"], indirect=True)
+"""Marks one whose place is on Kafka, too."""
 
 
 def fresh_url(request: pytest.FixtureRequest, engine: str) -> str | None:
@@ -403,6 +405,7 @@ __all__ = [
     "eventually",
     "fresh_url",
     "on_each_engine",
+    "on_every_engine",
     "place",
     "shared_place",
     "tree",

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests.worker.support import Place, eventually, on_each_engine
+from tests.worker.support import Place, eventually, on_each_engine, on_every_engine
 from tests.worker.test_hazards import FakeSlot, _executor, app
 
 from respool import App
@@ -130,7 +130,7 @@ def test_a_batch_that_waits_holds_up_no_other_queue(place: Place) -> None:
     assert batches(place, "long_wait") == [5]
 
 
-@on_each_engine
+@on_every_engine
 def test_processes_and_workers_share_what_waits(place: Place) -> None:
     """Whoever takes a call takes along those that wait already: it is one batch, wherever they came in."""
     module = place.module(CODE)
@@ -193,7 +193,7 @@ def test_p7_a_long_call_gives_back_what_waits_behind_it(place: Place) -> None:
     assert place.runs("long_wait") == Counter({str(n): 1 for n in range(5)})
 
 
-@on_each_engine
+@on_every_engine
 def test_p6_a_batch_that_kills_its_process_is_run_singly_and_only_the_culprit_is_buried(place: Place) -> None:
     module = place.module(CODE)
     place.worker(1)

@@ -16,7 +16,7 @@ from typing import Any
 
 import apsw
 import pytest
-from tests.worker.support import SOURCES, Place, eventually, on_each_engine
+from tests.worker.support import SOURCES, Place, eventually, on_each_engine, on_every_engine
 
 from respool import App, ConfigError, RecordTooLarge
 from respool.app import AsyncResult
@@ -114,7 +114,7 @@ def test_large_and_small_go_side_by_side_in_their_order(place: Place) -> None:
     assert results.get(timeout=5) == sizes
 
 
-@on_each_engine
+@on_every_engine
 def test_large_calls_of_a_run_leave_with_it_and_a_rerun_repeats_none(place: Place) -> None:
     app = module(place, outbox_hold=0.0)
     place.touch("die")
@@ -151,7 +151,7 @@ def test_a_task_says_what_is_large(place: Place) -> None:
     assert all(outcome.until is not None for outcome in stored)
 
 
-@on_each_engine
+@on_every_engine
 def test_a_lost_payload_is_a_dead_letter_that_says_so(place: Place) -> None:
     app = module(place)
     lost, damaged, good = (app.length.delay(bytes([n]) * 100_000) for n in range(3))
@@ -198,7 +198,7 @@ def test_a_lost_result_is_told(place: Place) -> None:
         result.get(timeout=5)
 
 
-@on_each_engine
+@on_every_engine
 def test_a_store_out_of_reach_is_waited_for(place: Place) -> None:
     """No dead letter, no retry of the task's own, and calls that need it not go on meanwhile."""
     app = module(place)

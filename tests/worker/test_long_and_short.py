@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.worker.support import Mark, Place, eventually, on_each_engine
+from tests.worker.support import Mark, Place, eventually, on_each_engine, on_every_engine
 
 CODE = """
 @app.task
@@ -82,7 +82,7 @@ def free_while_waiting(runs: list[Spell], pids: set[int], call: Spell, since: fl
     return longest
 
 
-@on_each_engine
+@on_every_engine
 def test_no_short_call_waits_behind_a_long_one(place: Place) -> None:
     module = place.module(CODE)
     worker = place.worker(PROCESSES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.worker.support import Place, eventually, on_each_engine
+from tests.worker.support import Place, eventually, on_every_engine
 
 CODE = """
 @app.task(bind=True)
@@ -24,7 +24,7 @@ def report(n):
 """
 
 
-@on_each_engine
+@on_every_engine
 def test_a_step_is_not_done_again_after_a_crash(place: Place) -> None:
     module = place.module(CODE)
     place.touch("die")
@@ -39,7 +39,7 @@ def test_a_step_is_not_done_again_after_a_crash(place: Place) -> None:
     place.check()
 
 
-@on_each_engine
+@on_every_engine
 def test_a_crash_frees_no_lock(place: Place) -> None:
     module = place.module(CODE)
     place.touch("die")

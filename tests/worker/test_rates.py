@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from tests.worker.support import Mark, Place, eventually, on_each_engine, tree
+from tests.worker.support import Mark, Place, eventually, on_each_engine, on_every_engine, tree
 
 from respool.errors import GetTimeout
 from respool.replay import dead_letters
@@ -61,7 +61,7 @@ def most_at_once(marks: list[Mark]) -> int:
     return most
 
 
-@on_each_engine
+@on_every_engine
 def test_a_rate_is_kept_by_ten_processes_together(place: Place) -> None:
     """To 5 %, over eight seconds of a queue that is never empty."""
     module = place.module(CODE)
@@ -79,7 +79,7 @@ def test_a_rate_is_kept_by_ten_processes_together(place: Place) -> None:
     place.check()
 
 
-@on_each_engine
+@on_every_engine
 def test_no_more_run_at_a_time_whoever_runs_them(place: Place) -> None:
     module = place.module(CODE)
     module.two.delay_many(range(100))
@@ -168,7 +168,7 @@ def frail(n):
 MANY = 400
 
 
-@on_each_engine
+@on_every_engine
 def test_kills_leak_no_slot_and_lose_nothing(place: Place) -> None:
     """Children and whole workers are killed at random; three run at a time at most, to the end."""
     module = place.module(CRASHING, beat=0.2, worker_ttl=1.0)

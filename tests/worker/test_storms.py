@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.worker.support import Place, eventually, on_each_engine
+from tests.worker.support import Place, eventually, on_every_engine
 
 from respool import App
-from respool.engines.base import Group
+from respool.engines.base import Group, ParkedFilter
 from respool.errors import ConfigError, UnknownName
 from respool.replay import check, dead_letters
 from respool.replay.storms import release, stopped_tasks
@@ -121,9 +121,32 @@ def test_released_by_hand(app: App) -> None:
     with pytest.raises(UnknownName, match="fetch"):
         release(app, "fetsh")
     assert release(app, "fetch") == 1
-    after(app, lambda: app.engine.counts(main_of(app)).parked.get("limited", 0) < 200)
-    values = list(results.iterate(0.1, propagate=False)) if results.ready() else []
-    assert all(value == n for n, value in enumerate(values))
+    after(app, results.ready)
+    assert results.get(timeout=0) == list(range(500))
+
+
+def test_what_was_taken_before_the_task_was_stopped_is_released_too(app: App) -> None:
+    """It was parked one by one, each until the pause is over."""
+    down = [True]
+
+    @app.task(breaker={"failures": 2, "pause": 3600})
+    def fetch(n: int) -> int:
+        if n >= 1500 and down[0]:
+            time.sleep(0.006)  # so that it is settled in the middle of its lease
+            raise OSError("nobody there")
+        return n
+
+    results = fetch.delay_many(range(3000))  # the first are quick: many are taken at once
+    work(app)
+    parked = app.engine.parked(ParkedFilter((main_of(app).id,), ("limited",)), 3000)
+    assert len(parked) > 20, "one by one"
+    assert all(each.due is not None and each.due > time.time() + 3000 for _, each in parked)
+    down[0] = False
+    assert release(app, "fetch") == 1
+    after(app, results.ready)
+    failed = app.dead_letters().count()
+    values = list(results.iterate(0, propagate=False))
+    assert sum(isinstance(value, OSError) for value in values) == failed < 10
 
 
 def test_a_batch_that_raises_is_one_failure(app: App) -> None:
@@ -203,7 +226,7 @@ def fetch(n):
 """
 
 
-@on_each_engine
+@on_every_engine
 def test_it_holds_over_all_workers(place: Place) -> None:
     module = place.module(CODE)
     for _ in range(2):

@@ -107,6 +107,18 @@ def close(gauge: Gauge) -> None:
     gauge.state, gauge.until, gauge.why, gauge.since, gauge.failures = "closed", 0.0, "", 0.0, []
 
 
+def let_go(view: View, change: Change, until: float, now: float) -> None:
+    """Make due at once, of the records of a view, those that were to wait until a stopped task's time."""
+    for parked in view.due:
+        if waits_until(parked, until):
+            change.parked.append(parked._replace(due=now))
+
+
+def waits_until(parked: Parked, until: float) -> bool:
+    """Say whether a record was parked, by a process that had taken it before its task was stopped."""
+    return parked.reason == "limited" and parked.waits is None and parked.due == until
+
+
 def may_run(gauge: Gauge, now: float) -> bool:
     """Say whether calls of the task may run, or at least one may be tried: then ask `admit`."""
     return gauge.state == "closed" or now >= gauge.until

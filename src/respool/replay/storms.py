@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ..clock import now as wall_clock
 from ..delivery import storms
 from ..delivery.model import Change, View
 from ..delivery.storms import Gauge
-from ..engines.base import Group, Reads, Stream
+from ..engines.base import Engine, Group, ParkedFilter, Reads, Stream
 from ..errors import ConfigError, UnknownName
 from .find import Source, sides
+
+SLICE = 1000  # parked records looked at, or changed, in one transaction
 
 
 class Stopped(NamedTuple):
@@ -47,14 +50,31 @@ def release(source: Source, task: str, *, app: str | None = None) -> int:
     if not chosen:
         raise UnknownName("stopped task", task, {each.task for each in found}, "see: respool tasks")
 
-    def decide(view: View, change: Change) -> None:
+    def decide(view: View, change: Change) -> float:
         gauge = storms.read(view, task)
+        until = gauge.until
         storms.close(gauge)
         storms.write(change, task, gauge)
         change.released = True
+        return until
 
     for each in chosen:
-        engine.transact(Reads(each.group.id, settings=True), decide, synced=True)
+        until = engine.transact(Reads(each.group.id, settings=True), decide, synced=True)
+        _let_go(engine, each.group, until)
         for log in each.stream.logs:
             engine.ring(log, everyone=True)
     return len(chosen)
+
+
+def _let_go(engine: Engine, group: Group, until: float) -> None:
+    """Have run at once what was parked one by one: what processes had taken when the task was stopped."""
+    after, now = -1, wall_clock()
+    while page := engine.parked_page(ParkedFilter((), ("limited",)), group.id, after, SLICE):
+        after = page[-1].pos
+        positions = [parked.pos for parked in page if storms.waits_until(parked, until)]
+        if positions:
+            engine.transact(
+                Reads(group.id, parked=positions),
+                lambda view, change: storms.let_go(view, change, until, now),
+                synced=True,
+            )
