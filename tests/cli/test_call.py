@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.cli.support import run, start
+from tests.cli.support import in_terminal, run, start
 
 from respool import GetTimeout
 from respool.replay import pause, resume
@@ -69,6 +69,7 @@ def test_options_of_the_call(cli):
         (["ad", "1", "2"], 2, "unknown task 'ad'; did you mean 'add'?"),
         (["add", "1"], 2, "add"),
         (["add", "x", "2"], 2, "Error: "),
+        (["add", "x=1", "y=2"], 2, "should be int, got 'x=1' (str); by name it is --kw x=1"),
         (["mail", "me", "--queue", "fats"], 2, "unknown queue 'fats'; did you mean 'fast'?"),
         (["add", "1", "2", "--kw", "x"], 2, "'x' is not NAME=VALUE"),
         (["add", "1", "2", "--countdown", "soon"], 2, "'soon' is no duration"),
@@ -117,6 +118,15 @@ def test_wait_says_what_it_waits_for_though_it_waits_for_ever(folder, app):
     assert run("-A", "shop", "worker", "-c", "1", "--burst", cwd=folder).returncode == 0
     assert waits.communicate(timeout=20) == ("3\n", "")
     assert waits.returncode == 0
+
+
+def test_who_interrupts_a_wait_is_told_that_the_call_goes_on(folder):
+    code, told = in_terminal(
+        "-A", "shop", "call", "add", "1", "2", "--wait", "--id", "mine", cwd=folder, interrupt="waiting: no"
+    )
+    assert code == 1
+    assert "the call is not called off; see: respool show mine" in told
+    assert run("-A", "shop", "show", "mine", cwd=folder).returncode == 0
 
 
 def test_a_handle_that_waits_names_the_command_of_its_module(app):

@@ -59,9 +59,9 @@ def test_priorities_are_shown(cli, app):
 def test_empty_results_say_what_to_try(cli, app):
     _ = app.engine
     assert "respool calls --state FAILURE" in cli("-A", "shop", "dead", "list")
-    assert "Send one: respool" in cli("-A", "shop", "calls")
     assert "No calls match" in cli("-A", "shop", "calls", "--task", "add")
-    assert "Start one: respool" in cli("-A", "shop", "workers")
+    assert "Start one: respool -A shop worker\n" in cli("-A", "shop", "workers")
+    assert "Send one: respool -A shop call TASK ARGS\n" in cli("-A", "shop", "calls")
     assert "Nothing waits in queue default" in cli("-A", "shop", "purge", "--queue", "default")
 
 

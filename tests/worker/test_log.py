@@ -130,7 +130,7 @@ log = logging.getLogger("some.module")
 def fails():
     log.info("%s began", "it")
     log.debug("in detail")
-    raise ValueError("no")
+    raise ValueError("no\\n such place")
 """
 OWN = """
 if IN_WORKER:
@@ -156,11 +156,11 @@ def test_logging_is_as_the_app_sets_it_up(place: Place, setup: str, pool: str) -
     module = place.module(LOGS.replace("{setup}", setup))
     module.fails.delay()
     log = place.burst(pool=pool).log
-    for told in ("some.module INFO it began", "some.module DEBUG in detail"):
-        assert log.count(f"MINE {told}\n") == 1, log
-    assert log.count("MINE respool.worker ERROR task fails is a dead letter: failed: ValueError: no") == 1, (
-        log
+    dead = (
+        r"respool.worker ERROR task fails is a dead letter: failed: ValueError: no\n such place; see: respool"
     )
+    for told in ("some.module INFO it began\n", "some.module DEBUG in detail\n", dead):
+        assert log.count(f"MINE {told}") == 1, log
     assert log.count("is a dead letter") == 1, log
 
 
@@ -173,6 +173,15 @@ def test_an_app_without_logging_of_its_own_is_heard(place: Place, pool: str) -> 
     assert log.count(f" {who}: it began\n") == 1, log
     assert log.count(f" {who}: task fails is a dead letter: failed: ValueError: no") == 1, log
     assert "in detail" not in log
+
+
+@on_each_engine
+def test_unknown_task_is_told_once(place: Place) -> None:
+    place.module(CODE)
+    for _ in range(3):
+        place.app.send_task("mails.send", ("ada",))
+    log = place.burst().log
+    assert log.count("app t has no task mails.send: its calls are kept for a worker that has it\n") == 1, log
 
 
 def test_messages_of_the_apps_own_are_left_as_they_are() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,7 +78,7 @@ def command(
     """
     if timeout is not None and not wait:
         raise click.UsageError("--timeout goes with --wait")
-    from ..errors import UnknownName
+    from ..errors import BadArguments, UnknownName
     from .target import open_target
 
     app = open_target(code=True, creates=True).app
@@ -85,14 +86,17 @@ def command(
     if task not in app.tasks:
         raise UnknownName("task", task, app.tasks, f"in app {app.name}")
     values = [_value(text.removeprefix("\0")) for text in args]
-    result = app.tasks[task].apply_async(
-        values,
-        dict(map(_pair, kwargs)),
-        queue=queue,
-        priority=priority,
-        task_id=task_id,
-        countdown=countdown,
-    )
+    try:
+        result = app.tasks[task].apply_async(
+            values,
+            dict(map(_pair, kwargs)),
+            queue=queue,
+            priority=priority,
+            task_id=task_id,
+            countdown=countdown,
+        )
+    except BadArguments as error:
+        raise BadArguments(f"{error}{_by_name(app.tasks[task], args)}") from error
     if not wait:
         click.echo(json.dumps({"id": result.id}) if as_json else result.id)
         return
@@ -106,6 +110,13 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def _by_name(task: Any, args: tuple[str, ...]) -> str:
+    """Say how arguments are given by name, where that is what somebody seems to have tried."""
+    names = task.signature.accepts or ()
+    tried = next((text for text in args if "=" in text and text.partition("=")[0] in names), None)
+    return "" if tried is None else f"; by name it is --kw {shlex.quote(tried)}"
 
 
 def _pair(text: str) -> tuple[str, Any]:
@@ -122,6 +133,9 @@ def _wait(result: AsyncResult[Any], timeout: float | None, as_json: bool) -> Non
     try:
         with _telling(result):
             value = result.get(timeout, propagate=False)
+    except KeyboardInterrupt:
+        click.echo(f"the call is not called off; see: respool show {shlex.quote(result.id)}", err=True)
+        raise
     except GetTimeout as error:
         _end(result, as_json, str(error))
         raise NotInTime(str(error)) from None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import json_option
+from .common import json_option, suggested
 from .moments import between_option, shown_window, since_option, until_option, window
 
 STATES = ("PENDING", "SCHEDULED", "STARTED", "PROGRESS", "RETRY", "SUCCESS", "FAILURE", "REVOKED", "UNKNOWN")
@@ -113,4 +113,4 @@ def command(
 def _empty(*filters: str | None, low: float | None, high: float | None) -> str:
     if any(each is not None for each in (*filters, low, high)):
         return f"No calls match these options{shown_window(low, high)}. All are listed by: respool calls"
-    return "No calls yet. Send one: respool -A … call TASK ARGS"
+    return f"No calls yet. Send one: {suggested('call TASK ARGS')}"

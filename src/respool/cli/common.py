@@ -127,6 +127,21 @@ resolve_option: Callable[[F], F] = click.option(
 yes_option: Callable[[F], F] = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 
 
+def suggested(words: str) -> str:
+    """Return a command to suggest: with -A and --url as they were given, or with -A as it must be."""
+    import shlex
+
+    from ..location import without_password
+    from .loading import find_spec
+
+    given, parts = common(), ["respool"]
+    if given.app is not None or find_spec(None) is None:
+        parts.append("-A …" if given.app is None else f"-A {shlex.quote(given.app)}")
+    if given.url is not None:
+        parts.append(f"--url {shlex.quote(without_password(given.url))}")
+    return " ".join([*parts, words])
+
+
 def confirm(question: str, yes: bool) -> None:
     """Ask, unless --yes was given. Raises Failure for a no, and where there is nobody to ask."""
     if yes:

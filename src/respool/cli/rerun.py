@@ -12,6 +12,8 @@ from .common import document_option
 if TYPE_CHECKING:
     from ..replay.rerun import Rerun
 
+LAST = 5  # that it said of its progress
+
 
 @click.command()
 @click.argument("id")
@@ -96,7 +98,9 @@ def _print(done: Rerun) -> None:
         click.echo("  as a batch of one: its task takes batches, and this call alone is run")
     for edit in done.edits:
         note(f"  as it was sent; it was redriven since with other arguments: {edit}")
-    for each in done.progress:
+    if len(done.progress) > LAST:
+        note(f"  (said how far it was {len(done.progress):,} times; the last of them; --json has all)")
+    for each in done.progress[-LAST:]:
         click.echo(f"  progress {each!r}")
     if done.error is None:
         click.echo(f"  returned {done.value!r}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import json_option
+from .common import json_option, suggested
 
 if TYPE_CHECKING:
     from ..engines.base import Worker
@@ -69,7 +69,7 @@ def command(as_json: bool) -> None:
                 ),
                 {**data, "started": iso(worker.started), "beaten": iso(worker.beaten)},
             )
-    table.show(as_json, "No workers. Start one: respool -A … worker")
+    table.show(as_json, f"No workers. Start one: {suggested('worker')}")
 
 
 def _when(seconds: float) -> str:

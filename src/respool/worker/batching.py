@@ -26,6 +26,7 @@ from . import verdicts
 from .calling import EndNow
 from .host import LONGEST, UNSETTLED
 from .services import Runner, Service
+from .telling import one_line
 
 if TYPE_CHECKING:
     from .executor import Executor
@@ -437,7 +438,13 @@ def _send_with(
 def _log_failed(runner: Runner, said: Sequence[Verdict], size: int) -> None:
     again = [verdict for verdict in said if verdict.retried]
     if again:
-        log.info("task %s: %d of %d calls of a batch: %s", runner.name, len(again), size, again[0].note)
+        log.info(
+            "task %s: %d of %d calls of a batch: %s",
+            runner.name,
+            len(again),
+            size,
+            one_line(again[0].note or ""),
+        )
     dead = [verdict for verdict in said if verdict.reason == "dead"]
     if dead:
         log.error(
@@ -445,5 +452,5 @@ def _log_failed(runner: Runner, said: Sequence[Verdict], size: int) -> None:
             runner.name,
             len(dead),
             size,
-            dead[0].note,
+            one_line(dead[0].note or ""),
         )

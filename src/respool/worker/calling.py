@@ -33,9 +33,10 @@ from . import verdicts
 from .large import LargePayloads
 from .run import CurrentRun
 from .services import Arguments, Runner, Service
-from .telling import Retries
+from .telling import Retries, one_line
 
 log = logging.getLogger("respool.worker")
+MOST_UNKNOWN = 100  # tasks that are said to be so: names may be anything
 
 
 def _misplaced(service: Service, runner: Runner) -> ConfigError:
@@ -67,6 +68,7 @@ class Caller:
         self._told = 0  # the soft limit that the running code was told of
         self.storms: Any = None  # the executor's
         self.retries = Retries()
+        self._unknown: set[str] = set()  # tasks that were said to be
         run.shield = self.shielded
 
     def close(self) -> None:
@@ -107,6 +109,7 @@ class Caller:
         if pos in skip:
             return verdicts.skipped(pos)
         if runner is None:
+            self._say_unknown(service, row[1])
             return verdicts.unknown(row, now)
         if runner.misplaced is not None:
             return verdicts.unreadable(row, _misplaced(service, runner), now)
@@ -131,6 +134,16 @@ class Caller:
             return verdicts.ran_too_often(row, span, now)
         stopped: Verdict | None = self.storms.stopped(service, runner, row) if runner.stormy else None
         return meta if stopped is None else stopped
+
+    def _say_unknown(self, service: Service, task: str) -> None:
+        if task in self._unknown:
+            return
+        if len(self._unknown) < MOST_UNKNOWN:
+            self._unknown.add(task)
+            app = service.group.app
+            log.warning(
+                "app %s has no task %s: its calls are kept for a worker that has it", app, one_line(task)
+            )
 
     def body_of(self, runner: Runner, row: Row, span: Span, lease: Lease) -> Any:
         """Return what a record is run with, or what its body refers to; a Verdict where that is away."""
@@ -261,7 +274,8 @@ class Caller:
         if verdict.reason == "dead":
             service = self.run.service
             what = f"task {row[1]}" if row[1] else f"an event, in group {service.group.name},"
-            log.error("%s is a dead letter: %s; see: respool show %s", what, verdict.note, self._id())
+            note = one_line(verdict.note or "")
+            log.error("%s is a dead letter: %s; see: respool show %s", what, note, self._id())
         return verdict
 
     def _id(self) -> str:

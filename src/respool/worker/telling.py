@@ -121,7 +121,7 @@ class Retries:
         self._told += 1
         of = "" if retries is None else f" of {retries}"
         told = "task %s: retry %d%s in %.3g s: %s; see: respool show %s"
-        log.info(told, task, number, of, wait, note, id())
+        log.info(told, task, number, of, wait, one_line(note), id())
 
     def look(self) -> None:
         """Once the second is over, say how many others there were within it."""
