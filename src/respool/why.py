@@ -12,14 +12,17 @@ from .clock import now as wall_clock
 from .delivery.model import LIMITED, WAITING, Bucket, Lease, Parked
 from .delivery.seek import held
 from .delivery.storms import gauges
-from .engines.base import Engine, Group, Stream, Worker
+from .engines import public_id
+from .engines.base import Engine, Group, ParkedFilter, Stream, Worker
 from .engines.moving import told
 from .location import without_password
+from .record import first_pos, id_text, log_of
 
 if TYPE_CHECKING:
     from .app import App
 
 SILENT = 3.0  # seconds without a beat, of which there is one a second, after which that is worth saying …
+LOOK = 1_000  # dead letters that are looked at for the one that holds up a key
 GONE = 10.0  # … and after which a worker is not counted on
 _HELD = {
     "paused": "{served} is paused; to have it go on: respool groups resume {group} --queue {queue}",
@@ -129,6 +132,8 @@ def explain_waiting(engine: Engine, stream: Stream, group: Group, pos: int, app:
     if status.parked is not None:
         if status.parked.waits is not None:
             return _limited(engine, status.parked, nobody)
+        if status.parked.reason == "blocked" and status.parked.due is None:
+            return _blocked(engine, group, status.parked, nobody)
         return _parked(status.parked, served, nobody)
     if nobody:
         return nobody
@@ -190,12 +195,22 @@ def _limited(engine: Engine, parked: Parked, nobody: str) -> str:
     return f"it waits for its limit{beside}"
 
 
+def _blocked(engine: Engine, group: Group, parked: Parked, nobody: str) -> str:
+    """Say which dead letter holds up a key, where one of the first there are does; else that one does."""
+    before = first_pos(log_of(parked.pos)) - 1
+    for dead in engine.parked_page(ParkedFilter((), ("dead",)), group.id, before, LOOK):
+        if dead.key == parked.key and before < dead.pos < parked.pos:
+            for record in engine.records(dead.pos, dead.pos + 1, 1):
+                given = f"--id {shlex.quote(id_text(public_id(record.id)))}"
+                held = "a dead letter of its key holds it up"
+                return f"{held}: respool dead redrive {given}, or respool dead drop {given}"
+    return f"an earlier one of its key is not finished{f'; {nobody}' if nobody else ''}"
+
+
 def _parked(parked: Parked, served: str, nobody: str) -> str:
     if parked.reason == "unknown":
         return f"no worker that serves {served} knows the task {parked.task!r}"
     beside = f"; {nobody}" if nobody else ""
-    if parked.reason == "blocked" and parked.due is None:
-        return f"an earlier one of its key is not finished{beside}"
     if parked.due is not None and parked.due <= wall_clock():
         return nobody or f"it is due, and waits for a worker of {served} to take it"
     if parked.due is not None:

@@ -35,6 +35,18 @@ def hangs_together(items):
         time.sleep(60)
 
 
+@app.task(batch=10, batch_wait=0.2)
+def positive(numbers):
+    for number in numbers:
+        if number < 0:
+            raise ValueError(number)
+
+
+@app.task(batch=10, batch_wait=0.2)
+def all_fail(numbers):
+    return [OSError(1) for number in numbers]
+
+
 @app.task(autoretry_for=(OSError,), default_retry_delay=0.01, max_retries=2)
 def flaky():
     raise OSError("the bank\\n\\tdoes not answer\\x1b[2J")
@@ -87,6 +99,23 @@ def test_batch_that_is_killed_is_named_by_its_first_call(place: Place) -> None:
     assert len(_lines(log, f"{what} ran longer than 0.3 s")) == 1, log
     assert "dead letter" not in log
     assert [call.state for call in calls] == ["SUCCESS"] * 3, "they ran singly"
+
+
+def test_call_that_fails_its_batch_is_named(place: Place) -> None:
+    module = place.module(CODE)
+    calls = list(module.positive.delay_many([1, -2, 3]))
+    log = place.burst().log
+    assert (
+        len(_lines(log, f"call {calls[1].id} of task positive is a dead letter: failed: ValueError: -2")) == 1
+    ), log
+    calls = list(module.positive.delay_many([-1, -2, -2]))
+    log = place.burst().log
+    assert log.count("is a dead letter") == 3
+    module.all_fail.delay_many([1, 2])
+    assert (
+        "task all_fail: 2 of 2 calls of a batch are dead letters: failed: OSError: 1; see"
+        in place.burst().log
+    )
 
 
 @on_each_engine

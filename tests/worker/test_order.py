@@ -15,7 +15,7 @@ import pytest
 from tests.engines.kits import KITS, SHARED
 from tests.worker.support import Mark, Place, eventually
 
-from respool import App, BadArguments, ConfigError, DeclarationConflict
+from respool import App, BadArguments, ConfigError, DeclarationConflict, GetTimeout
 from respool.errors import TimeLimitExceeded
 from respool.keys import partition_of
 from respool.replay import create_replay, purge
@@ -148,11 +148,17 @@ def test_a_dead_letter_blocks_nobody_unless_it_is_to(app: App) -> None:
     def blocks(user: str, n: int) -> None:
         skips(user, n)
 
+    handles = []
     for n in range(4):
         skips.delay("a", n)
-        blocks.delay("b", n)
+        handles.append(blocks.delay("b", n))
         blocks.delay("c", n)
     work(app)
+    (dead,) = app.dead_letters(key="b")
+    given = f"--id {dead.id}"
+    told = f"holds it up: respool dead redrive {given}, or respool dead drop {given}$"
+    with pytest.raises(GetTimeout, match=told):
+        handles[1].get(timeout=0)
     assert ran(seen, "a") == [0, 1, 2, 3]
     assert ran(seen, "b") == ran(seen, "c") == [0]
     assert app.dead_letters(key="b").redrive() == 1

@@ -26,7 +26,7 @@ from . import verdicts
 from .calling import EndNow
 from .host import LONGEST, UNSETTLED
 from .services import Runner, Service
-from .telling import one_line
+from .telling import tell_of_batch
 
 if TYPE_CHECKING:
     from .executor import Executor
@@ -142,7 +142,7 @@ class Batching:
         if isinstance(error, CorruptBody):
             return verdicts.unreadable(row, error, now)
         verdict = verdicts.failed(runner, row, span, error, now, now, random.random())
-        _log_failed(runner, [verdict], 1)
+        tell_of_batch(self._executor.engine, runner.name, [verdict], 1)
         return verdict
 
     # Running a lease
@@ -326,7 +326,7 @@ class Batching:
             return [], [], raised  # what it has sent so far, its parts will send
         if calls or dropped:
             _send_with(said, results, members[0].row[0], runner, calls, dropped)
-        _log_failed(runner, said, len(members))
+        tell_of_batch(ex.engine, runner.name, said, len(members))
         return said, results, raised
 
     def _take_items(
@@ -433,24 +433,3 @@ def _send_with(
         first = Verdict(pos, "success", value, quiet=value is None, ttl=runner.ttl)
         said.append(first)
     first.calls, first.dropped = calls, dropped
-
-
-def _log_failed(runner: Runner, said: Sequence[Verdict], size: int) -> None:
-    again = [verdict for verdict in said if verdict.retried]
-    if again:
-        log.info(
-            "task %s: %d of %d calls of a batch: %s",
-            runner.name,
-            len(again),
-            size,
-            one_line(again[0].note or ""),
-        )
-    dead = [verdict for verdict in said if verdict.reason == "dead"]
-    if dead:
-        log.error(
-            "task %s: %d of %d calls of a batch are dead letters: %s; see: respool dead list",
-            runner.name,
-            len(dead),
-            size,
-            one_line(dead[0].note or ""),
-        )

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
+from ..delivery.model import Verdict
 from ..engines import public_id
 from ..engines.base import Engine
 from ..errors import RespoolError
@@ -95,6 +96,26 @@ def named(engine: Engine, positions: Sequence[int]) -> str:
     if len(positions) == 1:
         return f"{noun} {id} of {of}"
     return f"a batch of {len(positions):,} {noun}s of {of}, the first of them {id}"
+
+
+def tell_of_batch(engine: Engine, task: str, said: Sequence[Verdict], size: int) -> None:
+    """Say which calls of a batch of `size` failed, or are to be retried."""
+    again = [verdict for verdict in said if verdict.retried]
+    if again:
+        what, note = _some_of(engine, task, again, size), one_line(again[0].note or "")
+        log.info("%s: %s", what, note)
+    dead = [verdict for verdict in said if verdict.reason == "dead"]
+    if len(dead) == 1:
+        log.error("%s is a dead letter: %s", _some_of(engine, task, dead, size), one_line(dead[0].note or ""))
+    elif dead:
+        what, note = _some_of(engine, task, dead, size), one_line(dead[0].note or "")
+        log.error("%s are dead letters: %s; see: respool dead list", what, note)
+
+
+def _some_of(engine: Engine, task: str, some: Sequence[Verdict], size: int) -> str:
+    if len(some) > 1:
+        return f"task {task}: {len(some):,} of {size:,} calls of a batch"
+    return named(engine, [some[0].pos]) + (f", one of a batch of {size:,}," if size > 1 else "")
 
 
 class Retries:
