@@ -67,7 +67,7 @@ def state_name(status: Status) -> str:
 def _is_running(lease: Lease, pos: int, workers: Iterable[Worker]) -> bool:
     """Say whether a leased record is being run, as of its worker's last beat."""
     return any(
-        lo <= pos < hi for worker in workers if worker.id == lease.owner for lo, _, _, hi in worker.running
+        lo <= pos < hi for worker in workers if worker.id == lease.owner for lo, _, hi in worker.running
     )
 
 

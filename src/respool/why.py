@@ -140,7 +140,7 @@ def explain_waiting(engine: Engine, stream: Stream, group: Group, pos: int, app:
     if status.lease is not None and status.lease.owner == WAITING:
         return _waits(status.lease, group)
     for worker in workers:
-        for lo, _task, since, hi in worker.running:
+        for lo, since, hi in worker.running:
             if lo <= pos < hi:
                 silent = wall_clock() - worker.beaten
                 gone = f", which has been silent for {silent:.1f} s" if silent > SILENT else ""

@@ -23,7 +23,7 @@ from tests.services.fixtures import KafkaAddress
 from tests.services.install import java
 from tests.services.kafka import libraries
 
-from respool import App, AppendUnknown, ConfigError, EngineUnavailable
+from respool import App, AppendUnknown, ConfigError, EngineUnavailable, keys
 from respool.blobs import Blobs, Store
 from respool.clock import boottime_ns
 from respool.delivery.model import NewCall, Verdict
@@ -67,14 +67,14 @@ def fresh(engine: Any, log: int, amount: int) -> list[bytes]:
     return [first[:13] + (number + n).to_bytes(3, "big") for n in range(amount)]
 
 
-def console(kafka: KafkaAddress, tool: str, *arguments: str) -> str:
-    """Run one of Kafka's own commands."""
+def console(kafka: KafkaAddress, tool: str, *arguments: str, said: str | None = None) -> str:
+    """Run one of Kafka's own commands; `said`: what it reads."""
     program = java()
     assert program is not None
     command = [program, "-Xmx128m", "-cp", f"{libraries()}/*", f"org.apache.kafka.tools.{tool}"]
     done = subprocess.run(
         [*command, "--bootstrap-server", kafka.bootstrap, *arguments],
-        capture_output=True, text=True, timeout=90,
+        capture_output=True, text=True, timeout=90, input=said,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -599,6 +599,66 @@ def test_records_that_nobody_rings_for_are_noticed(kafka: KafkaAddress, kit: Kaf
         assert not sleeper.sleep(1.0)
         assert (time.monotonic() - began < 0.9) == soon
         sleeper.close()
+
+
+JAVA = {  # of Kafka's own tests of its `Utils.murmur2`
+    "21": -973932308, "foobar": -790332482, "a-little-bit-long-string": -985981536,
+    "a-little-bit-longer-string": -1486304829, "abc": 479470107,
+    "lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8": -58897971,
+}  # fmt: skip
+
+
+def test_keys_go_where_javas_producers_put_them(kafka: KafkaAddress, kit: KafkaKit, app: App) -> None:
+    """And ours where theirs are: each key is in one partition, whoever writes it."""
+    assert {text: keys.murmur2(text.encode()) for text in JAVA} == {
+        text: number & 0xFFFFFFFF for text, number in JAVA.items()
+    }
+    events = app.stream("seen", key="k", partitions=7)
+    texts = [*JAVA, *(f"user-{n}" for n in range(40)), "ключ", "键", "x" * 500]
+    events.publish_many({"k": text, "by": "us"} for text in texts)
+    topic = app.engine.place(app.stream_of("stream", "seen").logs[0]).topic  # type: ignore[attr-defined]
+    console(
+        kafka, "ConsoleProducer", "--topic", topic, "--property", "parse.key=true",
+        "--property", "key.separator=\t",
+        said="".join(f"{text}\t{json.dumps({'k': text, 'by': 'java'})}\n" for text in texts),
+    )  # fmt: skip
+    found: dict[str, set[int]] = {}
+    for event in events.read():
+        found.setdefault(event.key, set()).add(event.partition)
+        assert event.key == event.value["k"]
+    assert len(list(events.read())) == 2 * len(texts)
+    assert found == {text: {keys.partition_of(text, 7)} for text in texts}
+    assert len(set.union(*found.values())) == 7
+
+
+def test_a_trace_is_a_header_of_its_own(kafka: KafkaAddress, kit: KafkaKit, app: App) -> None:
+    """Where a call or event has one; all else of it is in one header (K6)."""
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    seen: list[Any] = []
+
+    @app.task(bind=True)
+    def traced(self: Any) -> None:
+        seen.append(self.request.headers)
+
+    headers = {"traceparent": trace, "tenant": "acme"}
+    traced.apply_async(headers=headers)
+    traced.apply_async(headers=headers, task_id="given")
+    traced.delay()
+    events = app.stream("seen")
+    events.publish({"n": 1}, headers=headers)
+    for kind, name, amount in (("queue", "default", 3), ("stream", "seen", 1)):
+        place = app.engine.place(app.stream_of(kind, name).logs[0])  # type: ignore[attr-defined, arg-type]
+        consumer = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": kit.prefix})
+        consumer.assign([TopicPartition(place.topic, 0, 0)])
+        messages = consumer.consume(amount, 20)
+        consumer.close()
+        said = [dict(message.headers() or ()) for message in messages]
+        assert [each.pop("respool") is not None for each in said] == [True] * amount
+        assert said == [{"traceparent": trace.encode()}] * (amount - (kind == "queue")) + [{}] * (
+            kind == "queue"
+        )
+    work(app)
+    assert seen == [headers, headers, {}]
 
 
 def test_cloudevents_both_ways(kafka: KafkaAddress, kit: KafkaKit, app: App) -> None:

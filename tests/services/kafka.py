@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from tests.services.install import PREPARE, cache_folder, java, made_once, maven
 from tests.services.process import Server, ServiceError, free_port
@@ -69,22 +69,34 @@ def fetch() -> None:
         )
 
 
+class Listener(NamedTuple):
+    """One more way into a broker."""
+
+    name: str
+    port: int
+    told: int  # the port that its clients are told: a proxy's, say
+    protocol: str = "PLAINTEXT"  # or SSL, SASL_PLAINTEXT, SASL_SSL
+
+
 class KafkaServer(Server):
     """A broker that is its own controller, on free ports of 127.0.0.1. Topics are not created by accident.
 
     Parameters:
         settings: More for server.properties.
+        listeners: More ways in, beside the plain one.
     """
 
     name: ClassVar[str] = "kafka"
     quit: ClassVar[signal.Signals] = signal.SIGKILL  # its folder goes with it: nothing is worth a flush
 
-    def __init__(self, settings: Mapping[str, str | int] | None = None) -> None:
+    def __init__(
+        self, settings: Mapping[str, str | int] | None = None, listeners: Sequence[Listener] = ()
+    ) -> None:
         program = java()
         if program is None or not present():
             raise ServiceError(f"Kafka or Java is missing. Run: {PREPARE} --only kafka")
         super().__init__()
-        self._java, self._settings = program, dict(settings or {})
+        self._java, self._settings, self._listeners = program, dict(settings or {}), tuple(listeners)
         self.node = 1
         self.port, self.controller_port = free_port(), free_port()
         self._cluster = _random_id()
@@ -106,14 +118,20 @@ class KafkaServer(Server):
         self.write("log4j2.properties", _LOGGING)
         copies = min(3, len(self._nodes))
         voters = ",".join(f"{node.node}@127.0.0.1:{node.controller_port}" for node in self._nodes)
+        plain = f"PLAINTEXT://{self.address}"
+        more = [f"{each.name}://127.0.0.1:{each.port}" for each in self._listeners]
+        told = [f"{each.name}://127.0.0.1:{each.told}" for each in self._listeners]
+        protocols = [f"{each.name}:{each.protocol}" for each in self._listeners]
         settings: dict[str, str | int] = {
             "process.roles": "broker,controller",
             "node.id": self.node,
-            "listeners": f"PLAINTEXT://{self.address},CONTROLLER://127.0.0.1:{self.controller_port}",
-            "advertised.listeners": f"PLAINTEXT://{self.address}",
+            "listeners": ",".join([f"{plain},CONTROLLER://127.0.0.1:{self.controller_port}", *more]),
+            "advertised.listeners": ",".join([plain, *told]),
             "controller.listener.names": "CONTROLLER",
             "inter.broker.listener.name": "PLAINTEXT",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listener.security.protocol.map": ",".join(
+                ["PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT", *protocols]
+            ),
             "controller.quorum.voters": voters,
             "log.dirs": str(self._folder / "data"),
             "auto.create.topics.enable": "false",

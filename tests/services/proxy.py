@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable, Coroutine
 from types import TracebackType
@@ -16,8 +17,11 @@ _PATIENCE = 20.0
 _OVERLAP = 256  # bytes: what is looked for may arrive in two pieces
 
 
+Pattern = bytes | re.Pattern[bytes]
+
+
 class _Trap(NamedTuple):
-    patterns: tuple[bytes, ...]
+    patterns: tuple[Pattern, ...]
     answered: bool
     refuse: bool
     sprung: threading.Event
@@ -99,14 +103,21 @@ class Proxy:
         """Let all through that was on its way."""
         self._call(self._flows.set)
 
+    def heal(self) -> None:
+        """Be a network as it should be again."""
+        self.delay = 0.0
+        self._call(self._traps.clear)
+        self.thaw()
+        self.accept()
+
     def cut_at(
-        self, patterns: bytes | tuple[bytes, ...], *, answered: bool, refuse: bool = False
+        self, patterns: Pattern | tuple[Pattern, ...], *, answered: bool, refuse: bool = False
     ) -> threading.Event:
         """Cut the next connection that sends one of these, before the server gets it or when it has answered.
 
         Returns: what is set when that has happened. With `refuse` no more connections are taken then.
         """
-        some = (patterns,) if isinstance(patterns, bytes) else patterns
+        some = patterns if isinstance(patterns, tuple) else (patterns,)
         trap = _Trap(some, answered, refuse, threading.Event())
         self._call(lambda: self._traps.append(trap))
         return trap.sprung
@@ -178,7 +189,7 @@ class Proxy:
         seen = link.tail + data
         link.tail = seen[-_OVERLAP:]
         for trap in self._traps:
-            if any(pattern in seen for pattern in trap.patterns):
+            if any(_holds(seen, pattern) for pattern in trap.patterns):
                 self._traps.remove(trap)
                 if trap.answered:
                     link.trap = trap
@@ -210,6 +221,10 @@ class Proxy:
             what()
 
         self._run(called())
+
+
+def _holds(data: bytes, pattern: Pattern) -> bool:
+    return pattern in data if isinstance(pattern, bytes) else pattern.search(data) is not None
 
 
 def _write(writer: asyncio.StreamWriter, data: bytes) -> None:

@@ -158,7 +158,10 @@ class WorkerProcess:
 
     def said(self, text: str, timeout: float = PATIENCE) -> None:
         """Wait for a text in its log."""
-        eventually(lambda: text in self.log, f"{text!r} in the worker's log", timeout)
+        try:
+            eventually(lambda: text in self.log, f"{text!r} in the worker's log", timeout)
+        except AssertionError as error:
+            raise AssertionError(f"{error}:\n{self.log}") from None
 
     def signal(self, number: int) -> None:
         self.process.send_signal(number)

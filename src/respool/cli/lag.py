@@ -152,7 +152,7 @@ def lag_table(target: Target, groups: list[Group]) -> Any:
 
 class _Run(NamedTuple):
     since: float
-    task: str
+    pos: int
 
 
 def _data(target: Target, group: Group) -> dict[str, Any]:
@@ -192,7 +192,7 @@ def _data(target: Target, group: Group) -> dict[str, Any]:
         "unknown_tasks": sorted(target.engine.unknown_tasks(group.id)) if unknown else [],
         "oldest_waiting": None if waiting is None else max(now - waiting, 0.0),
         "oldest_running": None if oldest is None else max(now - oldest.since, 0.0),
-        "running_task": None if oldest is None else oldest.task,
+        "running_task": None if oldest is None else target.task_at(oldest.pos),
         "next_due": None if counts.next_due is None else max(counts.next_due - now, 0.0),
         "workers": len(target.serving(group)),
         "held": held(group.settings),
@@ -259,9 +259,9 @@ def _runs(target: Target, group: Group, leases: list[Lease]) -> list[_Run]:
 
     held = {(lease.owner, span) for lease in leases for span in lease.spans}
     return [
-        _Run(since, task)
+        _Run(since, pos)
         for worker in target.serving(group)
-        for pos, task, since, _ in worker.running
+        for pos, since, _ in worker.running
         if find([span for owner, span in held if owner == worker.id], pos)
     ]
 

@@ -54,6 +54,16 @@ class Target:
         """All workers registered."""
         return cast("list[Worker]", self.engine.workers())
 
+    def brief(self, pos: int) -> Any:
+        """Return what is said of a record in few words; None where it is gone."""
+        found = self.engine.briefs(pos, pos + 1, None, None, None, 0)
+        return found[0] if found else None
+
+    def task_at(self, pos: int) -> str:
+        """Return the task, or type, of a record; nothing where it is gone."""
+        found = self.brief(pos)
+        return found.task if found else ""
+
     def shown(self, stream: Stream) -> str:
         """Name a queue or stream; with its app where those of several apps are listed."""
         apps = {each.app for each in self.streams.values() if each.kind == "queue"}

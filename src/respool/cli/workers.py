@@ -102,13 +102,12 @@ def _data(target: Target, worker: Worker) -> dict[str, Any]:
         "children": worker.info.get("children", []),
         "running": [
             {
-                "id": _id(target, pos),
-                "task": task,
+                **_call(target, pos),
                 "calls": end - pos,
                 "since": iso(since),
                 "seconds": max(wall_clock() - since, 0.0),
             }
-            for pos, task, since, end in worker.running
+            for pos, since, end in worker.running
         ],
     }
 
@@ -131,9 +130,9 @@ def _state(target: Target, worker: Worker) -> tuple[str, float | None]:
     return "stopping" if worker.draining else "alive", None
 
 
-def _id(target: Target, pos: int) -> str | None:
+def _call(target: Target, pos: int) -> dict[str, str | None]:
     from ..engines import public_id
     from ..record import id_text
 
-    found = target.engine.briefs(pos, pos + 1, None, None, None, 0)
-    return id_text(public_id(found[0].id)) if found else None
+    found = target.brief(pos)
+    return {"id": id_text(public_id(found.id)) if found else None, "task": found.task if found else ""}

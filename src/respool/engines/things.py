@@ -148,10 +148,10 @@ class Worker(msgspec.Struct, frozen=True):
     info: dict[str, Any]
 
     @property
-    def running(self) -> list[tuple[int, str, float, int]]:
-        """What it ran as of its last beat: first position, task, since when, one past the last."""
+    def running(self) -> list[tuple[int, float, int]]:
+        """What it ran as of its last beat: first position, since when, one past the last."""
         said = self.info.get("running", ())
-        return [(lo, task, since, hi[0] if hi else lo + 1) for lo, task, since, *hi in said]
+        return [(lo, since, hi[0] if hi else lo + 1) for lo, _, since, *hi in said]
 
 
 class Registration(NamedTuple):

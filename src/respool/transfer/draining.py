@@ -9,7 +9,7 @@ from typing import Any
 
 from ..clock import now as wall_clock
 from ..delivery.spans import count
-from ..engines.base import Engine, Registration, Worker
+from ..engines.base import Engine, Registration
 from ..errors import EngineUnavailable
 from ..worker.host import boot_id, pid_space
 from ..worker.takeover import Watch
@@ -87,8 +87,9 @@ def _who(engine: Engine, held: dict[int, int], wait: float) -> str:
     for owner, records in sorted(held.items()):
         worker = workers.get(owner)
         name = worker.name if worker else f"worker {owner}"
-        runs = [f"{task or 'a call'} for {wall_clock() - since:.0f} s" for _, task, since in _running(worker)]
-        what = f" ({', '.join(runs[:3])})" if runs else ""
+        some = worker.running[:3] if worker else []
+        runs = [f"{_task(engine, pos)} for {wall_clock() - since:.0f} s" for pos, since, _ in some]
+        what = f" ({', '.join(runs)})" if runs else ""
         told.append(f"{name} has {records:,}{what}")
     return (
         f"workers have not finished what they run within {wait:g} s: {'; '.join(told)}. Nothing was moved, "
@@ -96,5 +97,6 @@ def _who(engine: Engine, held: dict[int, int], wait: float) -> str:
     )
 
 
-def _running(worker: Worker | None) -> list[tuple[int, str, float]]:
-    return [] if worker is None else [run[:3] for run in worker.running]
+def _task(engine: Engine, pos: int) -> str:
+    found = engine.briefs(pos, pos + 1, None, None, None, 0)
+    return found[0].task if found else "a call"

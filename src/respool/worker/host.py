@@ -88,9 +88,13 @@ def _identity(path: str) -> str:
     return f"{found.st_dev}:{found.st_ino}"
 
 
-def running_info(positions: Sequence[int], task: str, since: float) -> list[list[Any]]:
-    """Return what a beat says of that which runs: first position, task, since when, one past the last."""
-    return [[lo, task, since, hi] for lo, hi in ranges_of(positions)]
+def running_info(positions: Sequence[int], since: float) -> list[list[Any]]:
+    """Return what a beat says of that which runs: first position, since when, one past the last.
+
+    Not of which task it is: that is in the log, which may be elsewhere, and away. A beat waits for no more
+    than the state (P5); whoever wants to know looks there.
+    """
+    return [[lo, "", since, hi] for lo, hi in ranges_of(positions)]
 
 
 def is_gone(worker: Worker) -> bool:

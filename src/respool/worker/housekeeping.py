@@ -60,11 +60,12 @@ class House:
     def go_round(self) -> None:
         """Do the rest: each thing for a short while."""
         now = time.monotonic()
+        self._next = now + self._wait  # also where the log is away, and has beats wait for it
         self._file.keep()
         if self._sweeper is not None:
             self._sweeper.start(self._engine)
-        more = keep_house(self._engine, self._groups, self._ttls, self._retainer)
-        self._next = now if more else now + self._wait
+        if keep_house(self._engine, self._groups, self._ttls, self._retainer):
+            self._next = now
 
 
 def keep_house(

@@ -213,7 +213,7 @@ class Solo:
     def _info(self, seen: p.Snapshot | None) -> dict[str, Any]:
         running: list[list[Any]] = []
         if seen is not None and seen.running:
-            running = running_info(seen.running, "", wall_clock() - (boottime_ns() / 1e9 - seen.began))
+            running = running_info(seen.running, wall_clock() - (boottime_ns() / 1e9 - seen.began))
         return {
             "groups": [service.group.id for service in self.services],
             "pids": pid_space(),

@@ -20,7 +20,6 @@ from ..blobs import store_of
 from ..clock import boottime_ns
 from ..clock import now as wall_clock
 from ..delivery.death import Cause
-from ..delivery.spans import Span
 from ..engines import open_engine
 from ..engines.base import Registration
 from ..errors import AppendUnknown, DatabaseGone, EngineUnavailable, LogMoved, RespoolError
@@ -383,8 +382,7 @@ class Supervisor:
             seen = child.slot.snapshot()
             if seen is not None and seen.running:
                 since = wall_clock() - (boottime_ns() / 1e9 - seen.began)
-                rows = self.engine.rows([Span(seen.running[0], seen.running[0] + 1)])
-                running += running_info(seen.running, rows[0][1] if rows else "", since)
+                running += running_info(seen.running, since)
         return {
             "groups": [service[0] for service in self.hello.services],
             "pids": pid_space(),

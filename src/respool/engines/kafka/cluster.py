@@ -21,7 +21,7 @@ T = TypeVar("T")
 SHORTEST = 2.0  # seconds that an answer may take at least
 LATEST, EARLIEST = -1, -2  # as times: the end that readers may see (the last stable offset), the beginning
 PAUSE = 0.02
-ONE_TRY = 1.0  # seconds that one request may take before others are asked who leads
+ONE_TRY = 1.0  # seconds until others are asked who leads, where one answers as fast as that
 GROUP = "respool"  # asked for by the client; no offset is ever stored by it
 
 _LOGIN = "check user, password, sasl.mechanism and security.protocol of the URL"
@@ -37,6 +37,7 @@ _DENIED = {
     KafkaError._AUTHENTICATION: _LOGIN,
     KafkaError._SSL: "check security.protocol and ssl.ca.location of the URL; certificates are verified",
 }
+_SLOW = (KafkaError._TIMED_OUT, KafkaError._TIMED_OUT_QUEUE, KafkaError.REQUEST_TIMED_OUT)
 _GONE = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.UNKNOWN_TOPIC_ID)
 _PASSING = (
     KafkaError._UNKNOWN_TOPIC,  # so a client says while it has not heard of it from a broker
@@ -83,6 +84,7 @@ class Cluster:
         self._admin: AdminClient | None = None
         self._looker: Consumer | None = None
         self._said: KafkaError | None = None  # what a client said last of its connections
+        self._one_try = ONE_TRY
         self._closed = False
 
     def config(self, **more: Any) -> dict[str, Any]:
@@ -167,10 +169,16 @@ class Cluster:
         began = time.monotonic()
         deadline = began + self.timeout
         while True:
+            tried = time.monotonic()
             try:
-                return run(max(deadline - time.monotonic(), 0.1))
+                answer = run(max(deadline - tried, 0.1))
+                if time.monotonic() - tried < self._one_try / 4:
+                    self._one_try = ONE_TRY
+                return answer
             except KafkaException as error:
                 failed: KafkaError = error.args[0]
+                if failed.code() in _SLOW:  # answers may take longer than that: none would ever come
+                    self._one_try = min(2 * self._one_try, max(self.timeout / 2, ONE_TRY))
                 said = self.translated(failed, what)
                 # A broker that has just started may not know of all its topics yet.
                 passes = failed.code() in _PASSING or (
@@ -192,6 +200,7 @@ class Cluster:
             try:
                 return future.result(min(0.2, max(deadline - time.monotonic(), 0.01)))
             except TimeoutError:
+                self.admin.poll(0)  # has it tell us what it met: a password that is wrong, say
                 said = self._said
                 if said is not None and said.code() in _DENIED:
                     raise self.translated(said, what) from None
@@ -213,7 +222,7 @@ class Cluster:
         """Return a topic's id and how many partitions it has; None where there is none."""
 
         def look(left: float) -> tuple[str, int] | None:
-            once = min(left, ONE_TRY)
+            once = min(left, self._one_try)
             futures = self.admin.describe_topics(TopicCollection([topic]), request_timeout=once)
             try:
                 found = futures[topic].result(once + 1)
@@ -233,14 +242,13 @@ class Cluster:
         """
         self.meet(self.admin, topic)
 
-    @staticmethod
-    def meet(client: AdminClient | Consumer, topic: str) -> None:
+    def meet(self, client: AdminClient | Consumer, topic: str) -> None:
         """Have a client ask for a topic's metadata.
 
         A consumer that does so by itself, while it connects, may be half a second late with its first fetch.
         """
         try:
-            client.list_topics(topic, timeout=ONE_TRY)
+            client.list_topics(topic, timeout=self._one_try)
         except KafkaException as error:
             _driver.debug("%s", error)  # what the client is asked for besides says what is wrong
 
@@ -315,12 +323,12 @@ class Cluster:
         def look(left: float) -> list[tuple[int, int]]:
             wanted = [TopicPartition(topic, partition, moment) for topic, partition in places]
             try:
-                found = self.looker.offsets_for_times(wanted, timeout=min(left, ONE_TRY))
+                found = self.looker.offsets_for_times(wanted, timeout=min(left, self._one_try))
                 for each in found:
                     if each.error is not None:
                         raise KafkaException(each.error)
             except KafkaException:
-                self.looker.list_topics(places[0].topic, timeout=ONE_TRY)  # who leads may have changed
+                self.looker.list_topics(places[0].topic, timeout=self._one_try)  # who leads may have changed
                 raise
             return [
                 (each.offset, each.leader_epoch if each.leader_epoch is not None else -1) for each in found
