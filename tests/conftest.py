@@ -6,14 +6,20 @@ Another: `pytest --hypothesis-profile=soak`. And the mark of what needs a server
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 _SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much]  # a machine's steps are slow beside a function's
 
 settings.register_profile(
-    "dev", max_examples=50, stateful_step_count=80, deadline=None, suppress_health_check=_SLOW
+    "dev",
+    max_examples=50,
+    stateful_step_count=80,
+    deadline=None,
+    suppress_health_check=_SLOW,
+    phases=set(Phase) - {Phase.explain},  # it traces each line: minutes, for a machine of a hundred steps
 )
 settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, print_blob=True)
 settings.register_profile(
@@ -36,7 +42,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 _OF_SERVERS = ("database", "session_database", "session_newest", "session_pooled")
 
 
-def _texts(item: pytest.Item) -> list[str]:
-    """Return those parameters of a test that are texts."""
+def _texts(item: pytest.Item) -> Iterator[str]:
+    """Yield those parameters of a test that are texts, and those within pairs of them."""
     callspec = getattr(item, "callspec", None)
-    return [] if callspec is None else [value for value in callspec.params.values() if isinstance(value, str)]
+    for value in () if callspec is None else callspec.params.values():
+        yield from (each for each in (value if isinstance(value, tuple) else (value,)) if isinstance(each, str))

@@ -392,7 +392,7 @@ class GroupModel:
             before = [p for p in self.of_key(item.key) if p < pos]
             if each.due is None:
                 assert before or item.key in self.running(), "blocked by nothing"
-            item.place, item.parked = "parked", each
+            item.place, item.parked, item.until = "parked", each, 0.0
         self._tidy()
         assert not [pos for pos, item in self.items.items() if item.place == "to be blocked"]
 

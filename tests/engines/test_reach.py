@@ -239,6 +239,7 @@ def with_tls(tmp_path: Path) -> Iterator[tuple[PostgresServer, Path]]:
         yield server, tmp_path / "server.crt"
 
 
+@pytest.mark.server
 def test_server_proves_who_it_is(
     with_tls: tuple[PostgresServer, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

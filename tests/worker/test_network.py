@@ -261,6 +261,7 @@ def test_work_whose_commit_was_not_answered_is_not_repeated(place: Place, proxy:
 # Failing over
 
 
+@pytest.mark.server
 def test_failover_to_a_synchronous_standby(tmp_path: Path) -> None:
     """P1: what was acknowledged is on the standby. The URL names both, and whichever takes writes is used."""
     with PostgresServer(fsync=False) as primary:
