@@ -12,7 +12,8 @@ from bench.peers import common
 
 PARTITIONS = 4
 COMMIT_EACH = 5000
-SLEEPS = 150  # records a worker, each of 10 ms
+SLEEPS = 300  # records a worker, each of 10 ms, …
+WARM = 20  # … after so many: each process connects, and prepares its statements, with its first
 
 
 def partitions(folder: Path, sizes: Sizes) -> dict[str, float]:
@@ -72,7 +73,7 @@ def many_workers(folder: Path, sizes: Sizes) -> dict[str, float]:
 
     rates = {}
     for count in (1, 8):
-        before, n = marks.stat().st_size, SLEEPS * count
+        before, n = marks.stat().st_size + WARM * count, SLEEPS * count
         with ExitStack() as stack:
             for _ in range(count):
                 running = stack.enter_context(
@@ -83,6 +84,8 @@ def many_workers(folder: Path, sizes: Sizes) -> dict[str, float]:
                 if time.monotonic() > deadline:
                     running.fail("the workers did not start")
                 time.sleep(0.05)
+            sleep.delay_many(range(WARM * count))
+            common.wait_for_size(marks, before, running)
             sleep.delay_many(range(n))
             rates[count] = timed_drain(marks, n, running, before).rate
     app.close()
