@@ -6,30 +6,28 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
 from ..clock import boottime_ns
 from ..clock import now as wall_clock
-from ..delivery.death import charge_before
 from ..delivery.model import Change, Lease, Settlement, View
-from ..delivery.order import key_map
 from ..delivery.settle import give_back, settle
 from ..delivery.sizing import LeaseSizer
-from ..delivery.spans import Finder, Span
+from ..delivery.spans import Span
 from ..engines.base import Engine, Reads
 from ..errors import EngineUnavailable, NotEncodable
 from ..record import Row
 from ..running import current_run
 from . import page as p
-from . import verdicts
 from .batching import Batching
 from .calling import Caller, EndNow
 from .exchange import Exchange
 from .holds import say_lost
 from .host import LONGEST, PATIENCE, UNSETTLED, Woken, has_work, ring_for
-from .own_work import Did, Finished, Kept, OwnWork, ranges
+from .lease_run import LeaseRun
+from .own_work import Finished, Kept, OwnWork
 from .run import CurrentRun
 from .services import Service
 from .storms import Storms
@@ -78,7 +76,7 @@ class Executor:
         self.worker, self.child, self.slot = worker, child, slot
         self.run = CurrentRun(engine, hold)
         self.caller = Caller(slot, self.run, host.limited)
-        self._own = OwnWork(engine, worker, child, self.run, self.caller, self.transact)
+        self.own_work = OwnWork(engine, worker, child, self.run, self.caller, self.transact)
         self.done = 0
         self.limit: int | None = None  # records to run in all
         self.patient = True  # batches wait for more records
@@ -304,13 +302,13 @@ class Executor:
         if not settled:
             self.slot.words[p.BOUND] = 0  # nothing more of this lease is ours to run
 
-    def _settled_with_work(self, service: Service, finished: Finished) -> None:
+    def settled_with_work(self, service: Service, finished: Finished) -> None:
         """Take note of what was settled in a transaction of the run's own."""
-        assert self._own.settlement is not None
+        assert self.own_work.settlement is not None
         self.slot.words[p.SETTLED] += len(finished.rows)
         self.slot.forget_verdicts()
         self._known = None
-        self.announce(service, self._own.settlement, settled=True)
+        self.announce(service, self.own_work.settlement, settled=True)
 
     # One lease
 
@@ -326,35 +324,11 @@ class Executor:
         rows = self.rows if few is None else self.rows[:few]
         started_word, finished_word, bound = p.STARTED, p.FINISHED, p.BOUND
         deadline, began_word, encode = p.DEADLINE, p.BEGAN, caller.encode
-        only, get_runner, skip, clock = service.only, service.runners.get, self.skip, boottime_ns
-        first = lease.spans[0]
-        simple = not lease.bodies and not any(any(span[2:]) for span in lease.spans)
-        keyless = self.keyless
-        careful = not simple or bool(skip) or bool(keyless)
-        kept: Kept = ([], [])  # verdicts and results since the last settlement
-        held: set[int] = set()  # keys of which a record is to run again: what follows waits for it (P8)
-        keys: dict[int, int] = {}  # by position, once it matters
-        gone: set[int] = set()  # keys of which nothing is left in the lease: a settlement has blocked that
-        settled = 0  # rows settled
+        only, get_runner, clock = service.only, service.runners.get, boottime_ns
+        running = LeaseRun(self, service, lease, rows)
+        span = lease.spans[0]
         count = 0  # rows run
-        wall = wall_clock()
-        span = run.span = first
-        spans = None if simple else Finder(lease.spans)
-        run.begin_lease(service, lease.id, self.worker)
-
-        def charge(pos: int) -> bool:
-            self.forget_lease()
-            reads = Reads(service.group.id, (lease.id,))
-            return bool(
-                self.transact(
-                    reads,
-                    lambda view, change: charge_before(view, change, lease.id, self.worker, [pos]),
-                    synced=True,
-                )
-            )
-
-        full = False  # the last run's outcome found no room in shared memory
-        start = began = last = clock()
+        start = last = running.began
         for row in rows:
             # First say that it is started, then look at the bound: the supervisor, who gives records
             # back, does the two in the other order, and so never gives back one that runs (H3).
@@ -366,30 +340,13 @@ class Executor:
             runner = only or get_runner(row[1])
             run.row = row
             verdict = None
-            settle_now = full = False
             if (
-                careful
+                running.careful
                 or (row[3] is not None and row[3][:5] != ONLY_KEY)
                 or runner is None
                 or not runner.plain
             ):
-                if spans is not None:
-                    span = run.span = spans.find(row[0]) or first
-                if runner is not None and runner.max_deliveries == 1:  # claimed singly, settled at once (H7)
-                    if count > settled:
-                        words[finished_word] = count
-                        done = ranges(lease, _ours(rows[settled:count], keys, gone))
-                        self.settle_part(service, lease, done, count - settled, kept, wall)
-                        settled, kept, gone = count, ([], []), {*held}
-                    settle_now = True
-                if keyless and row[0] in keyless:
-                    verdict = verdicts.unreadable(row, keyless[row[0]], wall_clock())
-                elif held and keys.get(row[0]) in held:
-                    settle_now = False
-                    if keys[row[0]] not in gone:
-                        verdict = verdicts.blocked(row, wall_clock())
-                else:
-                    verdict = caller.call_with_care(service, lease, runner, row, span, skip, charge)
+                verdict = running.call_with_care(runner, row, count)
             else:
                 try:
                     args, kwargs = runner.unpack(row[2])
@@ -412,71 +369,30 @@ class Executor:
                             if len(encoded) > runner.over:
                                 verdict = caller.large_result(runner, row, span, encoded)
                             else:
-                                kept[1].append((row[0], encoded))
-                                full = not slot.add_result(row[0], encoded)
-                                if not full:
+                                running.results.append((row[0], encoded))
+                                if slot.add_result(row[0], encoded):
                                     words[finished_word] = count + 1
+                                else:
+                                    running.full = True
             count += 1
             if self._forked:
                 self.leave_if_forked()
             last = clock()
             if verdict is not None:
-                if lease.keys and verdict.reason is not None:
-                    verdict.holds = verdict.reason == "dead" and runner is not None and runner.holds
-                    if verdict.holds or verdict.reason != "dead":
-                        keys = keys or key_map(lease)
-                        held.add(keys.get(row[0]) or -1)  # -1: it has no key, and holds up nobody
-                        careful = True
-                if run.work is not None:
-                    ours = _ours(rows[settled:count], keys, gone)
-                    every = count == len(self.rows) and not self.limited and not gone
-                    finished = Finished(ours, kept, wall, every)
-                    became = self._own.commit(service, lease, row, span, verdict, finished)
-                    if became is Did.NOTHING:
-                        count -= 1
-                        words[started_word] = count
-                        break
-                    if became is Did.COMMIT:
-                        words[finished_word] = count
-                        self._settled_with_work(service, finished)
-                        verdict, settle_now = None, False
-                        settled, kept, wall, gone = count, ([], []), wall_clock(), {*held}
-                        began = last = clock()
-                    else:
-                        verdict = became
-                if verdict is not None:
-                    if settle_now and verdict.reason is not None and runner is not None:
-                        verdict.charge = -1  # it was charged before its run, and the run has ended (H7)
-                    kept[0].append(verdict)
-                    full = not slot.add(verdict)
-                    if not full:
-                        words[finished_word] = count
-            if (full or settle_now or last - began >= UNSETTLED) and count < len(rows):
-                if not full:  # what is in no shared memory is not finished until it is settled (H2)
-                    words[finished_word] = count
-                done = ranges(lease, _ours(rows[settled:count], keys, gone))
-                self.settle_part(service, lease, done, count - settled, kept, wall)
-                words[finished_word] = count
-                full, gone = False, {*held}
-                settled, kept, wall = count, ([], []), wall_clock()
-                began = last = clock()
+                if not running.keep(runner, row, verdict, count):
+                    count -= 1
+                    words[started_word] = count
+                    break
+                last = clock()
+            if (running.full or running.at_once or last - running.began >= UNSETTLED) and count < len(rows):
+                last = running.settle(count)
                 if last - start > LONGEST:
                     break
         run.row = None
-        if not full:
-            words[finished_word] = count
         self.done += count
         words[p.DONE] = self.done
         self.sizers[service.group.id].ran(count, (last - start) / 1e9)
-        if settled and settled == len(self.rows):
-            done = []
-        elif count == len(self.rows) and not self.limited and not gone:
-            done = [(span.lo, span.hi) for span in lease.spans]
-        else:
-            done = ranges(lease, _ours(rows[settled:count], keys, gone))
-        return Settlement(
-            lease.id, self.worker, done, *kept, wall, wall_clock(), release=True, records=count - settled
-        )
+        return running.end(count)
 
     def prove_alive(self) -> bool:
         """The supervisor cannot prove that it lives: start nothing until it can (H5). False: stop."""
@@ -486,8 +402,3 @@ class Executor:
             self.host.limited()
             self.host.pause(0.05)
         return True
-
-
-def _ours(rows: Sequence[Row], keys: Mapping[int, int], gone: Collection[int]) -> Sequence[Row]:
-    """Return those of a lease's records that are still in it."""
-    return [row for row in rows if keys.get(row[0]) not in gone] if gone else rows
