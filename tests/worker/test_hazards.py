@@ -650,7 +650,7 @@ def test_h5_children_of_a_supervisor_that_stands_still_start_nothing(place: Plac
 def _supervisor(beat: Callable[..., int], busy: list[bool]) -> Any:
     supervisor: Any = Supervisor(WorkerOptions(app="x", concurrency=1))
     supervisor.hello = SimpleNamespace(settings={"beat": 1.0, "worker_ttl": 10.0}, services=[])
-    supervisor.engine = SimpleNamespace(beat=beat)
+    supervisor.engine = SimpleNamespace(beat=beat, records=lambda *_: [], streams=list)
     supervisor._attendant = SimpleNamespace(written=0)
     supervisor._watch = SimpleNamespace(look=lambda *a, **k: 0)
     supervisor._house = SimpleNamespace(tidy=lambda worked: False)
