@@ -55,9 +55,8 @@ def test_and_where_it_is_declared(app: App, option: str, options: dict[str, Any]
     @app.task(queue="orders", **options)
     def send(n: Any) -> None: ...
 
-    app.queue("orders", ordered=True, partitions=2)
     with pytest.raises(ConfigError, match=f"send has {option}=, and its queue orders is ordered"):
-        _ = app.engine
+        app.queue("orders", ordered=True, partitions=2)
     events = app.stream("events", key="n")
     with pytest.raises(ConfigError, match=f"ordered and {option} exclude each other"):
         events.subscribe(lambda event: None, group="g", name="g", ordered=True, **(options | _NO_KEY))
