@@ -46,4 +46,5 @@ def _texts(item: pytest.Item) -> Iterator[str]:
     """Yield those parameters of a test that are texts, and those within pairs of them."""
     callspec = getattr(item, "callspec", None)
     for value in () if callspec is None else callspec.params.values():
-        yield from (each for each in (value if isinstance(value, tuple) else (value,)) if isinstance(each, str))
+        each = value if isinstance(value, tuple) else (value,)
+        yield from (name for name in each if isinstance(name, str))
