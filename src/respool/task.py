@@ -228,7 +228,7 @@ class Task(Generic[P, R]):
         wait = None if countdown is None else duration(countdown, "countdown")
         if eta is not None:
             wait = max(moment(eta, "eta") - wall_clock(), 0.0)
-        raise Retry(f"retry: {exc!r}" if exc else "retry", countdown=wait, cause=exc)
+        raise Retry(f"retry: {exc!r}" if exc else "asked for by the task", countdown=wait, cause=exc)
 
     def once(self, step: str, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Do a step of this call once and for all: `charged = self.once("charge", card.charge, amount)`.
