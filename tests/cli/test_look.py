@@ -2,10 +2,11 @@
 
 import json
 import re
+import signal
 import time
 
 import pytest
-from tests.cli.support import write_shop
+from tests.cli.support import start, write_shop
 
 from respool import App
 from respool.clock import now as wall_clock
@@ -525,6 +526,37 @@ def test_export(cli, app, worker, folder):
     )
     assert "cannot be written" in cli("-A", "shop", "export", "--queue", "fast", "-o", "no/out.csv", code=1)
     assert "unknown group 'v2'" in cli("-A", "shop", "export", "--queue", "fast", "--group", "v2", code=2)
+
+
+def test_tail(cli, app):
+    app.tasks["add"].delay(1, 2)
+    app.tasks["mail"].delay("ada")
+    app.stream_handles["inference"].publish({"user_id": "7", "prompt": "x"})
+    tail = ("-A", "shop", "tail", "--timeout", "0.05")
+    add, mail, event = cli(*tail).splitlines()
+    assert re.search(r"^\d\d:\d\d:\d\d  [0-9a-f-]{36}  default  add\(1, 2\)$", add)
+    assert mail.endswith("  default  mail('ada')")
+    assert event.endswith("  inference  {'user_id': '7', 'prompt': 'x'}")
+    assert cli(*tail, "-n", "1").splitlines() == [event]
+    assert cli(*tail, "--queue", "default", "--task", "mail").splitlines() == [mail]
+    assert cli(*tail, "-n", "0") == ""
+    (told,) = cli.rows(*tail, "--stream", "inference")
+    assert (told["stream"], told["key"], told["input"]) == (
+        "inference", "7", {"value": {"user_id": "7", "prompt": "x"}}
+    )  # fmt: skip
+    assert "unknown queue 'defualt'; did you mean 'default'?" in cli(*tail, "--queue", "defualt", code=2)
+    assert "unknown task 'ad'; did you mean 'add'?" in cli(*tail, "--task", "ad", code=2)
+
+
+def test_tail_shows_what_comes_until_it_is_interrupted(folder, app):
+    app.tasks["add"].delay(1, 2)
+    tail = start("-A", "shop", "tail", "--json", cwd=folder)
+    assert json.loads(tail.stdout.readline())["input"]["args"] == [1, 2]
+    app.tasks["add"].delay(3, 4)
+    assert json.loads(tail.stdout.readline())["input"]["args"] == [3, 4]
+    tail.send_signal(signal.SIGINT)
+    assert tail.communicate(timeout=20) == ("", "")
+    assert tail.returncode == 0
 
 
 def test_export_of_a_stream(cli, app, worker, folder):

@@ -32,6 +32,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     "Look": {
         "lag": "What waits, runs and failed, by queue and group.",
         "calls": "Calls on record, by time, task and state.",
+        "tail": "Calls and events as they come.",
         "export": "Inputs and outcomes of a window as a file: the audit.",
         "show": "All about one call: input, attempts, outcomes.",
         "workers": "The workers, and what each of them runs.",

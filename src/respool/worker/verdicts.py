@@ -41,7 +41,9 @@ def failed(
             ended=now,
         )
     if isinstance(cause, Retry):
-        cause = MaxRetriesExceeded(f"retried {span.retries} time{'' if span.retries == 1 else 's'}, which is max_retries")
+        cause = MaxRetriesExceeded(
+            f"retried {span.retries} time{'' if span.retries == 1 else 's'}, which is max_retries"
+        )
     encoded = encode_error(cause)
     verdict = Verdict(
         row[0], ending="failure", value=encoded, ttl=runner.ttl, note=_note("failed", cause),
