@@ -10,7 +10,8 @@ from tests.cli.support import start, write_shop
 
 from respool import App
 from respool.clock import now as wall_clock
-from respool.delivery.model import Parked, Verdict
+from respool.delivery.model import NewCall, Parked, Settlement, Verdict
+from respool.delivery.settle import settle
 from respool.engines.base import Reads
 from respool.record import new_head
 from respool.remote import encode_error
@@ -64,6 +65,35 @@ def test_empty_results_say_what_to_try(cli, app):
     assert "Start one: respool -A shop worker\n" in cli("-A", "shop", "workers")
     assert "Send one: respool -A shop call TASK ARGS\n" in cli("-A", "shop", "calls")
     assert "Nothing waits in queue default" in cli("-A", "shop", "purge", "--queue", "default")
+
+
+def test_groups_tell_what_was_refused(cli, app, worker):
+    """P10: what a lost lease, a taken id or a drop has cost is told, and only where there is any."""
+    add = app.tasks["add"]
+    for n in range(3):
+        add.delay(n, n)
+    assert "refused" not in cli("-A", "shop", "groups", "list")
+    group, lease = worker.take(want=2)
+    worker.settle(group, lease)
+    late = Settlement(lease.id, worker.id, [(lease.spans[0].lo, lease.spans[0].hi)], ended=wall_clock())
+    engine = worker.engine
+    assert not engine.transact(Reads(group.id, (lease.id,)), lambda view, change: settle(view, change, late))
+    group, lease = worker.take(want=1)
+    taken = NewCall(lease.spans[0].lo >> 40, "add", b"other", None, _stored_id(app, engine), 1e9)
+    pos = lease.spans[0].lo
+    worker.settle(group, lease, verdicts=[Verdict(pos, "success", b"\xc0", calls=[taken, taken])])
+    engine.transact(Reads(group.id), lambda view, change: change.count("dead letters dropped", 1200))
+    text = cli("-A", "shop", "groups", "list", "--queue", "default")
+    assert "shop/default: 1 settlement refused: the worker had lost its lease; what it ran is" in text
+    assert "shop/default: 2 calls of runs not sent: the id is that of another call" in text
+    assert "shop/default: 1,200 dead letters dropped, by hand or by dead_letter_ttl" in text
+    data = row(cli.rows("-A", "shop", "groups", "list"), group="main", name="default")
+    assert (data["refused"], data["counters"]["calls refused: id taken"]) == (1, 2)
+
+
+def _stored_id(app, engine):
+    ((_, first, _),) = engine.bounds(app.stream_of("queue", "default"))
+    return engine.records(first, first + 1, 1)[0].id
 
 
 def test_lag_counts_every_place(cli, app, worker):

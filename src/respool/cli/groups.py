@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -40,14 +41,18 @@ def list_(queue: str | None, as_json: bool) -> None:
     skipped  passed over by a replay: of other tasks, or outside its window
     dropped  calls that a replay's runs made, and that were not sent
 
+    What was refused besides is told below the table, where there is any.
+
     \b
     respool -A shop groups list --queue default
     """
-    from .output import Column, Table, number
+    from ..why import served_as
+    from .output import Column, Table, note, number
     from .target import open_target
 
     target = open_target()
     chosen = {s.id for s in target.named(queue, "queue", "stream")} if queue else set(target.streams)
+    notes: list[str] = []
     table = Table(
         Column("group", least=8),
         Column("reads", least=10),
@@ -65,9 +70,26 @@ def list_(queue: str | None, as_json: bool) -> None:
             cells = [group.name, f"{data['reads']} {target.shown(target.streams[group.stream])}", group.kind]
             cells += [number(data[name]) for name in ("done", "left", "dead", "skipped", "calls_dropped")]
             table.add((*cells, _bounds(group)), data)
+            served = served_as(target.streams[group.stream], group)
+            notes += [f"{served}: {told}" for told in _told(data["counters"])]
     table.show(
         as_json, "No groups. A queue's first call makes its main; a replay is one: respool replay --help"
     )
+    for text in [] if as_json else notes:
+        note(text)
+
+
+_COUNTED = {
+    "refused settlements": "settlement{s} refused: the worker had lost its lease; what it ran is run again",
+    "calls refused: id taken": "call{s} of runs not sent: the id is that of another call",
+    "dead letters dropped": "dead letter{s} dropped, by hand or by dead_letter_ttl",
+}
+
+
+def _told(counters: Mapping[str, int]) -> list[str]:
+    """Say what a group has refused or dropped besides that which has a column (P10)."""
+    counted = ((counters.get(name, 0), text) for name, text in _COUNTED.items())
+    return [f"{many:,} {text.format(s='' if many == 1 else 's')}" for many, text in counted if many]
 
 
 def _data(target: Target, group: Group) -> dict[str, Any]:
