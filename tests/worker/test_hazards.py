@@ -62,6 +62,7 @@ from respool.errors import (
     EngineUnavailable,
     Refused,
     SoftTimeLimitExceeded,
+    WorkerLost,
 )
 from respool.record import NO_META, new_head
 from respool.replay import DeadFilter, redrive
@@ -731,6 +732,23 @@ def test_h7_at_most_once(place: Place, group: bool) -> None:
     assert results[5].state == "FAILURE"
     assert [results[n].get(timeout=1) for n in range(10) if n != 5] == [n for n in range(10) if n != 5]
     assert place.runs("once_only") == {str(n): 1 for n in range(10)}
+    assert worker.stop() == 0
+    place.check()
+
+
+def test_h7_of_a_worker_elsewhere_it_is_only_known_that_it_may_have_run(place: Place) -> None:
+    """Its memory is out of sight: what it had claimed comes back, charged, and is not run again."""
+    module = place.module(CODE, beat=0.1, worker_ttl=0.5)
+    place.touch("die-1")
+    place.touch("group")
+    result, after = module.once_only.delay(1), module.once_only.delay(2)
+    place.worker(1, before="import respool.worker.supervisor as s\ns.boot_id = lambda: 'another'\n").wait()
+    worker = place.worker(1)
+    worker.said("silent for too long")
+    with pytest.raises(WorkerLost, match="may have run"):
+        result.get(timeout=20)
+    assert after.get(timeout=20) == 2
+    assert place.runs("once_only") == {"1": 1, "2": 1}
     assert worker.stop() == 0
     place.check()
 
