@@ -1,0 +1,84 @@
+"""Where an app's log is when nobody says so, and what a URL of a file may say."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import respool
+from respool import App, ConfigError, UnknownName
+from respool.location import parse_url
+
+SHOP = "from respool import App\napp = App('shop'{url})\nprint(app.location.shown)\n"
+
+
+def _shown(module: Path, cwd: Path, url: str = "", **env: str) -> str:
+    module.parent.mkdir(parents=True, exist_ok=True)
+    module.write_text(SHOP.format(url=f", url={url!r}" if url else ""))
+    source = str(Path(respool.__file__).parents[1])
+    code = f"import sys; sys.path.insert(0, {str(module.parent)!r}); import {module.stem}"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        env={"PYTHONPATH": source, **env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_it_is_beside_the_nearest_pyproject_above_the_module(tmp_path: Path) -> None:
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    module = project / "src" / "shop" / "shop.py"
+    assert _shown(module, elsewhere) == f"sqlite:///{elsewhere / 'respool.db'}", "there is none"
+    (tmp_path / "pyproject.toml").touch()
+    assert _shown(module, elsewhere) == f"sqlite:///{tmp_path / 'respool.db'}"
+    (project / "pyproject.toml").touch()
+    for cwd in (elsewhere, project, module.parent):
+        assert _shown(module, cwd) == f"sqlite:///{project / 'respool.db'}", "wherever it is imported from"
+
+
+def test_what_is_said_comes_first(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").touch()
+    module = tmp_path / "shop.py"
+    env = {"RESPOOL_URL": f"sqlite:///{tmp_path / 'env.db'}"}
+    assert _shown(module, tmp_path, **env) == f"sqlite:///{tmp_path / 'env.db'}"
+    assert _shown(module, tmp_path, "sqlite:///given.db", **env) == f"sqlite:///{tmp_path / 'given.db'}"
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("sqlite://shop.db", "three slashes for a relative path"),
+        ("sqlite:///shop.db?cache_sise=1", "did you mean 'cache_size'"),
+        ("sqlite:///shop.db?mmap_size=1000000", "mmap_size cannot be '1000000'"),
+        ("sqlite:///shop.db?page_size=1000", "page_size cannot be '1000'"),
+        ("sqlite:///shop.db?cache_size=1;DROP", "cache_size cannot be"),
+        ("mysql://shop", "no engine for mysql"),
+        ("shop.db", "no engine for 'shop.db'"),
+    ],
+)
+def test_urls_that_cannot_be(url: str, told: str) -> None:
+    with pytest.raises((ConfigError, UnknownName), match=told):
+        parse_url(url)
+
+
+def test_durability_and_pragmas_of_a_url(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'log.db'}?durability=os&cache_size=-2000&page_size=4096"
+    with App("shop", url=url, durability="full") as app:
+        assert app.durability == "os", "the URL comes first"
+        writer = app.engine._writer.db  # type: ignore[attr-defined]
+        assert writer.execute("PRAGMA synchronous").get == 1
+        assert writer.execute("PRAGMA cache_size").get == -2000
+        assert writer.execute("PRAGMA page_size").get == 4096
+    with App("shop", url=f"sqlite:///{tmp_path / 'other.db'}") as app:
+        assert app.durability == "full"
+        assert app.engine._writer.db.execute("PRAGMA synchronous").get == 2  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="durability"), App("shop", url=f"{url}&durability=disk") as app:
+        app.engine  # noqa: B018
