@@ -227,7 +227,7 @@ def _executor(app: App, slot: Slot) -> tuple[Executor, Any]:
     return _executor_of(app, slot)
 
 
-def _executor_of(app: App, slot: Slot) -> tuple[Executor, Any]:
+def _executor_of(app: App, slot: Slot, hold: float | None = None) -> tuple[Executor, Any]:
     host = SimpleNamespace(
         limited=lambda: None,
         busy=lambda b: None,
@@ -235,7 +235,7 @@ def _executor_of(app: App, slot: Slot) -> tuple[Executor, Any]:
         pause=time.sleep,
         between_leases=lambda: None,
     )
-    executor = Executor(app.engine, services(app, None, None), 1, 0, slot, host, None)
+    executor = Executor(app.engine, services(app, None, None), 1, 0, slot, host, hold)
     current_run.set(None)
     return executor, executor.services[0]
 
@@ -790,6 +790,35 @@ def test_h8_redriven_call_makes_new_calls(place: Place) -> None:
     assert place.runs("fine") == {"1": 2}
     assert result.state == "FAILURE"
     assert [a.how for a in result.history()] == ["failed", "redriven", "failed"]
+
+
+def test_h8_a_run_that_lost_its_lease_sends_nothing_early(app: App) -> None:
+    """Its calls would be others than those of the run that follows it: by their arguments, here."""
+
+    @app.task
+    def made(n: int) -> None: ...
+
+    @app.task
+    def task(n: int) -> None:
+        if n == 1:  # its worker is declared dead
+            app.engine.transact(Reads(group, (lease.id,)), lambda v, c: c.dropped_leases.append(lease.id))
+        made.delay(n)
+
+    executor, service = _executor_of(app, FakeSlot(), hold=0.0)
+    group = service.group.id
+    task.delay_many(range(2))
+    reads = Reads(group, (), positions=True, due=10, returned=10)
+    lease = app.engine.transact(reads, lambda view, change: claim(view, change, Request(2, 1, 0, 1, 1.0)))
+    executor.exchange.read(service, lease, 0.0)
+    current_run.set(executor.run)
+    settlement = executor.run_lease(service, lease)
+    assert not app.engine.transact(
+        Reads(group, (lease.id,)), lambda view, change: settle(view, change, settlement)
+    )
+    ((_, lo, hi),) = app.engine.bounds(service.stream)
+    sent = app.engine.task_counts(lo, hi, None, None)
+    assert sent == {"task": 2, "made": 1}, "that of the first, and no other"
+    executor.close()
 
 
 # H11
