@@ -1071,6 +1071,39 @@ def test_what_was_settled_before_is_not_settled_again(engine: Engine, main: Grou
     ]
 
 
+def test_a_verdict_that_was_settled_before_is_passed_over(engine: Engine, log: int, main: Group) -> None:
+    """H2: the supervisor has parked or ended what a run came to; said again, it is not parked anew."""
+    first = fill(engine, log, 4)
+    lease = grant(engine, main, 4)
+    assert lease is not None
+    retry = Verdict(first, reason="retry", due=NOW + 9, task="add", retried=True, note="retry: e", ended=NOW)
+    failed = Verdict(first + 1, "failure", b"e", note="failed: e", calls=[row(log, b"once")], ended=NOW)
+    for done in ((first, first + 2), (first, first + 3)):
+        said = Settlement(lease.id, 1, [done], [retry, failed], started=NOW, ended=NOW + 1)
+        assert engine.transact(
+            Reads(main.id, (lease.id,)), lambda view, change, s=said: settle(view, change, s)
+        )
+        write(engine, main, unparked=[first])  # it is due meanwhile, and is being run by somebody
+    assert engine.status(main, first).parked is None
+    assert engine.counts(main)[:3] == (1, 1, 0), "one more was sent, the fourth is left"
+    assert [entry.how for entry in engine.journal(main.id, first)] == ["retry"]
+    assert [entry.how for entry in engine.journal(main.id, first + 1)] == ["failed"]
+    assert [record.body for record in engine.records(first + 4, first + 9, 9)] == [b"once"]
+
+
+def test_who_lost_a_lease_says_nothing_of_its_run(engine: Engine, log: int, main: Group) -> None:
+    first = fill(engine, log, 2)
+    lease = grant(engine, main, 2)
+    assert lease is not None
+    for n, fence in enumerate([(lease.id, 1), (lease.id, 2), (lease.id + 1, 1)]):
+        engine.set_progress(main.id, first, b"%d" % n, fence)
+        assert engine.status(main, first).progress == b"0"
+    write(engine, main, dropped_leases=[lease.id])
+    engine.set_progress(main.id, first + 1, b"late", (lease.id, 1))
+    write(engine, main, leases=[lease])
+    assert engine.status(main, first + 1).progress is None
+
+
 # State: the journal
 
 

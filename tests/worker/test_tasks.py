@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from types import ModuleType
@@ -499,3 +500,28 @@ def test_burst_waits_for_retries_but_not_for_what_is_scheduled(place: Place) -> 
     place.burst()
     assert retried.get(timeout=1) == 2
     assert not place.runs("stamp")
+
+
+@on_each_engine
+def test_who_waits_is_woken_by_the_doorbell(place: Place) -> None:
+    """Not by polling: that is set far off, for those who wait and for those who work."""
+    module = place.module(CODE, poll_interval=60)
+    place.worker(1)
+    place.children(1)
+
+    def soon(n: int) -> Any:
+        return module.echo.apply_async((n,), countdown=0.3)  # not there yet when it is waited for
+
+    began = time.monotonic()
+    assert [soon(n).get(timeout=40) for n in range(2)] == [0, 1]
+    assert [asyncio.run(soon(n).aget(timeout=40)) for n in range(2)] == [0, 1]
+    blocked = module.slow.delay("many")
+    many = module.echo.delay_many(range(50))
+    for name in ("go-many", "on-many"):
+        threading.Timer(0.3, place.touch, (name,)).start()
+    assert many.get(timeout=40) == list(range(50))
+    assert blocked.get(timeout=40) == "many"
+    assert module.retried.delay(key(), 1, 0.2).get(timeout=40) == 1, "what is due wakes by itself"
+    with pytest.raises(ValueError, match="boom"):
+        module.raises.delay("value").get(timeout=40)
+    assert time.monotonic() - began < 20
