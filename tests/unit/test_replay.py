@@ -14,6 +14,7 @@ from respool.engines.base import Reads
 from respool.record import first_pos, new_head
 from respool.replay import (
     DeadFilter,
+    Selection,
     check,
     count_dead,
     create_replay,
@@ -60,6 +61,22 @@ def append_at(app, task, moment, number=1, queue="default"):
 
 
 # Replays
+
+
+def test_a_call_outside_of_a_replays_bounds_is_not_done_there(app, worker):
+    """H9: whatever it came to in main, nothing is known of it in a group that does not read it."""
+    before, *chosen, after = [app.tasks["add"].delay(n, 1) for n in range(4)]
+    worker.work()
+    lo = chosen[0].record().pos & ((1 << 40) - 1)
+    create_replay(app, "default", "v2", ["add"], selection=Selection(from_offset=lo, to_offset=lo + 2))
+    worker.work(group="v2")
+    assert [each.of("v2").state for each in (before, *chosen, after)] == [
+        "UNKNOWN", "SUCCESS", "SUCCESS", "UNKNOWN",
+    ]  # fmt: skip
+    for each in (before, after):
+        assert each.state == "SUCCESS"
+        with pytest.raises(UnknownCall, match="outside the bounds of group v2"):
+            each.of("v2").get(timeout=0)
 
 
 def test_a_replay_reads_what_was_there_and_has_an_end(app, worker):

@@ -247,6 +247,15 @@ def _lease(executor: Executor, service: Any) -> Lease:
     return lease
 
 
+def _claimed(executor: Executor, service: Any, want: int) -> Lease:
+    """Claim for real, as `_lease` does not."""
+    reads = Reads(service.group.id, (), positions=True, due=100, returned=100)
+    request = Request(want, 1, 0, 1, 1.0)
+    lease = executor.engine.transact(reads, lambda view, change: claim(view, change, request))
+    assert isinstance(lease, Lease)
+    return executor.exchange.read(service, lease, 0.0)
+
+
 @pytest.mark.usefixtures("whole_leases")
 def test_h2_each_outcome_is_in_shared_memory_before_the_next_run_starts(app: App) -> None:
     slot, seen = FakeSlot(), []
@@ -792,6 +801,32 @@ def test_h8_redriven_call_makes_new_calls(place: Place) -> None:
     assert [a.how for a in result.history()] == ["failed", "redriven", "failed"]
 
 
+@pytest.mark.parametrize(("calls", "size"), [(10_000, 1), (17, 1_000_000)], ids=["calls", "bytes"])
+def test_h8_past_ten_thousand_calls_or_16_mib_they_leave_early(tmp_path: Path, calls: int, size: int) -> None:
+    """Though they are to be held for as long as the run takes."""
+    seen = []
+    with App("t", url=f"sqlite:///{tmp_path / 'log.db'}", offload_over=None) as app:
+
+        @app.task
+        def made(body: str) -> None: ...
+
+        @app.task
+        def task(n: int) -> None:
+            for call in range(calls + 1):
+                if call >= calls - 1:
+                    ((_, lo, hi),) = app.engine.bounds(service.stream)
+                    seen.append(hi - lo)
+                made.delay("x" * size)
+
+        executor, service = _executor_of(app, FakeSlot())
+        task.delay(1)
+        lease = _claimed(executor, service, 1)
+        current_run.set(executor.run)
+        executor.run_lease(service, lease)
+        executor.close()
+        assert seen == [1, 1 + calls], "all at once, with the one that is too many"
+
+
 def test_h8_a_run_that_lost_its_lease_sends_nothing_early(app: App) -> None:
     """Its calls would be others than those of the run that follows it: by their arguments, here."""
 
@@ -807,9 +842,7 @@ def test_h8_a_run_that_lost_its_lease_sends_nothing_early(app: App) -> None:
     executor, service = _executor_of(app, FakeSlot(), hold=0.0)
     group = service.group.id
     task.delay_many(range(2))
-    reads = Reads(group, (), positions=True, due=10, returned=10)
-    lease = app.engine.transact(reads, lambda view, change: claim(view, change, Request(2, 1, 0, 1, 1.0)))
-    executor.exchange.read(service, lease, 0.0)
+    lease = _claimed(executor, service, 2)
     current_run.set(executor.run)
     settlement = executor.run_lease(service, lease)
     assert not app.engine.transact(
