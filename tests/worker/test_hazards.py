@@ -722,6 +722,25 @@ def test_h5_either_the_pipe_or_the_signal_ends_an_orphan(so: str) -> None:
         eventually(lambda: not orphan.exists() or "\nState:\tZ" in (orphan / "status").read_text())
 
 
+def test_h4_a_beat_that_was_not_committed_counts_for_nobody() -> None:
+    """All counters stand still in an outage; an observer who cannot beat either must not count that."""
+    away, looks = [True], []
+
+    def beat(*args: Any, **kwargs: Any) -> int:
+        if away[0]:
+            raise EngineUnavailable("out of reach")
+        return 1
+
+    supervisor = _supervisor(beat, [])
+    supervisor._watch = SimpleNamespace(look=lambda own, *, beaten: looks.append(beaten))
+    for _ in range(20):
+        supervisor._beat()
+    assert looks == []
+    away[0] = False
+    supervisor._beat()
+    assert looks == [True]
+
+
 # H7
 
 
