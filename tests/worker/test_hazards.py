@@ -148,7 +148,8 @@ def test_h1_what_is_written_beside_user_code_is_one_statement(app: App) -> None:
         assert "BEGIN" not in statements[0]
 
 
-def test_h1_a_child_takes_the_lock_between_runs_only(place: Place) -> None:
+@pytest.mark.parametrize("pool", ["processes", "solo"])
+def test_h1_a_child_takes_the_lock_between_runs_only(place: Place, pool: str) -> None:
     module = place.module(
         CODE,
         """
@@ -177,7 +178,7 @@ def test_h1_a_child_takes_the_lock_between_runs_only(place: Place) -> None:
         """,
     )
     module.watched.delay_many(range(20))
-    place.burst(1)
+    place.burst(1, pool=pool)
     assert place.marks("transact", "between")
     assert not place.marks("transact", "beside")
     assert {mark.key for mark in place.marks("transact")} == {"Main"}
