@@ -209,19 +209,44 @@ def _gaps(target: Target, group: Group, now: float) -> dict[str, Any] | None:
 
 
 def _stalled(target: Target, group: Group, counts: Counts) -> int:
-    """Return in how many partitions so many records wait for their keys that the cursor waits as well."""
-    from ..delivery.order import ROOM
-    from ..engines.base import ParkedFilter
+    """Return in how many partitions so many records wait for their keys that the cursor waits as well (H13).
 
-    if counts.parked.get("blocked", 0) < ROOM:
+    As many are blocked as may be; or more than may be stand before the next whose key is free: then nothing is
+    granted, and none of them is blocked, which is told while nothing is leased.
+    """
+    from ..delivery.order import ROOM
+    from ..delivery.seek import held
+    from ..engines.base import ParkedFilter
+    from ..engines.things import is_ordered
+
+    if not is_ordered(target.streams[group.stream], group):
         return 0
     number: dict[int, int] = {}
-    after = -1
-    while page := target.engine.parked_after(ParkedFilter((), ("blocked",)), group.id, after, 10_000):
-        after = page[-1][0]
-        for pos, _ in page:
-            number[pos >> 40] = number.get(pos >> 40, 0) + 1
-    return sum(each >= ROOM for each in number.values())
+    blocked = counts.parked.get("blocked", 0)
+    if blocked >= ROOM:
+        after = -1
+        while page := target.engine.parked_after(ParkedFilter((), ("blocked",)), group.id, after, 10_000):
+            after = page[-1][0]
+            for pos, _ in page:
+                number[pos >> 40] = number.get(pos >> 40, 0) + 1
+    full = {log for log, each in number.items() if each >= ROOM}
+    idle = not counts.leased and held(group.settings) is None
+    if idle and counts.pending + blocked > ROOM and not _may_go(target, group):
+        full |= {at.log for at in target.engine.positions(group) if at.end > at.cursor}
+    return len(full)
+
+
+def _may_go(target: Target, group: Group) -> bool:
+    """Say whether a claim of an ordered group would be granted anything now."""
+    from ..clock import now as wall_clock
+    from ..delivery.claim import Request, claim
+    from ..delivery.order import Claimant
+    from ..engines.base import Reads
+
+    who, now = Claimant(0, 0, 1), wall_clock()
+    reads = Reads(group.id, (), True, 1, 8, now, (), ordered=who)
+    request = Request(1, 0, 0, 0, now, ordered=who)
+    return bool(target.engine.look(reads, lambda view, change: claim(view, change, request) is not None))
 
 
 def _lanes(target: Target, group: Group) -> dict[int, int]:
