@@ -1012,6 +1012,50 @@ def test_h17_signal_after_a_coroutines_last_step(app: App, monkeypatch: pytest.M
     assert _limited(app, task) == {}
 
 
+def test_h17_what_a_task_calls_of_ours_is_not_its_code(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No limit strikes between lock and commit; once we are back in the task's code it may."""
+    slot = FakeSlot()
+    seen: dict[str, list[int]] = {}
+    executor, _ = _executor_of(app, slot)  # opens the engine
+    executor.close()
+
+    def watch(name: str, inner: Callable[..., Any]) -> None:
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            seen.setdefault(name, []).append(slot.words[p.USER])
+            return inner(*args, **kwargs)
+
+        monkeypatch.setattr(app.engine, name, noted)
+
+    watched = ("set_progress", "step_done", "keep_step", "append_rows", "append_unique", "lock_of")
+    for name in watched:
+        watch(name, getattr(app.engine, name))
+    users: list[int] = []
+
+    @app.task(unique=True)
+    def alone(n: int) -> None: ...
+
+    @app.task(bind=True, soft_time_limit=60)
+    def task(self: Any, n: int) -> None:
+        self.update_state(meta=n)
+        self.once("step", lambda: users.append(slot.words[p.USER]))
+        assert fine.delay(n).state == "PENDING", "asked for, and so sent"
+        alone.delay(n)
+        users.append(slot.words[p.USER])
+
+    @app.task
+    def fine(n: int) -> None: ...
+
+    executor, service = _executor_of(app, slot)
+    task.delay(1)
+    lease = _claimed(executor, service, 1)
+    current_run.set(executor.run)
+    settlement = executor.run_lease(service, lease)
+    executor.close()
+    assert [verdict.ending for verdict in settlement.verdicts] == ["success"]
+    assert {name: {*at} for name, at in seen.items()} == {name: {0} for name in watched}
+    assert users == [1, 1], "a step is the task's code, and so is what comes after"
+
+
 @pytest.mark.usefixtures("whole_leases")
 def test_a_coroutine_that_cancels_itself_is_not_over_any_limit(app: App) -> None:
     """Nor is one without a limit that comes after one that was."""

@@ -456,9 +456,7 @@ def test_a_partition_with_too_much_that_waits_says_so(place: Place) -> None:
     calls[500:500] = [(("c", 1), {})]
     module.stubborn.apply_many([*calls, (("b", 1), {})])
     place.worker(1)
-    eventually(
-        lambda: place.counts(queue="narrow").pending == 511, "c went, and a before it is blocked"
-    )
+    eventually(lambda: place.counts(queue="narrow").pending == 511, "c went, and a before it is blocked")
     beat = place.registered()[0].beat
     eventually(lambda: place.registered()[0].beat > beat + 3)
     counts = place.counts(queue="narrow")

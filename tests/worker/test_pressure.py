@@ -100,6 +100,10 @@ def test_h16_a_tasks_own_calls_are_not_held_up(app: App) -> None:
             mail.delay(each)
 
     many.delay(100)
+    for n in range(4):  # the queue is full while the first runs
+        mail.delay(n)
+    with pytest.raises(QueueFull):
+        mail.delay(5)
     work(app)
     assert app.lag() == 0
     assert sum(app.engine.counts(group).parked.get("dead", 0) for group in app.groups()) == 0

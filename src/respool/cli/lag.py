@@ -211,8 +211,8 @@ def _gaps(target: Target, group: Group, now: float) -> dict[str, Any] | None:
 def _stalled(target: Target, group: Group, counts: Counts) -> int:
     """Return in how many partitions so many records wait for their keys that the cursor waits as well (H13).
 
-    As many are blocked as may be; or more than may be stand before the next whose key is free: then nothing is
-    granted, and none of them is blocked, which is told while nothing is leased.
+    As many are blocked as may be; or more than may be stand before the next whose key is free: then nothing
+    is granted, and none of them is blocked, which is told while nothing is leased.
     """
     from ..delivery.order import ROOM
     from ..delivery.seek import held
