@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -11,12 +14,20 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ResourceType,
+)
 from tests.crash.kills import Rampage
 from tests.crash.test_kills import test_kill_at_a_stage as kill_at_a_stage
 from tests.services.kafka import KafkaServer, cluster
 from tests.worker.support import Place, eventually
 
-from respool import AppendUnknown, EngineUnavailable
+from respool import AppendUnknown, EngineError, EngineUnavailable
 
 on_kafka = pytest.mark.parametrize("place", ["kafka"], indirect=True)
 KILLS = 4
@@ -190,3 +201,88 @@ def test_one_of_three_brokers_killed(tmp_path: Path, session_database: str) -> N
             next(server for server in brokers.servers if server.node == leader).kill()
 
         go_through(place, disturb)
+
+
+# Topics that somebody else deletes, or trims
+
+
+@on_kafka
+def test_a_topic_deleted_under_workers(place: Place) -> None:
+    """K3: who sends to it, and who runs its calls, is told; other queues go on. It is not made anew."""
+    module = place.module(DELETED, append_timeout=2.0)
+    worker = place.worker(2)
+    assert module.mark.delay(1).get(timeout=20) == 1
+    assert module.gone.delay(1).get(timeout=20) == 1
+    engine: Any = place.app.engine
+    topic = engine.place(place.app.stream_of("queue", "gone").logs[0]).topic
+    for future in engine.cluster.admin.delete_topics([topic]).values():
+        future.result(20)
+    eventually(lambda: engine.cluster.describe(topic) is None)
+    with pytest.raises(EngineError, match=f"topic {topic} of queue gone was deleted"):
+        module.gone.delay(2)
+    worker.said("was deleted, and its records with it", 30)
+    assert module.mark.delay(2).get(timeout=20) == 2
+    assert engine.cluster.describe(topic) is None, "nobody has made it again"
+    assert worker.stop() == 0
+    assert place.runs("gone") == {"1": 1}
+
+
+DELETED = """
+@app.task
+def mark(n):
+    with noted("mark", n):
+        return n
+
+
+@app.task(queue="gone")
+def gone(n):
+    with noted("gone", n):
+        return n
+"""
+
+
+def test_retention_shrunk_by_somebody_else(tmp_path: Path, session_database: str) -> None:
+    """K1: what the brokers delete before it was done is lost, loudly; nothing is jumped over in silence.
+
+    And what Kafka's own tools are told of a worker's group is where it truly is (K6).
+    """
+    settings = {"log.retention.check.interval.ms": 200, "log.segment.delete.delay.ms": 100}
+    with KafkaServer(settings) as server, placed(tmp_path, server.url(), session_database) as place:
+        module = place.module(CODE, append_timeout=5.0)
+        lost, engine = module.mark.delay_many(range(50)), place.app.engine
+        at = engine.place(place.app.stream_of("queue", "default").logs[0])  # type: ignore[attr-defined]
+        _set_retention(server, at.topic, "1")
+        stream = place.app.stream_of("queue", "default")
+        eventually(lambda: engine.bounds(stream)[0][1] == engine.bounds(stream)[0][2], "they are deleted", 30)
+        _set_retention(server, at.topic, "-1")
+        kept = module.mark.delay_many(range(100, 120))
+        worker = place.worker(1)
+        assert kept.get(timeout=30) == list(range(100, 120))
+        worker.said("are lost: trimmed before they were done")
+        assert set(place.runs("mark")) == {str(n) for n in range(100, 120)}
+        assert [result.state for result in lost] == ["UNKNOWN"] * 50
+        eventually(lambda: place.counters().get("lost: trimmed before they were done") == 50)
+        told = subprocess.run(
+            [sys.executable, "-m", "respool", "--url", str(place.url), "lag"],
+            capture_output=True, text=True, timeout=60,
+        ).stdout  # fmt: skip
+        assert "50" in told
+        assert "lost" in told
+        group = f"{engine.options.prefix}t.main"  # type: ignore[attr-defined]
+        asks = Consumer({"bootstrap.servers": server.address, "group.id": group})
+        where = [TopicPartition(at.topic, at.partition)]
+        eventually(lambda: asks.committed(where, 10)[0].offset == 70, "the group's offset is its cursor")
+        asks.close()
+        assert worker.stop() == 0
+        told = [int(each) for each in re.findall(r"(\d+) record\(s\) .* are lost", worker.log)]
+        assert sum(told) == 50
+        assert len(told) <= 2, "found by one, and the rest passed over at once"
+        place.check()
+
+
+def _set_retention(server: KafkaServer, topic: str, milliseconds: str) -> None:
+    entry = ConfigEntry("retention.ms", milliseconds, incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=[entry])
+    admin = AdminClient({"bootstrap.servers": server.address})
+    for future in admin.incremental_alter_configs([resource]).values():
+        future.result(20)

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.engines.kits import KafkaKit, SQLiteKit, eventually
 from tests.engines.test_blobs import BODY, large, swept
-from tests.engines.test_conformance import fill, finish, grant, granted, head, row
+from tests.engines.test_conformance import fill, finish, grant, granted, head, row, write
 from tests.services.fixtures import KafkaAddress
 from tests.services.install import java
 from tests.services.kafka import libraries
@@ -38,6 +38,7 @@ from respool.engines.kafka.outbox import Outbox
 from respool.engines.kafka.relay import RELAY
 from respool.location import parse_url
 from respool.record import first_pos, new_head
+from respool.replay import check
 from respool.testing import work
 
 NOW = 1_700_000_000.0
@@ -411,6 +412,39 @@ def test_what_is_trimmed_before_it_was_done_is_lost_and_counted(
     rest = grant(engine, main, 8)
     assert granted(rest) == [first + 8, first + 9]
     assert [r[2] for r in engine.rows(rest.spans)] == [b"8", b"9"]  # type: ignore[union-attr]
+
+
+def test_what_is_trimmed_is_passed_over_at_once(
+    kit: KafkaKit, engine: Any, queue: Stream, main: Group, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not claim by claim; but for what the state keeps of it, since another group has parked it (H15)."""
+    log = queue.logs[0]
+    first = fill(engine, log, 3000)
+    v2 = engine.create_group(queue, "shop", "v2", "replay", {}, [(log, first, None)])
+    lease = grant(engine, main, 1200)
+    assert lease is not None
+    engine.rows(lease.spans)
+    finish(engine, main, lease, Verdict(first + 1100, "failure", b"e", reason="dead", task="add", error=b"e"))
+    kit.cut(log, first, first + 2500)
+    handed = []
+    for _ in range(4):
+        lease = grant(engine, v2, 1)
+        assert lease is not None
+        handed.append([(lease.spans[0].lo - first, row[2]) for row in engine.rows(lease.spans)])
+        finish(engine, v2, lease)
+    assert handed == [[], [(1100, b"1100")], [(2500, b"2500")], [(2501, b"2501")]]
+    assert engine.counters(v2.id) == {"lost: trimmed before they were done": 2499}
+    how = {n: engine.status(v2, first + n).how for n in (0, 1, 1099, 1100, 1101, 2499, 2500)}
+    assert how == {**dict.fromkeys((0, 1, 1099, 1101, 2499), "trimmed"), 1100: "done", 2500: "done"}
+    assert [n for n in (1, 1099, 1399) if f"{n} record(s)" in caplog.text] == [1, 1099, 1399]
+    write(engine, main, settings={"paused": 1.0})
+    assert grant(engine, main, 1) is None
+    assert engine.counters(main.id) == {}, "it stands still, and is told what it lost when it goes on"
+    write(engine, main, settings={"paused": None})
+    assert granted(grant(engine, main, 1)) == [first + 2500]
+    assert engine.counters(main.id) == {"lost: trimmed before they were done": 1300}
+    report = check(engine)
+    assert report.ok, [group.problems for group in report.groups]
 
 
 def test_a_range_trimmed_while_it_is_leased(kit: KafkaKit, engine: Any, queue: Stream, main: Group) -> None:

@@ -216,8 +216,12 @@ def test_what_is_put_by_is_sent_when_it_is_asked_for(engine: Any, stuck: Stream,
     with pytest.raises(AppendUnknown):
         engine.append_row(call(stuck, "f"))
     assert engine._waits(engine.outbox.group), "a transfer sees it"
+    assert engine.losses() == [
+        "1 call waits in the state to be sent to Kafka, to a topic that took nothing when it was tried"
+    ]
     del engine.sender.append
     engine._empty_outbox()
+    assert engine.losses() == []
     assert bodies(engine, stuck)[-1] == b"f"
 
 

@@ -138,7 +138,7 @@ class Inspect(Protocol):
         """Return (what, group) of state whose group is gone, as "leases", "parked records", "positions"."""
 
     def losses(self) -> list[str]:
-        """Return, in sentences, what was lost and is counted in no group that is shown; else []."""
+        """Return, in sentences, what was lost, or is held up, and is counted in no group that is shown."""
 
     def damage(self) -> list[str]:
         """Return what the store's own check finds wrong, in its words; [] where it is whole, or has none.

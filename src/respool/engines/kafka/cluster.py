@@ -37,6 +37,7 @@ _DENIED = {
     KafkaError._AUTHENTICATION: _LOGIN,
     KafkaError._SSL: "check security.protocol and ssl.ca.location of the URL; certificates are verified",
 }
+_UNHEARD = (KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION)
 _SLOW = (KafkaError._TIMED_OUT, KafkaError._TIMED_OUT_QUEUE, KafkaError.REQUEST_TIMED_OUT)
 _GONE = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.UNKNOWN_TOPIC_ID)
 _PASSING = (
@@ -72,6 +73,10 @@ class Place(NamedTuple):
 
 class TopicGone(EngineError):
     """A topic that is not there, or not the one that it was (K3)."""
+
+
+class TopicUnknown(EngineUnavailable):
+    """A client has not heard of a topic from any broker: it may be gone (`KafkaPlaces.check_topic`)."""
 
 
 class Cluster:
@@ -161,7 +166,8 @@ class Cluster:
             return ConfigError(f"{where}: {said.str()}; {_DENIED[said.code()]}")
         if code in _PASSING or error.retriable():
             why = f" ({said.str()})" if said is not None and code in _PASSING else ""
-            return EngineUnavailable(f"{where} cannot be reached: {error.str()}{why}; nothing was sent")
+            kind = TopicUnknown if code in _UNHEARD else EngineUnavailable
+            return kind(f"{where} cannot be reached: {error.str()}{why}; nothing was sent")
         return EngineError(f"{where}: {error.str()}")
 
     def again(self, run: Callable[[float], T], what: str = "") -> T:

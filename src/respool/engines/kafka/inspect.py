@@ -128,12 +128,18 @@ class KafkaInspect(KafkaState):
         return []
 
     def losses(self) -> list[str]:
-        """Return how many calls of runs, or with given ids, could never be sent: who relays counts them."""
-        lost = self.outbox.lost()
-        if not lost:
-            return []
-        calls = "1 call was" if lost == 1 else f"{lost:,} calls were"
-        return [f"{calls} lost on the way to Kafka: the topic is gone, or takes no record of that size"]
+        """Return how many calls of runs, or with given ids, could never be sent, or not yet."""
+        lost, waits = self.outbox.lost(), self.outbox.tried_in_vain()
+        said = []
+        if lost:
+            calls = "1 call was" if lost == 1 else f"{lost:,} calls were"
+            said += [f"{calls} lost on the way to Kafka: the topic is gone, or takes no record of that size"]
+        if waits:
+            calls = "1 call waits" if waits == 1 else f"{waits:,} calls wait"
+            said += [
+                f"{calls} in the state to be sent to Kafka, to a topic that took nothing when it was tried"
+            ]
+        return said
 
     def damage(self) -> list[str]:
         """Return what the state's own check finds wrong."""

@@ -15,6 +15,7 @@ from ...record import OFFSET_BITS, Id, is_fresh
 from ...reference import is_reference
 from ..base import Conflict, Reads
 from ..columns import append_in_parts, places_by_log
+from .cluster import TopicUnknown
 from .epochs import Epochs
 from .finding import AHEAD, BEHIND, EARLY, LATE, KafkaFinding, ranges_in_order, time_of
 from .message import item, items_of_run
@@ -54,7 +55,7 @@ class KafkaLog(KafkaFinding):
             self.inner.ring(log, everyone=len(bodies) > 1)
             return
         items = items_of_run(bodies, task, meta, head, now, self._events(log))
-        with self._doubting([head]):
+        with self._doubting(log, [head]):
             offsets = self.sender.append(place, items)
         self._note_times(log, [now])
         self._remember(head, log, offsets)
@@ -119,7 +120,7 @@ class KafkaLog(KafkaFinding):
         """Append records whose ids were made just now, and are nobody else's."""
         log, events = rows[0].log, self._events(rows[0].log)
         place = self.place(log)
-        with self._doubting([row.id for row in rows]):
+        with self._doubting(log, [row.id for row in rows]):
             offsets = self.sender.append(place, [item(row, events) for row in rows])
         self._note_times(log, [row.time for row in rows])
         for row, offset in zip(rows, offsets, strict=True):
@@ -137,10 +138,16 @@ class KafkaLog(KafkaFinding):
         return is_fresh(row.id, row.time) and row.id not in self._recent and row.id not in self._doubtful
 
     @contextmanager
-    def _doubting(self, ids: Sequence[Id]) -> Iterator[None]:
-        """Where it is not known whether something was stored, its ids are no longer fresh."""
+    def _doubting(self, log: int, ids: Sequence[Id]) -> Iterator[None]:
+        """Where it is not known whether something was stored, its ids are no longer fresh.
+
+        Raises: TopicGone where no broker knows of the log's topic any more.
+        """
         try:
             yield
+        except TopicUnknown:
+            self.check_topic(self.stream_of_log(log))
+            raise
         except AppendUnknown:
             self._doubtful.update(ids)
             raise

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from ...delivery.lapse import LOST
-from ...delivery.model import Change, JournalEntry
+from ...delivery.lapse import LOST, lapse
+from ...delivery.model import Change, JournalEntry, View
+from ...delivery.seek import held
 from ...delivery.spans import Span, count, intersect, merge, ranges_of, subtract
 from ...record import log_of, offset_of
-from .ends import KafkaEnds
+from ..base import Reads
+from .ends import KafkaEnds, tell_ends
 
 log = logging.getLogger("respool.engine")
 TRIMMED = "trimmed by the log before it was run"
+PASSED_AT_ONCE = 1_000_000  # records that are passed over in one transaction
 
 
 class KafkaLosing(KafkaEnds):
@@ -32,6 +35,41 @@ class KafkaLosing(KafkaEnds):
             )
             with self._remembering:
                 self._lost += [(span.lo, span.hi) for span in lost]
+
+    def _pass_over(self, reads: Reads, logs: Sequence[int]) -> None:
+        """Have a group go on where its logs begin by now: what was trimmed below is lost to it, all at once.
+
+        That some was trimmed is found by reading the first of it. By claims, as large as what is done has
+        them, a week of somebody's events would be lost one by one.
+        """
+        known = self._cursors.get(reads.group, {})
+        behind = [each for each in logs if each in known and known[each] < self._begins.get(each, 0)]
+        if not behind:
+            return
+        starts = self.starts(behind)
+        upto = {each: self._first_left(known[each], starts[each]) for each in behind}
+        self.inner.reserve([pos for each in behind for pos in (known[each], upto[each])])
+
+        def decide(view: View, change: Change) -> int:
+            tell_ends(view, upto)
+            if held(view.settings):
+                return 0
+            lost = lapse(view, change, upto, reads.now)
+            self._note_cursors(
+                reads.group, {at.log: at.cursor for at in view.positions} | dict(change.cursors)
+            )
+            return lost
+
+        lost = self.inner.transact(Reads(reads.group, positions=True, now=reads.now, bare=True), decide)
+        if lost:
+            where = ", ".join(f"{self.place(each).topic}/{self.place(each).partition}" for each in behind)
+            log.error("%d record(s) of %s are lost: trimmed before they were done", lost, where)
+
+    def _first_left(self, cursor: int, start: int) -> int:
+        """Return where the first record is that a group can have, of those below a log's start: the state
+        keeps what is parked, by whatever group (H15)."""
+        end = min(start, cursor + PASSED_AT_ONCE)
+        return min(self._rows_kept([Span(cursor, end)]), default=end) if end > cursor else cursor
 
     def _tell_lost(self, change: Change) -> list[tuple[int, int]]:
         """Say of what was trimmed before it was run that it is lost: it must not read as done (H9, K1).

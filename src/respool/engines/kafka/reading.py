@@ -32,6 +32,7 @@ class KafkaReading(KafkaPlaces):
         self._at_hand: dict[int, tuple[Row, bytes]] = {}  # what was read last, with its header
         self._once_parked: set[int] = set()  # of what was claimed last: to be had from the state
         self._ahead = Ahead()  # of ordered groups
+        self._begins: dict[int, int] = {}  # of logs whose beginning was found to be trimmed (K1)
 
     def rows(self, spans: Iterable[Span]) -> list[Row]:
         """Return the records that exist in the spans, in the spans' order."""
@@ -101,6 +102,7 @@ class KafkaReading(KafkaPlaces):
         except Trimmed:
             starts = self.starts([log_of(lo) for lo, _ in ranges])
             ends = self.ends([log_of(lo) for lo, _ in ranges])
+            self._begins |= {log_of(lo): starts[log_of(lo)] for lo, _ in ranges if lo < starts[log_of(lo)]}
             left = []
             for lo, hi in ranges:
                 start = min(max(starts[log_of(lo)], lo), hi)

@@ -364,6 +364,11 @@ class Relay:
 
         self._inner.transact(Reads(box.group.id, (id,)), decide)
 
+    def tried_in_vain(self) -> int:
+        """Return how many records wait that could not be sent when that was tried last."""
+        known = [self._inner.counts(box.group) for box in self.boxes]
+        return sum(each.returned + each.parked.get("limited", 0) for each in known)
+
     def lost(self) -> int:
         """Return how many records that waited were given up."""
         return sum(self._inner.counters(box.group.id).get(LOST, 0) for box in self.boxes)

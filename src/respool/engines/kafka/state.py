@@ -41,6 +41,8 @@ class KafkaState(KafkaAsked):
     def transact(self, reads: Reads, decide: Callable[[View, Change], T], *, synced: bool = False) -> T:
         """Lock, read, let `decide` fill the change, write, commit; return what `decide` returned."""
         logs = self.logs_of(reads.group) if reads.positions else ()
+        if self._begins and reads.due and reads.ordered is None:
+            self._pass_over(reads, logs)
         ends = self.ends_for(reads, logs)
         absent: set[int] = set()
         fetched: dict[int, Row] = {}
