@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -158,8 +159,14 @@ def defined_at(fn: Any) -> str:
     )
 
 
-def compare(kind: str, name: str, stored: Mapping[str, Any], declared: Mapping[str, Any]) -> None:
-    """Raise DeclarationConflict where something was declared otherwise."""
+def compare(
+    kind: str, name: str, stored: Mapping[str, Any], declared: Mapping[str, Any], *, alters: bool = False
+) -> None:
+    """Raise DeclarationConflict where something was declared otherwise.
+
+    Parameters:
+        alters: it is stored so, and a command changes what can be changed.
+    """
     differ = [key for key in declared if stored.get(key) != declared[key]]
     if differ:
         raise DeclarationConflict(
@@ -167,8 +174,23 @@ def compare(kind: str, name: str, stored: Mapping[str, Any], declared: Mapping[s
             + ", ".join(f"{key}={_shown(key, stored.get(key))}" for key in differ)
             + ", now with "
             + ", ".join(f"{key}={_shown(key, declared[key])}" for key in differ)
-            + "; declare it as it was, or under another name"
+            + (
+                f"; declare it as it was, or change that: respool {kind}s alter {shlex.quote(name)} "
+                + _alteration(declared["retention"])
+                if alters and differ == ["retention"]
+                else "; declare it as it was, or under another name"
+            )
         )
+
+
+def _alteration(retention: Any) -> str:
+    """Return the options of `alter` that say the same as a stored retention."""
+    if retention is None:
+        return "--forever"
+    if not isinstance(retention, Mapping):
+        return f"--age {shown_age(retention)}"
+    shown = {name: shown_age(value) if name == "age" else value for name, value in retention.items()}
+    return " ".join(f"--{name} {value}" for name, value in shown.items())
 
 
 def _shown(key: str, value: Any) -> str:

@@ -52,7 +52,7 @@ class Opened:
         settings = {"retention": DEFAULT_AGE, **declared}
         stream = self.engine.create_stream(kind, app, name, partitions, settings)
         usual = {"ordered": False, "partitions": 1} if kind == "queue" else {}
-        compare(kind, name, {**usual, **stream.settings}, declared)
+        compare(kind, name, {**usual, **stream.settings}, declared, alters=True)
         if declared.get("foreign"):
             self._app.stream_handles[name].partitions = stream.partitions
         self.streams[kind, name] = stream

@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from tests.cli.support import start, write_shop
+from tests.cli.support import run, start, write_shop
 
 from respool import App
 from respool.clock import now as wall_clock
@@ -556,6 +556,53 @@ def test_export(cli, app, worker, folder):
     )
     assert "cannot be written" in cli("-A", "shop", "export", "--queue", "fast", "-o", "no/out.csv", code=1)
     assert "unknown group 'v2'" in cli("-A", "shop", "export", "--queue", "fast", "--group", "v2", code=2)
+
+
+KEPT = """
+import os
+from respool import App
+
+app = App("kept", url="sqlite:///kept.db")
+queue = app.queue("mails", retention=os.environ.get("KEPT", "7d"))
+parts = int(os.environ.get("PARTS", "1"))
+events = app.stream("visits", partitions=parts, retention={"age": "1d", "count": 5})
+
+@app.task(queue=queue)
+def mail(): ...
+"""
+
+
+def test_how_long_records_stay_is_changed_by_a_command(folder):
+    write_shop(folder, KEPT, "kept")
+
+    def said(*args, code=0, **env):
+        done = run("-A", "kept", *args, cwd=folder, **env)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    said("call", "mail")
+    told = said("call", "mail", code=2, KEPT="30d")
+    assert "retention=7d, now with retention=30d; declare it as it was, or change that: " in told
+    command = told.rstrip().partition("change that: respool ")[2].split()
+    assert command == ["queues", "alter", "mails", "--age", "30d"]
+    asked = said(*command, code=1, KEPT="30d")
+    assert "Keep 30d of queue mails, and no more 7d? What is beyond it will be removed. Nobody" in asked
+    assert said(*command, "--yes", KEPT="30d") == "Queue mails keeps 30d.\n", "the code has it already"
+    assert said(*command, KEPT="30d") == "Queue mails keeps 30d.\n", "there is nothing to ask"
+    said("call", "mail", KEPT="30d")
+    assert "30d" in said("queues", KEPT="30d")
+    url = ("--url", "sqlite:///kept.db")
+    done = json.loads(said(*url, "streams", "alter", "visits", "--forever", "--yes", "--json"))
+    assert done == {"stream": "visits", "retention": None, "before": {"age": 86400.0, "count": 5}}
+    told = said("call", "mail", code=2, KEPT="30d")
+    assert "change that: respool streams alter visits --age 1d --count 5" in told
+    said("streams", "alter", "visits", "--age", "1d", "--count", "5", "--yes")
+    assert "alter" not in said("call", "mail", code=2, KEPT="30d", PARTS="2"), "that cannot be changed"
+    assert "--age, --size, --count, any of them; or --forever" in said("queues", "alter", "mails", code=2)
+    assert "unknown queue 'mail'; did you mean 'mails'?" in said(
+        "queues", "alter", "mail", "--age", "1d", code=2
+    )
+    assert "'soon' is no duration" in said("queues", "alter", "mails", "--age", "soon", code=2)
 
 
 def test_tail(cli, app):

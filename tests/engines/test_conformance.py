@@ -147,6 +147,24 @@ def ids(engine: Engine, log: int) -> list[Any]:
 # Log: appending
 
 
+def test_how_long_records_stay_can_be_changed(
+    kit: EngineKit, engine: Engine, queue: Stream, log: int
+) -> None:
+    """Nothing else of its settings changes; whoever has the store open sees it."""
+    other, before = kit.open(), queue.settings
+    for retention in (None, {"age": 7.0, "count": 1000}, 90.0):
+        engine.set_retention(queue, retention)
+        for each in (engine, other):
+            (stored,) = [stream for stream in each.streams() if stream.id == queue.id]
+            assert stored.settings == before | {"retention": retention}
+            assert stored.logs == queue.logs
+    assert (
+        engine.create_stream("queue", "shop", "default", 1, {"retention": 60}).settings["retention"] == 90.0
+    )
+    fill(engine, log, 2)
+    other.close()
+
+
 def test_a_run_is_appended_in_order(engine: Engine, log: int) -> None:
     meta = Meta(key="k", due=5.0).packed()
     engine.append_run(log, "add", [b"a", b"b", b"c"], meta, FIRST, NOW)

@@ -238,18 +238,36 @@ def open_target(*, code: bool = False, creates: bool = False) -> Target:
     given = common()
     if code:
         return _of_app(load_app(given.app, given.url), creates)
-    if given.url:
-        target = _of_url(given.url)
-        if given.app is None:
-            return target
-        if given.app in {stream.app for stream in target.streams.values()}:
-            target.only = given.app  # an app's name, as stored: its code is not needed
-            del target.streams
-            return target
-        target.engine.close()
+    if given.url and (target := _named_in(given.url, given.app)) is not None:
+        return target
     if find_spec(given.app) is None:
         return _of_default()
     return _of_app(load_app(given.app, given.url), creates)
+
+
+def open_stored() -> Target:
+    """Return the same, as it is stored: whatever the app's code declares, it is not opened by that."""
+    given = common()
+    if given.url and (target := _named_in(given.url, given.app)) is not None:
+        return target
+    if find_spec(given.app) is None:
+        return _of_default()
+    app = load_app(given.app, given.url)
+    target = _of_url(app.url)
+    target.only = app.name
+    return target
+
+
+def _named_in(url: str, app: str | None) -> Target | None:
+    """Return what a URL alone is about, or an app's name as it is stored there: no code is needed."""
+    target = _of_url(url)
+    if app is not None and app not in {stream.app for stream in target.streams.values()}:
+        target.engine.close()
+        return None
+    if app is not None:
+        target.only = app
+        del target.streams
+    return target
 
 
 def _of_app(app: App, creates: bool) -> Target:

@@ -21,6 +21,12 @@ class Registry(Protocol):
         just filling the stream.
         """
 
+    def set_retention(self, stream: Stream, retention: Any) -> None:
+        """Change how long a stream's records stay: as `stored_retention` gives it. Synced.
+
+        Its other settings stay, whatever they have become meanwhile.
+        """
+
     def add_lane(self, stream: Stream, priority: int) -> Stream:
         """Make the lane of a priority, with a log for each partition, and return the stream with it. Synced.
 

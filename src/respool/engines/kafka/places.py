@@ -223,6 +223,11 @@ class KafkaPlaces:
         if found[1] < kept["partitions"]:
             raise TopicGone(f"{what} has {found[1]} partition(s), and had {kept['partitions']}")
 
+    def set_retention(self, stream: Stream, retention: Any) -> None:
+        """Change how long a stream's records stay: workers see to that, its topic is told nothing (K4)."""
+        self.inner.set_retention(stream, retention)
+        self.forget()
+
     def add_lane(self, stream: Stream, priority: int) -> Stream:
         """Make the lane of a priority: a topic, then its logs, read from 0 by the stream's groups (H10)."""
         stored = next(each for each in self.refresh() if each.id == stream.id)

@@ -60,6 +60,11 @@ class PostgresRegistry(Part):
         create_log(db, self.options.schema, log)
         return log
 
+    def set_retention(self, stream: Stream, retention: Any) -> None:
+        """Change how long a stream's records stay."""
+        bound = (Jsonb(retention), stream.id)
+        self._writer.append(lambda db: db.execute(self._sql["set_retention"], bound))
+
     def add_lane(self, stream: Stream, priority: int) -> Stream:
         """Make the logs of a priority, which the stream's groups read from 0 (H10), unless they are there."""
         which = (stream.kind, stream.app, stream.name)

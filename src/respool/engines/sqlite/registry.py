@@ -50,6 +50,11 @@ class SQLiteRegistry(Part):
             row = db.execute(SQL["stream"], (kind, app, name)).get
             return self._noted(_stream(db, row))
 
+    def set_retention(self, stream: Stream, retention: Any) -> None:
+        """Change how long a stream's records stay."""
+        with self._writer.lock, self._writer.writing() as db:
+            db.execute(SQL["set_retention"], (stream.id, json.dumps(retention)))
+
     def add_lane(self, stream: Stream, priority: int) -> Stream:
         """Make the logs of a priority, which the stream's groups read from 0 (H10), unless they are there."""
         with self._writer.lock, self._writer.writing() as db:
