@@ -972,6 +972,30 @@ def test_h17_limit_that_is_over_before_the_code_begins(app: App) -> None:
 
 
 @pytest.mark.usefixtures("whole_leases")
+def test_h17_limits_end_with_the_run_that_they_are_for(app: App) -> None:
+    """Whatever it came to: the next record of the lease, which has none, is neither told nor killed."""
+    slot, seen = FakeSlot(), []
+
+    @app.task(soft_time_limit=30, time_limit=60)
+    def limited(n: int) -> None:
+        seen.append(tuple(bool(slot.words[word]) for word in (p.USER, p.SOFT_AT, p.HARD_AT)))
+        if n:
+            raise ValueError(n)
+
+    @app.task
+    def plain(n: int) -> None:
+        seen.append(tuple(bool(slot.words[word]) for word in (p.USER, p.SOFT_AT, p.HARD_AT)))
+
+    executor, service = _executor_of(app, slot)
+    for n in range(2):
+        limited.delay(n)
+        plain.delay(n)
+    executor.run_lease(service, _lease(executor, service))
+    executor.close()
+    assert seen == [(True, True, True), (False, False, False)] * 2
+
+
+@pytest.mark.usefixtures("whole_leases")
 def test_h17_signal_before_a_coroutines_first_step(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is raised inside asyncio, whose loop runs the next one."""
     begun, ended_well = [], []
