@@ -1109,6 +1109,23 @@ def test_a_verdict_that_was_settled_before_is_passed_over(engine: Engine, log: i
     assert [record.body for record in engine.records(first + 4, first + 9, 9)] == [b"once"]
 
 
+def test_who_gave_a_lease_back_settles_nothing_of_it_later(engine: Engine, log: int, main: Group) -> None:
+    """P4: it keeps its number, and is nobody's, or another's: refused and counted, and nothing is written."""
+    first = fill(engine, log, 2)
+    lease = grant(engine, main, 2)
+    assert lease is not None
+    release = Settlement(lease.id, 1, [], release=True)
+    assert engine.transact(Reads(main.id, (lease.id,)), lambda view, change: settle(view, change, release))
+    sent = row(log, b"sent")
+    for owner in (None, 2):
+        write(engine, main, leases=[Lease(lease.id, owner, 0, lease.spans)])
+        assert not finish(engine, main, lease, Verdict(first, "success", b"v", calls=[sent]))
+        assert [each.owner for each in engine.leases(main)] == [owner]
+    assert engine.outcomes(main.id, 0, 1 << 62) == []
+    assert engine.find("shop", sent.id) is None
+    assert engine.counters(main.id) == {"refused settlements": 2}
+
+
 def test_who_lost_a_lease_says_nothing_of_its_run(engine: Engine, log: int, main: Group) -> None:
     first = fill(engine, log, 2)
     lease = grant(engine, main, 2)
