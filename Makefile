@@ -1,7 +1,7 @@
 # `make` lists the targets. Needs GNU make and Python 3.11 or newer; the rest goes into .venv.
 
 PYTHON ?= python3
-SOAK_SECONDS ?= 600
+SOAK_SECONDS ?= 1800
 ARGS ?=
 ENGINE ?= sqlite
 

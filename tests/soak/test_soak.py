@@ -14,7 +14,7 @@ from tests.crash.kills import Rampage
 from tests.crash.loops import LOOPS
 from tests.worker.support import Place, fresh_url, tree
 
-SECONDS = float(os.environ.get("SOAK_SECONDS", "600"))
+SECONDS = float(os.environ.get("SOAK_SECONDS", "1800"))
 ENGINES = ("sqlite", "postgres", "kafka")
 BACKLOG = int(os.environ.get("SOAK_BACKLOG", "10000000"))
 SMALL = 100_000
