@@ -49,7 +49,7 @@ services: $(STAMP) ## real PostgreSQL, PgBouncer and Kafka for tests, until Ctrl
 	@$(BIN)/python -m tests.services $(ARGS)
 
 soak: export SOAK_SECONDS := $(SOAK_SECONDS)
-soak: $(STAMP) ## the long tests: kills on all engines for twice SOAK_SECONDS, and a long backlog
+soak: $(STAMP) ## the long tests: kills on all engines for over twice SOAK_SECONDS, and a long backlog
 	@$(BIN)/python -m tests.services --prepare
 	@$(BIN)/python -m pytest tests/soak -p no:xdist -s \
 		--timeout $$(($(SOAK_SECONDS) + 300)) -o faulthandler_timeout=0 $(ARGS)

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
-import subprocess
-import sys
 import time
-import uuid
-from pathlib import Path
 
 import pytest
 from tests.crash.kills import Rampage
+from tests.crash.producers import Producers
 from tests.worker.support import (
     FINE_AND_SLOW,
-    LINE,
-    SOURCES,
     Place,
     WorkerProcess,
     eventually,
@@ -341,76 +335,11 @@ def test_successor_waits_for_nothing(place: Place) -> None:
 
 # Producers
 
-PRODUCER = """
-import os, sys, importlib
-sys.path.insert(0, sys.argv[1])
-module = importlib.import_module(sys.argv[2])
-first, way = int(sys.argv[3]), sys.argv[4]
-out = os.open(sys.argv[5], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-def acknowledge(n, id):
-    os.write(out, f"{n} {id}".ljust(63).encode() + b"\\n")
-n = first
-while True:
-    if way == "one":
-        acknowledge(n, module.fine.delay(n).id)
-        n += 1
-    else:
-        results = module.fine.delay_many(range(n, n + 500))
-        for each, result in enumerate(results):
-            acknowledge(n + each, result.id)
-        n += 500
-"""
-
-
-def _produce(place: Place, number: int, way: str) -> tuple[subprocess.Popen[bytes], Path]:
-    out = place.folder / f"acknowledged-{number}-{way}"
-    arguments = [str(place.folder), place.path.stem, str(number * 1_000_000), way, str(out)]
-    env = {**os.environ, "PYTHONPATH": SOURCES}
-    return subprocess.Popen([sys.executable, "-c", PRODUCER, *arguments], env=env), out
-
-
-def _acknowledged(path: Path) -> dict[str, str]:
-    data = path.read_bytes()
-    lines = [data[at : at + LINE].decode().split() for at in range(0, len(data) - LINE + 1, LINE)]
-    return dict(lines)
-
 
 @on_each_engine
 def test_producers_killed_in_mid_append(place: Place) -> None:
     """P1: what was acknowledged is there, once; what was not is there at most once."""
-    module = place.module(BLAMED)
-    chance = random.Random(1)
-    acknowledged: dict[str, str] = {}
-    worker = place.worker(1)
-    for number in range(1, 7):
-        way = "one" if number % 2 else "many"
-        process, out = _produce(place, number, way)
-        eventually(lambda: out.exists() and out.stat().st_size > LINE * 20)  # noqa: B023
-        time.sleep(chance.uniform(0, 0.05))  # when the kill comes is left to chance
-        process.kill()
-        process.wait()
-        acknowledged.update(_acknowledged(out))
-    eventually(place.idle, timeout=60)
-    runs = place.runs("fine")
-    assert set(acknowledged) <= set(runs)
-    assert set(runs.values()) == {1}
-    seen = [record for record in _records(place) if record[1] in acknowledged.values()]
-    assert len(seen) == len(set(seen)) == len(acknowledged)
-    for number in chance.sample(sorted(acknowledged), 50):
-        assert module.app.AsyncResult(acknowledged[number]).get(timeout=5) == int(number)
-    assert worker.stop() == 0
-    place.check()
-
-
-def _records(place: Place) -> list[tuple[int, str]]:
-    engine = place.app.engine
-    ((_, lo, hi),) = engine.bounds(place.app.stream_of("queue", "default"))
-    found = []
-    while lo < hi:
-        page = engine.records(lo, hi, 5000)
-        found += [(r.pos, str(uuid.UUID(bytes=r.id))) for r in page]
-        lo = page[-1].pos + 1 if page else hi
-    return found
+    assert Producers(place, 1).go(lambda kills: kills >= 6) >= 6
 
 
 # At random

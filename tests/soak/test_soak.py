@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tests.crash.kills import Rampage
 from tests.crash.loops import LOOPS
+from tests.crash.producers import Producers
 from tests.worker.support import Place, fresh_url, tree
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "1800"))
@@ -76,6 +77,15 @@ def test_kills_over(kind: str, rounds: Rounds) -> None:
         return loop.kills
 
     rounds.run(f"{kind} work", one, SECONDS / len(LOOPS) / len(ENGINES))
+
+
+def test_producers(rounds: Rounds) -> None:
+    """Producers killed in mid-append; these kills take less time than those of workers."""
+
+    def one(place: Place, seed: int, enough: Enough) -> int:
+        return Producers(place, seed).go(enough)
+
+    rounds.run("producers", one, SECONDS / 4 / len(ENGINES))
 
 
 NOTHING = """
