@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tests.cli.support import run, write_shop
+from tests.cli.support import run, start, write_shop
 
 from respool.errors import DatabaseGone
 from respool.worker.host import farewell
@@ -50,6 +50,23 @@ def test_a_worker_started_either_way_does_the_work(folder, args):
     assert "SUCCESS" in shown
     assert "returned 5" in shown
     assert run("-A", "shop", "check", cwd=folder).returncode == 0
+
+
+def test_lag_tells_of_what_a_dead_worker_has_left(folder):
+    write_shop(folder, SLOW)
+    run("-A", "shop", "call", "wait", "one", cwd=folder)
+    worker = start("-A", "shop", "worker", "-c", "1", cwd=folder)
+    deadline = time.monotonic() + 20
+    while not (folder / "one.started").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    worker.kill()
+    worker.communicate(timeout=20)
+    told = run("-A", "shop", "lag", cwd=folder).stdout
+    assert "shop/default: no worker serves it; start one: respool -A shop worker" in told
+    (folder / "one.go").touch()
+    said = run("-A", "shop", "worker", "-c", "1", "--burst", cwd=folder).stderr
+    assert re.search(r"is dead: took over 1 lease\(s\); it was running call \S+ of task wait\n", said)
 
 
 @pytest.mark.parametrize("pool", ["processes", "solo"])

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .target import Target
 
 _SHOWN = {"scheduled": "sched", "retry": "retry", "dead": "dead", "limited": "limited"}
+_WAITS = ("pending", "returned", "due", "scheduled", "retry", "limited", "leased")  # the last by the dead
 HELD = 10.0  # seconds that others' transactions may hold numbers before it is worth saying
 LOOK = 100_000  # parked records that are looked at to tell which are due
 
@@ -77,7 +78,7 @@ def command(queue: str | None, group: str | None, as_json: bool) -> None:
             note(f"{served}: {waiting}, kept for the first that has them: {tasks}")
         if (stopped := how_held(stream, each)) is not None:
             note(stopped)
-        waits = sum(data[name] for name in ("pending", "returned", "due", "scheduled", "retry", "limited"))
+        waits = sum(data[name] for name in _WAITS)
         if waits and not data["workers"]:
             note(f"{served}: no worker serves it; {how_to_serve(stream, each, target.app)}")
         if len(data["lanes"]) > 1 and any(data["lanes"].values()):
