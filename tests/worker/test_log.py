@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from tests.worker.support import SOURCES, Place, on_each_engine
 
+from respool.delivery.model import Verdict
+from respool.errors import EngineUnavailable
 from respool.worker import telling
 from respool.worker.options import WorkerOptions, encode
 from respool.worker.telling import MOST_RETRIES, Retries, one_line
@@ -213,6 +215,28 @@ def test_unknown_task_is_told_once(place: Place) -> None:
     assert log.count("app t has no task mails.send: its calls are kept for a worker that has it\n") == 1, log
 
 
+def test_what_is_to_be_said_does_not_fail_where_an_id_cannot_be_read(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Else a call that fails while the engine is away would take its process with it."""
+
+    class Away:
+        def records(self, *_: int) -> list[Any]:
+            raise EngineUnavailable("no server")
+
+    class Empty:
+        def records(self, *_: int) -> list[Any]:
+            return []
+
+    away: Any = Away()
+    dead = Verdict(7, "failure", reason="dead", task="rank", note="failed: OSError: away")
+    with caplog.at_level(logging.INFO, "respool.worker"):
+        telling.tell_of_batch(away, Retries(), "rank", [dead], 1)
+    told = "call (of an id that cannot be read now: no server) of task rank is a dead letter: failed: OSError"
+    assert told in caplog.text
+    assert telling.id_at(Empty(), 7) == "(of a record that is gone)"  # type: ignore[arg-type]
+
+
 def test_messages_of_the_apps_own_are_left_as_they_are() -> None:
     out = io.StringIO()
     handler = logging.StreamHandler(out)
@@ -250,6 +274,12 @@ def test_a_storm_of_retries_is_told_in_few_lines(caplog: pytest.LogCaptureFixtur
         assert caplog.messages[-1].startswith("task mail: retry 2 of 3 in 0.5 s: OSError: away; see:")
         retries.end()
         assert len(caplog.records) == MOST_RETRIES + 2, "there was nothing more to say"
+        for _ in range(20):
+            retries.may_tell("rank", 100)
+        retries.end()
+        assert caplog.messages[-1] == "and 1,100 more retries within 0.0 s: rank (1,100)", (
+            "nor those of batches"
+        )
 
 
 PRINTS = """

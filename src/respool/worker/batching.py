@@ -142,7 +142,8 @@ class Batching:
         if isinstance(error, CorruptBody):
             return verdicts.unreadable(row, error, now)
         verdict = verdicts.failed(runner, row, span, error, now, now, random.random())
-        tell_of_batch(self._executor.engine, runner.name, [verdict], 1)
+        ex = self._executor
+        tell_of_batch(ex.engine, ex.caller.retries, runner.name, [verdict], 1)
         return verdict
 
     # Running a lease
@@ -326,7 +327,7 @@ class Batching:
             return [], [], raised  # what it has sent so far, its parts will send
         if calls or dropped:
             _send_with(said, results, members[0].row[0], runner, calls, dropped)
-        tell_of_batch(ex.engine, runner.name, said, len(members))
+        tell_of_batch(ex.engine, ex.caller.retries, runner.name, said, len(members))
         return said, results, raised
 
     def _take_items(

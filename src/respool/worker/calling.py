@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import shlex
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from ..clock import now as wall_clock
 from ..codec import codec_for
 from ..delivery.model import Lease, Verdict
 from ..delivery.spans import Span
-from ..engines import public_id
 from ..errors import (
     BlobLost,
     BlobsUnavailable,
@@ -26,14 +24,14 @@ from ..errors import (
     RecordTooLarge,
     SoftTimeLimitExceeded,
 )
-from ..record import NO_META, Meta, Row, id_text, unpack_meta
+from ..record import NO_META, Meta, Row, unpack_meta
 from ..reference import is_reference
 from . import page as p
 from . import verdicts
 from .large import LargePayloads
 from .run import CurrentRun
 from .services import Arguments, Runner, Service
-from .telling import Retries, one_line
+from .telling import Retries, id_at, one_line
 
 log = logging.getLogger("respool.worker")
 MOST_UNKNOWN = 100  # tasks that are said to be so: names may be anything
@@ -280,7 +278,8 @@ class Caller:
 
     def _id(self) -> str:
         """Return the id of the call that runs, as a shell takes it."""
-        return shlex.quote(id_text(public_id(self.run.record.id)))
+        assert self.run.row is not None
+        return id_at(self.run.engine, self.run.row[0])
 
     def large_result(self, runner: Runner, row: Row, span: Span, encoded: bytes) -> Verdict:
         """Return the verdict on a plain run whose encoded result is to go to the blob store."""

@@ -106,6 +106,11 @@ class CurrentRun:
         return ended
 
     @property
+    def engine(self) -> Engine:
+        """What it settles on."""
+        return self._engine
+
+    @property
     def record(self) -> Record:
         """The record in full, read when first asked for."""
         assert self.row is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import shlex
 import sys
 import time
 from collections import Counter
@@ -98,24 +99,33 @@ def named(engine: Engine, positions: Sequence[int]) -> str:
     return f"a batch of {len(positions):,} {noun}s of {of}, the first of them {id}"
 
 
-def tell_of_batch(engine: Engine, task: str, said: Sequence[Verdict], size: int) -> None:
-    """Say which calls of a batch of `size` failed, or are to be retried."""
+def id_at(engine: Engine, pos: int) -> str:
+    """Return the id of a record, as a shell takes it; where it cannot be had, that. Never raises for it."""
+    try:
+        found = engine.records(pos, pos + 1, 1)
+    except RespoolError as error:
+        return f"(of an id that cannot be read now: {error})"
+    return shlex.quote(id_text(public_id(found[0].id))) if found else "(of a record that is gone)"
+
+
+def tell_of_batch(engine: Engine, retries: Retries, task: str, said: Sequence[Verdict], size: int) -> None:
+    """Say which calls of a batch of `size` failed, or are to be retried; one alone by its id."""
     again = [verdict for verdict in said if verdict.retried]
-    if again:
-        what, note = _some_of(engine, task, again, size), one_line(again[0].note or "")
-        log.info("%s: %s", what, note)
+    if again and retries.may_tell(task, len(again)):
+        log.info("%s: %s", _some_of(engine, task, again, size), one_line(again[0].note or ""))
     dead = [verdict for verdict in said if verdict.reason == "dead"]
-    if len(dead) == 1:
-        log.error("%s is a dead letter: %s", _some_of(engine, task, dead, size), one_line(dead[0].note or ""))
-    elif dead:
-        what, note = _some_of(engine, task, dead, size), one_line(dead[0].note or "")
-        log.error("%s are dead letters: %s; see: respool dead list", what, note)
+    if dead:
+        are = "is a dead letter" if len(dead) == 1 else "are dead letters"
+        hint = "" if len(dead) == 1 else "; see: respool dead list"
+        log.error("%s %s: %s%s", _some_of(engine, task, dead, size), are, one_line(dead[0].note or ""), hint)
 
 
 def _some_of(engine: Engine, task: str, some: Sequence[Verdict], size: int) -> str:
     if len(some) > 1:
         return f"task {task}: {len(some):,} of {size:,} calls of a batch"
-    return named(engine, [some[0].pos]) + (f", one of a batch of {size:,}," if size > 1 else "")
+    return f"call {id_at(engine, some[0].pos)} of task {task}" + (
+        f", one of a batch of {size:,}," if size > 1 else ""
+    )
 
 
 class Retries:
@@ -135,14 +145,20 @@ class Retries:
             number: which retry it is, of `retries` at most (None: no bound). wait: seconds until then.
             note: what it raised. id: reads its id, as a shell takes it; not of one that is only counted.
         """
-        self.look()
-        if self._told >= MOST_RETRIES:
-            self.withheld[task] += 1
+        if not self.may_tell(task, 1):
             return
-        self._told += 1
         of = "" if retries is None else f" of {retries}"
         told = "task %s: retry %d%s in %.3g s: %s; see: respool show %s"
         log.info(told, task, number, of, wait, one_line(note), id())
+
+    def may_tell(self, task: str, calls: int) -> bool:
+        """Say whether there may be one more line within this second; else these are counted."""
+        self.look()
+        if self._told >= MOST_RETRIES:
+            self.withheld[task] += calls
+            return False
+        self._told += 1
+        return True
 
     def look(self) -> None:
         """Once the second is over, say how many others there were within it."""
