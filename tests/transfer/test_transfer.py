@@ -360,7 +360,7 @@ def test_what_runs_is_waited_for_and_may_send(source: Engine, target: Engine) ->
 
 @both_ways
 def test_the_dead_are_taken_over(source: Engine, target: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("respool.transfer.draining.BEAT", 0.02)
+    monkeypatch.setattr("respool.transfer.draining.SETTINGS", {"beat": 0.02, "worker_ttl": 0.2})
     furnish(source)
     main = group_of(source, stream_of(source, "default"))
     worker = source.register(Registration("shop", "gone", "elsewhere", "boot", 1, NOW, {"groups": [main.id]}))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,21 +13,31 @@ from respool.delivery.liveness import BeatObserver
 PATIENCE = 5
 
 
+class Observer:
+    """One who has the same patience with everybody."""
+
+    def __init__(self, patience: int) -> None:
+        self._observer, self._patience = BeatObserver(), patience
+
+    def beat_committed(self, counters: Mapping[int, int]) -> list[int]:
+        return self._observer.beat_committed({w: (beat, self._patience) for w, beat in counters.items()})
+
+
 def test_a_worker_that_beats_lives() -> None:
-    observer = BeatObserver(PATIENCE)
+    observer = Observer(PATIENCE)
     assert [observer.beat_committed({1: beat}) for beat in range(50)] == [[]] * 50
 
 
 @pytest.mark.parametrize("patience", [1, 3, 10])
 def test_a_worker_that_stands_still_is_dead_after_so_many_of_our_beats(patience: int) -> None:
-    observer = BeatObserver(patience)
+    observer = Observer(patience)
     said = [observer.beat_committed({1: 7, 2: beat}) for beat in range(patience + 3)]
     assert said == [[]] * patience + [[1]] * 3
 
 
 def test_a_worker_seen_for_the_first_time_has_all_its_time() -> None:
     """Also one that never beat, and one that has been silent for long before we came."""
-    observer = BeatObserver(PATIENCE)
+    observer = Observer(PATIENCE)
     for beat in range(20):
         observer.beat_committed({1: beat})
     said = [observer.beat_committed({1: beat, 2: 0}) for beat in range(20, 21 + PATIENCE)]
@@ -33,18 +45,25 @@ def test_a_worker_seen_for_the_first_time_has_all_its_time() -> None:
 
 
 def test_a_slow_worker_lives() -> None:
-    observer = BeatObserver(PATIENCE)
+    observer = Observer(PATIENCE)
     assert [observer.beat_committed({1: beat // PATIENCE}) for beat in range(50)] == [[]] * 50
 
 
 def test_a_dead_worker_that_beats_again_lives() -> None:
-    observer = BeatObserver(1)
+    observer = Observer(1)
     said = [observer.beat_committed({1: beat}) for beat in (4, 4, 5, 5)]
     assert said == [[], [1], [], [1]]
 
 
+def test_each_worker_has_the_time_that_is_its_own() -> None:
+    """Another app's settings may allow for a silence that ours would not."""
+    observer = BeatObserver()
+    said = [observer.beat_committed({1: (7, 3), 2: (7, 6), 3: (7, 12)}) for _ in range(10)]
+    assert said == [[]] * 3 + [[1]] * 3 + [[1, 2]] * 4
+
+
 def test_a_number_that_went_is_forgotten() -> None:
-    observer = BeatObserver(2)
+    observer = Observer(2)
     said = [observer.beat_committed(counters) for counters in ({1: 4}, {1: 4}, {}, {1: 4}, {1: 4}, {1: 4})]
     assert said == [[], [], [], [], [], [1]]
 
@@ -57,7 +76,7 @@ def test_after_an_outage_nobody_is_robbed(order: tuple[int, ...]) -> None:
     beats of the first, nobody is taken for dead.
     """
     counters = dict.fromkeys(range(4), 10)
-    observers = {worker: BeatObserver(PATIENCE) for worker in counters}
+    observers = {worker: Observer(PATIENCE) for worker in counters}
 
     def beat(worker: int) -> list[int]:
         counters[worker] += 1
@@ -71,7 +90,7 @@ def test_after_an_outage_nobody_is_robbed(order: tuple[int, ...]) -> None:
 
 
 def test_after_an_outage_the_dead_are_found_still() -> None:
-    observer = BeatObserver(PATIENCE)
+    observer = Observer(PATIENCE)
     for beat in range(10):
         observer.beat_committed({1: beat, 2: beat})
     said = [observer.beat_committed({1: beat, 2: 9}) for beat in range(10, 10 + PATIENCE)]
@@ -81,7 +100,7 @@ def test_after_an_outage_the_dead_are_found_still() -> None:
 @given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), max_size=40), st.integers(1, 6))
 def test_dead_is_who_stood_still_so_long(history: list[list[bool]], patience: int) -> None:
     """Beside the naive rule: the last `patience` + 1 readings are alike."""
-    observer = BeatObserver(patience)
+    observer = Observer(patience)
     counters, seen = [0, 0, 0], [[], [], []]  # type: tuple[list[int], list[list[int]]]
     for beats in history:
         for worker, beat in enumerate(beats):

@@ -586,7 +586,7 @@ def test_h4_worker_that_just_starts_is_not_taken_for_dead(app: App) -> None:
     engine.bell  # noqa: B018 - makes the folder
     worker = engine.register(Registration("t", "new", "here", "boot", os.getpid(), 0.0, {}))
     path = Path(engine.run_folder) / f"worker-{worker}"
-    watch = Watch(engine, "boot", 3, {})
+    watch = Watch(engine, "boot", {"beat": 1.0, "worker_ttl": 3.0}, {})
     stop = threading.Event()
     problems: list[object] = []
 

@@ -11,12 +11,12 @@ from ..clock import now as wall_clock
 from ..delivery.spans import count
 from ..engines.base import Engine, Registration
 from ..errors import EngineUnavailable
+from ..worker import rules
 from ..worker.host import boot_id, pid_space
 from ..worker.takeover import Watch
 from .copying import Tell
 
-BEAT = 1.0  # seconds
-PATIENCE = 10  # beats of ours in which another's counter stands still, after which it is dead
+SETTINGS = {"beat": 1.0, "worker_ttl": 10.0}  # seconds
 LOOK = 0.2  # seconds between looks where nobody rings
 
 
@@ -37,7 +37,7 @@ def drain(engine: Engine, wait: float, tell: Tell) -> None:
     if not held:
         return
     deadline = time.monotonic() + wait
-    watch = Watch(engine, boot_id(), PATIENCE, {})
+    watch = Watch(engine, boot_id(), SETTINGS, {})
     worker, beat_at = _register(engine), 0.0
     try:
         with engine.waiter(None) as sleeper:
@@ -45,7 +45,7 @@ def drain(engine: Engine, wait: float, tell: Tell) -> None:
                 sleeper.prepare()
                 now = time.monotonic()
                 if now >= beat_at:
-                    beat_at = now + BEAT
+                    beat_at = now + SETTINGS["beat"]
                     if engine.beat(worker, False, _info(), synced=False) is None:
                         worker = _register(engine)
                     watch.look(worker, beaten=True)
@@ -68,7 +68,7 @@ def _register(engine: Engine) -> int:
 
 
 def _info() -> dict[str, Any]:
-    return {"groups": [], "pids": pid_space(), "pool": "transfer"}
+    return {"groups": [], "pids": pid_space(), "pool": "transfer", **rules.told(SETTINGS, {})}
 
 
 def _held(engine: Engine) -> dict[int, int]:

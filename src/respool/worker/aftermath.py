@@ -22,7 +22,7 @@ from .telling import named
 
 log = logging.getLogger("respool.worker")
 
-DEFAULT_DELIVERIES = 3
+DEFAULT = (3, False)  # of a task of which nothing is known
 ANY_TASK = ""  # in a subscription, whatever the event's type
 Deliveries = Mapping[int, Mapping[str, tuple[int, bool]]]
 """By group and task: how many runs may end with the death of their process, and whether a dead letter holds
@@ -128,7 +128,7 @@ class Aftermath:
 
     def _allowed(self, group: int, task: str) -> tuple[int, bool]:
         allowed = self._deliveries.get(group, {})
-        return allowed.get(task, allowed.get(ANY_TASK, (DEFAULT_DELIVERIES, False)))
+        return allowed.get(task, allowed.get(ANY_TASK, DEFAULT))
 
     def time_limit(self, seen: Snapshot, positions: Sequence[int], seconds: float) -> None:
         """Fail a record whose process we killed at its time limit; only that record fails.

@@ -42,6 +42,7 @@ from .host import (
 from .housekeeping import keep_house
 from .options import EXIT_LATE, WorkerOptions
 from .retaining import Retainer
+from .rules import told
 from .services import Service
 from .sweeping import Sweeper
 from .takeover import Watch, new_file
@@ -58,14 +59,14 @@ class Solo:
         self.name = options.name or f"{platform.node()}-{os.getpid()}"
         refuse_moved(self.engine, waits=not options.burst)
         self.deliveries = {service.group.id: service.deliveries for service in served}
+        self._told = told(app.settings, self.deliveries)  # for whoever finds us dead
         registration = Registration(
             app.name, self.name, socket.gethostname(), boot_id(), os.getpid(), wall_clock(), self._info(None)
         )
         self.worker = self.engine.register(registration)
         self.file = new_file(self.engine, self.worker, 1)
         self.slot = self.file.slot(0)
-        patience = max(3, round(app.settings["worker_ttl"] / app.settings["beat"]))
-        self._watch = Watch(self.engine, boot_id(), patience, self.deliveries)
+        self._watch = Watch(self.engine, boot_id(), app.settings, self.deliveries)
         store = app.payloads.store
         self._sweeper = None if store is None else Sweeper(lambda: nullcontext(self.engine), store)
         self._retainer = Retainer()
@@ -222,6 +223,7 @@ class Solo:
             "pool": "solo",
             "concurrency": 1,
             "version": version(),
+            **self._told,
         }
 
     # Host

@@ -44,6 +44,7 @@ from .outage import Outage
 from .page import WorkerFile
 from .process import ChildProcess
 from .replacing import Replacements
+from .rules import told
 from .sweeping import Sweeper
 from .takeover import Watch, new_file
 from .telling import named
@@ -79,6 +80,7 @@ class Supervisor:
         self._draining = False
         self._cold = False  # nothing is waited for any more
         self._deadline_to_kill: float | None = None
+        self._told: dict[str, Any] = {}  # for whoever finds us dead
         self._dirty = True
         self._synced = -1
         self._outage = Outage()
@@ -154,6 +156,7 @@ class Supervisor:
 
     def _open(self, hello: Hello) -> None:
         self.hello = hello
+        self._told = told(hello.settings, dict(hello.deliveries))
         self._left_over = True
         location = parse_url(hello.url)
         timeout = hello.settings["append_timeout"]
@@ -170,10 +173,9 @@ class Supervisor:
         self._attendant = Attendant(self.engine, self.worker)
         self._file = new_file(self.engine, self.worker, self.count)
         self._slots = [self._file.slot(index) for index in range(self.count)]
-        patience = max(3, round(hello.settings["worker_ttl"] / hello.settings["beat"]))
         # It writes only where a worker died, right after a beat of ours: there is hardly ever a lock. But a
         # takeover that gives up half-way loses the dead one's last words.
-        self._watch = Watch(self._patient, boot_id(), patience, dict(hello.deliveries))
+        self._watch = Watch(self._patient, boot_id(), hello.settings, dict(hello.deliveries))
         self._house = House(
             self.engine, self.groups, dict(hello.dead_ttls), self._file, self._make_sweeper(location)
         )
@@ -391,6 +393,7 @@ class Supervisor:
             "pool": self.options.pool,
             "concurrency": self.count,
             "version": version(),
+            **self._told,
         }
 
     # Watching

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..delivery.death import Cause
 from ..delivery.liveness import BeatObserver
 from ..engines.base import Engine, Worker
 from .aftermath import Aftermath, Deliveries
 from .page import WorkerFile
+from .rules import LEAST_PATIENCE, deliveries_of, patience
 from .telling import named
 
 log = logging.getLogger("respool.worker")
 
 MOST_NAMED = 4  # calls that a dead worker was running
-LOOK_EVERY = 3
+LOOK_EVERY = LEAST_PATIENCE
 """Beats of ours, no more than the least patience, between looks at others' where each is a round trip.
 
 Locks are tried at each.
@@ -36,11 +39,17 @@ def new_file(engine: Engine, worker: int, children: int) -> WorkerFile:
 
 
 class Watch:
-    """Looks for dead workers and clears up after them."""
+    """Looks for dead workers and clears up after them.
 
-    def __init__(self, engine: Engine, boot: str, patience: int, deliveries: Deliveries) -> None:
-        self._engine, self._boot, self._deliveries = engine, boot, deliveries
-        self._observer = BeatObserver(patience)
+    Each is judged by what its row says; `settings` and `deliveries`, ours, are for one that does not say it.
+    """
+
+    def __init__(
+        self, engine: Engine, boot: str, settings: Mapping[str, Any], deliveries: Deliveries
+    ) -> None:
+        self._engine, self._boot = engine, boot
+        self._settings, self._deliveries = settings, deliveries
+        self._observer = BeatObserver()
         self._every = LOOK_EVERY if engine.capabilities.many_hosts else 1
         self._looks = 0
         self._others: list[Worker] = []
@@ -54,7 +63,10 @@ class Watch:
         self._looks += 1
         if fresh:
             self._others = [worker for worker in self._engine.workers() if worker.id != own]
-        silent = self._observer.beat_committed({w.id: w.beat for w in self._others}) if beaten else []
+        silent = []
+        if beaten:
+            seen = {w.id: (w.beat, patience(w, self._settings)) for w in self._others}
+            silent = self._observer.beat_committed(seen)
         if not fresh:
             silent = []  # they may have beaten since
         return sum(self._take_over(worker, worker.id in silent) for worker in self._others)
@@ -65,22 +77,42 @@ class Watch:
             return self._seize(worker, path)
         if not silent:
             return False
-        left = Aftermath(self._engine, worker.id, self._deliveries).of_stranger(_cause(worker))
+        left = self._aftermath(worker).of_stranger(_cause(worker))
         log.warning("worker %s was silent for too long: %d lease(s) go back", worker.name, left)
         self._engine.drop_worker(worker.id)
+        self._remove_left(path)
         return True
+
+    def _remove_left(self, path: Path) -> None:
+        """Remove what a worker has left on this host; after a reboot, what it says may be old.
+
+        Not where processes of it hold it still, which may be stopped, or of another container.
+        """
+        try:
+            file = self._open(path)
+        except FileNotFoundError:
+            return  # it was of another host
+        file.close(remove=file.seize())
+
+    def _open(self, path: Path) -> WorkerFile:
+        return WorkerFile(path, 0, private=self._engine.capabilities.many_hosts)
+
+    def _aftermath(self, worker: Worker) -> Aftermath:
+        said = deliveries_of(worker)
+        return Aftermath(self._engine, worker.id, self._deliveries if said is None else said)
 
     def _seize(self, worker: Worker, path: Path) -> bool:
         try:
-            file = WorkerFile(path, 0)
+            file = self._open(path)
         except FileNotFoundError:
             return False  # another worker was faster
         if not file.seize():
             file.close()
             return False
+        cleared = False
         try:
-            aftermath = Aftermath(self._engine, worker.id, self._deliveries)
             worker = next((each for each in self._engine.workers() if each.id == worker.id), worker)
+            aftermath = self._aftermath(worker)
             left, ran = 0, list[str]()
             for child in range(file.children):
                 seen = file.slot(child).last_words()
@@ -89,8 +121,9 @@ class Watch:
                 left += aftermath.of_child(child, seen, _cause(worker), "its worker was killed")
             left += aftermath.of_stranger(Cause.ORDERED)  # claimed, and not begun
             self._engine.drop_worker(worker.id)
+            cleared = True
         finally:
-            file.close(remove=True)
+            file.close(remove=cleared)  # else what it says is needed when we come again
         running = f"; it was running {', '.join(ran)}" if ran else ""
         log.warning("worker %s is dead: took over %d lease(s)%s", worker.name, left, running)
         return True
