@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from respool.delivery.model import MAX_LEASE
-from respool.delivery.sizing import LARGEST, TARGET, LeaseSizer
+from respool.delivery.sizing import LARGEST, ROOM, TARGET, LeaseSizer
 
 took = st.floats(0, 1e4)
 
@@ -63,6 +63,18 @@ def test_slower_counts_at_once_and_faster_by_and_by() -> None:
     for _ in range(40):
         sizer.ran(sizer.want, sizer.want * 0.0001)
     assert sizer.want * 0.0001 > TARGET / 2
+
+
+def test_a_lease_has_room_for_so_many_bytes() -> None:
+    """All bodies of a lease are in memory at a time (P10)."""
+    sizer = steady(1e-9)
+    sizer.weighed([1 << 20, 1 << 20])
+    assert sizer.want == ROOM >> 20
+    sizer.ran(sizer.want, 0.0)
+    assert sizer.want == ROOM >> 20
+    sizer.weighed([10, 30])
+    sizer.ran(sizer.want, 0.0)
+    assert sizer.want > ROOM >> 20
 
 
 def test_nothing_run_teaches_nothing() -> None:

@@ -77,6 +77,22 @@ def stuck(items):
 def once_only(items):
     note("batch", "once_only", len(items))
     die()
+
+
+def dies_of(n):
+    if n == 3 and IN_WORKER:
+        die()
+    return str(n % 2)
+
+
+@app.task(batch=8, batch_key=dies_of, max_deliveries=2)
+def keyed(items):
+    return items
+
+
+@app.task(max_concurrency=100, limit_key=dies_of, acks_late=False)
+def limited(n):
+    return n
 """
 
 
@@ -249,6 +265,18 @@ def test_h7_a_batch_that_may_run_once_is_buried_whole(place: Place) -> None:
     values = list(results.iterate(30, propagate=False))
     assert all(isinstance(value, WorkerLost) for value in values)
     assert batches(place, "once_only") == [8]
+
+
+@pytest.mark.parametrize("name", ["keyed", "limited"])
+def test_p6_a_process_that_dies_of_a_call_that_was_not_begun(place: Place, name: str) -> None:
+    """Its batch, or its limit, was asked for: what was claimed is looked at singly, and one is buried."""
+    module = place.module(CODE)
+    results = getattr(module, name).delay_many(range(8))
+    place.worker(1)
+    values = list(results.iterate(30, propagate=False))
+    assert isinstance(values[3], WorkerLost)
+    assert [v for n, v in enumerate(values) if n != 3] == [n for n in range(8) if n != 3]
+    place.check()
 
 
 # Shared memory

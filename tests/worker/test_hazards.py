@@ -70,6 +70,7 @@ from respool.running import current_run
 from respool.sending import new_row
 from respool.worker import executor as executor_module
 from respool.worker import page as p
+from respool.worker import run as run_module
 from respool.worker import supervisor as supervisor_module
 from respool.worker.aftermath import Aftermath
 from respool.worker.attending import Attendant, lower_bound
@@ -387,6 +388,30 @@ def test_attendant_looks_at_a_few_words_where_there_is_nothing_to_do(monkeypatch
     assert looked(3, 10, 1), "the rest goes back"
     assert looked(3, 3, 3), "two are finished, of another lease than that settled last"
     assert not looked(3, 3, 0)
+
+
+class Torn:
+    """A buffer that is emptied, and written anew, while somebody reads it."""
+
+    def __init__(self, slot: Slot) -> None:
+        self.slot = slot
+
+    def __getitem__(self, key: Any) -> bytes:
+        self.slot.forget_verdicts()
+        return b"\xc1" * 100  # which is nothing that was ever packed
+
+
+def test_h2_what_is_written_anew_while_it_is_read_is_nothing_that_was_said() -> None:
+    """The supervisor reads while the child writes; it takes nothing in that is not of one moment."""
+    slot = FakeSlot()
+    slot.claimed(1, 1, [10, 11, 12], 0.0)
+    slot.words[p.STARTED], slot.words[p.FINISHED] = 3, 2
+    slot.add_result(10, b"x")
+    seen = slot.snapshot()
+    assert seen is not None
+    assert seen.results == [(10, b"x")]
+    slot._buffer = Torn(slot)  # type: ignore[assignment]
+    assert slot.snapshot() is None
 
 
 def test_attendant_that_comes_too_late_refuses_nothing(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -832,8 +857,8 @@ def test_h8_past_ten_thousand_calls_or_16_mib_they_leave_early(tmp_path: Path, c
 
         @app.task
         def task(n: int) -> None:
-            for call in range(calls + 1):
-                if call >= calls - 1:
+            for call in range(calls + 2):
+                if call >= calls:
                     ((_, lo, hi),) = app.engine.bounds(service.stream)
                     seen.append(hi - lo)
                 made.delay("x" * size)
@@ -844,7 +869,7 @@ def test_h8_past_ten_thousand_calls_or_16_mib_they_leave_early(tmp_path: Path, c
         current_run.set(executor.run)
         executor.run_lease(service, lease)
         executor.close()
-        assert seen == [1, 1 + calls], "all at once, with the one that is too many"
+        assert seen == [1, 1 + calls], "all at once, before the one that is too many"
 
 
 def test_h8_a_run_that_lost_its_lease_sends_nothing_early(app: App) -> None:
@@ -898,6 +923,85 @@ def test_h11_a_storm_of_retries_does_not_stop_new_work(place: Place) -> None:
     place.touch("calm")
     eventually(place.idle)
     assert worker.stop() == 0
+
+
+def test_h7_what_was_not_charged_is_not_given_back(app: App) -> None:
+    """A call that is due later was never begun: else its one run would come free, and another be allowed."""
+
+    @app.task(max_deliveries=1)
+    def task(n: int) -> None: ...
+
+    task.apply_async((1,), countdown=100)
+    executor, service = _executor_of(app, FakeSlot())
+    settlement = executor.run_lease(service, _lease(executor, service))
+    (verdict,) = settlement.verdicts
+    assert (verdict.reason, verdict.charge) == ("scheduled", 0)
+
+
+# P4
+
+
+@pytest.mark.parametrize("hold", [0.0, None])
+def test_p4_a_call_that_cannot_leave_early_leaves_with_its_run(
+    app: App, monkeypatch: pytest.MonkeyPatch, hold: float | None
+) -> None:
+    """It was taken over: `delay()` says nothing else, or the run would make it again."""
+    ran: list[int] = []
+
+    @app.task
+    def made(n: int) -> None:
+        ran.append(n)
+
+    @app.task
+    def task(n: int) -> None:
+        made.delay(n)
+
+    task.delay(1)
+    executor, _ = _executor_of(app, FakeSlot(), hold)
+    current_run.set(executor.run)
+
+    def away(*_: Any) -> None:
+        raise EngineUnavailable("out of reach; nothing was sent")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(executor.engine, "append_rows", away)
+        executor.work()
+    executor.work()
+    executor.close()
+    assert ran == [1]
+
+
+def test_p10_an_outbox_that_is_full_takes_no_more(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it can be emptied nowhere, a call is refused, and only that one is not sent."""
+    monkeypatch.setattr(run_module, "MANY_CALLS", 3)
+    ran: list[int] = []
+    refused: list[int] = []
+
+    @app.task
+    def made(n: int) -> None:
+        ran.append(n)
+
+    @app.task
+    def task(n: int) -> None:
+        for each in range(n):
+            try:
+                made.delay(each)
+            except Refused:
+                refused.append(each)
+
+    task.delay(5)
+    executor, _ = _executor_of(app, FakeSlot())
+    current_run.set(executor.run)
+
+    def away(*_: Any) -> None:
+        raise AppendUnknown("the connection broke")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(executor.engine, "append_rows", away)
+        executor.work()
+    executor.work()
+    executor.close()
+    assert (ran, refused) == ([0, 1, 2], [3, 4])
 
 
 # H17

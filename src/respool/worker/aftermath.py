@@ -118,6 +118,9 @@ class Aftermath:
     def _suspects(self, group: int, seen: Snapshot, how: str) -> list[Suspect]:
         task = self._task_of(seen.running[0])  # those of a batch are calls of one task
         most, holds = self._allowed(group, task)
+        if seen.looking:  # none of them was run: not even one that may run only once is at its end
+            most = max(most, 2)
+            how = f"{how} while it looked for batches or limits of calls"
         error = encode_error(WorkerLost(f"{how} while it ran {task or 'this call'}"), worker=self._name)
         began = wall_clock() - max(boottime_ns() / 1e9 - seen.began, 0.0)
         return [Suspect(pos, task, most, how, error, began, holds) for pos in seen.running]

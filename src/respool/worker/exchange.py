@@ -153,12 +153,15 @@ class Exchange:
         """Read the records of a lease, and return what may start of it now."""
         ex = self._executor
         ex.rows = ex.engine.rows(lease.spans)
+        ex.sizers[service.group.id].weighed([len(row[2]) for row in ex.rows[:: len(ex.rows) // 8 + 1]])
         ex.skip = frozenset()
         if service.choice is not None:
             ex.skip = service.choice.left_out(ex.engine, lease.spans, ex.rows)
         ex.limited = []
         if service.stormy:
             ex.rows, ex.limited = ex.storms.part(service, ex.rows)
+        if service.batch or (service.limiter is not None and service.limiter.keyed):
+            ex.slot.looks_at(lease.id, service.group.id, [row[0] for row in ex.rows], now)
         if service.limiter is not None:
             lease = self._admit(service, lease, now)
         if service.batch and lease.spans:

@@ -49,7 +49,8 @@ class LeaseRun:
             *self._held
         }  # keys of which nothing is left in the lease: a settlement has blocked that
         self.full = False  # the last run's outcome found no room in shared memory
-        self.at_once = False  # the last run is to be settled before the next begins (H7)
+        self.at_once = False  # the last run is to be settled before the next begins (H7) …
+        self._charged = False  # … and was charged with its only delivery
         self._wall, self.began = wall_clock(), boottime_ns()
 
     # One record
@@ -78,13 +79,14 @@ class LeaseRun:
         """Charge a record with its only delivery before it runs; False where the lease is lost."""
         executor, lease = self._executor, self._lease
         executor.forget_lease()
-        return bool(
+        self._charged = bool(
             executor.transact(
                 Reads(self._service.group.id, (lease.id,)),
                 lambda view, change: charge_before(view, change, lease.id, executor.worker, [pos]),
                 synced=True,
             )
         )
+        return self._charged
 
     def keep(self, runner: Runner | None, row: Row, verdict: Verdict, count: int) -> bool:
         """Keep what became of a run until it is settled; `count` were run with it.
@@ -100,8 +102,8 @@ class LeaseRun:
             if became is Did.COMMIT:
                 return True
             verdict = became
-        if self.at_once and verdict.reason is not None and runner is not None:
-            verdict.charge = -1  # it was charged before its run, and the run has ended (H7)
+        if self._charged and verdict.reason is not None:
+            verdict.charge = -1  # the run has ended (H7)
         self._verdicts.append(verdict)
         self.full = not self._executor.slot.add(verdict)
         if not self.full:

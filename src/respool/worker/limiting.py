@@ -51,6 +51,11 @@ class Limiter:
         """All limits there are."""
         return [*self._by_task.values(), *([self._queue] if self._queue is not None else [])]
 
+    @property
+    def keyed(self) -> bool:
+        """Whether a function of the user's says whose limit a call is under."""
+        return any(rule.key is not None for rule in self._by_task.values())
+
     def most_new(self, group: int) -> int:
         """Return how many new records may be claimed: none where the cap on those that wait is reached."""
         now = time.monotonic()

@@ -16,11 +16,13 @@ import os
 import stat
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
 
+from ..clock import boottime_ns
 from ..delivery.model import MAX_LEASE, Verdict
 from ..errors import ConfigError
 
@@ -49,6 +51,7 @@ USER = 18  # 1 while the code of a record with limits runs
 SETTLED = 19  # how many records of the lease the child has settled itself
 LEASES = 20  # leases counted so far in this slot, those of dead children too: no id is used twice
 TOGETHER = 21  # while a batch runs: one past the last record of what is run at once, from FINISHED on; else 0
+LOOKING = 22  # 1 while what was claimed is not run yet, and a user's code says its batch, or its limit
 _WORDS = 32
 NO_BOUND = (1 << 64) - 1
 
@@ -82,12 +85,12 @@ class Snapshot:
     rows: list[int]
     started: int
     finished: int
-    verdicts: list[Verdict] = field(default_factory=list)
-    results: list[tuple[int, bytes]] = field(default_factory=list)
+    endings: bytes = b""  # how finished runs ended, as it stands in the buffer
     began: float = 0.0  # boottime of the running record's start
     lease_began: float = 0.0
     settled: int = 0
     together: int = 0
+    looking: bool = False  # they are not run yet
 
     @property
     def running(self) -> list[int]:
@@ -103,6 +106,38 @@ class Snapshot:
     def through(self) -> list[int]:
         """The positions that were run to their end."""
         return self.rows[: self.finished]
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """What became of the finished records of which there is more to say than that they are done."""
+        return self._ended[0]
+
+    @property
+    def results(self) -> list[tuple[int, bytes]]:
+        """What finished runs returned, by position."""
+        return self._ended[1]
+
+    @cached_property
+    def _ended(self) -> tuple[list[Verdict], list[tuple[int, bytes]]]:
+        """Read how finished runs ended; a run whose end was just being written counts as unfinished."""
+        verdicts: list[Verdict] = []
+        results: list[tuple[int, bytes]] = []
+        through, start, endings = set(self.through), 0, self.endings
+        while start + _ENTRY_BYTES <= len(endings):
+            pos, size = _ENTRY.unpack_from(endings, start)
+            start += _ENTRY_BYTES
+            data = endings[start : start + size]
+            start += size
+            if pos == _VERDICT:
+                verdict = _unpack(data)
+                if verdict.pos in through:
+                    verdicts.append(verdict)
+            elif pos == _RESULTS:
+                results += [result for result in _unpack_results(data) if result[0] in through]
+            elif pos in through:
+                results.append((pos, data))
+        results.sort()  # a batch may have been of records that do not stand side by side
+        return verdicts, results
 
 
 def _open_new(path: Path, private: bool) -> int:
@@ -261,7 +296,7 @@ class Slot:
         words = self.words
         words[SEQ] += 1
         words[STARTED] = words[FINISHED] = words[SETTLED] = words[BUFFER] = 0
-        words[SOFT_AT] = words[HARD_AT] = words[SOFT_FOR] = words[TOGETHER] = 0
+        words[SOFT_AT] = words[HARD_AT] = words[SOFT_FOR] = words[TOGETHER] = words[LOOKING] = 0
         words[BOUND] = 0 if words[STOP] else NO_BOUND
         for index, pos in enumerate(rows):
             self._rows[index] = pos
@@ -270,6 +305,16 @@ class Slot:
         words[LEASE_BEGAN] = int(began * 1e6)
         words[LEASE] = lease
         words[SEQ] += 1
+
+    def looks_at(self, lease: int, group: int, rows: Sequence[int], began: float) -> None:
+        """Say that code of the user's is asked about these, before it is known in which order they run.
+
+        It may end the process, and nobody knows at which of them: they count as run together.
+        """
+        self.claimed(lease, group, rows, began)
+        words = self.words
+        words[LOOKING], words[BEGAN] = 1, boottime_ns()
+        words[TOGETHER] = words[STARTED] = len(rows)
 
     def settled(self) -> None:
         """Say that nothing is claimed any more."""
@@ -324,8 +369,10 @@ class Slot:
             lease_began=words[LEASE_BEGAN] / 1e6,
             settled=words[SETTLED],
             together=together,
+            looking=bool(words[LOOKING]),
+            # Copied, and read only once it is known to be of one moment: the child writes on meanwhile.
+            endings=bytes(self._buffer[: min(words[BUFFER], BUFFER_BYTES)]),
         )
-        self._read_buffer(seen, min(words[BUFFER], BUFFER_BYTES))
         return seen if words[SEQ] == seq else None
 
     def last_words(self) -> Snapshot | None:
@@ -334,21 +381,3 @@ class Slot:
             # It was between two leases: what it had run was settled, what it claimed was not begun.
             return None
         return self.snapshot()
-
-    def _read_buffer(self, seen: Snapshot, length: int) -> None:
-        """Take in how finished runs ended; a run whose end is just being written counts as unfinished."""
-        through, start = set(seen.through), 0
-        while start + _ENTRY.size <= length:
-            pos, size = _ENTRY.unpack_from(self._buffer, start)
-            start += _ENTRY.size
-            data = bytes(self._buffer[start : start + size])
-            start += size
-            if pos == _VERDICT:
-                verdict = _unpack(data)
-                if verdict.pos in through:
-                    seen.verdicts.append(verdict)
-            elif pos == _RESULTS:
-                seen.results += [result for result in _unpack_results(data) if result[0] in through]
-            elif pos in through:
-                seen.results.append((pos, data))
-        seen.results.sort()  # a batch may have been of records that do not stand side by side

@@ -17,7 +17,7 @@ from ..delivery.model import MIDDLE, Change, NewCall, View
 from ..delivery.spans import Span, ranges_of
 from ..engines import public_id, stored_id
 from ..engines.base import Engine, LeaseLost, Reads, Record, Work
-from ..errors import ConfigError, IdConflict, Refused, RespoolError
+from ..errors import AppendUnknown, ConfigError, EngineUnavailable, IdConflict, Refused, RespoolError
 from ..keys import key_hash
 from ..producer import MAX_TOGETHER
 from ..record import Id, Meta, Row, derived_id, id_text, offset_of
@@ -239,6 +239,8 @@ class CurrentRun:
             if self.row is None:
                 raise Refused("the run that made this call has ended; nothing was sent")
             self.used = True
+            if len(self._calls) >= MANY_CALLS or self._bytes >= MANY_BYTES:
+                self._make_room(task)
             call = self._call(log, task, body, meta, id, namespace)
             if not self.service.sends:
                 self.dropped += 1
@@ -252,10 +254,26 @@ class CurrentRun:
             if hold is not None and self._sends_at is None:
                 self._sends_at = time.monotonic() + hold
                 self._watch()
-            too_many = len(self._calls) >= MANY_CALLS or self._bytes >= MANY_BYTES
-            if too_many or (self._is_time() and self.work is None):
-                self.flush()
+            if self._is_time() and self.work is None:
+                self._flush_in_time()
             return public_id(call.id)
+
+    def _make_room(self, task: str) -> None:
+        """Send what fills the outbox, before another call comes. Raises: Refused, where it stays full."""
+        try:
+            self.flush()
+        except AppendUnknown as error:
+            raise EngineUnavailable(
+                f"{task}: the outbox of its run is full: {error}; nothing was sent"
+            ) from error
+
+    def _flush_in_time(self) -> None:
+        """Send what has waited for long enough; where that cannot be, it leaves with the settlement."""
+        try:
+            self.flush()
+        except RespoolError as error:
+            log.warning("calls wait for the end of their run: %s", error)
+            self._sends_at = None  # the next call begins another wait
 
     def call_now(
         self, log: int, task: str, body: bytes, meta: Meta, id: Id | None, namespace: str
