@@ -12,6 +12,10 @@ from bench.cases.common import Sizes
 Round = Mapping[str, Mapping[str, Any]]  # step: figure: value; a step that failed is not there
 
 
+def number(value: float) -> str:
+    return f"{value:.0f}"
+
+
 def rate(value: float) -> str:
     return f"{value:,.0f}/s"
 
@@ -128,6 +132,7 @@ def postgres_rows(sizes: Sizes) -> list[Row]:
             against=("old_transaction.without_rate",),
         ),
         Row("ten idle workers: transactions", "idle_queries.queries_per_s", rate, 20, at_most=True),
+        Row("  open transactions", "idle_queries.open_transactions", number, 0, at_most=True),
         Row("Procrastinate: drain", peer + "drain_per_s", rate),
         Row("  calls sent one by one", peer + "enqueue_per_s", rate),
     ]
@@ -255,7 +260,7 @@ def lines(
             }
             if row.asked is not None:
                 line["reached"] = median <= row.asked if row.at_most else median >= row.asked
-                line["part"] = median / row.asked
+                line["part"] = median / row.asked if row.asked else float("inf")
         out.append(line)
     return out
 

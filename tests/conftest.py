@@ -27,7 +27,7 @@ settings.register_profile(
 )
 settings.load_profile("soak" if os.environ.get("SOAK") else "ci" if os.environ.get("CI") else "dev")
 
-_SERVERS = ("postgres", "kafka", "newest", "pgbouncer", "server")
+_SERVERS = ("postgres", "kafka", "newest", "oldest", "pgbouncer", "server")
 """How fixtures begin that start a server, and parameters that name one."""
 
 
@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("server")
 
 
-_OF_SERVERS = ("database", "session_database", "session_newest", "session_pooled")
+_OF_SERVERS = ("database", "session_database", "session_newest", "session_oldest", "session_pooled")
 
 
 def _texts(item: pytest.Item) -> Iterator[str]:

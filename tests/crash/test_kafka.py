@@ -24,6 +24,9 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 from tests.crash.kills import Rampage
 from tests.crash.test_kills import test_kill_at_a_stage as kill_at_a_stage
+from tests.crash.test_kills import test_kill_at_a_stage_of_a_batch as kill_at_a_stage_of_a_batch
+from tests.crash.test_kills import test_producers_killed_in_mid_append as producers_killed_in_mid_append
+from tests.crash.test_kills import test_three_deaths_of_a_whole_worker_bury_no_innocents as three_deaths
 from tests.services.kafka import KafkaServer, cluster
 from tests.worker.support import Place, eventually
 
@@ -86,6 +89,22 @@ if IN_WORKER:
 )
 def test_kill_at_a_stage(place: Place, stage: str, victim: str) -> None:
     kill_at_a_stage(place, stage, victim)
+
+
+@on_kafka
+@pytest.mark.parametrize(("stage", "victim"), [("part", "supervisor"), ("kept", "group")])
+def test_kill_at_a_stage_of_a_batch(place: Place, stage: str, victim: str) -> None:
+    kill_at_a_stage_of_a_batch(place, stage, victim)
+
+
+@on_kafka
+def test_three_deaths_of_a_whole_worker_bury_no_innocents(place: Place) -> None:
+    three_deaths(place)
+
+
+@on_kafka
+def test_producers_killed_in_mid_append(place: Place) -> None:
+    producers_killed_in_mid_append(place)
 
 
 @on_kafka

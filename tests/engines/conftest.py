@@ -15,6 +15,7 @@ import pytest
 from tests.engines.kits import KITS, EngineKit
 from tests.services.fixtures import kafka as kafka
 from tests.services.fixtures import newest_postgres as newest_postgres
+from tests.services.fixtures import oldest_postgres as oldest_postgres
 from tests.services.fixtures import pgbouncer as pgbouncer
 from tests.services.fixtures import postgres as postgres
 from tests.services.fixtures import services_run as services_run
@@ -33,6 +34,12 @@ def session_database(postgres: PostgresAddress) -> Iterator[str]:
 def session_newest(newest_postgres: PostgresAddress) -> Iterator[str]:
     """Yield the URL of a database on the newest PostgreSQL."""
     yield from _database(newest_postgres)
+
+
+@pytest.fixture(scope="session")
+def session_oldest(oldest_postgres: PostgresAddress) -> Iterator[str]:
+    """Yield the URL of a database on the oldest PostgreSQL that is supported."""
+    yield from _database(oldest_postgres)
 
 
 @pytest.fixture(scope="session")

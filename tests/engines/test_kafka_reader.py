@@ -53,6 +53,33 @@ def assigned(reader: Reader) -> int:
     return len(reader._consumer.assignment())
 
 
+def test_what_makes_reading_fast_is_set(
+    engine: Any, log: int, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """K6: the driver's own settings read a third as fast, and hear of nothing for a second now and then.
+
+    And what is safe (K1, K2): no jump to another offset, no record of a transaction that is open, each end.
+    """
+    said: list[dict[str, Any]] = []
+    made = engine.cluster.made
+    monkeypatch.setattr(
+        engine.cluster, "made", lambda client, **more: (said.append(more), made(client, **more))[1]
+    )
+    with_own = Reader(engine.cluster)
+    fill(engine, log, 3000)
+    began = time.monotonic()
+    for lo in range(0, 3000, 5):  # small ones: each would wait for more, or for its time
+        assert len(offsets(with_own, place, lo, lo + 5)) == 5
+    assert time.monotonic() - began < 10
+    with_own.close()
+    (reads,) = said
+    assert reads.items() >= {
+        "fetch.queue.backoff.ms": 1, "fetch.message.max.bytes": 262144, "queued.min.messages": 1000,
+        "fetch.wait.max.ms": 10, "enable.partition.eof": True, "auto.offset.reset": "error",
+        "isolation.level": "read_committed", "enable.auto.commit": False,
+    }.items()  # fmt: skip
+
+
 def test_who_reads_slowly_and_has_plenty_at_hand_asks_no_broker(
     engine: Any, log: int, place: Place, reader: Reader
 ) -> None:

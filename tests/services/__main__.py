@@ -8,14 +8,14 @@ import sys
 from contextlib import ExitStack
 from typing import NoReturn
 
-from tests.services import newest
 from tests.services.install import prepare
 from tests.services.kafka import KafkaServer
 from tests.services.pgbouncer import PgBouncer
 from tests.services.postgres import PostgresServer
 from tests.services.process import ServiceError
+from tests.services.versions import OTHERS
 
-SERVICES = ("postgres", "newest", "pgbouncer", "kafka")
+SERVICES = ("postgres", *OTHERS, "pgbouncer", "kafka")
 
 
 def services(text: str) -> list[str]:
@@ -59,8 +59,9 @@ def _start(names: list[str], stack: ExitStack) -> None:
     if "postgres" in names or "pgbouncer" in names:
         server = stack.enter_context(PostgresServer())
         _say("postgres", server.url())
-    if "newest" in names:
-        _say("newest", stack.enter_context(PostgresServer(newest.programs())).url())
+    for name, version in OTHERS.items():
+        if name in names:
+            _say(name, stack.enter_context(PostgresServer(version.programs())).url())
     if "pgbouncer" in names and server is not None:
         _say("pgbouncer", stack.enter_context(PgBouncer(server.address)).url())
     if "kafka" in names:

@@ -60,6 +60,13 @@ def newest_postgres(services_run: Run) -> Iterator[PostgresAddress]:
 
 
 @pytest.fixture(scope="session")
+def oldest_postgres(services_run: Run) -> Iterator[PostgresAddress]:
+    """Yield the run's PostgreSQL server of the oldest version that is supported."""
+    with joined(services_run.folder, "oldest", services_run.controller) as told:
+        yield PostgresAddress(**told)
+
+
+@pytest.fixture(scope="session")
 def pgbouncer(services_run: Run, postgres: PostgresAddress) -> Iterator[PostgresAddress]:
     """Yield the run's PgBouncer, before `postgres`: `pgbouncer.url(name)` is a database of that, pooled."""
     with joined(services_run.folder, "pgbouncer", services_run.controller, postgres.to_json()) as told:

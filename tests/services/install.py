@@ -104,7 +104,8 @@ class Need:
 
 def needs(service: str) -> list[Need]:
     """Return what a service needs, in the order to get it."""
-    from tests.services import kafka, newest
+    from tests.services import kafka
+    from tests.services.versions import OTHERS
 
     has_java = Need("Java", lambda: java() is not None, "openjdk-17-jre-headless")
     if service == "postgres":
@@ -112,8 +113,11 @@ def needs(service: str) -> list[Need]:
     if service == "pgbouncer":
         return [*needs("postgres"), Need("PgBouncer", lambda: find("pgbouncer") is not None, "pgbouncer")]
     fetched = {
-        "newest": Need("the newest PostgreSQL", newest.present, fetch=newest.fetch),
         "kafka": Need("Kafka", kafka.present, fetch=kafka.fetch),
+        **{
+            name: Need(f"PostgreSQL {version.number}", version.present, fetch=version.fetch)
+            for name, version in OTHERS.items()
+        },
     }[service]
     # Maven is needed only to fetch.
     has_maven = Need("Maven", lambda: fetched.present() or find("mvn") is not None, "maven")

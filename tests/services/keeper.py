@@ -22,12 +22,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tests.services import newest
 from tests.services.install import require
 from tests.services.kafka import KafkaServer
 from tests.services.pgbouncer import PgBouncer
 from tests.services.postgres import PostgresAddress, PostgresServer
 from tests.services.process import Server, ServiceError
+from tests.services.versions import OTHERS
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PATIENCE = 100.0  # seconds for a server to start or stop; it has shorter limits of its own
@@ -41,8 +41,8 @@ def make(service: str, given: dict[str, Any]) -> Server:
     require(service)
     if service == "postgres":
         return PostgresServer(fsync=False)
-    if service == "newest":
-        return PostgresServer(newest.programs(), fsync=False)
+    if service in OTHERS:
+        return PostgresServer(OTHERS[service].programs(), fsync=False)
     if service == "pgbouncer":
         return PgBouncer(PostgresAddress(**given))
     return KafkaServer()
@@ -64,7 +64,7 @@ def joined(
 
     Parameters:
         run: The folder of the run, the same for all its processes.
-        service: postgres, newest, pgbouncer or kafka.
+        service: postgres, newest, oldest, pgbouncer or kafka.
         controller: The process with whose end the run ends.
         given: What the server is told: PgBouncer, the server behind it.
     """

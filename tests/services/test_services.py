@@ -12,13 +12,14 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from tests.services import install, kafka, newest
+from tests.services import install, kafka
 from tests.services.guard import family, started
 from tests.services.kafka import KafkaServer, brokers
 from tests.services.keeper import joined
 from tests.services.pgbouncer import PgBouncer
 from tests.services.postgres import PostgresServer
 from tests.services.process import ServiceError, answers, free_port
+from tests.services.versions import NEWEST
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,7 +45,7 @@ def hello(port):
 
 @pytest.fixture(params=["debian", "newest"])
 def programs(request):
-    return None if request.param == "debian" else newest.programs()
+    return None if request.param == "debian" else NEWEST.programs()
 
 
 def test_postgres_starts_answers_and_leaves_nothing(programs):

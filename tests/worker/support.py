@@ -363,7 +363,8 @@ def cpu_seconds(pid: int) -> float:
 
 ENGINES = ("sqlite", "postgres")
 _DATABASES = {
-    "postgres": "session_database", "postgres-newest": "session_newest", "postgres-pooled": "session_pooled",
+    "postgres": "session_database", "postgres-newest": "session_newest", "postgres-oldest": "session_oldest",
+    "postgres-pooled": "session_pooled",
 }  # fmt: skip
 on_each_engine = pytest.mark.parametrize("place", ENGINES, indirect=True)
 """Marks a test that is about no file: its place is one on a file and on a server in turn."""

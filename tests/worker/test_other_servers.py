@@ -1,4 +1,4 @@
-"""A worker on servers other than the one that most tests use: the newest PostgreSQL, and behind PgBouncer."""
+"""A worker on other servers than most tests use: PostgreSQL's newest and oldest, and behind PgBouncer."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ TABLE = "kept_" + app.url.partition("schema=")[2]
 """
 
 
-@pytest.mark.parametrize("place", ["postgres-newest", "postgres-pooled"], indirect=True)
+@pytest.mark.parametrize("place", ["postgres-newest", "postgres-oldest", "postgres-pooled"], indirect=True)
 def test_worker_from_calls_to_a_death_and_on(place: Place) -> None:
     module = place.module(CODE, poll_interval=0.1)
     table = module.TABLE

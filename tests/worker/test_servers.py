@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from tests.services.postgres import PostgresServer
 from tests.worker.support import FINE_AND_SLOW, Place, eventually
@@ -188,6 +189,24 @@ def test_worker_that_is_to_end_while_the_server_is_away(
     served.burst(1)
     assert slow.get(timeout=5) == 1
     served.check()
+
+
+@on_postgres
+def test_a_worker_with_nothing_to_do_leaves_no_transaction_open(place: Place) -> None:
+    """Nor asks much: what a worker says and looks for each second are single statements."""
+    module = place.module(FINE_AND_SLOW, beat=1.0, worker_ttl=10.0, poll_interval=1.0)
+    worker = place.worker(2)
+    assert module.fine.delay(1).get(timeout=20) == 1
+    worker.said("serves")
+    open_for_long = (
+        "SELECT application_name, query FROM pg_stat_activity WHERE datname = current_database() "
+        "AND state LIKE 'idle in transaction%' AND now() - state_change > interval '100 ms'"
+    )
+    with psycopg.connect(str(place.url).partition("?")[0], autocommit=True) as db:
+        until = time.monotonic() + 4.0
+        while time.monotonic() < until:
+            assert db.execute(open_for_long).fetchall() == []
+    assert worker.stop() == 0
 
 
 # One host, and others
