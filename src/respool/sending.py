@@ -106,11 +106,10 @@ class Sender:
                     row, fence = run.call_now(log, rule.task, body, meta, id, app.name)
                     return send_unique(app, rule, key, row, fence, None)
             gate = app.opened.gates.get(queue)
-            if gate is not None:
-                gate.enter(engine, app.main_of(queue))
+            enter = None if gate is None else lambda: gate.enter(engine, app.main_of(queue))
             row = new_row(app.name, log, rule.task, body, meta, id)
             self._refuse_taken(row, id)
-            return send_unique(app, rule, key, row, None, None if outer is None else outer.connection)
+            return send_unique(app, rule, key, row, None, None if outer is None else outer.connection, enter)
         except LeaseLost:
             raise Refused("the run that made this call has lost its lease; nothing was sent") from None
         except DatabaseGone:

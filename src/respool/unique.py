@@ -64,9 +64,18 @@ class Unique:
 
 
 def send(
-    app: App, rule: Unique, key: str, row: NewCall, fence: tuple[int, int] | None, connection: Any
+    app: App,
+    rule: Unique,
+    key: str,
+    row: NewCall,
+    fence: tuple[int, int] | None,
+    connection: Any,
+    enter: Callable[[], None] | None = None,
 ) -> AsyncResult[Any]:
     """Append a call unless there is one like it; return the handle of that which is there then.
+
+    Parameters:
+        enter: waits until there is room for one more, or raises; called only where there is none like it.
 
     Raises: DuplicateCall, and as `delay()`.
     """
@@ -85,6 +94,9 @@ def send(
                     existing,
                 )
             return existing
+        if enter is not None:
+            enter()
+            enter = None
         pos = engine.append_unique(row, key, None if lock is None else lock.id, until, fence, connection)
         if pos is not None:
             return AsyncResult(app, public_id(row.id), pos=None if connection is not None else pos)

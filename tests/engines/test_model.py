@@ -241,7 +241,18 @@ class DeliveryMachine(RuleBasedStateMachine):
     ) -> Held | None:
         request, offer, reads = self._request(name, owner, child, want, turn, tasks)
         lease = self.transact(name, reads, lambda view, change: claim(view, change, request))
+        if self.ordered:
+            self._check_room(name)
         return self._granted(name, lease, offer, request)
+
+    def _check_room(self, name: str) -> None:
+        """A claim blocks no more of a partition than there is room for: then the cursor waits (H13)."""
+        group, model = self.groups[name]
+        blocked = [p.pos for _, p in self.engine.parked(ParkedFilter((group.id,), ("blocked",)), ALL)]
+        for log in {log_of(pos) for pos in blocked if model.items[pos].place == "pending"}:
+            assert sum(log_of(pos) == log for pos in blocked) <= ROOM, (
+                "more is blocked than there is room for"
+            )
 
     @rule(pick=picks, want=wants, turn=turns)
     def claim_for_each_worker(self, pick: int, want: int, turn: int) -> None:

@@ -109,6 +109,20 @@ def test_h16_a_tasks_own_calls_are_not_held_up(app: App) -> None:
     assert sum(app.engine.counts(group).parked.get("dead", 0) for group in app.groups()) == 0
 
 
+def test_a_unique_call_finds_no_room_and_one_that_is_there_needs_none(app: App) -> None:
+    app.queue("mails", max_pending=2, when_full="raise")
+
+    @app.task(queue="mails", unique=True)
+    def mail(n: int) -> None: ...
+
+    first, _ = mail.delay(1), mail.delay(2)
+    with pytest.raises(QueueFull, match="nothing was sent"):
+        mail.delay(3)
+    assert mail.delay(1) == first, "it adds nothing"
+    work(app)
+    assert mail.delay(3).id
+
+
 def test_a_call_costs_no_look_at_the_queue(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     mail = _task(app, max_pending=100_000)
     looks = []
