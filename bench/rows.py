@@ -82,20 +82,30 @@ def _figure(done: Round, name: str) -> Any:
 def rows(sizes: Sizes, engine: str) -> list[Row]:
     """The lines for an engine."""
     if engine == "kafka":
-        return kafka_rows()
+        return kafka_rows(sizes)
     return postgres_rows(sizes) if engine == "postgres" else sqlite_rows(sizes)
 
 
-def kafka_rows() -> list[Row]:
+def kafka_rows(sizes: Sizes) -> list[Row]:
     return [
         Row("drain of no-op calls, 2 processes", "drain.rate", rate),
         Row("drain of a stream of 4 partitions, 2 processes", "partitions.rate", rate, 80_000),
         Row("drain of no-op calls, every result stored", "results.rate", rate),
+        Row("drain in batches of 500, 2 processes", "batch.rate", rate),
+        Row("  the same, every result stored", "batch.results_rate", rate),
+        Row(
+            "drain of 10,000 keys, each in order: of unordered",
+            "ordered.rate",
+            share,
+            0.5,
+            against=("drain.rate",),
+        ),
         Row("publish_many, 100 bytes", "publish.rate", rate, 150_000),
         Row("a subscription that does nothing", "subscription.rate", rate),
         Row("  of a bare loop", "subscription.rate", share, 0.5, against=("bare_loop.rate",)),
         Row("delay_many", "delay_many.rate", rate),
         Row("delay() one by one", "delay.rate", rate),
+        *rows_of_again(sizes),
         Row("8 workers on one partition, 10 ms a record", "many_workers.ratio", times, 7),
         Row("delay().get() p50", "get.p50_ms", ms, 4, at_most=True),
     ]
@@ -147,7 +157,7 @@ def rows_of_again(sizes: Sizes) -> list[Row]:
         Row("  worst", "scheduled.worst_ms", ms, 50, at_most=True),
         Row(f"redrive of {sizes.dead:,} dead letters: seconds", "redrive.seconds", seconds, 5, at_most=True),
         Row("  counted by cause", "redrive.by_error_seconds", seconds),
-        Row(f"replay of {sizes.drain:,} calls", "replay.rate", rate),
+        Row(f"replay of {sizes.again:,} calls", "replay.rate", rate),
         Row("  … of the drain’s", "replay.rate", share, 0.95, against=("replay.drain_rate",)),
         Row(
             "  with an expression over each, of the drain’s",

@@ -84,12 +84,18 @@ KAFKA_STEPS = (
     "drain",
     "partitions",
     "results",
+    "batch",
+    "ordered",
     "publish",
     "bare_loop",
     "subscription",
     "delay_many",
     "delay",
     "get",
+    "priority",
+    "scheduled",
+    "redrive",
+    "replay",
     "many_workers",
 )
 ENGINES = {"sqlite": STEPS, "postgres": POSTGRES_STEPS, "kafka": KAFKA_STEPS}

@@ -46,17 +46,17 @@ def replay(folder: Path, sizes: Sizes) -> dict[str, float]:
 
     from respool.replay import Selection, create_replay
 
-    mark.delay_many(range(sizes.drain))
+    mark.delay_many(range(sizes.again))
     with worker(folder) as running:
-        drained = timed_drain(marks, sizes.drain, running)
+        drained = timed_drain(marks, sizes.again, running)
     rates: dict[str, float] = {"drain_rate": drained.second_half_rate}
     runs = {"rate": Selection(), "where_rate": Selection(where="args[0] >= 0 and task == 'mark'")}
     for times, (name, selection) in enumerate(runs.items(), 1):
         create_replay(app, "default", name, ["mark"], selection=selection)
         with worker(folder, options=("--group", name)) as running:
-            again = timed_drain(marks, sizes.drain, running, before=times * sizes.drain)
+            again = timed_drain(marks, sizes.again, running, before=times * sizes.again)
         rates[name] = again.second_half_rate
-    check_ran(marks, 3 * sizes.drain)
+    check_ran(marks, 3 * sizes.again)
     app.close()
     return rates
 

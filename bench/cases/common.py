@@ -29,6 +29,7 @@ class Sizes:
     backlog: int = 1_000_000
     urgent: int = 40
     dead: int = 100_000
+    again: int = 1_000_000
     records: int = 10_000_000
     peer_n: int = 5_000
 
@@ -46,6 +47,7 @@ QUICK = Sizes(
     backlog=300_000,
     urgent=20,
     dead=20_000,
+    again=100_000,
     records=500_000,
     peer_n=2_000,
 )
