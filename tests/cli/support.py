@@ -88,7 +88,7 @@ def python(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
 
 

@@ -42,6 +42,31 @@ def test_into_a_pipe_it_writes_whole_lines(folder, texts):
     assert "To remove them: rm -r respool-demo\n" in text
 
 
+@pytest.mark.timeout(240)
+def test_both_kills_strike_in_the_midst_of_work_and_nothing_is_lost(folder):
+    """On files that take a while, as real ones do; the numbers are those of the record and of the log."""
+    (folder / "texts").mkdir()
+    words = [f"{n * 7919 % 10_007:x}" for n in range(40_000)]
+    for n in range(240):  # a second of work and more: which process to kill is known by a beat
+        (folder / "texts" / f"{n:03}.txt").write_text(" ".join(words[n * 50 :] + words[: n * 50]))
+    (folder / "texts" / "050.txt").write_bytes(b"\xff")
+    text = run("demo", "--folder", "texts", cwd=folder).stdout
+    told = [
+        r"   kill -9 of one process \(\d+\); its call goes to the other\n",
+        r"   kill -9 of the worker \(\d+\), in the middle of its work\n",
+        r"   another worker starts, and takes over what the dead one had claimed\n",
+        r"   240 of 240 calls have ended, 1 of them as dead letters\n",
+        r"   239 files processed, [0-4] runs? repeated\n",
+        r"   1 could not: each is a dead letter with its input and error, like\n   \S*/050\.txt\n",
+        r"   240 files processed, 0 runs repeated\n   the outcomes of version 1 are untouched\n",
+    ]
+    assert re.search(".*".join(told), text, re.DOTALL), text
+    record = folder / "respool-demo" / "runs.txt"
+    assert (len(runs(record, "v1")), len(runs(record, "v2"))) == (239, 240)
+    for command in re.findall(r"--url (\S+) (show \S+|dead list|check)\n", text):
+        assert run("--url", command[0], *command[1].split(), cwd=folder).returncode == 0
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_with_a_few_files_it_says_that_nothing_is_killed(folder, texts, count):
     text = run("demo", "--folder", texts(count), cwd=folder).stdout

@@ -128,7 +128,7 @@ DEADLY = {
     "exits_as_we_do": "exited with status 66",
     "segfaults": "SIGSEGV",
     "aborts": "SIGABRT",
-    "is_killed": "SIGKILL",
+    "is_killed": r"SIGKILL \(signal 9\); if nobody sent it, the system was out of memory",
 }
 
 
