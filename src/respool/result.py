@@ -148,36 +148,25 @@ class AsyncResult(Generic[R]):
 
     async def aget(self, timeout: Any = None, *, propagate: bool = True) -> R:
         """Wait for the call to finish without holding up the event loop; else like `get`."""
-        import asyncio  # see producer.py
-
         deadline = None if timeout is None else time.monotonic() + duration(timeout, "timeout")
         pos, group = self._locate()
-        loop, rung = asyncio.get_running_loop(), asyncio.Event()
-        with self._app.engine.waiter(pos) as waiter:
-            descriptor = waiter.fileno()
-            if descriptor >= 0:
-                loop.add_reader(descriptor, rung.set)
-            slept = False
-            try:
-                while True:
-                    silent = slept and not rung.is_set()
-                    rung.clear()
+        with self._app.engine.async_waiter(pos) as waiter:
+            rung = slept = False
+            while True:
+                if not rung:  # as in `get`
                     waiter.prepare()
-                    found = self.find()
-                    if found.state in READY or found.state == "UNKNOWN":
-                        return self._value(found, propagate)
-                    if silent:
-                        self._refuse_moved()
-                    wait = _next_wait(deadline, self._app.settings["poll_interval"])
-                    if wait is None:
-                        raise self._timed_out(timeout, found, pos, group)
-                    await _wait_for(rung, wait)
-                    slept = True
-                    waiter.sleep(0)  # takes the ring
-            finally:
-                waiter.cancel()
-                if descriptor >= 0:
-                    loop.remove_reader(descriptor)
+                found = self.find()
+                if found.state in READY or found.state == "UNKNOWN":
+                    return self._value(found, propagate)
+                if slept and not rung:
+                    self._refuse_moved()
+                if rung:
+                    rung = False
+                    continue
+                wait = _next_wait(deadline, self._app.settings["poll_interval"])
+                if wait is None:
+                    raise self._timed_out(timeout, found, pos, group)
+                rung, slept = await waiter.sleep(wait), True
 
     @property
     def result(self) -> Any:
@@ -412,12 +401,3 @@ def _next_wait(deadline: float | None, poll: float) -> float | None:
         return poll
     left = deadline - time.monotonic()
     return min(left, poll) if left > 0 else None
-
-
-async def _wait_for(event: Any, seconds: float) -> None:
-    import asyncio
-
-    try:
-        await asyncio.wait_for(event.wait(), seconds)
-    except TimeoutError:
-        return

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import itertools
 import os
-import select
 import subprocess
 import sys
 import threading
@@ -55,6 +56,7 @@ from respool.record import Meta, first_pos, id_of, new_head
 NOW = 1_700_000_000.0
 FIRST = b"\x01" * 13 + b"\0\0\0"
 ALL = 1_000_000
+PATIENCE = 30
 numbers = itertools.count(1)
 
 
@@ -1490,12 +1492,112 @@ def test_waiters_are_woken_by_their_records(kit: EngineKit, engine: Engine, log:
         for positions in ([pos], range(pos - 3, pos + 3), range(pos - 100, pos + (1 << 30))):
             waiter.prepare()
             other.ring_waiters(positions)
-            descriptor = waiter.fileno()
-            assert descriptor < 0 or select.select([descriptor], [], [], 10)[0]
             assert waiter.sleep(10)
         waiter.prepare()
         waiter.cancel()
         waiter.cancel()
+
+
+def descriptors() -> int:
+    return len(os.listdir("/dev/fd"))
+
+
+MANY = 300  # who wait at once
+FEW = 80  # descriptors that they may take together
+KEPT = 40  # that stay open for the next to wait, and for the next ring
+
+
+@with_bells
+def test_hundreds_of_coroutines_wait_with_a_few_descriptors(kit: EngineKit, engine: Engine, log: int) -> None:
+    """One that is rung for leaves the others listening, and nothing stays open but for a few (P10)."""
+    places, other = range(first_pos(log), first_pos(log) + MANY), kit.open()
+    taken: list[int] = []
+
+    async def one(pos: int, ready: asyncio.Semaphore) -> float:
+        with engine.async_waiter(pos) as waiter:
+            waiter.prepare()
+            ready.release()
+            began = time.monotonic()
+            assert await waiter.sleep(30), "the ring came"
+            return time.monotonic() - began
+
+    async def main() -> None:
+        ready = asyncio.Semaphore(0)
+        tasks = [asyncio.create_task(one(pos, ready)) for pos in places]
+        for _ in places:
+            await ready.acquire()
+        taken.append(descriptors())
+        await asyncio.to_thread(other.ring_waiters, [places[0]])
+        await tasks[0]
+        assert sum(not task.done() for task in tasks) > MANY // 2, "a ring is not for all"
+        await asyncio.to_thread(other.ring_waiters, places)
+        await asyncio.gather(*tasks)
+
+    other.ring_waiters([places[0]])  # connects
+    before = descriptors()
+    asyncio.run(main())
+    assert taken[0] - before < FEW
+    after = descriptors()
+    assert after - before < KEPT
+    asyncio.run(main())
+    assert descriptors() < after + 5, "those that were kept are used again"
+
+
+@with_bells
+def test_threads_that_wait_share_a_few_descriptors(kit: EngineKit, engine: Engine, log: int) -> None:
+    """Who leads and leaves hands over: the rest hear as before."""
+    size = MANY // 4
+    places, other = range(first_pos(log), first_pos(log) + size), kit.open()
+    ready = threading.Semaphore(0)
+
+    def one(pos: int) -> bool:
+        with engine.waiter(pos) as waiter:
+            waiter.prepare()
+            ready.release()
+            return waiter.sleep(30)
+
+    other.ring_waiters([places[0]])
+    before = descriptors()
+    with ThreadPoolExecutor(size) as pool:
+        waiting = [pool.submit(one, pos) for pos in places]
+        for _ in places:
+            ready.acquire()
+        assert descriptors() - before < FEW
+        for pos, each in zip(places, waiting, strict=True):
+            if not each.done():  # as one that shares its bell with one before
+                other.ring_waiters([pos])
+            assert each.result(PATIENCE)
+    assert descriptors() - before < KEPT
+
+
+@with_bells
+def test_who_leads_and_gives_up_hands_over(kit: EngineKit, engine: Engine, log: int) -> None:
+    pos, other = first_pos(log), kit.open()
+    with engine.waiter(pos) as brief, engine.waiter(pos) as patient, ThreadPoolExecutor(2) as pool:
+        brief.prepare()
+        patient.prepare()
+        leads = pool.submit(brief.sleep, 0.5)
+        follows = pool.submit(patient.sleep, 2 * PATIENCE)
+        assert not leads.result(PATIENCE)
+        other.ring_waiters([pos])
+        assert follows.result(PATIENCE)
+
+
+def test_without_descriptors_who_waits_polls(engine: Engine, log: int, monkeypatch: Any) -> None:
+    def none_left(*args: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def main() -> bool:
+        with engine.async_waiter(first_pos(log)) as waiter:
+            waiter.prepare()
+            return await waiter.sleep(0.01)
+
+    store: Any = getattr(engine, "inner", engine)
+    monkeypatch.setattr(store._waiters, "_make", none_left)
+    with engine.waiter(first_pos(log)) as waiter:
+        waiter.prepare()
+        assert not waiter.sleep(0.01)
+    assert not asyncio.run(main())
 
 
 @pytest.mark.parametrize("kits", ["postgres-pooled"], indirect=True)

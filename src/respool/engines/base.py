@@ -35,7 +35,7 @@ from ..delivery.limits import Limit
 from ..delivery.model import Bucket, Change, JournalEntry, Lease, NewCall, Outcome, Parked, Position, View
 from ..delivery.spans import Span
 from ..record import Id, Row
-from .bells import Bells, Sleeper
+from .bells import AsyncWaiter, Bells, Sleeper, Waiter
 from .blobs import BlobRefs
 from .inspect import Inspect
 from .moving import Moving
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CAPABILITIES",
+    "AsyncWaiter",
     "Bells",
     "Capabilities",
     "Conflict",
@@ -90,6 +91,7 @@ __all__ = [
     "Stream",
     "StreamKind",
     "UniqueLock",
+    "Waiter",
     "Work",
     "Worker",
     "looked_for",

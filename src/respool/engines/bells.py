@@ -11,8 +11,8 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 
-class Sleeper(Protocol):
-    """What one thread, or one event loop, sleeps on. None is used across `fork`.
+class Waiter(Protocol):
+    """What one thread waits on for results. None is used across `fork`.
 
     To miss no ring: `prepare`, look at the store once more, then `sleep` or `cancel`. A ring for
     something that was committed after that look ends the sleep, also one that came before `sleep`.
@@ -24,11 +24,28 @@ class Sleeper(Protocol):
     def sleep(self, timeout: float) -> bool:
         """Wait for a ring, at most `timeout` seconds (0: take one that has come); say whether there was one.
 
-        Also ends, and returns False, when one of the wake_fds is readable. Afterwards it does not listen.
+        Afterwards it does not listen.
         """
 
     def cancel(self) -> None:
-        """Stop listening without having slept. May be called at any time before `close`, also twice."""
+        """Stop listening without having slept. May be called at any time, also twice."""
+
+
+class AsyncWaiter(Protocol):
+    """What one coroutine waits on; else like `Waiter`."""
+
+    def prepare(self) -> None:
+        """Listen from now on, and forget rings that came before."""
+
+    async def sleep(self, timeout: float) -> bool:
+        """Wait for a ring, at most `timeout` seconds; say whether there was one. Then it does not listen."""
+
+    def cancel(self) -> None:
+        """Stop listening without having slept."""
+
+
+class Sleeper(Waiter, Protocol):
+    """What one worker sleeps on. A sleep also ends, and returns False, when a wake_fd is readable."""
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when there is a ring, for event loops; -1: there is none.
@@ -60,11 +77,15 @@ class Bells(Protocol):
         millions of positions is no reason to go through them.
         """
 
-    def waiter(self, pos: int | None) -> AbstractContextManager[Sleeper]:
-        """Give a sleeper that is woken when this record, or any (None), may be finished.
+    def waiter(self, pos: int | None) -> AbstractContextManager[Waiter]:
+        """Give a thread a waiter that is woken when this record, or any (None), may be finished.
 
-        Made for each `get()`: it should be cheap, for instance used again.
+        Made for each `get()`: it should be cheap. Hundreds at once take a few descriptors and connections
+        together (`waiters.Waiters`), and none once they are over but for those that are kept for the next.
         """
+
+    def async_waiter(self, pos: int | None) -> AbstractContextManager[AsyncWaiter]:
+        """Give the same to a coroutine of the event loop that runs."""
 
     def sleeper(self, logs: Sequence[int], service: int, wake_fds: tuple[int, ...] = ()) -> Sleeper:
         """Return a sleeper for a worker, that is woken when one of these logs has grown.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError
-from ..base import CAPABILITIES, Group, Registration, Sleeper, Work, Worker
+from ..base import CAPABILITIES, AsyncWaiter, Group, Registration, Sleeper, Waiter, Work, Worker
 from ..lent import LendsState
 from .bells import KafkaSleeper
 from .blobs import KafkaBlobs
@@ -110,9 +110,13 @@ class KafkaEngine(KafkaTaking, KafkaBlobs):
         """Wake all who wait for one of these records."""
         return self.inner.ring_waiters(positions)
 
-    def waiter(self, pos: int | None) -> AbstractContextManager[Sleeper]:
-        """Give a sleeper that is woken when the record, or any (None), may be finished."""
+    def waiter(self, pos: int | None) -> AbstractContextManager[Waiter]:
+        """Give a thread a waiter that is woken when the record, or any (None), may be finished."""
         return self.inner.waiter(pos)
+
+    def async_waiter(self, pos: int | None) -> AbstractContextManager[AsyncWaiter]:
+        """Give a coroutine a waiter that is woken when the record, or any (None), may be finished."""
+        return self.inner.async_waiter(pos)
 
     def sleeper(self, logs: Sequence[int], service: int, wake_fds: tuple[int, ...] = ()) -> Sleeper:
         """Return a sleeper that is woken when one of these logs has grown."""

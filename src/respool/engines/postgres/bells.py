@@ -22,14 +22,15 @@ import select
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from typing import Any
 
 import psycopg
 
 from ...errors import RespoolError
+from ..waiters import LoopWaiter, ThreadWaiter, Waiters
 from .batch import Executes
 from .connection import Bounded, connect
 from .part import Part
@@ -89,7 +90,7 @@ class PostgresBells(Part):
     def __init__(self) -> None:
         self.rings: dict[int, int] = {}  # as which log a lane rings
         self._sleepers: set[PostgresSleeper] = set()
-        self._idle: list[PostgresSleeper] = []  # to be used again by the next who waits
+        self._waiters = Waiters(self._ear)
         self._bells = threading.Lock()
         self._woken: int | None = None  # by the last settlement, until somebody asks
         self._claims = 0  # since a worker of this process last lay down to sleep
@@ -165,25 +166,18 @@ class PostgresBells(Part):
                 if sleeper.kind == _WORKERS:
                     sleeper.lower()
 
-    @contextmanager
-    def waiter(self, pos: int | None) -> Iterator[PostgresSleeper]:
-        """Give a sleeper that is woken when the record, or any (None), may be finished."""
-        with self._bells:
-            sleeper = self._idle.pop() if self._idle else None
-        mine = _ALL if pos is None else 1 << pos % 64
+    def waiter(self, pos: int | None) -> AbstractContextManager[ThreadWaiter]:
+        """Give a thread a waiter that is woken when the record, or any (None), may be finished."""
+        return self._waiters.waiter(pos)
 
-        def concerns(said: str) -> bool:
-            return bool(int(said.removeprefix("done "), 16) & mine) if said.startswith("done ") else False
+    def async_waiter(self, pos: int | None) -> AbstractContextManager[LoopWaiter]:
+        """Give a coroutine a waiter that is woken when the record, or any (None), may be finished."""
+        return self._waiters.async_waiter(pos)
 
-        if sleeper is None:
-            sleeper = self._sleeper(_WAITERS, concerns, ())
-        sleeper.concerns = concerns
-        try:
-            yield sleeper
-        finally:
-            sleeper.cancel()
-            with self._bells:
-                self._idle.append(sleeper)
+    def _ear(self) -> PostgresSleeper:
+        sleeper = self._sleeper(_WAITERS, lambda said: False, ())
+        sleeper.concerns = sleeper.collects
+        return sleeper
 
     def sleeper(self, logs: Sequence[int], service: int, wake_fds: tuple[int, ...] = ()) -> PostgresSleeper:
         """Return a sleeper that is woken when one of these logs has grown."""
@@ -203,7 +197,7 @@ class PostgresBells(Part):
         with self._bells:
             sleepers = list(self._sleepers)
             self._sleepers.clear()
-            self._idle.clear()
+        self._waiters.close()
         for sleeper in sleepers:
             sleeper.close()
 
@@ -227,6 +221,7 @@ class PostgresSleeper:
         self._aside: float | None = None  # until when another is given the time to take what was rung for
         self._flagless = False
         self._silent_until = 0.0
+        self._said = 0  # a mask: what was said to be done in this take
         self._spare = os.pipe()  # never readable: what `fileno` gives while there is no connection
         self._closed = False
 
@@ -239,10 +234,7 @@ class PostgresSleeper:
         try:
             if self._flag is None:
                 self._flag = self._raise_flag(db)
-                if self.kind == _WORKERS:
-                    self._fresh = self._flag is not None or not self._flagless
-                else:  # with no flag up, who settles may ring for nobody
-                    self._fresh = self._flag is None
+                self._fresh = self._flag is not None or not self._flagless
                 self._flagless = self._flag is None
             self._heard(db)
             self._aside = None
@@ -250,15 +242,52 @@ class PostgresSleeper:
             self._lose()
 
     def sleep(self, timeout: float) -> bool:
-        """Wait for a ring, at most so long. A waiter's flag is down afterwards, a worker's stays up."""
+        """Wait for a ring, at most so long. The flag stays up."""
         self.stood_aside = False
         if self._fresh:
             timeout, self._fresh = min(timeout, FIRST_SLEEP), False
-        try:
-            return self._sleep(time.monotonic() + min(max(timeout, 0.0), MAX_SLEEP))
-        finally:
-            if self.kind == _WAITERS:
-                self.cancel()
+        return self._sleep(time.monotonic() + min(max(timeout, 0.0), MAX_SLEEP))
+
+    def take(self, timeout: float) -> int:
+        """Wait for a ring and listen on; return for which positions modulo 64 it was, if known, else all.
+
+        With no flag up, who settles may ring for nobody: then it is not for long, and another try.
+        """
+        if self._db is None:
+            self.prepare()
+            if self._db is not None:
+                return _ALL
+        self._said, heard, flagless = 0, self._db is not None, self._flag is None
+        self._sleep(time.monotonic() + min(max(timeout, 0.0), self.patience))
+        if not heard:
+            return 0
+        if flagless and self._db is not None:
+            try:
+                self._flag = self._raise_flag(self._db)
+            except psycopg.Error:
+                self._lose()
+        return _ALL if self._db is None or (flagless and self._flag is not None) else self._said
+
+    @property
+    def patience(self) -> float:
+        """After how many seconds a take is due that tries to listen, or to raise a flag."""
+        if self._db is None:
+            return (
+                MAX_SLEEP
+                if self._silent_until == math.inf
+                else max(self._silent_until - time.monotonic(), 0.1)
+            )
+        return FIRST_SLEEP if self._flag is None else MAX_SLEEP
+
+    def collects(self, said: str) -> bool:
+        """Take in which positions were said to be done."""
+        if not said.startswith("done "):
+            return False
+        self._said |= int(said.removeprefix("done "), 16)
+        return True
+
+    def set_mask(self, mask: int) -> None:
+        """Nothing: what is said names the positions."""
 
     def _sleep(self, deadline: float) -> bool:
         while True:

@@ -272,8 +272,10 @@ class Sleeper:
         else:
             sleeper.sleep(polling_interval)
 
-    In asyncio, give `fileno()` to `loop.add_reader`; the callback calls `sleep(0)`, which takes the ring.
+    In asyncio, give `fileno()` to `loop.add_reader`; the callback calls `take(0)`, or `sleep(0)`.
     """
+
+    patience = MAX_SLEEP  # a take is due when there is a ring, and at no other time
 
     def __init__(
         self, bell: Doorbell, kind: Kind, streams: int, service: int, wake_fds: tuple[int, ...]
@@ -333,6 +335,18 @@ class Sleeper:
                 raise OSError(errno.EBADF, f"descriptor {fd} of wake_fds is closed")
         # The FIFO is asked, not `events`: a ring may have come between the timeout and the flag's clearing.
         return self._drain()
+
+    def take(self, timeout: float) -> int:
+        """Wait as `sleep` does, and go on listening; return its mask if there was a ring, else 0.
+
+        The flag is set again after the FIFO was emptied, and before the caller looks: the order of `prepare`.
+        """
+        self._check()
+        self._poll.poll(math.ceil(min(max(0.0, timeout), MAX_SLEEP) * 1000))
+        if not self._drain():
+            return 0
+        self._page[self._flag] = 1
+        return self._streams
 
     def cancel(self) -> None:
         """Clear the flag without sleeping."""
@@ -472,7 +486,10 @@ def _claim(bell: Doorbell, streams: int, service: int) -> tuple[int, tuple[int, 
     """Take the first slot nobody owns; return it and its descriptors (reader, writer, lock), or None."""
     page, folder_fd = bell._page, bell._folder_fd
     lock_flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    mine = {sleeper.slot for sleeper in tuple(bell._sleepers)}  # no need to try those
     for slot, name in enumerate(_FIFOS):
+        if slot in mine:
+            continue
         fds: list[int] = []
         try:
             # A lock file, since macOS cannot flock a FIFO. It is never deleted: two processes could then

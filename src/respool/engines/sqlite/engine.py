@@ -6,8 +6,8 @@ import itertools
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from ...delivery.model import NewCall
 from ...errors import EngineUnavailable, RespoolError
 from ..base import CAPABILITIES, Conflict, LeaseLost
 from ..columns import append_in_parts, places_by_log
+from ..waiters import LoopWaiter, ThreadWaiter, Waiters
 from .blobs import SQLiteBlobs
 from .connection import Connection, Doubt, gone, identity_of, moved_told
 from .doorbell import ALL, Doorbell, Kind, Sleeper, mask_of
@@ -37,6 +38,7 @@ from .work import SQLiteWorks
 log = logging.getLogger("respool.engine")
 _memory_names = itertools.count()
 WAL_SIZE = 16 << 20  # bytes: checkpointed by a worker beyond this, by a producer beyond twice as many
+SHARDS = 16  # sleepers of those who wait, in each event loop and for all threads: each has three descriptors
 COMMIT_SIZE = 8 << 10  # bytes that a record's commit writes at most, besides its body
 
 
@@ -75,7 +77,7 @@ class SQLiteEngine(
         self._identity: Any = None
         self._bell: Doorbell | None = None
         SQLiteRegistry.__init__(self)
-        self._waiters: list[Sleeper] = []  # to be used again: making one takes a tenth of a millisecond
+        self._waiters = Waiters(lambda: self.bell.sleeper(Kind.WAITER), SHARDS)
         self._pid = os.getpid()
         self._patience = 0  # bytes that the log may have before the next try to copy it
         self._unseen = 0  # bytes that were written since it was last looked at, roughly
@@ -150,19 +152,13 @@ class SQLiteEngine(
             return 0
         return bell.ring_waiters(ALL if len(positions) > 64 else mask_of(positions))
 
-    @contextmanager
-    def waiter(self, pos: int | None) -> Iterator[Sleeper]:
-        """Give a sleeper that is woken when the record, or any (None), may be finished."""
-        try:
-            sleeper = self._waiters.pop()
-        except IndexError:
-            sleeper = self.bell.sleeper(Kind.WAITER)
-        sleeper.set_mask(ALL if pos is None else 1 << pos % 64)
-        try:
-            yield sleeper
-        finally:
-            sleeper.cancel()
-            self._waiters.append(sleeper)
+    def waiter(self, pos: int | None) -> AbstractContextManager[ThreadWaiter]:
+        """Give a thread a waiter that is woken when the record, or any (None), may be finished."""
+        return self._waiters.waiter(pos)
+
+    def async_waiter(self, pos: int | None) -> AbstractContextManager[LoopWaiter]:
+        """Give a coroutine a waiter that is woken when the record, or any (None), may be finished."""
+        return self._waiters.async_waiter(pos)
 
     def sleeper(self, logs: Sequence[int], service: int, wake_fds: tuple[int, ...] = ()) -> Sleeper:
         """Return a sleeper that is woken when one of these logs has grown."""
@@ -186,9 +182,7 @@ class SQLiteEngine(
             self._connections.clear()
             for role in ("_writer", "_state", "_reader"):
                 self.__dict__.pop(role, None)  # the next use says that it was closed
-        for sleeper in self._waiters:
-            sleeper.close()
-        self._waiters.clear()
+        self._waiters.close()
         if self._bell is not None:
             self._bell.close()
             self._bell = None
