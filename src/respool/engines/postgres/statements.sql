@@ -215,9 +215,12 @@ INSERT INTO respool.worker (app, name, host, boot, pid, started) VALUES (%s, %s,
 INSERT INTO respool.beat (worker, beat, beaten, draining, info) VALUES (%s, 0, %s, false, %s);
 
 -- name: beat
+-- One that its worker gave up may still hang in its commit, and has the same number: it is waited for, and changed.
 INSERT INTO respool.beat (worker, beat, beaten, draining, info)
 SELECT w.id, 1 + (SELECT beat FROM respool.beat b WHERE b.worker = w.id ORDER BY beat DESC LIMIT 1), %s, %s, %s
 FROM respool.worker w WHERE w.id = %s FOR KEY SHARE OF w
+ON CONFLICT (worker, beat) DO UPDATE
+SET beaten = excluded.beaten, draining = excluded.draining, info = excluded.info
 RETURNING beat;
 
 -- name: workers
