@@ -33,6 +33,7 @@ MOVED = "RS001"
 SLOW = 3.0
 """Seconds that an answer may take at least."""
 LONG = 3
+NOTHING_SENT = "; nothing was sent"
 T = TypeVar("T")
 Db = psycopg.Connection[Any]
 """A connection, whether its waits are bounded or not."""
@@ -110,23 +111,32 @@ class Connection:
 
     def read(self, run: Callable[[Bounded], T]) -> T:
         """Run reads; where the connection breaks, once more on another within the timeout."""
-        return self._again(run, lambda lost: EngineUnavailable(f"{self.options.shown}: {lost}"))
+        return self._again(run, self._unread)
 
     def append(self, run: Callable[[Bounded], T]) -> T:
         """Run an append that does nothing the second time: where the connection breaks it is sent again.
 
-        Raises: AppendUnknown where it still broke when the time was up.
+        Raises: AppendUnknown where it still broke when the time was up, or something else came between:
+            the first try may have been stored (H20).
         """
-        return self._again(
-            run,
-            lambda lost: AppendUnknown(
-                f"{self.options.shown}: {lost}; it is not known whether it was stored"
-            ),
-        )
+        return self._again(run, self._unknown)
 
-    def _again(self, run: Callable[[Bounded], T], broken: Callable[[Lost], RespoolError]) -> T:
+    def _unread(self, lost: Lost, then: RespoolError | None) -> RespoolError:
+        if then is None or isinstance(then, EngineUnavailable):  # cannot connect at all: say what was lost
+            return EngineUnavailable(f"{self.options.shown}: {lost}")
+        return then
+
+    def _unknown(self, lost: Lost, then: RespoolError | None) -> RespoolError:
+        more = f"; sent again: {str(then).removesuffix(NOTHING_SENT)}" if then is not None else ""
+        return AppendUnknown(f"{self.options.shown}: {lost}; it is not known whether it was stored{more}")
+
+    def _again(
+        self, run: Callable[[Bounded], T], broken: Callable[[Lost, RespoolError | None], RespoolError]
+    ) -> T:
         deadline = time.monotonic() + self.options.timeout
-        tries, lost = 0, None
+        tries = 0
+        lost: Lost | None = None
+        then: RespoolError | None = None  # what the last try met
         while True:
             try:
                 with self.lock:  # as `using`, without the cost of a generator
@@ -137,16 +147,20 @@ class Connection:
                         self._failed(db, error)
                         raise
             except Lost as error:
-                lost = error
-            except EngineUnavailable:
-                if lost is None or time.monotonic() > deadline:  # cannot connect at all: say what was lost
-                    if lost is None:
-                        raise
-                    raise broken(lost) from lost
+                lost, then = error, None
             except psycopg.Error as error:
-                raise self.translated(error) from error
+                then = self.translated(error)
+                if lost is None:
+                    raise then from error
+            except RespoolError as error:
+                then = error
+                if lost is None:
+                    raise
+            assert lost is not None
+            if then is not None and not isinstance(then, EngineUnavailable):
+                raise broken(lost, then) from then  # only what is away may come back in time
             if time.monotonic() > deadline:
-                raise broken(lost) from lost
+                raise broken(lost, then) from lost
             time.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)])
             tries += 1
 
@@ -157,12 +171,12 @@ class Connection:
             return LogMoved(what)
         if isinstance(error, _BUSY):
             return EngineUnavailable(
-                f"{where} was busy for more than {self.options.timeout:g} s: {what}; nothing was sent"
+                f"{where} was busy for more than {self.options.timeout:g} s: {what}{NOTHING_SENT}"
             )
         if isinstance(error, _FULL):
-            return EngineUnavailable(f"{where} has no room: {what}; nothing was sent")
+            return EngineUnavailable(f"{where} has no room: {what}{NOTHING_SENT}")
         if isinstance(error, _READ_ONLY):
-            return EngineUnavailable(f"{where} is read-only (a standby?): {what}; nothing was sent")
+            return EngineUnavailable(f"{where} is read-only (a standby?): {what}{NOTHING_SENT}")
         if isinstance(error, pg.InsufficientPrivilege):
             return ConfigError(
                 f"{where}: {what}; the schema's owner gives a role what it needs to send: respool migrate "
@@ -171,7 +185,7 @@ class Connection:
         if isinstance(error, pg.UndefinedTable | pg.InvalidSchemaName):
             return ConfigError(f"{where} has no (or another) schema of Respool: {what}; run: respool migrate")
         if isinstance(error, pg.OperationalError):
-            return EngineUnavailable(f"{where}: {what}; nothing was sent")
+            return EngineUnavailable(f"{where}: {what}{NOTHING_SENT}")
         return EngineError(f"{where}: {what}")
 
 
