@@ -30,8 +30,10 @@ from respool.delivery.settle import settle
 from respool.delivery.spans import Span
 from respool.engines import open_engine
 from respool.engines.base import Conflict, Engine, Group, LeaseLost, Reads, Registration, Stream
+from respool.engines.moving import Mark
 from respool.engines.postgres import bells, partitions, retention
 from respool.engines.postgres import gaps as kept_gaps
+from respool.engines.postgres.batch import Batch
 from respool.engines.postgres.log import insert
 from respool.engines.postgres.partitions import SIZE
 from respool.errors import AppendUnknown, EngineError, EngineUnavailable
@@ -259,6 +261,61 @@ def sound(engine: Engine) -> Any:
 
 def gaps(engine: Engine, group: Group) -> int:
     return engine.counts(group).parked.get("gap", 0)
+
+
+# What hangs, or breaks, at the commit
+
+
+def test_a_beat_that_hangs_in_its_commit_is_no_other_beats_error(engine: Any, writers: Any) -> None:
+    """Its worker gives it up, and beats again: the same number, for nobody sees the first yet."""
+    worker = engine.register(Registration("shop", "one", "host", "boot", 1, OLD, {}))
+    hanging = writers().begin()
+    statement = engine._sql["beat"]
+    assert hanging.db.execute(statement, (OLD, False, "{}", worker)).fetchone() == (1,)
+    again = started(lambda: engine.beat(worker, True, {"pool": "solo"}, synced=True))
+    waits = "SELECT %s = ANY (pg_blocking_pids(%s))"
+    pids = hanging.db.info.backend_pid, engine._writer.opened().info.backend_pid
+    eventually(lambda: engine._reader.read(lambda db: db.execute(waits, pids).fetchone()) == (True,))
+    hanging.commit()
+    assert again.result(PATIENCE) == 1
+    (seen,) = engine.workers()
+    assert (seen.beat, seen.draining, seen.info) == (1, True, {"pool": "solo"})
+    assert engine.beat(worker, True, {}, synced=True) == 2
+
+
+@pytest.mark.parametrize("then", ["read-only", "moved", "no right"])
+def test_what_broke_after_its_commit_is_never_refused(
+    kit: PostgresKit, engine: Any, log: int, then: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the second try meets, the first is stored (P1, H20)."""
+    hasty: Any = open_engine(parse_url(kit.url), "full", 0.5)
+    real, tries = Batch.run, itertools.count()
+
+    def run(batch: Batch, statement: bytes, *bound: Any, **named: Any) -> Any:
+        if b"INSERT INTO" not in statement or batch is not hasty._writer.opened().batch:
+            return real(batch, statement, *bound, **named)
+        if next(tries) == 0:
+            real(batch, statement, *bound, **named)
+            pid = batch._db.info.backend_pid
+            tell(engine, "SELECT pg_terminate_backend(%s, 5000)", (pid,))
+        elif then == "read-only":  # a standby that is not promoted yet
+            batch._db.execute("SET default_transaction_read_only = on")
+        elif then == "moved":
+            engine.set_mark(Mark("move", "closed", "sqlite:///elsewhere.db", OLD))
+        else:
+            batch._db.execute("SET ROLE pg_monitor")
+        return real(batch, statement, *bound, **named)
+
+    monkeypatch.setattr(Batch, "run", run)
+    sent = row(log)
+    with pytest.raises(AppendUnknown) as told:
+        hasty.append_row(sent)
+    assert "nothing was sent" not in str(told.value)
+    monkeypatch.undo()
+    hasty.close()
+    assert next(tries) > 1
+    assert engine.find("", sent.id) is not None
+    engine.set_mark(None)
 
 
 # Early numbers, late commits: G1, G2, G3
@@ -1061,6 +1118,27 @@ def test_two_that_drop_one_partition_at_once(
         continue
     assert retention.drop is real, "it was not tried"
     assert f"record_{log}_0" not in tables(engine, log)
+    sound(engine)
+
+
+def test_who_comes_late_to_detach_a_partition_leaves_it(
+    kit: PostgresKit, engine: Any, queue: Stream, main: Group, log: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, timer = kit.open(), threading.Timer
+    leap(engine, log, SIZE)
+    fill(engine, log)
+    Reader(engine, main).drain()
+
+    def late(*arguments: Any) -> Any:  # right before the statement
+        monkeypatch.setattr(partitions.threading, "Timer", timer)
+        while f"record_{log}_0" in tables(engine, log):
+            other.trim(queue, CUT, 500)
+        return timer(*arguments)
+
+    monkeypatch.setattr(partitions.threading, "Timer", late)
+    while engine.trim(queue, CUT, 500):
+        continue
+    assert threading.Timer is timer, "it was not tried"
     sound(engine)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from ..clock import now as wall_clock
 from ..dead import drop_old
 from ..delivery.seek import under_way
+from ..errors import LogMoved
 from ..replay import moving
 from .holds import Holds
 from .page import WorkerFile
@@ -79,6 +80,15 @@ def keep_house(
 
     Returns: whether there is more to do, so that the next round should not wait.
     """
+    try:
+        return _drop_what_is_old(engine, groups, dead_ttls, retainer)
+    except LogMoved:
+        return False  # a transfer has closed the log: until it is given up, all stays as it is
+
+
+def _drop_what_is_old(
+    engine: Any, groups: Sequence[Any], dead_ttls: Mapping[int, Mapping[str, float]], retainer: Retainer
+) -> bool:
     now, until = wall_clock(), time.monotonic() + HOUSEKEEPING_SHARE
     while engine.expire_outcomes(now, STEP) == STEP:
         if time.monotonic() >= until:

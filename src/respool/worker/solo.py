@@ -21,7 +21,7 @@ from ..clock import boottime_ns
 from ..clock import now as wall_clock
 from ..delivery.death import Cause
 from ..engines.base import Engine, Registration
-from ..errors import AppendUnknown, EngineUnavailable, RespoolError
+from ..errors import AppendUnknown, DatabaseGone, EngineUnavailable, LogMoved, RespoolError
 from ..remote import raised_in
 from . import page as p
 from .aftermath import Aftermath
@@ -244,8 +244,10 @@ class Solo:
             self._looked = self._beaten
             try:
                 self._look_around()
-            except (EngineUnavailable, AppendUnknown) as error:
-                log.error("%s", error)
+            except (DatabaseGone, LogMoved):
+                raise
+            except RespoolError as error:  # nobody waits for that, and it is tried again
+                log.error("cannot look after the log: %s", error)
 
     def _look_around(self) -> None:
         self._watch.look(self.worker, beaten=True)

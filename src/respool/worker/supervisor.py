@@ -84,6 +84,7 @@ class Supervisor:
         self._dirty = True
         self._synced = -1
         self._outage = Outage()
+        self._complaint = ""  # what housekeeping met last
         self._bury_at = self._settle_at = 0.0
         self._left_over = True  # our file stays for whoever comes after us, unless we leave nothing behind
         self._began = time.monotonic()
@@ -351,14 +352,26 @@ class Supervisor:
             if child.slot is not None:
                 child.slot.words[p.DEADLINE] = self._deadline
         try:
-            self._watch.look(self.worker, beaten=True)
-            if self._house.tidy(worked=synced):
-                self._obey_mark()
-                self._house.go_round()
+            self._look_after_the_log(worked=synced)
         except (EngineUnavailable, AppendUnknown) as error:
             self._unreachable("look after the log", error)
             return
         self._outage.over()
+
+    def _look_after_the_log(self, *, worked: bool) -> None:
+        """Do what nobody waits for, and nothing that goes wrong there ends a worker: it is tried again."""
+        try:
+            self._watch.look(self.worker, beaten=True)
+            if self._house.tidy(worked=worked):
+                self._obey_mark()
+                self._house.go_round()
+                self._complaint = ""
+        except (EngineUnavailable, AppendUnknown, DatabaseGone):
+            raise
+        except RespoolError as error:
+            if str(error) != self._complaint:
+                log.error("cannot look after the log, which is tried again: %s", error)
+            self._complaint = str(error)
 
     def _unreachable(self, what: str, error: RespoolError) -> None:
         self._outage.noted(what, error, patience=self.hello.settings["beat"])

@@ -128,8 +128,10 @@ def detach_record(db: Db, schema: str, start: int) -> bool:
         given_up.start()
         try:
             db.execute(f"ALTER TABLE {table} DETACH PARTITION {name} {how}".encode())
-        except (pg.QueryCanceled, pg.ObjectInUse, pg.ObjectNotInPrerequisiteState):
-            return False  # the last two: another worker is at it
+        except pg.QueryCanceled:
+            return False
+        except (pg.ObjectInUse, pg.ObjectNotInPrerequisiteState, pg.UndefinedTable):
+            return False  # another worker is at it, or was faster
         finally:
             given_up.cancel()
     return True
