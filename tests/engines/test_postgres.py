@@ -1392,6 +1392,40 @@ def test_nobody_is_notified_where_nobody_sleeps(engine: Any, main: Group, log: i
         assert said() == []
 
 
+def test_a_call_in_an_open_transaction_delays_no_other_call(kit: PostgresKit, engine: Any, log: int) -> None:
+    """Who lies down meanwhile is rung for, also by its commit."""
+    sleeper = kit.open().sleeper([log], 1)  # type: ignore[attr-defined]
+    with psycopg.connect(engine.options.conninfo) as db:  # type: ignore[arg-type]
+        enlisted = engine.enlist(db)
+        assert engine.append_enlisted(enlisted, [row(log)]) == []
+        assert engine.append_unique(row(log), "key", None, None, None, enlisted) is not None
+        engine.append_run_enlisted(enlisted, log, "add", [b"x"] * 3, None, new_head(OLD), OLD)
+        sleeper.prepare()
+        assert sleeper.hears
+        engine.append_row(row(log))
+        assert sleeper.sleep(PATIENCE)
+        sleeper.prepare()
+        assert not sleeper.sleep(0)
+        db.commit()
+        assert sleeper.sleep(PATIENCE), "its commit rings"
+
+
+def test_a_worker_hears_while_anybody_has_a_flag_up(kit: PostgresKit, engine: Any, log: int) -> None:
+    other: Any = kit.open()
+    for way, hears in (("", True), ("_shared", False)):
+        with psycopg.connect(engine.options.conninfo) as db:  # type: ignore[arg-type]
+            for flag in range(bells.FLAGS):
+                taken = f"SELECT pg_advisory_xact_lock{way}(%s, %s)".encode()
+                db.execute(taken, (engine.flags(bells._WORKERS), flag))
+            sleeper = other.sleeper([log], 1)
+            sleeper.prepare()
+            assert sleeper.hears is hears, "else it has to look by itself"
+            db.rollback()
+            sleeper.prepare()
+            assert sleeper.hears
+            sleeper.close()
+
+
 def test_who_waits_without_a_flag_looks_soon(engine: Any, log: int) -> None:
     """Who looks for flags holds those that are down, for as long as its transaction lasts."""
     with psycopg.connect(engine.options.conninfo) as db:  # type: ignore[arg-type]

@@ -12,6 +12,9 @@ A ring follows what it is about in one round trip, in the same pipeline but afte
 append rings before it, in its own statement: who raises a flag between the two would not hear it, so the
 first sleep under a new flag is short. A worker's flag stays up while it is woken for single calls, and comes
 down when it is busy.
+
+A transaction of the caller's may be open for long: what it shared it would keep, nobody could raise a flag,
+and who sleeps at its commit may be another than who slept before. It notifies in any case, with its commit.
 """
 
 from __future__ import annotations
@@ -56,6 +59,11 @@ RAISE = (
     f"SELECT flag FROM generate_series(0, {FLAGS - 1}) AS flag WHERE pg_try_advisory_lock(%s, flag) LIMIT 1"
 ).encode()
 TRIES = 3  # who looks whether a flag is up holds all that are down for a moment, and they seem to be taken
+IS_UP = (
+    "SELECT NOT bool_and(pg_try_advisory_xact_lock_shared(%s, flag)) "
+    f"FROM generate_series(0, {FLAGS - 1}) AS flag"
+).encode()
+NOTIFY = b"SELECT pg_notify(%s, %s)"
 UNLOCK = b"SELECT pg_advisory_unlock(%s, %s)"
 RINGING = (
     ", CASE "
@@ -143,6 +151,13 @@ class PostgresBells(Part):
         else:
             db.execute(RING_ONE, (self.channel, self._said(log) + FOR, self.flags(_WORKERS)))
 
+    def ring_at_commit(self, db: Executes, log: int, *, everyone: bool) -> None:
+        """Ring for workers with the commit of the caller's transaction, and take no lock until then.
+
+        Flags are raised from the first on: for a single record whoever has that one is named.
+        """
+        db.execute(NOTIFY, (self.channel, self._said(log) + ("" if everyone else f"{FOR}0")))
+
     def _said(self, log: int) -> str:
         return f"log {self.rings.get(log, log)}"
 
@@ -220,6 +235,7 @@ class PostgresSleeper:
         self.stood_aside = False  # the last sleep ended since somebody else was rung for
         self._aside: float | None = None  # until when another is given the time to take what was rung for
         self._flagless = False
+        self._others = False  # with no flag up here, others' are: they are rung for, and that is heard here
         self._silent_until = 0.0
         self._said = 0  # a mask: what was said to be done in this take
         self._spare = os.pipe()  # never readable: what `fileno` gives while there is no connection
@@ -311,8 +327,8 @@ class PostgresSleeper:
 
     @property
     def hears(self) -> bool:
-        """Whether it listens: who does needs few looks of its own."""
-        return self._db is not None
+        """Whether it listens, and somebody has a flag up: who does needs few looks of its own."""
+        return self._db is not None and (self._flag is not None or self._others)
 
     def _wait(self, db: Bounded | None, seconds: float) -> set[int]:
         poll = select.poll()
@@ -351,7 +367,7 @@ class PostgresSleeper:
             with self._db.batch as batch:
                 batch.execute(UNLOCK, (self._bells.flags(self.kind), flag))
                 # Who found no flag free is to raise this one, or nobody would ring.
-                batch.execute(b"SELECT pg_notify(%s, %s)", (self._bells.channel, DOWN))
+                batch.execute(NOTIFY, (self._bells.channel, DOWN))
         except psycopg.Error:
             self._lose()
 
@@ -389,6 +405,8 @@ class PostgresSleeper:
             row = db.batch.run(RAISE, (mine,)).fetchone()
             if row is not None:
                 return int(row[0])
+        if self.kind == _WORKERS:  # or somebody just shares them all, and nobody is rung for meanwhile
+            (self._others,) = db.batch.run(IS_UP, (mine,)).fetchone() or (False,)
         return None
 
     def _lose(self) -> None:

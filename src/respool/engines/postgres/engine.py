@@ -143,7 +143,7 @@ class PostgresEngine(
             for start in range(0, len(rows), ROWS_A_STATEMENT):
                 some = rows[start : start + ROWS_A_STATEMENT]
                 conflicts += insert(connection, self._sql, self._sequence, some, start, None)
-        self.ring_log(connection, rows[0].log, everyone=len(rows) > 1)
+        self.ring_at_commit(connection, rows[0].log, everyone=len(rows) > 1)
         return conflicts
 
     def append_run_enlisted(
@@ -159,7 +159,7 @@ class PostgresEngine(
         """Append a run in the caller's transaction."""
         with moved_told():
             connection.execute(self._sql["append_run"], self._run_values(log, task, bodies, meta, head, now))
-        self.ring_log(connection, log, everyone=len(bodies) > 1)
+        self.ring_at_commit(connection, log, everyone=len(bodies) > 1)
 
     def _think_ahead(self, pos: int) -> None:
         """Half through a partition, see to the next: nobody who appends should have to wait for it."""

@@ -22,6 +22,7 @@ class PostgresLocks(Part):
     _sequence: Callable[[int], str]
     _appending: Callable[[int, Any], Any]
     ring_log: Callable[..., Any]
+    ring_at_commit: Callable[..., Any]
 
     def lock_of(self, key: str, connection: Any = None) -> UniqueLock | None:
         """Return what a key is taken by, or was."""
@@ -52,7 +53,8 @@ class PostgresLocks(Part):
                 return None
             insert(db, self._sql, self._sequence, [row], 0, fence)
             (pos,) = db.execute(self._sql["place_lock"], bound).fetchone()
-            self.ring_log(db, row.log, everyone=False)
+            ring = self.ring_log if connection is None else self.ring_at_commit
+            ring(db, row.log, everyone=False)
             return int(pos)
 
         def at_once(db: Db) -> int | None:
