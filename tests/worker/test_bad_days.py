@@ -279,6 +279,47 @@ def test_app_that_fails_on_a_later_import_starts_no_storm(place: Place) -> None:
     assert module.fine.delay(1).get(timeout=20) == 1
 
 
+NO_FORK = """
+import errno, os, subprocess
+
+class Popen(subprocess.Popen):
+    def __init__(self, *args, **kwargs):
+        if os.path.exists("no-fork"):
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        super().__init__(*args, **kwargs)
+
+subprocess.Popen = Popen
+"""
+
+
+def test_process_that_cannot_be_started_ends_no_other(place: Place) -> None:
+    """The system may be short of processes, files or memory for a while."""
+    module = place.module(CODE + "\n@app.task\ndef slow():\n    note('start', 'slow')\n    wait_for('go')\n")
+    slow = module.slow.delay()
+    worker = place.worker(2, before=NO_FORK)
+    busy = place.await_start("slow").pid
+    (idle,) = set(place.children(2)) - {busy}
+    place.touch("no-fork")
+    os.kill(idle, signal.SIGKILL)
+    worker.said("cannot be started: [Errno 11] Resource temporarily unavailable; the next try is in 1 s")
+    worker.said("the next try is in 2 s")
+    (place.folder / "no-fork").unlink()
+    assert module.fine.delay(1).get(timeout=20) == 1
+    place.touch("go")
+    assert slow.get(timeout=20) is None
+    assert place.runs("slow") == {"": 1}
+    assert worker.stop() == 0
+
+
+def test_worker_that_can_start_no_process_says_so(place: Place) -> None:
+    place.module(CODE)
+    place.touch("no-fork")
+    worker = place.worker(2, before=NO_FORK)
+    assert worker.wait() == 1
+    assert "Error: no process can be started: [Errno 11]" in worker.log
+    assert "Traceback" not in worker.log
+
+
 # Records that cannot be read
 
 

@@ -37,7 +37,12 @@ class ChildProcess:
         self.limit_kept = False  # the record that it was killed for has failed
         self._received = b""
         ours, theirs = socket.socketpair()
-        life_read, self._life = os.pipe()
+        try:
+            life_read, self._life = os.pipe()
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise
         try:
             self.process = subprocess.Popen(
                 [

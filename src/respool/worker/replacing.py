@@ -26,12 +26,22 @@ class Replacements:
         """Plan the next start for a child that has ended."""
         early = status != EXIT_RECYCLED and time.monotonic() - child.started < EARLY and not child.over_limit
         if not child.ready or (early and status == EXIT_LOST):
-            self._early_deaths = min(self._early_deaths + 1, len(BACKOFF) - 1)
-            wait = BACKOFF[self._early_deaths]
+            wait = self._longer()
             log.error("child %d ended right after its start; the next starts in %g s", child.index, wait)
         else:
             wait = 0.0
         self._at[child.index] = time.monotonic() + wait
+
+    def plan_again(self, index: int, error: OSError) -> None:
+        """Plan another start where the system had no process to give: those that run are to go on."""
+        wait = self._longer()
+        log.error("child %d cannot be started: %s; the next try is in %g s", index, error, wait)
+        self._at[index] = time.monotonic() + wait
+
+    def _longer(self) -> float:
+        """Return how long to wait this time."""
+        self._early_deaths = min(self._early_deaths + 1, len(BACKOFF) - 1)
+        return BACKOFF[self._early_deaths]
 
     def came_up(self) -> None:
         """Note that a child has come up."""

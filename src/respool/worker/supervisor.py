@@ -132,7 +132,11 @@ class Supervisor:
         self._signals += 1
 
     def _session(self) -> int:
-        first = ChildProcess(0, self.options)
+        try:
+            first = ChildProcess(0, self.options)
+        except OSError as error:
+            log.error("Error: no process can be started: %s", error)
+            return 1
         self.children[0] = first
         hello = first.wait_for_message(time.monotonic() + IMPORT_TIMEOUT)
         if not isinstance(hello, Hello):
@@ -192,7 +196,10 @@ class Supervisor:
         return Sweeper(lambda: closing(open_engine(location, hello.durability, timeout)), store)
 
     def _spawn(self, index: int) -> None:
-        self.children[index] = ChildProcess(index, self.options, self._log_file)
+        try:
+            self.children[index] = ChildProcess(index, self.options, self._log_file)
+        except OSError as error:  # too many processes or files, or no memory: for now
+            self._replacements.plan_again(index, error)
 
     def _welcome(self, child: ChildProcess) -> None:
         assert self._file is not None
