@@ -1766,6 +1766,7 @@ def test_a_group_is_granted_no_more_than_its_rate(engine: Engine, log: int, main
     assert len(granted(grant(engine, main, 3, now=NOW + 1.0))) == 3
     assert len(granted(grant(engine, main, 50, now=NOW + 1.0))) == 2
     assert grant(engine, main, 50, now=NOW - 100) is None, "the clock was set back"
+    assert len(granted(grant(engine, main, 50, now=NOW - 99.5))) == 5, "and time goes on from there"
     assert len(granted(grant(engine, main, 50, now=NOW + 500))) == 10
 
 

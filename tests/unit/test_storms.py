@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +22,7 @@ from respool.delivery.storms import (
     put_off_retries,
     read,
     report,
+    set_right,
     spend,
     write,
 )
@@ -129,3 +132,49 @@ def test_a_million_retries_over_budget_are_each_put_off_once() -> None:
     assert {each.reason for each in change.parked} == {"limited"}
     assert change.counted == {"retries over budget": 999}
     assert all(each.due is not None and each.due > 100.0 for each in change.parked)
+
+
+# Clocks that are apart, or set back
+
+
+@pytest.mark.parametrize("state", ["open", "half-open"])
+def test_a_pause_lasts_no_longer_for_a_clock_that_was_set_back(state: Any) -> None:
+    gauge = Gauge(state, 1e6 + 30.0, "no", 1e6)
+    assert not set_right(gauge, BREAKER, 1e6 - 59.0), "another machine's clock may be ahead"
+    assert set_right(gauge, BREAKER, 1e6 - 3600.0)
+    assert not set_right(gauge, BREAKER, 1e6 - 3600.0)
+    assert admit(gauge, BREAKER, 1e6 - 3600.0 + 29.9) == 0
+    assert admit(gauge, BREAKER, 1e6 - 3600.0 + 30.0) == 1
+    assert not set_right(Gauge(), BREAKER, 0.0)
+
+
+def test_failures_count_together_where_clocks_are_apart() -> None:
+    """Else one machine, by its clock, would forget what another has just told."""
+    gauge = Gauge()
+    for n in range(3):
+        assert gauge.state == "closed"
+        report(gauge, BREAKER, Report(failed=1), 1000.0 + 30 * (1 - n % 2))
+    assert gauge.state == "open"
+
+
+def test_failures_of_a_time_that_is_not_yet_are_forgotten() -> None:
+    gauge = Gauge()
+    report(gauge, BREAKER, Report(failed=2), 1e6)
+    report(gauge, BREAKER, Report(failed=2), 1e6 - 3600.0)
+    assert gauge.state == "closed"
+    assert len(gauge.failures) == 1
+
+
+@pytest.mark.parametrize("runs", [0, 5], ids=["quiet", "busy"])
+def test_retries_need_not_wait_for_what_the_clock_said_before(runs: int) -> None:
+    policy = BudgetPolicy(share=0.1, floor=1, window=10.0)
+    gauge = Gauge()
+    assert spend(gauge, policy, 1e6) is None
+    assert spend(gauge, policy, 1e6) == 1e6 + 10.0
+    before = 1e6 - 3600.0
+    if runs:
+        count_runs(gauge, policy, Report(succeeded=runs), before)
+    assert spend(gauge, policy, before) is None
+    later = spend(gauge, policy, before)
+    assert later is not None
+    assert later <= before + 10.0

@@ -149,6 +149,31 @@ def test_what_was_taken_before_the_task_was_stopped_is_released_too(app: App) ->
     assert sum(isinstance(value, OSError) for value in values) == failed < 10
 
 
+def test_a_clock_that_is_set_back_stops_no_task_for_longer(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next call that comes is enough: what was put off with its lease is let go, too."""
+    down, ahead, clock = [True], [3600.0], time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + ahead[0])
+
+    @app.task(breaker={"failures": 3, "pause": 0.3})
+    def fetch(n: int) -> int:
+        if down[0]:
+            raise OSError("nobody there")
+        return n
+
+    results = fetch.delay_many(range(100))
+    work(app)
+    assert stopped_tasks(app)
+    down[0], ahead[0] = False, 0.0
+    last = fetch.delay(100)
+    after(app, last.ready)
+    assert not stopped_tasks(app)
+    main = main_of(app)
+    after(app, lambda: not app.engine.leases(main))
+    late = len(app.engine.parked(ParkedFilter((main.id,), ("limited",)), 100))
+    assert late < 50, "what processes had begun with is due when it was said to be"
+    assert sum(result.state == "SUCCESS" for result in results) == 100 - late - app.dead_letters().count()
+
+
 def test_a_batch_that_raises_is_one_failure(app: App) -> None:
     runs: list[int] = []
 

@@ -71,10 +71,10 @@ def _claim_as_set(view: View, change: Change, request: Request, want: int) -> Le
     pace = allowed(view, change, request.now)
     if pace is None:
         return _claim_by_lane(view, change, request, want)
-    most, tokens = pace
+    most, bucket = pace
     lease = _claim_by_lane(view, change, request, min(want, most)) if most else None
     if lease is not None:
-        spent(change, tokens - count(lease.spans), request.now)
+        spent(change, bucket, count(lease.spans))
     return lease
 
 

@@ -9,34 +9,38 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .model import Change, View
+from .limits import refilled
+from .model import Bucket, Change, View
 
 
-def allowed(view: View, change: Change, now: float) -> tuple[int, float] | None:
-    """Return how many records may be granted now, and the tokens there are; None: as many as are wanted."""
+def allowed(view: View, change: Change, now: float) -> tuple[int, Bucket] | None:
+    """Return how many records may be granted now, and the bucket; None: as many as are wanted."""
     rate = view.settings.get("rate")
     if not rate:
         return None
-    tokens, at = _bucket(view, change)
     burst = max(rate, 1.0)  # a second's worth
-    tokens = burst if tokens is None else min(tokens + max(now - at, 0.0) * rate, burst)
-    return math.floor(tokens + 1e-9), tokens
+    tokens, at = _stored(view, change) or (burst, now)
+    bucket = refilled(Bucket(0, "", "", rate, burst, None, min(tokens, burst), at), now)
+    if bucket.at < at:  # our clock was set back: time goes on from here, though nothing may be granted now
+        spent(change, bucket, 0)
+    return math.floor(bucket.tokens + 1e-9), bucket
 
 
-def spent(change: Change, tokens: float, now: float) -> None:
+def spent(change: Change, bucket: Bucket, granted: int) -> None:
     """Write down what is left."""
-    change.settings["pace"] = [round(tokens, 6), now]
+    change.settings["pace"] = [round(bucket.tokens - granted, 6), bucket.at]
 
 
 def give_back(view: View, change: Change, skipped: int) -> None:
     """Put back the tokens of records that were left out."""
     if not view.settings.get("rate"):
         return
-    tokens, at = _bucket(view, change)
-    if tokens is not None:
-        change.settings["pace"] = [tokens + skipped, at]
+    stored = _stored(view, change)
+    if stored is not None:
+        change.settings["pace"] = [stored[0] + skipped, stored[1]]
 
 
-def _bucket(view: View, change: Change) -> tuple[float | None, float]:
+def _stored(view: View, change: Change) -> tuple[float, float] | None:
+    """Return the tokens that there were, and when."""
     stored: Any = change.settings.get("pace") or view.settings.get("pace")
-    return (None, 0.0) if stored is None else (stored[0], stored[1])
+    return None if stored is None else (stored[0], stored[1])

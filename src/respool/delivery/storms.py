@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from .limits import SKEW
 from .model import Change, Parked, View
 
 _SLOTS = 10  # parts of a window: how finely it moves on
@@ -107,6 +108,17 @@ def close(gauge: Gauge) -> None:
     gauge.state, gauge.until, gauge.why, gauge.since, gauge.failures = "closed", 0.0, "", 0.0, []
 
 
+def set_right(gauge: Gauge, policy: BreakerPolicy, now: float) -> bool:
+    """Have a pause begin anew that would end later than it can: our clock was set back. Say whether it does.
+
+    What waits for its end is to be looked at again then.
+    """
+    if gauge.state == "closed" or gauge.until <= now + policy.pause + SKEW:
+        return False
+    gauge.until = now + policy.pause
+    return True
+
+
 def let_go(view: View, change: Change, until: float, now: float) -> None:
     """Make due at once, of the records of a view, those that were to wait until a stopped task's time."""
     for parked in view.due:
@@ -142,6 +154,7 @@ def admit(gauge: Gauge, policy: BreakerPolicy, now: float) -> int | None:
 
 def count_runs(gauge: Gauge, policy: BudgetPolicy, seen: Report, now: float) -> None:
     """Take note of runs, of which a share may be retries."""
+    _mind_the_clock(gauge, policy, now)
     gauge.runs = _added(gauge.runs, (seen.runs, 0), policy.window, now)
 
 
@@ -151,6 +164,7 @@ def spend(gauge: Gauge, policy: BudgetPolicy, now: float) -> float | None:
     Each that is over it gets a moment of its own, at the rate that the budget allows: so none is looked at
     again and again.
     """
+    _mind_the_clock(gauge, policy, now)
     gauge.runs = _added(gauge.runs, (0, 0), policy.window, now)
     allowed = policy.floor + policy.share * sum(runs for _, runs, _ in gauge.runs)
     spent = sum(retries for _, _, retries in gauge.runs)
@@ -159,6 +173,12 @@ def spend(gauge: Gauge, policy: BudgetPolicy, now: float) -> float | None:
         return None
     gauge.next = max(gauge.next, now) + policy.window / max(allowed, 1.0)
     return gauge.next
+
+
+def _mind_the_clock(gauge: Gauge, policy: BudgetPolicy, now: float) -> None:
+    """Forget when the next retry is due where our clock was set back: that may be hours away."""
+    if gauge.runs and gauge.runs[-1][0] > _part(policy.window, now + SKEW):
+        gauge.next = 0.0
 
 
 def put_off_retries(
@@ -182,10 +202,19 @@ def put_off_retries(
 def _added(
     parts: list[tuple[int, int, int]], more: tuple[int, int], window: float, now: float
 ) -> list[tuple[int, int, int]]:
-    """Return the parts of a window that ends now, with more in the last."""
-    part = int(now / (window / _SLOTS))
+    """Return the parts of a window that ends now, with more in the last.
+
+    Another machine's clock may be ahead, and have begun a later part: that is the last one for all.
+    """
+    part = _part(window, now)
+    if parts and part < parts[-1][0] <= _part(window, now + SKEW):
+        part = parts[-1][0]
     kept = [each for each in parts if part - _SLOTS < each[0] <= part]
     if kept and kept[-1][0] == part:
         _, first, second = kept.pop()
         more = first + more[0], second + more[1]
     return [*kept, (part, *more)] if any(more) else kept
+
+
+def _part(window: float, now: float) -> int:
+    return int(now / (window / _SLOTS))

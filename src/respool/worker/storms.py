@@ -65,8 +65,10 @@ class Storms:
             gauge = gauges[name] = storms.read(view, name)
             seen = self._seen.get((group, name), Report())
             breaker, budget = runner.options["breaker"], runner.options["retry_budget"]
-            if breaker is not None and storms.report(gauge, breaker.policy, seen, now):
-                change.released = True
+            if breaker is not None:
+                anew = storms.set_right(gauge, breaker.policy, now)
+                if storms.report(gauge, breaker.policy, seen, now) or anew:
+                    change.released = True
             if budget is not None and seen.runs:
                 storms.count_runs(gauge, budget, seen, now)
         budgets = {
