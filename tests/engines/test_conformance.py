@@ -686,6 +686,10 @@ def test_what_waits_is_no_work_before_its_time_but_comes_along(engine: Engine, l
     assert engine.transact(Reads(main.id, (held.id,)), lambda view, change: settle(view, change, waits))
     assert (engine.counts(main).returned, engine.counts(main).leased) == (2, 0)
     assert engine.next_due(main.id) == NOW + 5
+    assert engine.next_due(main.id, NOW + 5) is None
+    write(engine, main, parked=[Parked(first, "retry", NOW + 8, "a")])
+    assert [engine.next_due(main.id, after) for after in (NOW, NOW + 5, NOW + 8)] == [NOW + 5, NOW + 8, None]
+    write(engine, main, unparked=[first])
     assert not engine.has_work(main.id, NOW, ())
     assert engine.has_work(main.id, NOW + 5, ())
     assert grant(engine, main, 9) is None

@@ -180,9 +180,11 @@ def idle(
                     if service.rate is None:
                         sleeper.cancel()
                         return Woken.BY_WORK
-                    paced, wait = True, min(wait, max(1 / service.rate, LEAST_WAIT))  # it waits for tokens
-                # What is due in an ordered group and not for us is for others, who are rung for.
-                due = engine.next_due(service.group.id, -1.0 if service.claimant is None else now)
+                    paced, wait = True, min(wait, max(1 / service.rate, LEAST_WAIT))
+                    continue  # it waits for tokens, and so does what becomes due meanwhile
+                # What was due before, and is no work, may not be claimed: its group is paused, or it is for
+                # others, who are rung for.
+                due = engine.next_due(service.group.id, now)
                 if due is not None:
                     wait = min(wait, max(due - now, 0.0))
         except EngineUnavailable:
