@@ -312,6 +312,20 @@ def test_s4_a_beat_with_nothing_new_still_covers_another_workers_writes(
     other.close()
 
 
+def test_s4_a_worker_that_ends_keeps_what_it_settled_after_its_last_beat(
+    fs: FaultFS, shop: Shop, tmp_path: Path
+) -> None:
+    """Others may have the file open, so that closing it writes nothing."""
+    other = opened(fs)
+    assert other.workers()
+    shop.run(3)
+    shop.settle(shop.claim(3))
+    shop.engine.drop_worker(shop.worker)
+    shop.engine.close()
+    assert after_cut(fs, tmp_path / "cut", lambda found: found.engine.counts(found.main).pending) == 0
+    other.close()
+
+
 @pytest.mark.parametrize("how", ["rows", "run"])
 def test_h10_positions_do_not_come_back_after_the_highest_were_removed(
     fs: FaultFS, shop: Shop, tmp_path: Path, how: str

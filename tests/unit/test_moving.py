@@ -71,6 +71,18 @@ def test_going_back_does_the_work_again_and_sends_its_calls_again(app, ran):
     assert parts(app)[1].generation == 1
 
 
+def test_each_of_many_knows_that_it_was_rewound(app):
+    @app.task
+    def many(n):
+        return n
+
+    handles = many.delay_many(range(8400))
+    work(app)
+    move(app, "earliest")
+    for n in (0, 4095, 4096, 4500, 8191, 8192, 8399):
+        assert [attempt.how for attempt in handles[n].history()] == ["rewound", "rewound"], n
+
+
 def test_what_lies_below_and_runs_again_makes_the_calls_it_made_before(app, ran):
     """Only what was moved is of a new generation, or a crash below the target would send calls twice."""
     assert rewound((), [5 << 40 | 7], 1) == [[5 << 40 | 7, 1]]

@@ -79,7 +79,7 @@ class Registry(Protocol):
         """
 
     def drop_worker(self, worker: int) -> None:
-        """Remove a worker that has ended, or is dead, and holds no lease."""
+        """Remove a worker that has ended, or is dead, and holds no lease. Synced, as a beat is."""
 
     def workers(self) -> list[Worker]:
         """Return the workers registered, by number."""

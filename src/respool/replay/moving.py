@@ -14,12 +14,13 @@ from typing import Any
 
 from ..clock import now as wall_clock
 from ..delivery import seek as core
+from ..delivery.model import MAX_LEASE
 from ..engines.base import Engine, Group, Reads, Stream
 from ..errors import ConfigError
 from ..record import first_pos, offset_of
 from .selection import offsets, when
 
-SLICE = 5_000  # positions made history in one transaction
+SLICE = MAX_LEASE  # positions made history in one transaction, and by one entry of the journal
 SCAN = 50_000
 ALL = 1_000_000
 PATIENCE = 0.2  # seconds between looks at leases that are waited for

@@ -139,8 +139,11 @@ class SQLiteRegistry(Part):
             return db.execute(SQL["beat"], (worker, wall_clock(), draining, json.dumps(info))).get  # type: ignore[no-any-return]
 
     def drop_worker(self, worker: int) -> None:
-        """Remove a worker that has ended and holds no lease."""
-        with self._state.lock, self._state.writing() as db:
+        """Remove a worker that has ended and holds no lease.
+
+        Synced, as its last beat: nobody else may come to make durable what it settled after that (S4).
+        """
+        with self._writer.lock, self._writer.writing() as db:
             db.execute(SQL["drop_worker"], (worker,))
 
     def workers(self) -> list[Worker]:
