@@ -150,6 +150,7 @@ def capabilities() -> str:
         "durable": "survives the process",
         "enlists": "calls within a transaction of your own",
         "keeps_positions": "records that are moved here keep their offsets",
+        "numbers_first": "records that are committed late appear behind others, and are looked for there",
         "joins_work": "a run's own database work commits with its settlement",
         "foreign": "streams that other programs write",
     }

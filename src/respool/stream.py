@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from .codec import codec_for
+from .delivery.spans import Span, joined
 from .engines import public_id
 from .engines.base import Engine, Record
 from .errors import BadArguments, ConfigError, UnknownName
@@ -20,6 +21,7 @@ from .units import moment
 if TYPE_CHECKING:
     from .app import App
 
+MOST_MISSING = 1000  # ranges where something may yet appear while others are read
 PAGE = 1000  # records read at a time
 FIRST_TOO_LARGE = 1 << 40  # of offsets
 
@@ -124,6 +126,9 @@ class StreamHandle:
     ) -> Iterator[Event]:
         """Yield the events of a window, a partition at a time, each in the order it was appended.
 
+        On PostgreSQL those of a transaction that began before others and commits while it is read come at the
+        end of their partition.
+
         Parameters:
             since, until: aware datetimes; since <= time < until.
             offset: with `partition` (default 0): begin there instead.
@@ -154,14 +159,26 @@ class StreamHandle:
         self, number: int, lo: int, hi: int, since: float | None, until: float | None
     ) -> Iterator[Event]:
         engine: Engine = self.app.engine
-        while lo < hi:
-            page = engine.records(lo, hi, PAGE)
+        late = engine.capabilities.numbers_first
+        missing: list[Span] = []
+
+        def events(page: list[Record]) -> Iterator[Event]:
             for record in page:
                 if (since is None or record.time >= since) and (until is None or record.time < until):
                     yield self._event(record, number)
+
+        while lo < hi:
+            page = engine.records(lo, hi, PAGE)
+            if late and (not page or page[-1].pos - lo >= len(page)):
+                missing += _missing(lo, page, MOST_MISSING - len(missing))
+            yield from events(page)
             if len(page) < PAGE:
-                return
+                break
             lo = page[-1].pos + 1
+        if missing:
+            there = [Span(row[0], row[0] + 1) for row in engine.rows(missing)]
+            for span in joined(there):
+                yield from events(engine.records(span.lo, span.hi, span.hi - span.lo))
 
     def _event(self, record: Record, number: int) -> Event:
         meta, body = record.meta, record.body
@@ -245,3 +262,13 @@ def check_name(kind: str, name: object) -> str:
     raise ConfigError(
         f"{name!r} cannot name a {kind}: printable text of 1 to 200 characters, no blanks around it"
     )
+
+
+def _missing(lo: int, page: list[Record], most: int) -> list[Span]:
+    """Return the ranges from a position on where there is no record before one that is there."""
+    found = []
+    for record in page:
+        if record.pos > lo:
+            found.append(Span(lo, record.pos))
+        lo = record.pos + 1
+    return found[:most]

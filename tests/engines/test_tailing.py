@@ -11,6 +11,7 @@ import pytest
 from tests.engines.kits import KITS, EngineKit, PostgresKit
 
 from respool import App
+from respool import stream as stream_module
 from respool.engines.base import Engine, Record, Stream
 from respool.record import new_head
 from respool.replay import tailing
@@ -42,6 +43,34 @@ def test_what_comes_is_seen_once_and_in_its_order(engine: Engine, queue: Stream,
     append(engine, log, [b"5", b"6"], NOW + 1)
     assert bodies(tail.look()) == [b"5", b"6"]
     assert tail.look() == []
+
+
+def test_what_is_committed_while_a_stream_is_read_is_read_too(
+    session_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G4: behind what was read; what was rolled back leaves nothing, and each comes once."""
+    monkeypatch.setattr(stream_module, "PAGE", 4)
+    kit = PostgresKit(session_database, "full")
+    with App("shop", url=kit.url) as app:
+        events = app.stream("seen")
+        events.publish({"n": 0})
+        others = [psycopg.connect(session_database) for _ in range(2)]
+        for n, other in enumerate(others):
+            with app.transaction(other):
+                events.publish_many({"n": f"late {n}-{m}"} for m in range(3))
+            events.publish_many({"n": n * 10 + m} for m in range(1, 8))
+        seen = []
+        for event in events.read():
+            seen.append(event.value["n"])
+            if len(seen) == 9:
+                others[0].commit()
+                others[1].rollback()
+        early = [0, *range(1, 8), *range(11, 18)]
+        assert seen == [*early, "late 0-0", "late 0-1", "late 0-2"]
+        assert len(list(events.read())) == len(seen)
+        for other in others:
+            other.close()
+    kit.remove()
 
 
 def test_many_that_came_since_are_read_in_pages(

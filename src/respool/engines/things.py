@@ -36,12 +36,15 @@ class Capabilities(NamedTuple):
     joins_work: bool  # commits a run's own database work with its settlement
     foreign: bool = False  # reads streams that other programs write
     keeps_positions: bool = True  # records that come from another engine keep their numbers
+    numbers_first: bool = (
+        False  # a record has its number before it can be seen, and may appear behind others (G4)
+    )
 
 
 CAPABILITIES = {
     "sqlite:///path": Capabilities("SQLite", True, False, True, True, True, True),
     "sqlite:///:memory:": Capabilities("SQLite in memory", True, False, True, False, False, False),
-    "postgresql://": Capabilities("PostgreSQL", True, True, True, True, True, True),
+    "postgresql://": Capabilities("PostgreSQL", True, True, True, True, True, True, numbers_first=True),
     "kafka://": Capabilities("Kafka", False, True, False, True, False, False, True, keeps_positions=False),
 }
 """By how their URLs begin."""
