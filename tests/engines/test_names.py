@@ -14,8 +14,8 @@ from respool.replay import check
 from respool.testing import work
 
 NAMES = [
-    "'; DROP TABLE record; --", 'a"b', "%s %(x)s {} $1 :x ?", "наш 键 🎈", "with space/and:colon", "back\\slash",
-    "a.b", "a_b", "a-b", "A", "a", "..", "__consumer_offsets", "x" * 190,
+    "'; DROP TABLE record; --", 'a"b', "%s %(x)s {} $1 :x ?", "наш 键 🎈", "with space/and:colon",
+    "back\\slash", "a.b", "a_b", "a-b", "A", "a", "..", "__consumer_offsets", "x" * 190,
 ]  # fmt: skip
 
 
@@ -27,7 +27,7 @@ def kit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EngineKit]:
 
 
 def test_any_text_is_a_name(kit: EngineKit, request: pytest.FixtureRequest) -> None:
-    """What is sent to each is there, and nowhere else; nothing of it is taken for SQL, or for another's topic."""
+    """What is sent to each is there, and nowhere else; no name is taken for SQL, or for another's topic."""
     names = (
         NAMES if "kafka" not in request.node.name else [NAMES[0], NAMES[2], NAMES[3], *NAMES[6:9]]
     )  # topics are dear
