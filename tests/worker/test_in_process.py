@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from respool import App, MaxRetriesExceeded, Revoked
+from respool import App, MaxRetriesExceeded, Refused, Revoked
 from respool.delivery.model import NewCall
 from respool.producer import Producer
 from respool.replay import DeadFilter, redrive
@@ -137,6 +137,79 @@ def test_a_delayed_call_is_scheduled_at_once(app: App) -> None:
     assert r.state == "SCHEDULED"
     work(app)
     assert r.state == "SCHEDULED"
+
+
+def test_a_handle_made_in_a_task_is_good_after_the_worker(app: App) -> None:
+    made: list[Any] = []
+
+    @app.task
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    @app.task
+    def parent() -> None:
+        made.append(add.delay(1, 2))
+
+    parent.delay()
+    work(app)
+    assert made[0].get(timeout=0) == 3
+    assert made[0].state == "SUCCESS"
+
+
+@pytest.mark.parametrize("how", ["coroutine", "thread"])
+def test_what_a_run_leaves_behind_is_not_part_of_the_next(app: App, how: str) -> None:
+    """H8: its calls would be the next run's, gone with that if it is lost, and made again by no rerun."""
+    refused: list[str] = []
+    ran: list[str] = []
+    left: list[Any] = []
+    go = threading.Event()
+
+    @app.task
+    def made(whose: str) -> None:
+        ran.append(whose)
+
+    @app.task(bind=True)
+    async def leaves(self: Any) -> None:
+        def use() -> None:
+            for each in (
+                lambda: made.delay("left"),
+                lambda: self.request,
+                lambda: self.update_state(meta=1),
+                lambda: self.once("step", int),
+                lambda: self.transaction().__enter__(),
+            ):
+                with pytest.raises(Refused, match="has ended") as caught:
+                    each()
+                refused.append(str(caught.value))
+
+        async def in_a_coroutine() -> None:
+            while not go.is_set():
+                await asyncio.sleep(0)
+            use()
+
+        def in_a_thread() -> None:
+            assert go.wait(10)
+            use()
+
+        behind = in_a_coroutine() if how == "coroutine" else asyncio.to_thread(in_a_thread)
+        left.append(asyncio.create_task(behind))
+        await asyncio.sleep(0)
+        assert made.delay("own").state == "PENDING", "within its run it is part of it"
+
+    @app.task(bind=True)
+    async def next_run(self: Any) -> str:
+        go.set()
+        await left[0]
+        made.delay("next")
+        return str(self.request.id)
+
+    leaves.delay()
+    second = next_run.delay()
+    work(app)
+    assert second.get(timeout=0) == second.id
+    assert len(refused) == 5
+    assert refused[0].endswith("nothing was sent")
+    assert sorted(ran) == ["next", "own"]
 
 
 def test_a_cancelled_caller_does_not_hold_up_the_next(app: App) -> None:

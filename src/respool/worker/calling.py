@@ -74,6 +74,7 @@ class Caller:
         self.retries.end()
         if self._loop is not None:
             self._loop.close()
+        self.run.close()
 
     def call_with_care(
         self,
@@ -194,7 +195,8 @@ class Caller:
         self._task = asyncio.current_task()
         self.on_soft_limit()  # it may have come before there was a task to cancel
         try:
-            return await coroutine
+            with self.run.coroutine():
+                return await coroutine
         except asyncio.CancelledError:
             if self._told:
                 raise _too_long() from None

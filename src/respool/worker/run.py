@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from .services import Service
 log = logging.getLogger("respool.worker")
 MANY_CALLS = 10_000
 MANY_BYTES = 16 << 20
+_coroutine: ContextVar[int] = ContextVar("respool_coroutine", default=0)
 BLOB_HOLD = 3600.0  # seconds that a large payload waits for its call; a sweep waits longer (H18)
 
 
@@ -58,6 +60,9 @@ class CurrentRun:
         self._engine = engine
         self._hold = hold
         self._lock = threading.RLock()
+        self._closed = False
+        self._coroutines = 0  # run so far
+        self._present = 0  # the number of the one that runs, 0: none does
         self._record: Record | None = None
         self._calls: list[NewCall] = []
         self._bytes = 0
@@ -105,6 +110,35 @@ class CurrentRun:
             self.used = self.progressed = False
         return ended
 
+    def close(self) -> None:
+        """Take nothing more, and let go of the worker's memory: handles of calls outlive it."""
+        with self._lock:
+            self._closed, self.row, self.shield = True, None, nullcontext
+
+    @contextmanager
+    def coroutine(self) -> Iterator[None]:
+        """Have what is begun within belong to this run only.
+
+        The event loop goes on in the next run, and so does what a coroutine has left behind on it.
+        """
+        self._coroutines += 1
+        self._present = self._coroutines
+        _coroutine.set(self._present)
+        try:
+            yield
+        finally:
+            self._present = 0
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether the code that asks was begun by a run that has ended."""
+        mine = _coroutine.get()
+        return self.row is None or (mine != 0 and mine != self._present)
+
+    def _refuse_strays(self, what: str = "the run that made this call has ended; nothing was sent") -> None:
+        if self._is_over:
+            raise Refused(what)
+
     @property
     def engine(self) -> Engine:
         """What it settles on."""
@@ -121,12 +155,14 @@ class CurrentRun:
 
     def request(self) -> Request:
         """Return what is known of the call."""
+        self._refuse_strays("self.request: the run that this code was begun by has ended")
         if self.batch is not None:
             raise ConfigError("a batch is many calls: take self.calls, a list of their requests")
         return self._request(self.record, self.span)
 
     def requests(self) -> list[Request]:
         """Return what is known of each call of a batch, in their order."""
+        self._refuse_strays("self.calls: the run that this code was begun by has ended")
         if self.batch is None:
             raise ConfigError("self.calls exists only in a task with batch=; this one has self.request")
         found: dict[int, Record] = {}
@@ -162,6 +198,7 @@ class CurrentRun:
 
     def update_state(self, meta: Any) -> None:
         """Keep what the task says of its progress: one statement (H1)."""
+        self._refuse_strays("self.update_state: the run that this code was begun by has ended")
         assert self.row is not None
         if self.batch is not None:
             raise ConfigError("a batch is many calls: there is no one state to update")
@@ -179,6 +216,7 @@ class CurrentRun:
     @contextmanager
     def transaction(self) -> Iterator[Any]:
         """Begin the run's own transaction; where the block raises it is undone at once."""
+        self._refuse_strays("self.transaction: the run that this code was begun by has ended")
         can = self._engine.capabilities
         if not can.joins_work:
             raise ConfigError(
@@ -201,7 +239,7 @@ class CurrentRun:
     @property
     def enlisted(self) -> Any:
         """What events are appended on while there is a transaction of the run's own."""
-        return None if self.work is None else self.work.enlisted
+        return None if self.work is None or self._is_over else self.work.enlisted
 
     def undo(self) -> list[NewCall]:
         """Undo what the run did in a transaction of its own, if any; return the calls that left with it."""
@@ -236,8 +274,7 @@ class CurrentRun:
     def send(self, log: int, task: str, body: bytes, meta: Meta, id: Id | None, namespace: str) -> Id:
         """Put a call in the outbox; it leaves with the settlement, or after `outbox_hold` (P4)."""
         with self.shield(), self._lock:
-            if self.row is None:
-                raise Refused("the run that made this call has ended; nothing was sent")
+            self._refuse_strays()
             self.used = True
             if len(self._calls) >= MANY_CALLS or self._bytes >= MANY_BYTES:
                 self._make_room(task)
@@ -280,8 +317,7 @@ class CurrentRun:
     ) -> tuple[NewCall, tuple[int, int]]:
         """Return a call that does not wait in the outbox, and the fence to append it with. Raises Refused."""
         with self._lock:
-            if self.row is None:
-                raise Refused("the run that made this call has ended; nothing was sent")
+            self._refuse_strays()
             if self.excludes:
                 raise Refused(
                     f"{task}: a unique call within self.transaction() could not be sent at once; nothing was "
@@ -307,10 +343,12 @@ class CurrentRun:
 
     def keep_step(self, name: str, value: bytes) -> None:
         """Keep what a step of this call gave."""
+        self._refuse_strays(f"self.once({name!r}): the run that this code was begun by has ended")
         with self.shield():
             self._engine.keep_step(self.record.pos, name, value, wall_clock())
 
     def _check_step(self, name: str) -> None:
+        self._refuse_strays("self.once: the run that this code was begun by has ended")
         if not isinstance(name, str) or not 0 < len(name) <= 200:
             raise ConfigError(f"self.once: {name!r} is no name of a step: text of 1 to 200 characters")
         if self.batch is not None:
@@ -386,7 +424,7 @@ class CurrentRun:
         Raises: what `delay()` raises; the calls then stay for the settlement. LeaseLost: the run is void.
         """
         with self.shield(), self._lock:
-            while self._calls:
+            while self._calls and not self._closed:
                 log = self._calls[0].log
                 together = [call for call in self._calls if call.log == log][:MAX_TOGETHER]
                 if self.work is not None:
