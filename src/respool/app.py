@@ -175,6 +175,11 @@ class App:
 
         Those that run count, and those that are over a limit or stopped; what is scheduled, to be retried or
         dead does not.
+
+        Parameters:
+            queue: one queue, by name or as `app.queue` returned it; None: all of them, summed.
+
+        Raises: UnknownName for a queue that the app does not have; EngineUnavailable.
         """
         names = self.queues if queue is None else (self.queue_name(queue),)
         return sum(lag(self.engine, self.main_of(name)) for name in names)
@@ -183,12 +188,18 @@ class App:
         """Return how full a queue is, of its `max_pending`: 1.0 is full. Of all queues, the fullest.
 
         0.0 where none has a `max_pending`. A producer that can wait slows down by it.
+
+        Parameters:
+            queue: one queue, by name or as `app.queue` returned it; None: the fullest of all.
+
+        Raises: UnknownName for a queue that the app does not have; EngineUnavailable.
         """
         opened = self.opened
         names = (*opened.gates,) if queue is None else (self.queue_name(queue),)
+        mains = {name: self.main_of(name) for name in names}  # says which are not known
         full = [
-            lag(opened.engine, self.main_of(name)) / opened.gates[name].terms.most
-            for name in names
+            lag(opened.engine, main) / opened.gates[name].terms.most
+            for name, main in mains.items()
             if name in opened.gates
         ]
         return max(full, default=0.0)
@@ -353,7 +364,16 @@ class App:
     ) -> AsyncResult[Any]:
         """Append a call of a task by name, without its code.
 
-        Arguments are not checked here unless the task is registered. Options: as `Task.apply_async`.
+        Arguments are not checked here unless the task is registered.
+
+        Parameters:
+            name: the task's name.
+            args, kwargs: the call's arguments.
+            queue: the queue to send to, by name or as `app.queue` returned it; default: the task's where it
+                is registered here, else "default".
+            options: as `Task.apply_async` takes them.
+
+        Returns: the call's handle. Raises: as `Task.apply_async`.
         """
         task = self.tasks.get(name)
         if task is None:

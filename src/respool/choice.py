@@ -14,7 +14,7 @@ A group without any of them has no `Choice`, and its worker does nothing for the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 from zlib import crc32
 
@@ -87,29 +87,16 @@ class Choice:
     def _in_other_states(self, engine: Engine, rows: Sequence[Row]) -> list[int]:
         assert self._of is not None
         found: list[int] = []
-        start = 0
-        while start < len(rows):  # a page for each log, and no page much longer than what is on it
-            first = rows[start][0]
-            end = start
-            while end < len(rows) and 0 <= rows[end][0] - first < 2 * (end - start) + 100:
-                end += 1
-            page = engine.group_page(self._of, first, rows[end - 1][0] + 1)
-            places = Places(page)
-            found += [row[0] for row in rows[start:end] if state_name(places.status(row[0])) != self._state]
-            start = end
+        for page in _pages(rows):
+            places = Places(engine.group_page(self._of, page[0][0], page[-1][0] + 1))
+            found += [row[0] for row in page if state_name(places.status(row[0])) != self._state]
         return found
 
     def _records(self, engine: Engine, rows: Sequence[Row]) -> dict[int, Record]:
         found: dict[int, Record] = {}
-        start = 0
-        while start < len(rows):
-            first = rows[start][0]
-            end = start
-            while end < len(rows) and 0 <= rows[end][0] - first < 2 * (end - start) + 100:
-                end += 1
-            hi = rows[end - 1][0] + 1
-            found.update((record.pos, record) for record in engine.records(first, hi, hi - first))
-            start = end
+        for page in _pages(rows):
+            lo, hi = page[0][0], page[-1][0] + 1
+            found.update((record.pos, record) for record in engine.records(lo, hi, hi - lo))
         return found
 
     def _matches(self, row: Row, record: Record | None) -> bool:
@@ -153,6 +140,17 @@ class Choice:
                 by_place = {name: args[at] for name, at in places.items() if at < len(args)}
                 scope["kwargs"] = by_place | scope["kwargs"]
         return scope
+
+
+def _pages(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    """Yield the rows in pages: each of one log, and no range much longer than what is on it."""
+    start = 0
+    while start < len(rows):
+        first, end = rows[start][0], start
+        while end < len(rows) and 0 <= rows[end][0] - first < 2 * (end - start) + 100:
+            end += 1
+        yield rows[start:end]
+        start = end
 
 
 def share_of(id: bytes | str) -> int:

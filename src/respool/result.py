@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from .app import App
 
 R = TypeVar("R")
+log = logging.getLogger("respool.worker")
+HOLDS = 5.0  # seconds that a task may wait for a call before it is told that it holds its process
 
 
 class AsyncResult(Generic[R]):
@@ -113,7 +116,7 @@ class AsyncResult(Generic[R]):
         """Wait for the call to finish and return what it returned.
 
         Parameters:
-            timeout: seconds at most; None waits for ever (Ctrl-C interrupts).
+            timeout: seconds at most (or timedelta, "5m"); None waits for ever (Ctrl-C interrupts).
             propagate: False returns the task's exception instead of raising it.
 
         Raises: the task's own exception, as its own type where that can be imported, with the remote
@@ -123,8 +126,8 @@ class AsyncResult(Generic[R]):
         """
         if current_run.get() is not None:
             raise GetInsideTask(
-                f"get() of {self.id} inside a task would block the process that others wait for; "
-                "await aget() in a coroutine task, or let the task that needs the value be called with it"
+                f"get() of {self.id} inside a task would block the process that others wait for, maybe the "
+                "only one; let that call call the task that needs its value, or come back by self.retry()"
             )
         deadline = None if timeout is None else time.monotonic() + duration(timeout, "timeout")
         pos, group = self._locate()
@@ -147,9 +150,21 @@ class AsyncResult(Generic[R]):
                 rung, slept = waiter.sleep(wait), True
 
     async def aget(self, timeout: Any = None, *, propagate: bool = True) -> R:
-        """Wait for the call to finish without holding up the event loop; else like `get`."""
-        deadline = None if timeout is None else time.monotonic() + duration(timeout, "timeout")
+        """Wait for the call to finish without holding up the event loop; else like `get`.
+
+        In a coroutine task it holds the task's process, which runs nothing else meanwhile: where no other
+        process is free to run the call, it never ends but by its timeout. That is told after a while.
+
+        Parameters:
+            timeout: seconds at most (or timedelta, "5m"); None waits for ever.
+            propagate: False returns the task's exception instead of raising it.
+
+        Raises: as `get`, but for GetInsideTask.
+        """
+        began = time.monotonic()
+        deadline = None if timeout is None else began + duration(timeout, "timeout")
         pos, group = self._locate()
+        tell_at = None if current_run.get() is None else began + HOLDS
         with self._app.engine.async_waiter(pos) as waiter:
             rung = slept = False
             while True:
@@ -166,6 +181,15 @@ class AsyncResult(Generic[R]):
                 wait = _next_wait(deadline, self._app.settings["poll_interval"])
                 if wait is None:
                     raise self._timed_out(timeout, found, pos, group)
+                if tell_at is not None and time.monotonic() >= tell_at:
+                    tell_at = None
+                    log.warning(
+                        "aget() of call %s inside a task has waited %g s: its process runs nothing else "
+                        "meanwhile, and where no other is free it never ends; the call waits: %s",
+                        *(self.id, HOLDS, _why(self._app, found, pos, group)),
+                    )
+                if tell_at is not None:
+                    wait = min(wait, max(tell_at - time.monotonic(), 0.0))
                 rung, slept = await waiter.sleep(wait), True
 
     @property
@@ -337,10 +361,18 @@ class ResultSet(Generic[R]):
         return self.unfinished() == 0
 
     def wait(self, timeout: Any = None) -> None:
-        """Wait until all calls are finished. Raises GetTimeout."""
+        """Wait until all calls are finished.
+
+        Parameters:
+            timeout: seconds at most for all of them (or timedelta, "5m"); None waits for ever.
+
+        Raises: GetTimeout, which says how many are not finished; UnknownCall where some are past retention;
+            GetInsideTask inside a running task.
+        """
         if current_run.get() is not None:
             raise GetInsideTask(
-                "waiting for calls inside a task would block the process that others wait for"
+                "waiting for calls inside a task would block the process that others wait for, maybe the "
+                "only one; come back by self.retry() until all are ready()"
             )
         deadline = None if timeout is None else time.monotonic() + duration(timeout, "timeout")
         for group, lo, hi, *_ in self._places():
@@ -359,7 +391,14 @@ class ResultSet(Generic[R]):
                     waiter.sleep(wait)
 
     def iterate(self, timeout: Any = None, *, propagate: bool = True) -> Iterator[R]:
-        """Wait for all calls, then yield what they returned, in order, reading run by run."""
+        """Wait for all calls, then yield what they returned, in order, reading run by run.
+
+        Parameters:
+            timeout: seconds at most for all of them (or timedelta, "5m"); None waits for ever.
+            propagate: False yields the exceptions of those that failed instead of raising the first.
+
+        Raises: as `wait` and `AsyncResult.get`.
+        """
         self.wait(timeout)
         for group, lo, hi, head, seq in self._places():
             values = {outcome.pos: outcome for outcome in self._app.engine.outcomes(group.id, lo, hi)}
@@ -373,7 +412,14 @@ class ResultSet(Generic[R]):
                     yield one.get(0, propagate=propagate)
 
     def get(self, timeout: Any = None, *, propagate: bool = True) -> list[R]:
-        """Wait for all calls and return what they returned, in order. Raises as `AsyncResult.get`."""
+        """Wait for all calls and return what they returned, in order.
+
+        Parameters:
+            timeout: seconds at most for all of them (or timedelta, "5m"); None waits for ever.
+            propagate: False returns the exceptions of those that failed instead of raising the first.
+
+        Raises: as `wait` and `AsyncResult.get`.
+        """
         return list(self.iterate(timeout, propagate=propagate))
 
 

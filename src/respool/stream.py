@@ -114,7 +114,15 @@ class StreamHandle:
         return id_text(await self.app.sender.aevent(self, partition, type, body, meta, id))
 
     def publish_many(self, values: Iterable[Any], *, type: str = "") -> int:
-        """Append many events in large synced chunks; return how many."""
+        """Append many events in large synced chunks.
+
+        Parameters:
+            values: what JSON returns exactly (or msgpack, with `serializer="msgpack"`), each an event.
+            type: a name for the kind of all of them, "" for none.
+
+        Returns: how many. Raises: as `publish`; PartlyAppended where some are stored already:
+            `error.stored` of them, which stay.
+        """
         if self.key is None and not self.foreign:
             encode = self.codec.encode
             bodies = (encode(value) for value in values)

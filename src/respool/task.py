@@ -186,6 +186,12 @@ class Task(Generic[P, R]):
     ) -> ResultSet[R]:
         """Append many calls, each given as (args, kwargs), in large synced chunks.
 
+        Parameters:
+            calls: the arguments of each.
+            queue: another queue than the task's, by name or as `app.queue` returned it.
+
+        Returns: the calls' handles. Raises: as `delay_many`.
+
         >>> add.apply_many([((1, 2), {}), ((3, 4), {})])  # doctest: +SKIP
         """
         each = self._iterable("apply_many", calls, "(args, kwargs) for each call")
@@ -221,6 +227,8 @@ class Task(Generic[P, R]):
             countdown: exact seconds to wait; default: the task's backoff.
             eta: the same as an aware datetime.
             exc: the error that led to it; raised instead where `max_retries` is used up.
+
+        Raises: Retry, which is to leave the task; ConfigError outside of a run.
         """
         self._run("retry")
         if unknown:
@@ -270,7 +278,15 @@ class Task(Generic[P, R]):
         return encoded
 
     def update_state(self, meta: Any = None, state: str = "PROGRESS") -> None:
-        """Say how far this run is; seen as state PROGRESS and `AsyncResult.info`."""
+        """Say how far this run is; seen as state PROGRESS and `AsyncResult.info`.
+
+        Parameters:
+            meta: what msgpack can hold: what `AsyncResult.info` gives until the next one, or the result.
+            state: PROGRESS, and no other.
+
+        Raises: ConfigError outside of a run, in a batch, within `self.transaction()`, for another state;
+            NotEncodable; EngineUnavailable, AppendUnknown: it is kept by one write.
+        """
         if state != "PROGRESS":
             raise ConfigError(f"update_state: state {state!r} is not PROGRESS; put more in meta=")
         self._run("update_state").update_state(meta)

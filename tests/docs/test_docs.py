@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.docs.pages import PAGES, ROOT, Block, Session, anchors, blocks, commands, links, runs
 
 import respool
+from respool import App, AsyncResult, ResultSet
+from respool.stream import StreamHandle
+from respool.task import Task
 
 PAGE = [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES]
 KINDS = {"python", "pycon", "console", "text", "toml", "sql"}
@@ -67,6 +72,23 @@ def test_names_in_the_design_exist(page: Path) -> None:
 def test_public_names_are_documented(name: str) -> None:
     docs = "".join(page.read_text("utf-8") for page in PAGES if page.parent == ROOT / "docs")
     assert re.search(rf"\b{name}\b", docs)
+
+
+WITH_ALL_SAID: tuple[Any, ...] = (
+    *(App.lag, App.pressure, App.send_task, App.queue, Task.apply_async, Task.apply_many, Task.update_state),
+    *(Task.retry, StreamHandle.publish, StreamHandle.publish_many),
+    *(AsyncResult.get, AsyncResult.aget, ResultSet.wait, ResultSet.iterate, ResultSet.get),
+)
+
+
+@pytest.mark.parametrize("method", WITH_ALL_SAID, ids=lambda method: method.__qualname__)
+def test_docstrings_say_what_each_parameter_is_and_what_is_raised(method: Any) -> None:
+    doc = inspect.getdoc(method) or ""
+    said = {name for names in re.findall(r"(?m)^    (\w+(?:, \w+)*): |\. (\w+): ", doc) for name in names}
+    said = {name for names in said for name in names.split(", ")}
+    known = {"self", "unknown", "name" if method is App.queue else ""}
+    assert {*inspect.signature(method).parameters} - known <= said
+    assert "Raises" in doc
 
 
 def test_generated_tables_are_current() -> None:

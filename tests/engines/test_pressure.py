@@ -14,7 +14,7 @@ from tests.engines.test_roles import roles as roles
 
 from respool import App, pressure
 from respool.engines import grant, migrate
-from respool.errors import QueueFull
+from respool.errors import QueueFull, UnknownName
 from respool.location import parse_url
 from respool.testing import work
 
@@ -108,3 +108,12 @@ def test_a_producer_that_may_not_store_it_says_so(roles: Roles, caplog: pytest.L
         with pytest.raises(QueueFull, match="its max_pending is 3"):
             send(app)
     assert "queue mails: its max_pending could not be stored" in caplog.text
+
+
+def test_a_queue_that_the_app_does_not_have_is_refused(make: Make) -> None:
+    """A number for a name with a slip in it would say for ever that there is room."""
+    app = make(max_pending=2)
+    for ask in (app.pressure, app.lag):
+        with pytest.raises(UnknownName, match="mials"):
+            ask("mials")
+    assert make().pressure("mails") == 0.0

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from respool import App, MaxRetriesExceeded, Refused, Revoked
+from respool import App, GetTimeout, MaxRetriesExceeded, Refused, Revoked, result
 from respool.delivery.model import NewCall
 from respool.producer import Producer
 from respool.replay import DeadFilter, redrive
@@ -154,6 +154,36 @@ def test_a_handle_made_in_a_task_is_good_after_the_worker(app: App) -> None:
     work(app)
     assert made[0].get(timeout=0) == 3
     assert made[0].state == "SUCCESS"
+
+
+def test_a_task_that_waits_for_a_call_is_told_that_it_holds_its_process(
+    app: App, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(result, "HOLDS", 0.05)
+    waited: list[Any] = []
+
+    @app.task
+    def child() -> None: ...
+
+    @app.task
+    async def parent() -> None:
+        call = child.delay()
+        waited.append(call)
+        with pytest.raises(GetTimeout):
+            await call.aget(timeout=0.3)
+
+    async def outside() -> None:
+        with pytest.raises(GetTimeout):
+            await child.delay().aget(timeout=0.3)
+
+    parent.delay()
+    asyncio.run(outside())
+    assert not caplog.messages
+    work(app)
+    assert waited[0].successful()
+    (told,) = [message for message in caplog.messages if "aget()" in message]
+    assert waited[0].id in told
+    assert "runs nothing else meanwhile" in told
 
 
 @pytest.mark.parametrize("how", ["coroutine", "thread"])
