@@ -8,6 +8,7 @@ from typing import Any
 
 from ..delivery.seek import held
 from ..engines.base import Engine, Group
+from ..errors import RespoolError
 from ..why import how_held, served_as
 
 log = logging.getLogger("respool.worker")
@@ -22,7 +23,11 @@ def held_back(engine: Engine, groups: Sequence[Group]) -> list[str]:
 
 def say_lost(engine: Engine, group: Group, runs: int) -> None:
     """Say that runs of a lease changed nothing: another worker has it by now, or the group is gone."""
-    if any(each.id == group.id for each in engine.groups()):
+    try:
+        is_gone = all(each.id != group.id for each in engine.groups())
+    except RespoolError:  # the engine is out of reach, which is said elsewhere
+        is_gone = False
+    if not is_gone:
         log.warning("a lease was lost: %d run(s) are not counted, and repeated", runs)
     else:
         log.warning("group %s was dropped: %d run(s) of it are not counted", group.name, runs)
