@@ -50,6 +50,8 @@ class _Disk(_apsw.VFS):
         super().__init__("failing", _usual, makedefault=True)
 
     def xOpen(self, name, flags):
+        if (_marks / "shut").exists() and flags[0] & _apsw.SQLITE_OPEN_MAIN_DB:
+            raise _apsw.CantOpenError("unable to open database file")
         return _File(name, flags)
 
 
@@ -120,20 +122,24 @@ def test_workers_wait_for_a_disk_and_go_on(place: Place, failing: str, fault: st
     place.check()
 
 
-def test_a_process_that_dies_while_the_disk_is_full(place: Place, failing: str) -> None:
-    """What it held is settled and given back when there is room again; its successor comes up then."""
+@pytest.mark.parametrize(("fault", "said"), [("full", "no space left"), ("shut", "cannot open")])
+def test_a_process_that_dies_while_the_log_cannot_be_written_or_opened(
+    place: Place, failing: str, fault: str, said: str
+) -> None:
+    """What it held is settled and given back when that has passed; its successor comes up then."""
     in_children = "if IN_WORKER:\n" + textwrap.indent(failing, "    ")
     module = place.module(in_children, CODE, beat=0.1, worker_ttl=0.5, append_timeout=0.3)
     worker = place.worker(1, before=failing)
     slow = module.slow.delay(1)
     mark = place.await_start("slow", "1")
-    place.touch("full")
+    place.touch(fault)
     os.kill(mark.pid, signal.SIGKILL)
-    worker.said("no space left")
+    worker.said(said)
     since = time.monotonic()
     eventually(lambda: time.monotonic() - since > 1.0)
     assert worker.process.poll() is None, worker.log
-    (place.folder / "full").unlink()
+    assert worker.log.count("cannot start") <= 3, "no restart storm"
+    (place.folder / fault).unlink()
     place.touch("go-1")
     assert slow.get(timeout=20) == 1
     assert [attempt.how for attempt in slow.history()] == ["lost", "done"]

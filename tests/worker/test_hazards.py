@@ -19,7 +19,7 @@
 | H16 unique, full queues | engines/test_unique, engines/test_unique_model, test_pressure::test_h16_* |
 | H18 blobs | engines/test_blobs, crash/test_blobs, transfer/test_kafka |
 | H15 bodies | engines/test_retention: what_is_parked_pins_only_itself, a_dead_letter_is_shown_redriven_… |
-| H17 soft limits, leader of a group commit | test_limits::test_soft_limit_is_never_raised_…, `test_h17_*` |
+| H17 soft limits, leader of a group commit | test_limits, `test_h17_*`, unit/test_producer |
 | H19 time is not monotone in offset | engines/test_conformance::test_a_window_…, unit/test_replay |
 | H20 two kinds of error | `test_h20_*`, crash/test_io_faults |
 | S1  apsw only | `test_s1_*` |
