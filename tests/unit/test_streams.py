@@ -70,7 +70,7 @@ def test_coroutines_publish(app: App) -> None:
 
 def test_reading_a_window_in_time(app: App, at: Any) -> None:
     visits = app.stream("visits", key="user", partitions=4)
-    for minute in range(10):
+    for minute in (0, 6, 3, 9, 1, 5, 7, 2, 8, 4):  # a clock that is set to and fro (H19)
         at(NOON + timedelta(minutes=minute))
         if minute % 2:
             visits.publish_many({"user": user, "minute": minute} for user in range(8))
