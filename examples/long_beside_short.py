@@ -10,6 +10,7 @@ The log is a file in the working directory, or what RESPOOL_URL says. Here all i
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -19,6 +20,12 @@ from respool import App
 
 app = App("studio", beat=0.2, worker_ttl=1.0)  # the longest run is several times as long as this
 FASTER = 200
+
+
+@app.task
+def hello(n: int) -> int:
+    time.sleep(0.05)
+    return os.getpid()
 
 
 @app.task
@@ -40,12 +47,15 @@ def film(self, n: int) -> tuple[float, int]:
 
 
 def main() -> None:
+    command = [sys.executable, "-m", "respool", "-A", __file__, "--url", app.url, "worker", "-c", "3"]
+    worker = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    processes: set[int] = set()
+    while len(processes) < 3:  # for the example, so that none is still starting
+        processes.update(hello.delay_many(range(6)).get(timeout=60))
+
     long = film.delay(0)
     previews = preview.delay_many(range(3))
     short = thumbnail.delay_many(range(300))
-    command = [sys.executable, "-m", "respool", "-A", __file__, "--url", app.url, "worker", "-c", "3"]
-    worker = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-
     ended = short.get(timeout=60)
     print(f"300 thumbnails are done; is the film? {long.ready()}")
     film_ended, deliveries = long.get(timeout=60)

@@ -30,7 +30,7 @@ def render(n: int) -> bytes:
     return b"x" * 1000
 
 
-@app.task(result_ttl=0.5)
+@app.task(result_ttl="3s")
 def summarize(n: int) -> str:
     return f"the summary of report {n}"
 
@@ -43,18 +43,19 @@ def stored() -> int:
 
 def main() -> None:
     notified, rendered = notify.delay_many(range(1000)), render.delay_many(range(1000))
+    work(app)
     summaries = summarize.delay_many(range(100))
     work(app)  # in this process, for the example; else: respool -A results_that_do_not_leak worker
     print(f"2,100 calls are done, and {stored()} results are stored")
     print(f"one of them: {summaries.get(timeout=0)[7]}")
     print(f"a call without a result is done, too: {next(iter(notified)).state}, {next(iter(rendered)).state}")
 
-    time.sleep(0.6)
+    time.sleep(3.1)
     first = next(iter(summaries))
     try:
         first.get(timeout=0)
     except ResultExpired:
-        print(f"half a second later its value has expired; its state is {first.state}")
+        print(f"three seconds later its value has expired; its state is {first.state}")
     while stored():
         work(app)  # workers keep house beside their work
     print(f"now {stored()} results are stored")
