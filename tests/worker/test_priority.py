@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.worker.support import Place, eventually, on_every_engine
+from tests.worker.support import Place, eventually, on_each_engine, on_every_engine
 
 from respool import App, ConfigError
 from respool.testing import work
@@ -96,7 +96,7 @@ def test_calls_made_by_a_run_keep_their_priority(tmp_path: Path) -> None:
         assert order == ["high", "low"]
 
 
-@on_every_engine
+@on_each_engine
 def test_a_priority_9_call_behind_a_backlog(place: Place) -> None:
     """It starts within 100 ms, also the first of all, whose lane no worker knows of."""
     module = place.module(CODE)
