@@ -117,6 +117,18 @@ def test_server_that_cannot_be_reached(folder, url):
         assert urllib.parse.urlsplit(url).password not in result.stdout + result.stderr
 
 
+def test_a_command_that_looks_makes_no_schema(folder, cli, url, monkeypatch):
+    schema, password = url.partition("schema=")[2], urllib.parse.urlsplit(url).password
+    told = [cli("--url", url, "lag", code=2), cli("-A", "shop", "--url", url, "rerun", "0" * 32, code=2)]
+    monkeypatch.setenv("RESPOOL_URL", url)
+    told += [cli("-A", "shop", "lag", code=2), cli("queues", code=2)]
+    for each in told:
+        assert "no log" in each
+        assert password not in each
+    with psycopg.connect(url.partition("?")[0]) as db:
+        assert db.execute("SELECT to_regnamespace(%s)", (schema,)).fetchone() == (None,)
+
+
 def test_queries_of_the_operations_page(shop, url):
     shop("call", "add", "1", "1")
     page = Path(__file__).parents[2] / "docs/operations.md"

@@ -275,7 +275,7 @@ def _of_app(app: App, creates: bool) -> Target:
 
     location = parse_url(app.url)
     refuse_memory(location, f"app {app.name}")
-    if not creates and not _exists(location):
+    if not creates and not _is_there(location):
         raise ConfigError(
             f"app {app.name} has no log yet at {location.shown}: send a call first, or give the right --url"
         )
@@ -284,14 +284,21 @@ def _of_app(app: App, creates: bool) -> Target:
 
 
 def _of_url(url: str) -> Target:
-    from ..config import SETTINGS
-    from ..engines import open_engine
     from ..location import parse_url
 
     location = parse_url(url)
     refuse_memory(location, "--url")
-    if not _exists(location):
-        raise ConfigError(f"there is no database at {location.path}")
+    if not _is_there(location):
+        if location.path is not None:
+            raise ConfigError(f"there is no database at {location.path}")
+        raise ConfigError(f"there is no log at {location.shown}: an app makes one when it first uses it")
+    return _opened(location)
+
+
+def _opened(location: Location) -> Target:
+    from ..config import SETTINGS
+    from ..engines import open_engine
+
     durability = location.options.get("durability", "full")
     SETTINGS["durability"].check(durability, "durability")
     engine = open_engine(location, durability, TIMEOUT)
@@ -302,19 +309,21 @@ def _of_url(url: str) -> Target:
 def _of_default() -> Target:
     from ..location import locate
 
-    url, location = locate(None, None)
-    if not _exists(location):
+    _, location = locate(None, None)
+    refuse_memory(location, "RESPOOL_URL")
+    if not _is_there(location):
         raise ConfigError(
             "no app and no log: name an app with -A shop, RESPOOL_APP or [tool.respool] in pyproject.toml, "
             f"or a log with --url (there is none at {location.shown})"
         )
-    return _of_url(url)
+    return _opened(location)
 
 
-def _exists(location: Location) -> bool:
-    from pathlib import Path
+def _is_there(location: Location) -> bool:
+    """Say whether there is a log; asking makes none."""
+    from ..engines import is_there
 
-    return location.path is None or Path(location.path).is_file()
+    return is_there(location)
 
 
 def refuse_memory(location: Location, what: str) -> None:
