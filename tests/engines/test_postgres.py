@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import psycopg
 import pytest
@@ -34,6 +35,7 @@ from respool.engines.moving import Mark
 from respool.engines.postgres import bells, partitions, retention
 from respool.engines.postgres import gaps as kept_gaps
 from respool.engines.postgres.batch import Batch
+from respool.engines.postgres.connection import connect
 from respool.engines.postgres.log import insert
 from respool.engines.postgres.partitions import SIZE
 from respool.errors import AppendUnknown, EngineError, EngineUnavailable
@@ -1211,6 +1213,99 @@ def test_nobody_waits_for_a_partition_to_go(
     trim_all(other, queue)
     assert [name for name in tables(engine, log) if name.endswith(f"_{log}_0")] == []
     sound(engine)
+
+
+def test_a_partition_with_thousands_of_dead_letters_goes(
+    kit: PostgresKit, engine: Any, queue: Stream, main: Group, log: int
+) -> None:
+    """Whatever the planner takes it for: to compare each entry of the journal with each takes too long."""
+    first, size = first_pos(log), 5000
+    fill(engine, log, 1, size)
+    engine.transact(
+        Reads(main.id, positions=True), lambda view, change: change.cursors.append((log, first + size))
+    )
+    bound = {"grp": main.id, "first": first, "last": first + size - 1}
+    tell(
+        engine,
+        "INSERT INTO respool.parked (grp, pos, reason, task, retries, deliveries, redrives, alone, at) "
+        "SELECT %(grp)s, pos, 'dead', 'add', 2, 0, 0, false, 0 "
+        "FROM generate_series(%(first)s, %(last)s) AS pos",
+        bound,
+    )
+    tell(
+        engine,
+        "INSERT INTO respool.journal (grp, lo, n, hi, child, started, ended, how, retries) "
+        "SELECT %(grp)s, pos, n, pos + 1, 0, 0, n, 'dead', n "
+        "FROM generate_series(%(first)s, %(last)s) AS pos, generate_series(0, 2) AS n",
+        bound,
+    )
+    leap(engine, log, SIZE)
+    fill(engine, log)
+    Reader(engine, main).drain()
+    plans = " ".join(f"-c enable_{way}=off" for way in ("indexscan", "indexonlyscan", "bitmapscan"))
+    hasty: Any = open_engine(parse_url(f"{kit.url}&options={quote(plans)}"), "full", 0.25)
+    trim_all(hasty, queue)
+    hasty.close()
+    assert f"record_{log}_0" not in tables(engine, log)
+    assert tell(engine, "SELECT count(*) FROM respool.kept") == [(size,)]
+    assert tell(engine, "SELECT count(*) FROM respool.journal_rest") == [(3 * size,)]
+    tell(engine, "DELETE FROM respool.parked WHERE pos < %s", (first + size - 1,))
+    trim_all(engine, queue)
+    assert tell(engine, "SELECT count(*) FROM respool.journal_rest") == [(3,)]
+    sound(engine)
+
+
+def test_a_backup_holds_up_nobody(engine: Any, queue: Stream, main: Group, log: int, writers: Any) -> None:
+    """What it reads is locked for as long as it takes, and partitions are needed meanwhile."""
+    fill(engine, log)
+    backup, schema = writers().begin(), engine.options.schema
+    for table in ("record", "outcome", "journal"):
+        backup.execute(f"LOCK TABLE {schema}.{table} IN ACCESS SHARE MODE")
+    leap(engine, log, SIZE // 2)
+    assert promptly(lambda: engine.append_row(row(log))) == first_pos(log) + SIZE // 2
+    assert f"record_{log}_1" in tables(engine, log)
+    leap(engine, log, 3 * SIZE)
+    at = promptly(lambda: engine.append_row(row(log)))
+    assert isinstance(at, int)
+    assert at >= first_pos(log) + 3 * SIZE
+    promptly(lambda: bury(engine, main, [at]))
+    promptly(lambda: engine.create_stream("queue", "shop", "other", 1, {}))
+    promptly(engine.tidy)
+    backup.commit()
+    assert tell(engine, "SELECT pos, ending FROM respool.outcome") == [(at, 1)]
+    leap(engine, log, 5 * SIZE)
+    engine.append_row(row(log))
+    Reader(engine, main).drain()
+    trim_all(engine, queue)
+    assert {name for name in tables(engine, log) if name.startswith("record")} == {
+        f"record_{log}_5",
+        f"record_{log}_6",
+    }
+    assert tell(engine, "SELECT pos FROM respool.outcome_rest") == [(at,)], "what is parked stays"
+    sound(engine)
+
+
+def test_what_a_partition_ahead_meets_is_not_the_senders(engine: Any, log: int, writers: Any) -> None:
+    """His record is stored (P1)."""
+    other = writers().begin()
+    other.execute("SELECT pg_advisory_xact_lock(%s, %s)", (partitions._LOCK, log))
+    leap(engine, log, SIZE // 2)
+    for _ in range(20):
+        assert isinstance(promptly(lambda: engine.append_row(row(log))), int)
+    assert f"record_{log}_1" not in tables(engine, log)
+    other.commit()
+    engine._ahead_at = 0.0  # a while later
+    engine.append_row(row(log))
+    assert f"record_{log}_1" in tables(engine, log)
+
+
+def test_the_server_ends_what_was_given_up(engine: Any) -> None:
+    db = connect(engine.options, "reader")
+    db.patience, pid = 0.2, db.info.backend_pid
+    with pytest.raises(psycopg.OperationalError, match="no answer"):
+        db.execute("SELECT pg_sleep(60)")
+    gone = "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s)"
+    eventually(lambda: tell(engine, gone, (pid,)) == [(True,)], timeout=PATIENCE)
 
 
 def test_a_journal_entry_goes_with_the_last_of_its_partitions(

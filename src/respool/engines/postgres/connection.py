@@ -33,6 +33,7 @@ MOVED = "RS001"
 SLOW = 3.0
 """Seconds that an answer may take at least."""
 LONG = 3
+GIVEN_UP_FOR = 1000  # milliseconds after which the server sees that a connection is gone while it works
 NOTHING_SENT = "; nothing was sent"
 T = TypeVar("T")
 Db = psycopg.Connection[Any]
@@ -234,6 +235,17 @@ class Bounded(psycopg.Connection[Any]):
         row = self.execute("SELECT pg_backend_pid()").fetchone()
         self.pooled = row != (self.info.backend_pid,)
 
+    def end_with_us(self) -> None:
+        """Have the server end what it does for a connection that was given up: it may hold locks.
+
+        A pooler gives the server's connection to others, who know nothing of this; some systems cannot.
+        """
+        if not self.pooled:
+            try:
+                self.execute(f"SET client_connection_check_interval = {GIVEN_UP_FOR}".encode())
+            except pg.InvalidParameterValue:
+                return
+
     def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
         """Let one of the driver's operations go on; where nothing comes for too long, close and raise."""
         return super().wait(self._within(gen), *args, **kwargs)
@@ -259,6 +271,8 @@ def connect(options: PostgresOptions, role: str, kind: type[Bounded] = Bounded) 
     try:
         db = kind.connect("", autocommit=True, prepare_threshold=kind.driver_prepares, **told)
         db.find_pooler()
+        if db.info.server_version >= OLDEST:
+            db.end_with_us()
     except psycopg.Error as error:
         failed = unreachable(error, options)
     if failed is not None:  # outside: the driver's error may hold the password, and would be its context

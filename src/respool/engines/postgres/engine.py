@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ...delivery.model import NewCall
-from ...errors import ConfigError, EngineUnavailable
+from ...errors import ConfigError, EngineUnavailable, RespoolError
 from ..base import CAPABILITIES, Conflict
 from .bells import PostgresBells
 from .blobs import PostgresBlobs
@@ -24,13 +26,16 @@ from .locks import PostgresLocks
 from .log import ROWS_A_STATEMENT, PostgresLog, insert
 from .migrate import ensure_schema
 from .moving import PostgresMoving
-from .partitions import SIZE, add, next_number, partition_of
+from .partitions import LOCK_PATIENCE, SIZE, add, next_number, partition_of
 from .reach import PostgresOptions
 from .registry import PostgresRegistry
 from .retention import PostgresRetention
 from .state import PostgresState
 from .view import Known
 from .work import PostgresWorks, RunsOwn
+
+AHEAD_AGAIN = 10.0  # seconds before a partition that could not be made ahead is tried again
+log = logging.getLogger("respool")
 
 
 class PostgresEngine(
@@ -60,6 +65,7 @@ class PostgresEngine(
         self._closed = False
         self._pid = os.getpid()
         self._made: set[int] = set()  # partitions that this process knows to be there
+        self._ahead_at = 0.0  # before that none is made ahead
         self._known = Known()
         self._sequences: dict[int, int] = {}
         try:
@@ -162,16 +168,24 @@ class PostgresEngine(
         self.ring_at_commit(connection, log, everyone=len(bodies) > 1)
 
     def _think_ahead(self, pos: int) -> None:
-        """Half through a partition, see to the next: nobody who appends should have to wait for it."""
+        """Half through a partition, see to the next: nobody who appends should have to wait for it.
+
+        The record is stored, so its sender hears of nothing that goes wrong here (H20).
+        """
         if not pos & SIZE >> 1:
             return
         start = partition_of(pos) + SIZE
-        if start not in self._made:
-            self._made.add(start)
-            try:
-                self._writer.read(lambda db: _add(db, self.options.schema, start))
-            except ConfigError:
-                return  # who only sends has no right to it: workers see to it too
+        if start in self._made or time.monotonic() < self._ahead_at:
+            return
+        self._made.add(start)
+        try:
+            self._writer.read(lambda db: _add(db, self.options.schema, start, within=LOCK_PATIENCE))
+        except ConfigError:
+            return  # who only sends has no right to it: workers see to it too
+        except RespoolError as error:
+            log.info("the next partition could not be made, which is tried again: %s", error)
+            self._made.discard(start)
+            self._ahead_at = time.monotonic() + AHEAD_AGAIN
 
     def add_partitions(self, db: Db, log: int) -> None:
         """Make the partitions for a log's next numbers: the one they are in, and the one after."""
@@ -180,6 +194,8 @@ class PostgresEngine(
             _add(db, self.options.schema, each)
 
 
-def _add(db: Db, schema: str, start: int) -> bool:
+def _add(db: Db, schema: str, start: int, within: str | None = None) -> bool:
     with db.transaction():
+        if within is not None:
+            db.execute(f"SET LOCAL lock_timeout = '{within}'".encode())
         return add(db, schema, start)

@@ -12,7 +12,7 @@ from ...record import first_pos
 from ..base import Stream
 from .connection import Db
 from .part import Part
-from .partitions import SIZE, add, partition_of, those_there
+from .partitions import LOCK_PATIENCE, SIZE, add, partition_of, those_there
 from .sql import GROUP_LOCKS
 
 BEGINNING = 48  # bytes of a kept record's attributes that are in an index
@@ -39,7 +39,7 @@ class PostgresLent(Part):
         def make(db: Db) -> None:
             try:
                 with db.transaction():
-                    db.execute("SET LOCAL lock_timeout = '200ms'")
+                    db.execute(f"SET LOCAL lock_timeout = '{LOCK_PATIENCE}'".encode())
                     add(db, self.options.schema, start)
             except (pg.CheckViolation, pg.LockNotAvailable):
                 return  # the partition for the rest takes what has none of its own

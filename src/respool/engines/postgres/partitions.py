@@ -12,7 +12,7 @@ from collections.abc import Collection
 from psycopg import errors as pg
 
 from ...record import OFFSET_BITS, first_pos
-from .connection import Db
+from .connection import Bounded, Db
 from .sql import quoted
 
 PARTITION_BITS = 20
@@ -20,6 +20,7 @@ SIZE = 1 << PARTITION_BITS
 TABLES = ("record", "outcome", "journal")
 _KEYS = {"record": "pos", "outcome": "pos", "journal": "lo"}
 PATIENCE = 0.2  # seconds that a partition is waited for
+LOCK_PATIENCE = "200ms"  # that a lock is waited for by which others would wait
 _LOCK = 0x5270  # of whoever makes partitions
 
 
@@ -62,18 +63,28 @@ def add(db: Db, schema: str, start: int) -> bool:
     ):
         return False
     as_owner(db, schema)
-    for table in TABLES:
-        name, key = f"{prefix}.{table_name(table, start)}", _KEYS[table]
-        bounds = f"{key} >= {start} AND {key} < {start + SIZE}"
-        # The check lets it be attached without a look at its rows.
-        db.execute(
-            f"CREATE TABLE {name} (LIKE {prefix}.{table} INCLUDING DEFAULTS INCLUDING CONSTRAINTS, "
-            f"CONSTRAINT bounds CHECK ({bounds}))".encode()
-        )
-        values = f"FROM ({start}) TO ({start + SIZE})"
-        db.execute(f"ALTER TABLE {prefix}.{table} ATTACH PARTITION {name} FOR VALUES {values}".encode())
-        db.execute(f"ALTER TABLE {name} DROP CONSTRAINT bounds".encode())
+    _attach(db, prefix, "record", start)
+    try:
+        with db.transaction():
+            db.execute(f"SET LOCAL lock_timeout = '{LOCK_PATIENCE}'".encode())
+            for table in ("outcome", "journal"):
+                _attach(db, prefix, table, start)
+    except (pg.LockNotAvailable, pg.CheckViolation):
+        return True  # their rows lie in the partition for the rest, which somebody reads for long (a backup)
     return True
+
+
+def _attach(db: Db, prefix: str, table: str, start: int) -> None:
+    name, key = f"{prefix}.{table_name(table, start)}", _KEYS[table]
+    bounds = f"{key} >= {start} AND {key} < {start + SIZE}"
+    # The check lets it be attached without a look at its rows.
+    db.execute(
+        f"CREATE TABLE {name} (LIKE {prefix}.{table} INCLUDING DEFAULTS INCLUDING CONSTRAINTS, "
+        f"CONSTRAINT bounds CHECK ({bounds}))".encode()
+    )
+    values = f"FROM ({start}) TO ({start + SIZE})"
+    db.execute(f"ALTER TABLE {prefix}.{table} ATTACH PARTITION {name} FOR VALUES {values}".encode())
+    db.execute(f"ALTER TABLE {name} DROP CONSTRAINT bounds".encode())
 
 
 def those_there(db: Db, schema: str, starts: Collection[int]) -> set[int]:
@@ -137,20 +148,28 @@ def detach_record(db: Db, schema: str, start: int) -> bool:
     return True
 
 
-def drop(db: Db, schema: str, start: int, sql: dict[str, bytes]) -> None:
+def has_own(db: Db, schema: str, table: str, start: int) -> bool:
+    """Say whether a table has the partition that begins at a position: else its rows lie with the rest."""
+    name = f"{quoted(schema)}.{table_name(table, start)}"
+    return db.execute("SELECT to_regclass(%s) IS NOT NULL", (name,)).fetchone() == (True,)
+
+
+def drop(db: Bounded, schema: str, start: int, sql: dict[str, bytes]) -> None:
     """Drop the partition that begins at a position, once its records are detached.
 
     What is parked there was moved aside before (H15). Raises LockNotAvailable where outcomes or journal,
-    which only workers write, are in use for long.
+    which only workers write, are in use for long. The server gives up when we do, and lets go of its locks.
     """
     prefix, end = quoted(schema), start + SIZE
-    names = {table: f"{prefix}.{table_name(table, start)}" for table in TABLES}
+    names = [f"{prefix}.{table_name('record', start)}"]
     with db.transaction():
-        db.execute("SET LOCAL lock_timeout = '200ms'")
-        for table in ("outcome", "journal"):
-            db.execute(f"ALTER TABLE {prefix}.{table} DETACH PARTITION {names[table]}".encode())
-        within = {"lo": start, "hi": end}
-        db.execute(sql["keep_outcomes"].replace(b"respool_detached", names["outcome"].encode()), within)
-        db.execute(sql["keep_journal"].replace(b"respool_detached", names["journal"].encode()), within)
+        db.execute(f"SET LOCAL lock_timeout = '{LOCK_PATIENCE}'".encode())
+        db.execute(f"SET LOCAL statement_timeout = '{int(db.patience * 1000)}ms'".encode())
+        for table, keep in (("outcome", "keep_outcomes"), ("journal", "keep_journal")):
+            if has_own(db, schema, table, start):
+                names.append(f"{prefix}.{table_name(table, start)}")
+                db.execute(f"ALTER TABLE {prefix}.{table} DETACH PARTITION {names[-1]}".encode())
+                kept = sql[keep].replace(b"respool_detached", names[-1].encode())
+                db.execute(kept, {"lo": start, "hi": end})
         db.execute(sql["trim_journal"], {"first": first_pos(start >> OFFSET_BITS), "end": end})
-        db.execute(f"DROP TABLE {', '.join(names.values())}".encode())
+        db.execute(f"DROP TABLE {', '.join(names)}".encode())

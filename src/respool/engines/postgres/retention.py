@@ -17,9 +17,9 @@ from ...errors import LogMoved, RespoolError
 from ...record import first_pos
 from ..base import Stream
 from ..columns import spans_of
-from .connection import Db, connect
+from .connection import Bounded, Db, connect
 from .part import Part
-from .partitions import SIZE, add, detach_record, drop, partition_of, partitions_below
+from .partitions import LOCK_PATIENCE, SIZE, add, detach_record, drop, has_own, partition_of, partitions_below
 from .sql import GROUP_LOCKS
 
 STEP = 5000
@@ -77,12 +77,12 @@ class PostgresRetention(Part):
             start = partition_of(pos) + SIZE
             if start not in self._made:
                 with db.transaction():
-                    db.execute("SET LOCAL lock_timeout = '200ms'")
+                    db.execute(f"SET LOCAL lock_timeout = '{LOCK_PATIENCE}'".encode())
                     add(db, self.options.schema, start)
                 self._made.add(start)
 
     def _cutter(self, stream: Stream, log: int, before: float, limit: int, upto: int) -> Any:
-        def cut(db: Db) -> int:
+        def cut(db: Bounded) -> int:
             with db.transaction():
                 passed = self._raise_floor(db, stream, log, int(before * 1_000_000), limit, upto)
             if passed:
@@ -115,7 +115,7 @@ class PostgresRetention(Part):
         rows = db.execute(self._sql["stream_leases"], (stream.id,)).fetchall()
         return list(spans_of(rows))
 
-    def _drop_partition(self, db: Db, stream: Stream, log: int) -> int:
+    def _drop_partition(self, db: Bounded, stream: Stream, log: int) -> int:
         """Drop the log's first partition if it lies below the floor; its ids first, in slices.
 
         Returns: how many rows went, so that the next step comes soon.
@@ -127,6 +127,9 @@ class PostgresRetention(Part):
         start, end = below[0], below[0] + SIZE
         bound = {"first": first_pos(log), "end": end, "limit": IDS_A_STEP}
         gone = db.execute(self._sql["trim_ids"], bound).rowcount
+        if not gone and not has_own(db, self.options.schema, "outcome", start):
+            bound = {"lo": start, "hi": end, "limit": IDS_A_STEP}
+            gone = db.execute(self._sql["trim_outcomes"], bound).rowcount
         if gone:
             return int(gone)
         db.execute(self._sql["trim_once"], {"lo": start, "hi": end})

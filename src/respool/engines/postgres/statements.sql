@@ -971,14 +971,23 @@ INSERT INTO respool.outcome SELECT o.* FROM respool_detached o
 WHERE o.pos >= %(lo)s AND o.pos < %(hi)s AND EXISTS (SELECT 1 FROM respool.kept k WHERE k.pos = o.pos);
 
 -- name: keep_journal
+-- What is kept comes as one value, in which each entry finds its place: a look for each would be as long as both.
 INSERT INTO respool.journal SELECT j.* FROM respool_detached j
 WHERE j.lo >= %(lo)s AND j.lo < %(hi)s
-AND (j.hi > %(hi)s OR EXISTS (SELECT 1 FROM respool.kept k WHERE k.pos >= j.lo AND k.pos < j.hi));
+AND (j.hi > %(hi)s OR int8range(j.lo, greatest(j.lo, j.hi)) && (
+    SELECT range_agg(int8range(k.pos, k.pos + 1)) FROM respool.kept k WHERE k.pos >= %(lo)s AND k.pos < %(hi)s));
 
 -- name: trim_journal
 -- What outlived its partition and says nothing any more of a record that is there.
 DELETE FROM respool.journal_rest j WHERE j.lo >= %(first)s AND j.hi <= %(end)s
-AND NOT EXISTS (SELECT 1 FROM respool.kept k WHERE k.pos >= j.lo AND k.pos < j.hi);
+AND NOT coalesce(int8range(j.lo, greatest(j.lo, j.hi)) && (
+    SELECT range_agg(int8range(k.pos, k.pos + 1)) FROM respool.kept k WHERE k.pos >= %(first)s AND k.pos < %(end)s), false);
+
+-- name: trim_outcomes
+-- Of positions that have no partition of their own.
+DELETE FROM respool.outcome_rest WHERE (pos, grp) IN (
+    SELECT o.pos, o.grp FROM respool.outcome_rest o WHERE o.pos >= %(lo)s AND o.pos < %(hi)s
+    AND NOT EXISTS (SELECT 1 FROM respool.kept k WHERE k.pos = o.pos) LIMIT %(limit)s);
 
 -- name: kept_for_nobody
 SELECT k.pos FROM respool.kept k WHERE k.pos >= %s AND k.pos < %s AND NOT EXISTS (
