@@ -69,6 +69,10 @@ POSTGRES_OPTIONS = {
 """Options of ours in a PostgreSQL URL; what else it has is libpq's (sslmode, target_session_attrs, …)."""
 
 
+_PLACE = ("host", "hostaddr", "port", "dbname", "user")
+"""Options of libpq's that say which database it is."""
+
+
 def parse_url(url: str) -> Location:
     """Take a URL apart. Raises ConfigError where no engine has it, or an option is misspelt.
 
@@ -85,6 +89,8 @@ def parse_url(url: str) -> Location:
         raise ConfigError(f"the URL {without_password(url)!r} cannot be read")
     if parts.scheme == "sqlite":
         return _sqlite_location(url, parts)
+    if parts.scheme in ("postgresql", "postgres", "kafka"):
+        _check_login(parts)
     if parts.scheme in ("postgresql", "postgres"):
         return _postgres_location(parts)
     if parts.scheme == "kafka":
@@ -95,8 +101,22 @@ def parse_url(url: str) -> Location:
 
 
 def without_password(url: str) -> str:
-    """Return a URL for people: with … in place of its password."""
-    return re.sub(r"([?&]\w*password=)[^&]*", r"\1…", re.sub(r":[^@/]*@", ":…@", url))
+    """Return a URL for people: with … in place of its passwords, that of a state within it, too."""
+    from urllib.parse import unquote
+
+    outer, mark, state = url.partition("state=")
+    outer = re.sub(r"((?://|^(?!.*//))[^:/?#@]*):.*@", r"\1:…@", outer)
+    outer = re.sub(r"([?&]\w*password=)[^&]*", r"\1…", outer)
+    return outer + mark + (without_password(state if "://" in state else unquote(state)) if mark else "")
+
+
+def _check_login(parts: SplitResult) -> None:
+    """Raise ConfigError where a login has characters that end it too early; what it says shows none of it."""
+    if "@" in parts.path or "@" in parts.query.partition("=")[0] or "@" in parts.fragment:
+        raise ConfigError(
+            f"the URL {parts.scheme}://… cannot be read: in a user's name and a password / ? # and the like "
+            "are quoted, as by urllib.parse.quote(password, safe='')"
+        )
 
 
 def _postgres_location(parts: SplitResult) -> Location:
@@ -113,6 +133,9 @@ def _postgres_location(parts: SplitResult) -> Location:
     for name, value in options.items():
         if not re.fullmatch(POSTGRES_OPTIONS[name], value):
             raise ConfigError(f"{shown}: {name} cannot be {value!r}")
+    where: dict[str, str] = {name: given[name] for name in _PLACE if name in given}
+    if where:
+        shown += "?" + urlencode(where, quote_via=quote, safe="/")
     conninfo = f"postgresql://{parts.netloc}{parts.path}"
     if given:
         conninfo += "?" + urlencode(given, quote_via=quote)

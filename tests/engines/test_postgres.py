@@ -1589,3 +1589,21 @@ def test_what_fails_behind_a_commit_undoes_nothing(
     assert [each.how for each in engine.journal(main.id, first)] == ["done"]
     assert engine.counters(main.id) == {}
     assert [pos for pos, *_ in engine.rows(lease.spans)] == [first, first + 1, first + 2]
+
+
+def test_databases_that_one_url_leads_to_are_stores_of_their_own(
+    postgres: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the workers of one would take those of the other for their own, and for dead."""
+    names = [f"t{uuid.uuid4().hex[:12]}" for _ in range(2)]
+    location = parse_url(postgres.url("").removesuffix("/"))
+    targets, folders = set(), set()
+    for name in names:
+        postgres.create_database(name)
+        monkeypatch.setenv("PGDATABASE", name)
+        engine = open_engine(location, "full", TIMEOUT)
+        targets.add(engine.target)
+        folders.add(engine.run_folder)
+        engine.close()
+        postgres.drop_database(name)
+    assert (len(targets), len(folders)) == (2, 2)

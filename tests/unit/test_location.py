@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import traceback
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 import respool
 from respool import App, ConfigError, UnknownName
-from respool.location import parse_url
+from respool.location import parse_url, without_password
 
 SHOP = "from respool import App\napp = App('shop'{url})\nprint(app.location.shown)\n"
 
@@ -82,3 +84,44 @@ def test_durability_and_pragmas_of_a_url(tmp_path: Path) -> None:
         assert app.engine._writer.db.execute("PRAGMA synchronous").get == 2  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match="durability"), App("shop", url=f"{url}&durability=disk") as app:
         app.engine  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://shop:{0}/{0}@db/shop",
+        "postgresql://shop:12/{0}@db/shop",
+        "postgresql://shop:{0}#{0}@db/shop",
+        "kafka://shop:{0}/{0}@host:9092?state=sqlite:///x.db",
+        "kafka://shop:{0}?{0}@host:9092?state=sqlite:///x.db",
+        "kafka://host:9092?state=postgresql://shop:{0}/{0}@db/shop",
+        "kafka://host:9092?state=postgresql%3A%2F%2Fshop%3A{0}%2F{0}%40db%2Fshop",
+    ],
+)
+def test_a_password_that_is_not_quoted_is_not_shown(url: str) -> None:
+    """Its end looks like a path, or like options: what is said says how to write it, and nothing of it."""
+    secret = uuid4().hex
+    with pytest.raises(ConfigError, match="quote") as caught:
+        parse_url(url.format(secret))
+    assert secret not in "".join(traceback.format_exception(caught.value)) + repr(caught.value.__context__)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://shop:s3@cret@db/shop", "postgresql://shop:…@db/shop"),
+        ("postgresql://db/shop?user=a&password=s3cret", "postgresql://db/shop?user=a&password=…"),
+        ("kafka://u:s3@h:1?state=postgresql://a:s3@b/c", "kafka://u:…@h:1?state=postgresql://a:…@b/c"),
+        ("kafka://h:1?state=postgresql%3A%2F%2Fa%3As3%40b", "kafka://h:1?state=postgresql://a:…@b"),
+        ("//me:s3cret@db/shop", "//me:…@db/shop"),
+        ("me:s3cret@db/shop", "me:…@db/shop"),
+        ("sqlite:///a:b.db", "sqlite:///a:b.db"),
+    ],
+)
+def test_urls_for_people(url: str, shown: str) -> None:
+    assert without_password(url) == shown
+
+
+def test_a_url_shows_which_database_its_options_say() -> None:
+    first, second = (parse_url(f"postgresql://db/?dbname={name}&password=x") for name in "ab")
+    assert (first.shown, second.shown) == ("postgresql://db/?dbname=a", "postgresql://db/?dbname=b")

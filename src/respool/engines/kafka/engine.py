@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,6 @@ class KafkaEngine(KafkaTaking, KafkaBlobs):
         self.capabilities = CAPABILITIES["kafka://"]._replace(
             many_hosts=known.many_hosts, durable=known.durable
         )
-        self.target = f"{options.client['bootstrap.servers']} {options.prefix} {inner.target}"
         self._pid = os.getpid()
         self.cluster = Cluster(options)
         self.epochs = Epochs(inner, self.cluster)
@@ -49,6 +49,11 @@ class KafkaEngine(KafkaTaking, KafkaBlobs):
         except BaseException:
             self.close()
             raise
+
+    @cached_property
+    def target(self) -> str:
+        """The cluster, and the store of the state."""
+        return f"{self.options.client['bootstrap.servers']} {self.options.prefix} {self.inner.target}"
 
     @property
     def breaks(self) -> int:

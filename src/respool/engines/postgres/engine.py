@@ -59,7 +59,6 @@ class PostgresEngine(
         PostgresBells.__init__(self)
         PostgresWorks.__init__(self)
         self.options = options
-        self.target = f"{options.shown}#{options.schema}"
         self._connections: dict[str, Connection] = {}
         self._connecting = threading.Lock()
         self._closed = False
@@ -100,6 +99,11 @@ class PostgresEngine(
     def breaks(self) -> int:
         """How often a connection was opened: a server that was away has ended them all."""
         return sum(connection.made for connection in list(self._connections.values()))
+
+    @cached_property
+    def target(self) -> str:
+        """The server, and what tells this store from a copy, or from another that the same URL leads to."""
+        return f"{self.options.shown}#{self.options.schema}#{self._store}"
 
     @property
     def run_folder(self) -> Path:
