@@ -13,13 +13,16 @@ from tests.engines.test_kafka import kit as kit
 from tests.engines.test_kafka import kit_id
 from tests.services.fixtures import KafkaAddress
 
+from respool.clock import now as wall_clock
 from respool.delivery.claim import Request, claim
-from respool.delivery.model import Lease, Settlement
+from respool.delivery.model import Lease, NewCall, Settlement
 from respool.delivery.settle import settle
+from respool.engines import stored_id
 from respool.engines.base import Group, Reads, Stream
 from respool.engines.kafka import ends
 from respool.engines.kafka.reader import Came, Reader
-from respool.record import first_pos
+from respool.errors import AppendUnknown, EngineUnavailable
+from respool.record import first_pos, new_head
 
 
 @pytest.fixture
@@ -128,6 +131,73 @@ def test_what_another_leader_gave_is_not_believed(
         assert len(asked) == questions
         if lease is None:
             break
+
+
+def test_an_end_is_not_believed_of_who_leads_no_more(
+    engine: Any, queue: Stream, main: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """K3: a broker that was cut off says where its log ends; what others have stored since is not lost."""
+    log = queue.logs[0]
+    fill(engine, log, 10)
+    lease = grant(engine, main, 10)
+    assert lease is not None
+    epoch = engine._epochs_seen[log]
+    engine._ends_seen.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.cluster, "offsets", lambda places, moment: [(5, epoch)] * len(places))
+        patch.setattr(engine.epochs, "_stored", lambda *_: epoch + 1)
+        with pytest.raises(EngineUnavailable, match="leads it no more"):
+            engine.rows(lease.spans)
+    assert engine._lost == []
+    assert len(engine.rows(lease.spans)) == 10
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.cluster, "offsets", lambda places, moment: [(5, epoch)] * len(places))
+        engine._ends_seen.clear()
+        assert len(engine.rows(lease.spans)) == 5, "who leads it is believed"
+    assert engine._lost == [(first_pos(log) + 5, first_pos(log) + 10)]
+
+
+def test_what_is_stored_is_not_refused_since_the_state_is_away(
+    engine: Any, queue: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P1: only how late it was could not be noted; the next one says it."""
+    log, then = queue.logs[0], wall_clock() - 10
+
+    def away(group: int) -> Any:
+        raise EngineUnavailable("the state is away; nothing was sent")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.inner, "counters", away)
+        engine.append_run(log, "t", [b"a"], None, new_head(then), then)
+    assert engine._off == {}
+    monkeypatch.setattr(engine, "_note_again", 0.0)
+    engine.append_run(log, "t", [b"b"], None, new_head(then), then)
+    assert next(iter(engine._off.values())) > 9_000
+    assert engine.bounds(queue)[0][2] == first_pos(log) + 2
+
+
+def test_what_is_kept_is_not_refused_since_the_state_is_away(
+    engine: Any, queue: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It will be sent: that nobody can tell where it is now says only that this is not known (P1)."""
+    log = queue.logs[0]
+
+    def away(*_: Any) -> Any:
+        raise EngineUnavailable("the state is away; nothing was sent")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.outbox, "_relay_kept", lambda *_: set())
+        patch.setattr(engine.inner, "find", away)
+        patch.setattr(engine.outbox, "_await", away)
+        with pytest.raises(AppendUnknown, match="kept in the state"):
+            engine.append_row(row_of_user(log))
+        with pytest.raises(AppendUnknown, match="kept in the state"):
+            engine.outbox.append([row_of_user(log)])
+
+
+def row_of_user(log: int) -> NewCall:
+    """A record whose id its sender gave."""
+    return NewCall(log, "t", b"", None, stored_id("app", kit_id()), wall_clock())
 
 
 def test_what_is_not_committed_has_not_come(

@@ -15,6 +15,7 @@ from respool import AppendUnknown
 from respool.engines.kafka import sender as sender_module
 from respool.engines.kafka.cluster import Place
 from respool.engines.kafka.sender import Sender
+from respool.errors import EngineUnavailable
 
 TIMEOUT = 10.0
 Delivered = Callable[[KafkaError | None, Any], None]
@@ -26,6 +27,7 @@ class Client:
     def __init__(self, clock: list[float], *, silent: bool) -> None:
         self.held: list[tuple[float, Delivered]] = []
         self.purged = False
+        self.errors: list[int] = []  # of the first ones; of the others that they timed out
         self._clock, self._silent = clock, silent
 
     def produce(self, *given: Any, on_delivery: Delivered, **more: Any) -> None:
@@ -37,7 +39,8 @@ class Client:
         late = [each for each in self.held if each[0] <= self._clock[0] and not self._silent]
         self.held = [each for each in self.held if each not in late]
         for _, delivered in late:
-            delivered(KafkaError(KafkaError._MSG_TIMED_OUT), None)
+            code = self.errors.pop(0) if self.errors else KafkaError._MSG_TIMED_OUT
+            delivered(KafkaError(code), None)
 
     def purge(self) -> None:
         self.purged = True
@@ -53,7 +56,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def sender_of(made: Callable[..., Any], timeout: float = TIMEOUT) -> Sender:
     cluster: Any = SimpleNamespace(
-        timeout=timeout, made=made, options=SimpleNamespace(shown="kafka://x"), _check_open=lambda: None
+        timeout=timeout,
+        made=made,
+        options=SimpleNamespace(shown="kafka://x"),
+        _check_open=lambda: None,
+        translated=lambda error, what: EngineUnavailable(f"{what}: {error.str()}; nothing was sent"),
     )
     return Sender(cluster, lambda: None)
 
@@ -71,6 +78,15 @@ def test_an_append_waits_until_its_last_record_is_given_up(clock: list[float]) -
     assert client.held == []
     assert not client.purged, "it said all, and is of use"
     assert clock[0] < 1000 + 2 * TIMEOUT + 2
+
+
+def test_what_timed_out_beside_what_was_refused_is_unknown(clock: list[float]) -> None:
+    """One record that is refused does not mean that the other was not stored (P1, H20)."""
+    client = Client(clock, silent=False)
+    client.errors = [KafkaError._MSG_TIMED_OUT, KafkaError.TOPIC_AUTHORIZATION_FAILED]
+    sender = sender_of(lambda *given, **more: client)
+    with pytest.raises(AppendUnknown):
+        sender.append(Place("t", 0), items(2))
 
 
 def test_a_client_that_says_nothing_more_sends_nothing_more(clock: list[float]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 from confluent_kafka import Consumer, KafkaError, TopicPartition
@@ -82,6 +82,11 @@ class Epochs:
 
             self._inner.transact(Reads(owner), keep)
         self._known.update({(group, log): epoch for log, (_, _, epoch) in at.items()})
+
+    def newest(self, owner: int, groups: Iterable[int], log: int) -> int:
+        """Return the newest epoch in which any of the groups has read a log; -1 where none is known."""
+        known = (self._stored(owner, group, log) for group in groups)
+        return max((epoch for epoch in known if epoch is not None), default=-1)
 
     def _stored(self, owner: int, group: int, log: int) -> int | None:
         pos = _pos(group, log)

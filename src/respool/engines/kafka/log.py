@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import compress
@@ -10,7 +12,7 @@ from typing import Any
 
 from ...clock import now as wall_clock
 from ...delivery.model import NewCall
-from ...errors import AppendUnknown, ConfigError, PartlyAppended, RespoolError
+from ...errors import AppendUnknown, ConfigError, EngineUnavailable, PartlyAppended, RespoolError
 from ...record import OFFSET_BITS, Id, is_fresh
 from ...reference import is_reference
 from ..base import Conflict, Reads
@@ -23,6 +25,8 @@ from .options import KafkaOptions
 from .sender import Sender
 
 RECENT = 10_000
+PAUSE = 10.0  # seconds before a note that failed is tried again
+logger = logging.getLogger("respool.engine")
 
 
 class KafkaLog(KafkaFinding):
@@ -36,6 +40,7 @@ class KafkaLog(KafkaFinding):
         KafkaFinding.__init__(self)
         self._doubtful: set[Id] = set()
         self._remembering = threading.Lock()
+        self._note_again = 0.0
         self._off: dict[str, int] = {}  # how far records were from when they were stored, as counted, in ms
 
     def append_run(
@@ -182,12 +187,18 @@ class KafkaLog(KafkaFinding):
         self._note_off(AHEAD, int(max(times) * 1000 - stored), EARLY)
 
     def _note_off(self, counter: str, off: int, usual: float) -> None:
-        if off > max(self._off.get(counter, 0), usual * 1000):
-            self._off[counter] = off
-            group = self.outbox.group.id
+        if off <= max(self._off.get(counter, 0), usual * 1000) or time.monotonic() < self._note_again:
+            return
+        group = self.outbox.group.id
+        try:
             known = self.inner.counters(group).get(counter, 0)
             if off > known:
                 self.inner.transact(Reads(group), lambda view, change: change.count(counter, off - known))
+        except (EngineUnavailable, AppendUnknown) as error:  # what is stored is stored
+            logger.warning("by how much records are stored late could not be noted: %s", error)
+            self._note_again = time.monotonic() + PAUSE
+        else:
+            self._off[counter] = off
 
     def _remember(self, id: Id, log: int, offsets: Sequence[int]) -> None:
         first, last = offsets[0], offsets[-1]

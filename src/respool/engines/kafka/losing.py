@@ -9,6 +9,7 @@ from ...delivery.lapse import LOST, lapse
 from ...delivery.model import Change, JournalEntry, View
 from ...delivery.seek import held
 from ...delivery.spans import Span, count, intersect, merge, ranges_of, subtract
+from ...errors import EngineUnavailable
 from ...record import log_of, offset_of
 from ..base import Reads
 from .ends import KafkaEnds, tell_ends
@@ -35,6 +36,21 @@ class KafkaLosing(KafkaEnds):
             )
             with self._remembering:
                 self._lost += [(span.lo, span.hi) for span in lost]
+
+    def _lose_end(self, lo: int, hi: int) -> None:
+        """Take note that a log has lost its end, unless who says so leads it no more.
+
+        Raises: EngineUnavailable where another has led it since: he may have what is missing here.
+        """
+        place, stream = self.place(log_of(lo)), self.stream_of_log(log_of(lo))
+        groups = [group.id for group in self.inner.groups() if group.stream == stream.id]
+        newest = self.epochs.newest(self.outbox.group.id, groups, log_of(lo))
+        if -1 < self._epochs_seen.get(log_of(lo), -1) < newest:
+            raise EngineUnavailable(
+                f"{self.options.shown}: topic {place.topic}, partition {place.partition}: a broker answered "
+                "that leads it no more; looking again"
+            )
+        self._lose(lo, hi, ())
 
     def _pass_over(self, reads: Reads, logs: Sequence[int]) -> None:
         """Have a group go on where its logs begin by now: what was trimmed below is lost to it, all at once.

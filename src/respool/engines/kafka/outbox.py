@@ -11,7 +11,8 @@ are forgotten after `id_window`.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 import msgspec
 
@@ -90,18 +91,20 @@ class Outbox(Relay):
         for some in places.values():
             found = self._inner.append_rows([kept[n] for n in some], fence)
             conflicts += [each._replace(row=some[each.row]) for each in found]
-        sent = self._relay_kept(places, rows)
-        for id, row in {row.id: row for row in rows}.items():
-            if id not in sent:
-                self._await(self._inner.find(HIDDEN, outbox_id(id)), row)
-        return [self._moved(each) for each in conflicts]
+        with _kept_by_now():
+            sent = self._relay_kept(places, rows)
+            for id, row in {row.id: row for row in rows}.items():
+                if id not in sent:
+                    self._await(self._inner.find(HIDDEN, outbox_id(id)), row)
+            return [self._moved(each) for each in conflicts]
 
     def append_one(self, row: NewCall) -> int | Conflict:
         """Append one record by way of the outbox; return where it is in Kafka."""
         (kept,) = self.rewritten([row])
         done = self._inner.append_row(kept)
-        self._relay_kept([kept.log], [row])
-        return self._moved(done) if isinstance(done, Conflict) else self._await(done, row)
+        with _kept_by_now():
+            self._relay_kept([kept.log], [row])
+            return self._moved(done) if isinstance(done, Conflict) else self._await(done, row)
 
     def append_unique(
         self, row: NewCall, key: str, seen: Id | None, until: float | None, fence: tuple[int, int] | None
@@ -116,8 +119,9 @@ class Outbox(Relay):
         place = self._inner.append_unique(kept, key, before, until, fence)
         if place is None:
             return None
-        self._relay_kept([kept.log], [row])
-        return self._await(place, row)
+        with _kept_by_now():
+            self._relay_kept([kept.log], [row])
+            return self._await(place, row)
 
     def lock_of(self, key: str) -> UniqueLock | None:
         """Return what a key is taken by, or was."""
@@ -232,3 +236,12 @@ class Outbox(Relay):
         for box in self.boxes:
             self._inner.trim(box.stream, wall_clock() - window, 5000)
         done.check()
+
+
+@contextmanager
+def _kept_by_now() -> Iterator[None]:
+    """What is kept will be sent: that the state is away for a moment is no refusal."""
+    try:
+        yield
+    except EngineUnavailable as error:
+        raise AppendUnknown(f"{_KEPT} ({error})") from error

@@ -86,7 +86,7 @@ class KafkaReading(KafkaPlaces):
             for span in wanted:
                 end = ends.get(log_of(span.lo), span.hi)
                 if end < span.hi and span.lo not in self._once_parked:
-                    self._lose(max(span.lo, end), span.hi, ())
+                    self._lose_end(max(span.lo, end), span.hi)
                     span = span.part(span.lo, end)
                 clipped.append(span)
             wanted = clipped
@@ -111,8 +111,8 @@ class KafkaReading(KafkaPlaces):
                     found |= kept
                     self._lose(lo, start, kept)
                 end = max(start, min(hi, ends[log_of(lo)]))
-                if end < hi:  # the log has lost its end (K3)
-                    self._lose(end, hi, ())
+                if end < hi:
+                    self._lose_end(end, hi)
                 if start < end:
                     left.append((start, end))
             if left:
@@ -126,6 +126,9 @@ class KafkaReading(KafkaPlaces):
 
     def _lose(self, lo: int, hi: int, kept: Iterable[int]) -> None:
         """Take note that records were trimmed before they were done (K1)."""
+
+    def _lose_end(self, lo: int, hi: int) -> None:
+        """Take note that a log has lost its end, and with it what was handed out of it (K3)."""
 
     def _rows_kept(self, spans: Sequence[Span]) -> dict[int, tuple[Row, Any]]:
         """Return what is kept in the state of records that are, or were, parked (H15)."""

@@ -157,7 +157,8 @@ class Sender:
             if batch.stored_at:
                 self.behind = batch.stored_at
         if silent or failed:
-            raise self._error(failed, stored=bool(batch.offsets) or silent, topic=place.topic)
+            some = bool(batch.offsets) or silent or any(error.code() in _MAYBE for error in batch.failed)
+            raise self._error(failed, maybe=some, topic=place.topic)
         return batch.offsets
 
     def _drop(self, producer: Producer) -> None:
@@ -165,7 +166,7 @@ class Sender:
         self._producer = None  # the next append makes another
         producer.purge()
 
-    def _error(self, failed: list[KafkaError], *, stored: bool, topic: str) -> RespoolError:
+    def _error(self, failed: list[KafkaError], *, maybe: bool, topic: str) -> RespoolError:
         shown = self._cluster.options.shown
         if any(error.fatal() for error in failed):
             self._producer = None  # of no more use; the next append makes another
@@ -173,11 +174,11 @@ class Sender:
                 f"{shown}: topic {topic}: {failed[0].str()}; it is not known whether it was stored"
             )
         for error in failed:
-            if error.code() == KafkaError.MSG_SIZE_TOO_LARGE and not stored:
+            if error.code() == KafkaError.MSG_SIZE_TOO_LARGE and not maybe:
                 return self._refused() or RecordTooLarge(
                     f"{shown}: topic {topic} takes no record of that size: raise its max.message.bytes"
                 )
-            if error.code() not in _MAYBE and not stored:
+            if not maybe:
                 return self._cluster.translated(error, f"topic {topic}")
         what = failed[0].str() if failed else "no answer"
         return AppendUnknown(f"{shown}: topic {topic}: {what}; it is not known whether it was stored")
