@@ -1142,6 +1142,23 @@ def test_a_verdict_that_was_settled_before_is_passed_over(engine: Engine, log: i
     assert [record.body for record in engine.records(first + 4, first + 9, 9)] == [b"once"]
 
 
+def test_what_a_run_said_of_itself_is_not_said_of_the_next(engine: Engine, log: int, main: Group) -> None:
+    first = fill(engine, log, 2)
+    lease = grant(engine, main, 2)
+    assert lease is not None
+    for pos in (first, first + 1):
+        engine.set_progress(main.id, pos, b"half", (lease.id, 1))
+    retry = Verdict(
+        first, reason="retry", due=NOW, task="add", retried=True, note="retry: e", progressed=True
+    )
+    assert finish(engine, main, lease, retry, Verdict(first + 1, "success", b"v", progressed=True))
+    again = grant(engine, main, 1, owner=2, now=NOW + 1)
+    assert granted(again) == [first]
+    status = engine.status(main, first)
+    assert (status.place, status.progress) == ("leased", None)
+    assert engine.status(main, first + 1).progress is None
+
+
 def test_who_gave_a_lease_back_settles_nothing_of_it_later(engine: Engine, log: int, main: Group) -> None:
     """P4: it keeps its number, and is nobody's, or another's: refused and counted, and nothing is written."""
     first = fill(engine, log, 2)
