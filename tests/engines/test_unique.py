@@ -192,6 +192,22 @@ def test_until_it_is_started(make_app: Callable[..., App]) -> None:
     assert seen[2:] == [1]
 
 
+def test_unique_calls_of_a_key_keep_their_order(make_app: Callable[..., App]) -> None:
+    """H13: what waits for its time holds up its key, whether or not it is unique."""
+    app, ran = make_app(), []
+    app.queue("orders", ordered=True, partitions=1)
+
+    @app.task(queue="orders", key="user", unique=True)
+    def step(user: str, n: int) -> None:
+        ran.append((user, n))
+
+    step.apply_async(("a", 0), countdown=3600)
+    step.delay("a", 1)
+    step.delay("b", 2)
+    work(app)
+    assert ran == [("b", 2)]
+
+
 def test_what_is_done_dead_or_purged_holds_nothing(make_app: Callable[..., App]) -> None:
     app = make_app()
 

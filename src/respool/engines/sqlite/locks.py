@@ -94,7 +94,7 @@ def _append(
     head = (row.log, *log_ends(row.log), *(fence or (None, None)))
     record = (row.task, row.body, row.meta, row.id, int(row.time * 1_000_000), head_seq(row.id, row.time))
     try:
-        db.execute(SQL["append_unique"], (*head, *record, key, seen, until))
+        db.execute(SQL["append_unique"], (*head, *record, row.key, key, seen, until))
     except apsw.MismatchError:
         raise no_such_log(row.log) from None
     except apsw.ConstraintError as error:

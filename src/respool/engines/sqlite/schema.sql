@@ -122,15 +122,16 @@ CREATE TABLE unique_lock (                          -- calls of which there is t
 
 -- A record and its lock, in one statement (H1), where the key is taken by what was `seen` there.
 CREATE VIEW unique_call AS SELECT NULL AS log, NULL AS first, NULL AS last, NULL AS lease, NULL AS owner, NULL AS task,
-    NULL AS body, NULL AS meta, NULL AS id, NULL AS time, NULL AS seq, NULL AS key, NULL AS seen, NULL AS until;
+    NULL AS body, NULL AS meta, NULL AS id, NULL AS time, NULL AS seq, NULL AS hash,  -- of the record's key
+    NULL AS key, NULL AS seen, NULL AS until;
 CREATE TRIGGER append_unique INSTEAD OF INSERT ON unique_call BEGIN
     SELECT RAISE(ABORT, 'lock taken') WHERE (SELECT id FROM unique_lock WHERE key = NEW.key) IS NOT NEW.seen;
     SELECT RAISE(ABORT, 'lease lost') WHERE NEW.lease IS NOT NULL
         AND NOT EXISTS (SELECT 1 FROM lease WHERE id = NEW.lease AND owner = NEW.owner);
-    INSERT INTO record (pos, task, body, meta, id, time, seq)
+    INSERT INTO record (pos, task, body, meta, id, time, seq, key)
     SELECT ifnull((SELECT max(floor, ifnull((SELECT max(pos) FROM record WHERE pos BETWEEN NEW.first AND NEW.last) + 1, 0))
                    FROM log WHERE id = NEW.log), 'no such log'),
-           NEW.task, NEW.body, NEW.meta, NEW.id, NEW.time, NEW.seq
+           NEW.task, NEW.body, NEW.meta, NEW.id, NEW.time, NEW.seq, NEW.hash
     WHERE true ON CONFLICT (id) WHERE id IS NOT NULL DO NOTHING;
     INSERT INTO unique_lock (key, id, pos, until)
     SELECT NEW.key, NEW.id, pos, NEW.until FROM record WHERE id IS NOT NULL AND id = NEW.id

@@ -428,8 +428,8 @@ SELECT id, rule, key, rate, burst, slots, tokens, at FROM bucket WHERE id IN (SE
 SELECT key, id, pos, until FROM unique_lock WHERE key = ?1;
 
 -- name: append_unique
-INSERT INTO unique_call (log, first, last, lease, owner, task, body, meta, id, time, seq, key, seen, until)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+INSERT INTO unique_call (log, first, last, lease, owner, task, body, meta, id, time, seq, hash, key, seen, until)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: locks_after
 -- With what tells whether the record has ended in `main`, but for leases. A dead letter may be given back.
