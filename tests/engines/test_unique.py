@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 from tests.engines.kits import KITS, EngineKit
+from tests.engines.test_conformance import finish, grant
 
 from respool import App, DuplicateCall
 from respool.clock import now as wall_clock
-from respool.delivery.model import NewCall
-from respool.engines.base import Engine, LeaseLost, Stream
+from respool.delivery.model import NewCall, Verdict
+from respool.engines.base import Engine, Group, LeaseLost, Stream
 from respool.errors import ConfigError, EngineError
 from respool.record import new_head
 from respool.testing import work
@@ -105,6 +106,61 @@ def test_of_many_at_once_one_takes_it(kit: EngineKit, engine: Engine, queue: Str
         assert sum(pool.map(take, range(4))) == 25
     ((_, lo, hi),) = engine.bounds(queue)
     assert engine.record_count(lo, hi) == 25
+
+
+def sweep_while(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object], now: float = NOW
+) -> int:
+    """Sweep the locks; something happens between the look at them and the removal of what has ended."""
+
+    class Between:
+        """How far the sweep is: written down once it has looked."""
+
+        def __get__(self, engine: Any, kind: type) -> str:
+            return ""
+
+        def __set__(self, engine: Any, swept: str) -> None:
+            happened.append(happens())
+
+    happened: list[object] = []
+    inner = getattr(engine, "inner", engine)
+    inner.__dict__.pop("_swept", None)
+    monkeypatch.setattr(type(inner), "_swept", Between())
+    gone = engine.sweep_locks(now, 100)
+    assert happened
+    return gone
+
+
+def test_a_lock_stays_where_its_record_is_parked_during_a_sweep(
+    engine: Engine, main: Group, queue: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leased when the sweep looks, to be tried again when it removes what has ended: no end (H16)."""
+    pos = engine.append_unique(call(queue), "k", None, None)
+    assert pos is not None
+    lease = grant(engine, main, 1)
+    assert lease is not None
+    again = Verdict(pos, reason="retry", due=NOW + 9, task="send")
+    assert sweep_while(engine, monkeypatch, lambda: finish(engine, main, lease, again)) == 0
+    assert engine.lock_of("k") is not None
+
+
+def test_a_lock_that_is_taken_anew_during_a_sweep_stays(
+    engine: Engine, main: Group, queue: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = call(queue)
+    engine.append_unique(first, "k", None, NOW - 1)
+    lease = grant(engine, main, 1)
+    assert lease is not None
+    finish(engine, main, lease)
+
+    def again() -> int | None:
+        return engine.append_unique(first, "k", first.id, NOW + 60)
+
+    assert sweep_while(engine, monkeypatch, again) == 0
+    lock = engine.lock_of("k")
+    assert lock is not None
+    assert engine.sweep_locks(NOW + 60, 100) == 1
+    assert engine.lock_of("k") is None
 
 
 def test_a_step_is_kept_as_it_was_first(engine: Engine) -> None:

@@ -10,7 +10,7 @@ from ...delivery.spans import Finder
 from ...record import Id
 from ..base import UniqueLock
 from ..columns import spans_of
-from .connection import Db
+from .connection import Db, snapshot
 from .log import id_bytes, id_from, insert
 from .part import Part
 
@@ -69,20 +69,23 @@ class PostgresLocks(Part):
     def sweep_locks(self, now: float, limit: int) -> int:
         """Forget locks of records that have ended, of the next `limit` locks."""
         bound = {"after": self._swept, "now": now, "limit": limit}
-        page = self._reader.read(lambda db: db.execute(self._sql["locks_after"], bound).fetchall())
+
+        def look(db: Db) -> tuple[list[Any], list[Any]]:
+            # Of one moment, or a record that was leased at first and then parked is seen in neither place.
+            # What has ended then has ended for good, but for a seek.
+            with snapshot(db):
+                page = db.execute(self._sql["locks_after"], bound).fetchall()
+                ended = any(is_ended for _, _, is_ended in page)
+                return page, db.execute(self._sql["main_leases"]).fetchall() if ended else []
+
+        page, leases = self._reader.read(look)
         self._swept = page[-1][0] if len(page) == limit else ""
-        ended = [(key, pos) for key, pos, is_ended in page if is_ended]
-        if not ended:
+        leased = Finder(spans_of(leases))
+        gone = [(key, pos) for key, pos, is_ended in page if is_ended and leased.find(pos) is None]
+        if not gone:
             return 0
-
-        def drop(db: Db) -> int:
-            leases = db.execute(self._sql["main_leases"]).fetchall()
-            leased = Finder(spans_of(leases))
-            gone = [(key, pos) for key, pos in ended if leased.find(pos) is None]
-            keys, positions = [key for key, _ in gone], [pos for _, pos in gone]
-            return db.execute(self._sql["drop_locks"], (keys, positions)).rowcount
-
-        return self._state.append(drop)
+        drop = [key for key, _ in gone], [pos for _, pos in gone], now
+        return self._state.append(lambda db: db.execute(self._sql["drop_locks"], drop).rowcount)
 
     def step_done(self, pos: int, step: str) -> bytes | None:
         """Return what a step of a call gave; None where it was not done."""

@@ -529,7 +529,7 @@ WHERE u.key = moved.key AND u.pos = moved.was;
 
 -- name: drop_locks
 DELETE FROM respool.unique_lock u USING unnest(%s::text[], %s::bigint[]) AS gone (key, pos)
-WHERE u.key = gone.key AND u.pos = gone.pos;
+WHERE u.key = gone.key AND u.pos = gone.pos AND (u.until IS NULL OR u.until <= %s);
 
 -- name: once
 SELECT value FROM respool.once WHERE pos = %s AND step = %s;

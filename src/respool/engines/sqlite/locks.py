@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import apsw
@@ -57,19 +57,21 @@ class SQLiteLocks(Part):
     def sweep_locks(self, now: float, limit: int) -> int:
         """Forget locks of records that have ended, of the next `limit` locks."""
         with self._reader.lock, self._reader.reading() as db:
-            page = db.execute(SQL["locks_after"], (self._swept, now, limit)).fetchall()
+            db.execute("BEGIN")
+            try:
+                page = db.execute(SQL["locks_after"], (self._swept, now, limit)).fetchall()
+                gone = _ended(db, page)
+            finally:
+                db.execute("COMMIT")
         self._swept = page[-1][0] if len(page) == limit else ""
-        if not any(ended for _, _, ended in page):
+        if not gone:
             return 0
         with self._state.lock, self._state.writing() as db:
+            before = db.total_changes()
             db.execute("BEGIN IMMEDIATE")
-            # Nothing that was seen to be no longer parked nor pending can have been leased since, but by a
-            # seek or a redrive; what is leased now was leased then.
-            leased = Finder(spans_of(db.execute(SQL["main_leases"])))
-            gone = [(key, pos) for key, pos, ended in page if ended and leased.find(pos) is None]
-            db.executemany(SQL["drop_lock"], gone)
+            db.executemany(SQL["drop_lock"], [(*each, now) for each in gone])
             db.execute("COMMIT")
-        return len(gone)
+            return int(db.total_changes()) - before
 
     def step_done(self, pos: int, step: str) -> bytes | None:
         """Return what a step of a call gave; None where it was not done."""
@@ -81,6 +83,17 @@ class SQLiteLocks(Part):
         """Keep what a step of a call gave."""
         with self._writer.lock, self._writer.writing() as db:
             db.execute(SQL["put_once"], (pos, step, value, now))
+
+
+def _ended(db: Any, page: Sequence[tuple[str, int, int]]) -> list[tuple[str, int]]:
+    """Return key and position of the locks whose record has ended, in the snapshot that the page is of.
+
+    Of one moment, or a record that was leased at first and then parked is seen in neither place. What has
+    ended then has ended for good, but for a seek.
+    """
+    ended = [(key, pos) for key, pos, is_ended in page if is_ended]
+    leased = Finder(spans_of(db.execute(SQL["main_leases"]))) if ended else None
+    return [(key, pos) for key, pos in ended if leased is None or leased.find(pos) is None]
 
 
 def _lock(db: Any, key: str) -> UniqueLock | None:

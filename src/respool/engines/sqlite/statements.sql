@@ -447,7 +447,7 @@ SELECT spans FROM lease l JOIN grp g ON g.id = l.grp WHERE g.kind = 'main';
 UPDATE unique_lock SET pos = ?3 WHERE key = ?1 AND pos = ?2;
 
 -- name: drop_lock
-DELETE FROM unique_lock WHERE key = ?1 AND pos = ?2;
+DELETE FROM unique_lock WHERE key = ?1 AND pos = ?2 AND (until IS NULL OR until <= ?3);
 
 -- name: once
 SELECT value FROM once WHERE pos = ?1 AND step = ?2;
