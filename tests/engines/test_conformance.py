@@ -722,6 +722,25 @@ def test_what_is_limited_waits_for_its_time_or_for_its_release(engine: Engine, l
     assert engine.counts(main).parked == {}
 
 
+def test_batches_that_form_hide_nothing_that_was_given_back(engine: Engine, log: int, main: Group) -> None:
+    """More of them than a claim looks at, and all of them older: a worker found nothing, again and again."""
+    first = fill(engine, log, 20)
+    held = grant(engine, main, 20)
+    assert held is not None
+    finish(engine, main, held)
+    waiting = [Lease(n, 0, 0, [Span(first + n, first + n + 1)], since=NOW + n) for n in range(1, 12)]
+    write(engine, main, leases=[*waiting, Lease(900, None, 0, [Span(first + 15, first + 16)])])
+    assert engine.has_work(main.id, NOW, ())
+    reads = Reads(main.id, positions=True, due=9, returned=8, now=NOW)
+    request = Request(1, 2, 0, 1 << 40, NOW)
+    lease = engine.transact(reads, lambda view, change: claim(view, change, request))
+    assert granted(lease) == [first + 15]
+    request = Request(1, 2, 0, 2 << 40, NOW)
+    assert engine.transact(reads, lambda view, change: claim(view, change, request)) is None
+    assert not engine.has_work(main.id, NOW, ()), "nothing to look at again and again"
+    assert granted(grant(engine, main, 1, now=NOW + 1)) == [first + 1], "whose time has come"
+
+
 def test_a_storm_of_one_lane_hides_no_other(engine: Engine, queue: Stream, main: Group) -> None:
     """More that is due, and more given back, than a claim looks at (H11)."""
     (high,) = engine.add_lane(queue, 9).lanes[9]

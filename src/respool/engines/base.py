@@ -230,12 +230,12 @@ class State(Protocol):
 
         Read, as `reads` asks: `leases` those of the group with these ids; `positions` all of the group's,
         where `end` is one past the last record, or the cursor where there is none; `returned` ownerless
-        leases by id, those that wait too (at least 500 where there are lanes); and `due` parked records, of
-        each lane at most `reads.due`: those due by `now`, the earliest first but for a fair share of each
-        partition, then those parked as unknown, without a due time, of these `tasks`. After them come those
-        at the positions `reads.parked`, in that order, as far as there are any. The group's settings
-        and generation come with its positions (where there are no settings, neither may), or as asked for.
-        Limited leases (`delivery.model.LIMITED`) are read after all others, those first that wait no longer.
+        leases by id, then those that wait beyond `now` (at least 500 where there are lanes); and `due` parked
+        records, of each lane at most `reads.due`: those due by `now`, the earliest first but for a fair share
+        of each partition, then those parked as unknown, without a due time, of these `tasks`. Then those at
+        the positions `reads.parked`, in that order, as far as there are any. The group's settings and
+        generation come with its positions (where there are no settings, neither may), or as asked for.
+        Of both, limited leases (`delivery.model.LIMITED`) come after the others, by when they wait no longer.
 
         `View.limits` is there where `buckets` or `open` ask for it, and something is found for `open`: the
         buckets, as far as they are stored; the owned leases that have one of their slots, of any group;

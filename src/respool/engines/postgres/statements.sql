@@ -396,7 +396,10 @@ SELECT id, owner, child, spans, bodies, since, admitted, keys FROM respool.lease
 SELECT 1 / count(*) FROM respool.lease WHERE id = %s AND grp = %s AND owner = %s AND spans = %b;
 
 -- name: returned
-SELECT id, owner, child, spans, bodies, since, admitted, keys FROM respool.lease WHERE grp = %(grp)s AND (owner IS NULL OR owner = 0) ORDER BY child < 0, CASE WHEN child < 0 THEN since ELSE id END
+-- What waits for more comes last, or a few batches that form would hide what was given back.
+SELECT id, owner, child, spans, bodies, since, admitted, keys FROM respool.lease
+WHERE grp = %(grp)s AND (owner IS NULL OR owner = 0)
+ORDER BY owner IS NOT NULL AND since > %(now)s, child < 0, CASE WHEN child < 0 THEN since ELSE id END
 LIMIT greatest(%(most)s, (SELECT CASE WHEN min(priority) < max(priority) THEN %(lanes)s END
                           FROM respool.position WHERE grp = %(grp)s));
 

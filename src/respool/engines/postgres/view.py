@@ -83,8 +83,8 @@ def _ask(db: Executes, sql: dict[str, bytes], reads: Reads, known: Known) -> dic
     if reads.settings or reads.ordered is not None:
         asked["settings"] = db.execute(sql["group_settings"], (group,))
     if reads.returned and reads.ordered is None:
-        most = {"grp": group, "most": reads.returned, "lanes": RETURNED_OF_LANES}
-        asked["returned"] = db.execute(sql["returned"], most)
+        bound = {"grp": group, "now": reads.now, "most": reads.returned, "lanes": RETURNED_OF_LANES}
+        asked["returned"] = db.execute(sql["returned"], bound)
     if reads.due and reads.ordered is None:
         due = {"grp": group, "now": reads.now, "want": reads.due}
         asked["due"] = db.execute(sql["due"], due, binary=True)

@@ -203,8 +203,9 @@ UPDATE position SET cursor = ?3 WHERE grp = ?1 AND log = ?2;
 SELECT id, owner, child, spans, bodies, since, admitted, keys FROM lease WHERE id = ?2 AND grp = ?1;
 
 -- name: returned
+-- What waits for more comes last, or a few batches that form would hide what was given back.
 SELECT id, owner, child, spans, bodies, since, admitted, keys FROM lease WHERE grp = ?1 AND ifnull(owner, 0) = 0
-ORDER BY child < 0, iif(child < 0, since, id) LIMIT ?2;
+ORDER BY owner IS NOT NULL AND since > ?3, child < 0, iif(child < 0, since, id) LIMIT ?2;
 
 -- name: leases
 SELECT id, owner, child, spans, bodies, since, admitted, keys FROM lease WHERE grp = ?1 ORDER BY id;

@@ -40,7 +40,7 @@ def read_view(db: Any, reads: Reads) -> View:
         view.returned = [lease for lease in order.leases if not lease.owner]
     elif returned:
         most = max(reads.returned, RETURNED_OF_LANES) if has_lanes(view) else reads.returned
-        view.returned = [lease_of(row) for row in db.execute(SQL["returned"], (group, most))]
+        view.returned = [lease_of(row) for row in db.execute(SQL["returned"], (group, most, reads.now))]
     if due and reads.due and reads.ordered is None:
         view.due = due_of_lanes(
             view,
