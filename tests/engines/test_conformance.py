@@ -770,6 +770,24 @@ def test_a_sleeper_hears_a_lane_that_was_made_since(kit: EngineKit, engine: Engi
         sleeper.close()
 
 
+def test_dead_letters_that_died_before_a_moment(engine: Engine, log: int, main: Group) -> None:
+    first = fill(engine, log, 20)
+    lease = grant(engine, main, 20)
+    assert lease is not None
+    finish(engine, main, lease)
+    died = [(5, "add"), (1, "add"), (3, "mail"), (2, "add"), (9, "add")]
+    dead = [Parked(first + n, "dead", None, task, at=NOW + at) for n, (at, task) in enumerate(died)]
+    unknown, retry = Parked(first + 10, "unknown", None, "add"), Parked(first + 11, "retry", NOW, "add")
+    write(engine, main, parked=[*dead, unknown, retry])
+    assert engine.dead_before(main.id, "add", NOW + 5, 9) == [first + 1, first + 3]
+    assert engine.dead_before(main.id, "add", NOW + 5, 1) == [first + 1]
+    assert engine.dead_before(main.id, "mail", NOW + 5, 9) == [first + 2]
+    assert sorted(engine.dead_before(main.id, None, NOW + 9, 9)) == [first + n for n in range(4)]
+    assert len(engine.dead_before(main.id, None, NOW + 9, 3)) == 3
+    assert engine.dead_before(main.id, None, NOW, 9) == []
+    assert engine.dead_before(main.id + 1, None, NOW + 9, 9) == []
+
+
 def test_a_group_is_created_once(engine: Engine, queue: Stream, log: int) -> None:
     bounds = [(log, first_pos(log) + 2, first_pos(log) + 4)]
     made = engine.create_group(queue, "shop", "v2", "replay", {"outbox": False}, bounds)

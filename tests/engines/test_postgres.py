@@ -734,13 +734,25 @@ def test_claims_read_no_more_behind_an_open_transaction(engine: Any, main: Group
             reader.exchange()
         after, _ = buffers(engine, "claimable", {"grp": main.id, "want": 1})
         statements = {
-            "returned": {"grp": main.id, "most": 8, "lanes": 500},
+            "returned": {"grp": main.id, "now": OLD, "most": 8, "lanes": 500},
             "oldest_writer": {"grp": main.id, "before": OLD},
             "may_have_work": {"grp": main.id, "now": OLD, "tasks": []},
         }
         pages = {name: buffers(engine, name, bound)[0] for name, bound in statements.items()}
     assert after < before + 10
     assert max(pages.values()) < 40, pages
+
+
+def test_old_dead_letters_are_found_without_a_look_at_the_young(engine: Any, main: Group, log: int) -> None:
+    dead = [Parked(first_pos(log) + n, "dead", None, "add", error=b"e" * 1500, at=OLD) for n in range(5000)]
+    engine.transact(Reads(main.id), lambda view, change: change.parked.extend(dead))
+    tell(engine, "ANALYZE respool.parked")
+    for name, bound in (
+        ("dead_before", (main.id, "add", OLD, 100)),
+        ("dead_tasks", {"grp": main.id}),
+    ):
+        pages, kinds = buffers(engine, name, bound)
+        assert pages < 30, (name, kinds)
 
 
 def test_what_workers_ask_again_and_again_looks_at_no_partition(

@@ -15,12 +15,14 @@ from respool import App
 from respool.delivery.claim import Request, claim
 from respool.delivery.lapse import LOST
 from respool.delivery.model import Lease, Settlement, Verdict
+from respool.delivery.seek import begin
 from respool.delivery.settle import give_back, settle
 from respool.engines.base import Engine, Group, Reads, Stream
 from respool.errors import ConfigError, DeclarationConflict, UnknownName
 from respool.record import first_pos, new_head
 from respool.replay import check
 from respool.retention import UNSET, shown_retention, stored_retention
+from respool.worker.housekeeping import keep_house
 from respool.worker.retaining import Retainer
 
 NOW = 1_700_000_000.0
@@ -153,6 +155,38 @@ def test_dead_letters_stay(engine: Engine) -> None:
     assert engine.bounds(queue)[0][1] >= first + 90
     assert [row[0] for row in engine.rows([_span(first + 3, first + 4)])] == [first + 3]
     assert check(engine).ok
+
+
+def test_much_to_do_for_one_duty_holds_up_no_other(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More results and dead letters to forget than a round has time for: logs are cut, seeks are ended."""
+    monkeypatch.setattr("respool.worker.housekeeping.HOUSEKEEPING_SHARE", 0.0)
+    monkeypatch.setattr("respool.worker.housekeeping.STEP", 2)
+    monkeypatch.setattr("respool.dead.acting.SLICE", 2)
+    stream = queue_of(engine, {"count": 10})
+    main, first = group_of(engine, stream), first_pos(stream.logs[0])
+    fill(engine, stream.logs[0], 10, 10)
+    dead = [Verdict(first + n, "failure", b"e", "dead", task="add") for n in range(10)]
+    kept = [Verdict(first + n, "success", b"v", ttl=1.0) for n in range(10, 20)]
+    run(engine, main, 100, *dead, *kept)
+    moved = engine.create_group(stream, "shop", "v2", "group", {}, [(stream.logs[0], first + 90, None)])
+    assert moved is not None
+    to = {stream.logs[0]: first + 80}
+    reads = Reads(moved.id, positions=True, settings=True)
+    assert engine.transact(reads, lambda view, change: begin(view, change, to, NOW))
+    retainer, groups, ttls = Retainer(), [main, moved], {main.id: {"add": 1.0}}
+    for _ in range(3):
+        assert keep_house(engine, groups, ttls, retainer), "there is more to do"
+    assert engine.counts(main).parked["dead"] == 4
+    assert engine.positions(moved)[0].cursor == first + 80
+    assert all("seek" not in group.settings for group in engine.groups())
+    assert held(engine, stream) < 100
+    for _ in range(50):
+        if not keep_house(engine, groups, ttls, retainer):
+            break
+    else:
+        raise AssertionError("there is always more to do")
+    assert engine.counts(main).parked == {}
+    assert held(engine, stream) <= 20
 
 
 def _span(lo: int, hi: int) -> Any:

@@ -11,7 +11,7 @@ from ..delivery import admin
 from ..delivery.model import Change as ChangeOfState
 from ..delivery.model import Parked, View
 from ..delivery.seek import SeekUnderWay
-from ..engines.base import Engine, Group, ParkedFilter, Reads
+from ..engines.base import Engine, Group, Reads
 from ..errors import ConfigError
 from .edit import Edit
 from .find import ANY, SLICE, DeadFilter, Source, dead_pages, logs_of, sides
@@ -107,13 +107,15 @@ def drop_old(engine: Engine, group: Group, task: str, ttl: float, more: Callable
     """Drop a group's dead letters of a task that are older than `ttl` seconds; return how many.
 
     Parameters:
-        task: its name; "": whatever the event's type. more: says whether there is time for another slice.
+        task: its name; "": whatever the event's type. more: says whether there is time for another slice,
+            after the first.
     """
-    until, gone, after = wall_clock() - ttl, 0, -1
-    wanted = ParkedFilter((), ("dead",), task or None, until=until)
-    while more() and (page := engine.parked_after(wanted, group.id, after, SLICE)):
-        after = page[-1][0]
-        gone += _drop(engine, group, [pos for pos, _ in page], until, f"dropped: dead for {ttl:g} s")
+    until, gone = wall_clock() - ttl, 0
+    while page := engine.dead_before(group.id, task or None, until, SLICE):
+        dropped = _drop(engine, group, page, until, f"dropped: dead for {ttl:g} s")
+        gone += dropped
+        if not dropped or not more():  # none: somebody else is at them
+            break
     return gone
 
 

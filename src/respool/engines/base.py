@@ -376,6 +376,15 @@ class State(Protocol):
     def parked(self, chosen: ParkedFilter, limit: int) -> list[tuple[int, Parked]]:
         """Return (group, parked record), at most `limit`, the oldest (by `at`, then position) first."""
 
+    def dead_before(self, group: int, task: str | None, before: float, limit: int) -> list[int]:
+        """Return where the group has dead letters of a task that died before a moment, at most `limit`.
+
+        Those of one task the oldest first. Workers ask this every few seconds: nothing younger is looked at.
+
+        Parameters:
+            task: None: of all tasks.
+        """
+
     def positions(self, group: Group) -> list[Position]:
         """Return how far a group is in each log; `end` as `transact` reads it."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from ..clock import now as wall_clock
@@ -81,40 +81,61 @@ def keep_house(
     Returns: whether there is more to do, so that the next round should not wait.
     """
     try:
-        return _drop_what_is_old(engine, groups, dead_ttls, retainer)
+        return _do_some_of_each(engine, groups, dead_ttls, retainer)
     except LogMoved:
         return False  # a transfer has closed the log: until it is given up, all stays as it is
 
 
-def _drop_what_is_old(
+def _do_some_of_each(
     engine: Any, groups: Sequence[Any], dead_ttls: Mapping[int, Mapping[str, float]], retainer: Retainer
 ) -> bool:
-    now, until = wall_clock(), time.monotonic() + HOUSEKEEPING_SHARE
-    while engine.expire_outcomes(now, STEP) == STEP:
-        if time.monotonic() >= until:
-            return True
+    now, more = wall_clock(), False
     engine.sweep_limits(now - SWEPT_AFTER, STEP)
     engine.sweep_locks(now, STEP)
+    duties: tuple[Callable[[float], bool], ...] = (
+        lambda until: _expire(engine, now, until),
+        lambda until: _drop_dead(engine, groups, dead_ttls, until),
+        lambda until: _finish_seeks(engine, {group.id for group in groups}, now, until),
+        lambda until: retainer.keep(engine, {group.stream for group in groups}, now, until),
+    )
+    for duty in duties:  # each has time of its own: much to do for one holds up no other
+        more |= duty(time.monotonic() + HOUSEKEEPING_SHARE / len(duties))
+    return more
+
+
+def _expire(engine: Any, now: float, until: float) -> bool:
+    """Forget results that were kept long enough; return whether there are more, as the others here do."""
+    while engine.expire_outcomes(now, STEP) == STEP:
+        if _is_over(until):
+            return True
+    return False
+
+
+def _drop_dead(
+    engine: Any, groups: Sequence[Any], dead_ttls: Mapping[int, Mapping[str, float]], until: float
+) -> bool:
+    """Drop dead letters that were kept long enough."""
     for group in groups:
         for task, ttl in dead_ttls.get(group.id, {}).items():
-            drop_old(engine, group, task, ttl, lambda: time.monotonic() < until)
-            if time.monotonic() >= until:
+            if drop_old(engine, group, task, ttl, lambda: not _is_over(until)) and _is_over(until):
                 return True
-    if not _finish_seeks(engine, {group.id for group in groups}, now, until):
-        return True
-    return retainer.keep(engine, {group.stream for group in groups}, now, until)
+    return False
+
+
+def _is_over(until: float) -> bool:
+    return time.monotonic() >= until
 
 
 def _finish_seeks(engine: Any, served: Collection[int], now: float, until: float) -> bool:
-    """Bring seeks to their end whose command was killed in the middle; False where there is more to do."""
+    """Bring seeks to their end whose command was killed in the middle."""
     for group in engine.groups():
         to = under_way(group.settings) if group.id in served else None
         if to is None or now - group.settings["seek"]["at"] < ABANDONED:
             continue
         if moving.end_leases(engine, group, to, take=True):
-            return False
+            return True
         while moving.rewind_slice(engine, group, to):
-            if time.monotonic() >= until:
-                return False
+            if _is_over(until):
+                return True
         moving.finish(engine, group, to)
-    return True
+    return False

@@ -92,6 +92,10 @@ class KafkaAsked(KafkaOrdered):
         """Return (group, parked record), the oldest first."""
         return self.inner.parked(chosen, limit)
 
+    def dead_before(self, group: int, task: str | None, before: float, limit: int) -> list[int]:
+        """Return where dead letters of a task are that died before a moment."""
+        return self.inner.dead_before(group, task, before, limit)
+
     def leases(self, group: Group) -> list[Lease]:
         """Return a group's leases, the returned ones among them."""
         return self.inner.leases(group)

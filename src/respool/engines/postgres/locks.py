@@ -10,7 +10,7 @@ from ...delivery.spans import Finder
 from ...record import Id
 from ..base import UniqueLock
 from ..columns import spans_of
-from .connection import Db, snapshot
+from .connection import Bounded, Db, snapshot
 from .log import id_bytes, id_from, insert
 from .part import Part
 
@@ -70,7 +70,7 @@ class PostgresLocks(Part):
         """Forget locks of records that have ended, of the next `limit` locks."""
         bound = {"after": self._swept, "now": now, "limit": limit}
 
-        def look(db: Db) -> tuple[list[Any], list[Any]]:
+        def look(db: Bounded) -> tuple[list[Any], list[Any]]:
             # Of one moment, or a record that was leased at first and then parked is seen in neither place.
             # What has ended then has ended for good, but for a seek.
             with snapshot(db):

@@ -123,6 +123,19 @@ class PostgresLooks(Part):
             lambda db: [(row[0], parked_of(row[1:])) for row in db.execute(self._sql["parked_list"], bound)]
         )
 
+    def dead_before(self, group: int, task: str | None, before: float, limit: int) -> list[int]:
+        """Return where dead letters of a task are that died before a moment."""
+
+        def run(db: Bounded) -> list[int]:
+            found: list[int] = []
+            tasks = db.execute(self._sql["dead_tasks"], {"grp": group}) if task is None else [(task,)]
+            for (its,) in list(tasks):
+                bound = (group, its, before, limit - len(found))
+                found += [pos for (pos,) in db.execute(self._sql["dead_before"], bound)]
+            return found
+
+        return self._reader.read(run)
+
     def positions(self, group: Group) -> list[Position]:
         """Return how far a group is in each log."""
         return self._reader.read(

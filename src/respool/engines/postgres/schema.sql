@@ -126,6 +126,7 @@ CREATE INDEX parked_key ON respool.parked (grp, key, pos) WHERE key > 0;
 CREATE INDEX parked_blocked ON respool.parked (grp, pos) WHERE reason = 'blocked';
 CREATE INDEX parked_due ON respool.parked (grp, (pos >> 40), due) WHERE due IS NOT NULL;  -- by log: lanes have their turns
 CREATE INDEX parked_reason ON respool.parked (grp, reason, task) WHERE due IS NULL;
+CREATE INDEX parked_dead ON respool.parked (grp, task, at) WHERE reason = 'dead';  -- which have been so for too long
 
 CREATE TABLE respool.bucket (                       -- a limit of a task, a queue, or a key of theirs
     id          bigint PRIMARY KEY,                 -- made of rule and key

@@ -470,6 +470,18 @@ AND (%(positions)s::bigint[] IS NULL OR pos = ANY (%(positions)s::bigint[]))
 AND (%(since)s::float8 IS NULL OR at >= %(since)s) AND (%(until)s::float8 IS NULL OR at < %(until)s)
 ORDER BY at, pos LIMIT %(limit)s;
 
+-- name: dead_before
+SELECT pos FROM respool.parked WHERE grp = %s AND reason = 'dead' AND task = %s AND at < %s ORDER BY at LIMIT %s;
+
+-- name: dead_tasks
+-- Each is one step in the index, however many dead letters it has.
+WITH RECURSIVE named (task) AS (
+    SELECT min(task) FROM respool.parked WHERE grp = %(grp)s AND reason = 'dead'
+    UNION ALL
+    SELECT (SELECT min(task) FROM respool.parked WHERE grp = %(grp)s AND reason = 'dead' AND task > named.task)
+    FROM named WHERE named.task IS NOT NULL)
+SELECT task FROM named WHERE task IS NOT NULL;
+
 -- name: parked_between
 SELECT count(*) FROM respool.parked WHERE grp = %s AND pos >= %s AND pos < %s AND reason <> 'dead';
 

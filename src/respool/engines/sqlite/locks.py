@@ -67,7 +67,7 @@ class SQLiteLocks(Part):
         if not gone:
             return 0
         with self._state.lock, self._state.writing() as db:
-            before = db.total_changes()
+            before = int(db.total_changes())
             db.execute("BEGIN IMMEDIATE")
             db.executemany(SQL["drop_lock"], [(*each, now) for each in gone])
             db.execute("COMMIT")

@@ -53,6 +53,16 @@ class SQLiteLooks(Part):
         with self._reader.lock, self._reader.reading() as db:
             return [(row[0], parked_of(row[1:])) for row in db.execute(SQL["parked_list"], bound)]
 
+    def dead_before(self, group: int, task: str | None, before: float, limit: int) -> list[int]:
+        """Return where dead letters of a task are that died before a moment."""
+        found: list[int] = []
+        with self._reader.lock, self._reader.reading() as db:
+            named = [(task,)] if task is not None else db.execute(SQL["dead_tasks"], (group,)).fetchall()
+            for (its,) in named:
+                bound = (group, its, before, limit - len(found))
+                found += [pos for (pos,) in db.execute(SQL["dead_before"], bound)]
+        return found
+
     def positions(self, group: Group) -> list[Position]:
         """Return how far a group is in each log."""
         with self._reader.lock, self._reader.reading() as db:

@@ -92,6 +92,7 @@ CREATE INDEX parked_key ON parked (grp, key, pos) WHERE key > 0;
 CREATE INDEX parked_blocked ON parked (grp, pos) WHERE reason = 'blocked';
 CREATE INDEX parked_due ON parked (grp, pos >> 40, due) WHERE due IS NOT NULL;  -- by log: lanes have their turns
 CREATE INDEX parked_reason ON parked (grp, reason, task) WHERE due IS NULL;
+CREATE INDEX parked_dead ON parked (grp, task, at) WHERE reason = 'dead';  -- which have been so for too long
 
 CREATE TABLE bucket (                               -- a limit of a task, a queue, or a key of theirs
     id          INTEGER PRIMARY KEY,                -- made of rule and key

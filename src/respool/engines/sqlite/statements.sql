@@ -272,6 +272,18 @@ AND (:positions IS NULL OR pos IN (SELECT value FROM json_each(:positions)))
 AND (:since IS NULL OR at >= :since) AND (:until IS NULL OR at < :until)
 ORDER BY at, pos LIMIT :limit;
 
+-- name: dead_before
+SELECT pos FROM parked WHERE grp = ?1 AND reason = 'dead' AND task = ?2 AND at < ?3 ORDER BY at LIMIT ?4;
+
+-- name: dead_tasks
+-- Each is one step in the index, however many dead letters it has.
+WITH RECURSIVE named (task) AS (
+    SELECT min(task) FROM parked WHERE grp = ?1 AND reason = 'dead'
+    UNION ALL
+    SELECT (SELECT min(task) FROM parked WHERE grp = ?1 AND reason = 'dead' AND task > named.task)
+    FROM named WHERE named.task IS NOT NULL)
+SELECT task FROM named WHERE task IS NOT NULL;
+
 -- name: parked_between
 SELECT count(*) FROM parked WHERE grp = ?1 AND pos >= ?2 AND pos < ?3 AND reason <> 'dead';
 
