@@ -96,6 +96,49 @@ def test_by_age(engine: Engine) -> None:
     assert held(engine, queue) == 50
 
 
+def test_a_clock_that_was_ahead_holds_up_nothing(engine: Engine) -> None:
+    """What it has stamped goes with what comes after it, though its time is yet to come (H19)."""
+    queue, now = queue_of(engine, "30d"), time.time()
+    main, log = group_of(engine, queue), queue.logs[0]
+    fill(engine, log, 2, 10, at=now + 365 * DAY)
+    fill(engine, log, 8, 10, at=now - 9)
+    run(engine, main, 100)
+    keep(engine, queue, now)
+    assert held(engine, queue) == 100
+    keep(engine, queue, now + 32 * DAY)
+    assert held(engine, queue) == 0
+    assert check(engine).ok
+
+
+def test_more_than_a_step_from_a_clock_that_was_ahead(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("respool.worker.retaining.STEP", 10)
+    queue, now = queue_of(engine, "30d"), time.time()
+    log = queue.logs[0]
+    fill(engine, log, 8, 10, at=now + 365 * DAY)
+    fill(engine, log, 2, 10, at=now - 9)
+    run(engine, group_of(engine, queue), 100)
+    keep(engine, queue, now)
+    assert held(engine, queue) == 100
+    keep(engine, queue, now + 32 * DAY)
+    assert held(engine, queue) == 0
+
+
+def test_a_worker_whose_clock_is_behind_cuts_nothing_that_is_young(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For it all that is new is yet to come."""
+    queue, now = queue_of(engine, "30d"), time.time()
+    fill(engine, queue.logs[0], 3, 10, at=now - 50 * DAY)
+    fill(engine, queue.logs[0], 7, 10, at=now)
+    run(engine, group_of(engine, queue), 100)
+    for name in ("sqlite", "postgres", "kafka"):
+        monkeypatch.setattr(f"respool.engines.{name}.retention.wall_clock", lambda: now - 10 * DAY)
+    keep(engine, queue, now - 10 * DAY)
+    assert held(engine, queue) == 70
+
+
 def test_by_count(engine: Engine) -> None:
     """About: whole runs go. What `main` has yet to do stays, however much it is."""
     queue = queue_of(engine, {"count": 60})

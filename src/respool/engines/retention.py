@@ -15,10 +15,11 @@ class Retention(Protocol):
         """Cut off old records at the beginning of the stream's logs, about `limit`; return how many.
 
         Only below the first record with time >= before, or below the position of `upto` (by log) where that
-        is later; and below all that any group has pending or leased (a group that has come to its stop has
-        nothing pending). What is parked stays readable: the log is
-        cut no further, or it stays behind by itself. Runs are cut as a whole; outcomes and journal go with
-        their records; no end in `Log.bounds` falls. 0: there is nothing more to do for now.
+        is later. A record whose time is yet to come, from a clock that was ahead, holds up nothing: it goes
+        with what comes after it. And below all that any group has pending or leased (a group that has come to
+        its stop has nothing pending). What is parked stays readable: the log is cut no further, or it stays
+        behind by itself. Runs are cut as a whole; outcomes and journal go with their records; no end in
+        `Log.bounds` falls. 0: there is nothing more to do for now.
         """
 
     def byte_count(self, lo: int, hi: int) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 from confluent_kafka import TopicPartition
 
+from ...clock import now as wall_clock
 from ...errors import EngineError, RespoolError
 from ...record import first_pos, log_of, offset_of
 from ..base import Stream
@@ -25,6 +26,7 @@ log = logging.getLogger("respool.engine")
 MIRROR = 1.0  # seconds between two commits of the groups' cursors (K6)
 RARELY = 30.0  # seconds between looks at what hardly ever changes
 KEPT_A_STEP = 1000
+EARLIEST = 3600.0  # seconds that a record is kept longer at most, since its clock was ahead of the brokers'
 
 
 class KafkaRetention(KafkaInspect):
@@ -73,21 +75,40 @@ class KafkaRetention(KafkaInspect):
 
         What was stored before it is older. What was stored later is looked at where that may be old, too.
         """
-        micros = int(before * 1_000_000)
+        micros, last = int(before * 1_000_000), self.ends([log])[log]
         pages = self._pages(log)
+        old = start
         for page in pages:  # what came from another engine was stored long after its time
-            if page.hi > start and page.most >= micros:
-                times = self._times(log, max(page.lo, start), page.hi)
-                young = next((pos for pos, at in times if at >= micros), None)
-                if young is not None:
-                    return young
+            if page.hi > start and page.most < micros:
+                old = page.hi
+            elif page.hi > start:
+                old, young = self._end_of_old(log, max(page.lo, start), page.hi, micros, old)
+                if young:
+                    return old
         start = max(start, end_of(pages, start))
-        end = min(max(self._first_stored(log, before - self._earliness()), start), self.ends([log])[log])
+        stored = self._first_stored(log, before - min(self._earliness(), EARLIEST))
+        if stored > start:
+            old = start = min(stored, last)
         if self._lateness(log) > LATE:
-            stop = min(end + max(limit, PAGE), self.ends([log])[log])
-            young = next((pos for pos, at in self._times(log, end, stop) if at >= micros), None)
-            end = stop if young is None else young
-        return end
+            old, _ = self._end_of_old(log, start, min(start + max(limit, PAGE), last), micros, old)
+        return old
+
+    def _end_of_old(self, log: int, lo: int, hi: int, before: int, old: int) -> tuple[int, bool]:
+        """Return up to where records at lo <= p < hi are from before a moment, and whether one is younger.
+
+        Those from a clock that was ahead are old if older follow: nothing else tells how old they are, and
+        where it is our clock that is wrong, none follow.
+
+        Parameters:
+            old: what to return where none is from before.
+        """
+        now = int(wall_clock() * 1_000_000)
+        for pos, at in self._times(log, lo, hi):
+            if at < before:
+                old = pos + 1
+            elif at <= now:
+                return old, True
+        return old, False
 
     def _needed(self, stream: Stream, log: int, start: int) -> list[int]:
         """Return the first positions that groups have yet to finish, pending or leased."""

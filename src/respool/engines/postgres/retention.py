@@ -12,6 +12,7 @@ from typing import Any
 
 from psycopg import errors as pg
 
+from ...clock import now as wall_clock
 from ...delivery.spans import Span
 from ...errors import LogMoved, RespoolError
 from ...record import first_pos
@@ -24,6 +25,7 @@ from .sql import GROUP_LOCKS
 
 STEP = 5000
 IDS_A_STEP = 20_000
+LOOK_AHEAD = 100_000  # positions: after many from a clock that was ahead, one of these tells how old they are
 log = logging.getLogger("respool")
 
 
@@ -99,7 +101,7 @@ class PostgresRetention(Part):
             return 0
         start, past = max(row[0], first_pos(log)), first_pos(log + 1)
         bound = {"stream": stream.id, "log": log, "lo": start, "hi": past, "before": before, "limit": limit}
-        bound["upto"] = upto
+        bound |= {"upto": upto, "now": int(wall_clock() * 1_000_000), "far": LOOK_AHEAD}
         end, water, gap = db.execute(sql["cut_to"], bound).fetchone() or (None, None, None)
         held = [
             max(span.lo, start) for span in self._leased(db, stream) if start < span.hi and span.lo < past

@@ -948,11 +948,22 @@ WHERE pos >= %s AND pos < %s;
 
 -- name: cut_to
 -- Where the next `limit` records end that are old; what no group has read yet; the first gap of any group.
-SELECT (SELECT max(pos) + 1 FROM (
-            SELECT pos, time FROM respool.record WHERE pos >= %(lo)s AND pos < %(hi)s ORDER BY pos LIMIT %(limit)s) r
-        WHERE r.pos < greatest(%(upto)s, coalesce((SELECT min(pos) FROM (
-            SELECT pos, time FROM respool.record WHERE pos >= %(lo)s AND pos < %(hi)s ORDER BY pos LIMIT %(limit)s) y
-            WHERE y.time >= %(before)s), %(hi)s))),
+-- Those from a clock that was ahead are old if older ones follow, be it after all of these: nothing else tells
+-- how old they are. Where it is our clock that is wrong, none follow.
+WITH next AS MATERIALIZED (
+    SELECT pos, time FROM respool.record WHERE pos >= %(lo)s AND pos < %(hi)s ORDER BY pos LIMIT %(limit)s),
+old AS MATERIALIZED (
+    SELECT max(pos) AS last FROM next WHERE time < %(before)s
+    AND pos < coalesce((SELECT min(pos) FROM next WHERE time >= %(before)s AND time <= %(now)s), %(hi)s)),
+aged AS MATERIALIZED (
+    SELECT CASE
+        WHEN last IS NOT NULL THEN last + 1
+        WHEN NOT EXISTS (SELECT 1 FROM next WHERE time <= %(now)s) AND (
+            SELECT time < %(before)s FROM respool.record
+            WHERE pos >= %(lo)s AND pos < least(%(hi)s, %(lo)s + %(far)s) AND time <= %(now)s
+            ORDER BY pos LIMIT 1) THEN %(hi)s
+        ELSE 0 END AS until FROM old)
+SELECT (SELECT max(pos) + 1 FROM next WHERE pos < greatest(%(upto)s, (SELECT until FROM aged))),
        (SELECT min(c.cursor) FROM respool.grp g JOIN respool.position p ON p.grp = g.id AND p.log = %(log)s
         CROSS JOIN LATERAL (SELECT cursor FROM respool.cursor WHERE grp = p.grp AND log = p.log ORDER BY n DESC LIMIT 1) c
         WHERE g.stream = %(stream)s AND NOT coalesce(c.cursor >= p.stop, false)),

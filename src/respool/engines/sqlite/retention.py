@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any
 
+from ...clock import now as wall_clock
 from ...delivery.model import MAX_LEASE
 from ...delivery.spans import Span
 from ...errors import LogMoved
@@ -21,6 +22,7 @@ from .part import Part
 from .sql import SQL
 
 STEP = 5000  # records in one transaction
+LOOK_AHEAD = 100_000  # positions: after many from a clock that was ahead, one of these tells how old they are
 
 
 class SQLiteRetention(Part):
@@ -85,9 +87,7 @@ def _cut(db: Any, stream: Stream, log: int, old: tuple[int, int], leased: list[S
     held = [span.lo for span in leased if span.hi > start and span.lo < last]
     end = min(start + limit, end, *_low_water(db, log), *held)
     before, upto = old
-    young = db.execute(SQL["first_kept"], (start, end, before)).get
-    if young is not None:
-        end = min(end, max(young, upto))
+    end = min(end, max(_end_of_old(db, start, end, last, before), upto))
     if db.execute(SQL["is_head"], (end,)).get is None:  # in the middle of a run: it stays as a whole
         end = db.execute(SQL["head_at_or_before"], (start, end)).get or start
     if end <= start:
@@ -97,6 +97,24 @@ def _cut(db: Any, stream: Stream, log: int, old: tuple[int, int], leased: list[S
         db.execute(SQL["stand_alone"], (pos, id_of(head, seq), time))
     db.execute(SQL["raise_floor"], (log, end))
     return len(parked) + remove(db, stream, start, end, parked, floor=end)
+
+
+def _end_of_old(db: Any, start: int, end: int, last: int, before: int) -> int:
+    """Return up to where records are from before a moment.
+
+    Those from a clock that was ahead are, too, if older ones follow. Nothing else tells how old they are;
+    and where it is our clock that is wrong, none follow.
+    """
+    now = int(wall_clock() * 1_000_000)
+    young = db.execute(SQL["first_young"], (start, end, before, now)).get
+    if young is not None:
+        end = young
+    old = db.execute(SQL["last_old"], (start, end, before)).get
+    if old is not None:
+        return int(db.execute(SQL["next_head"], (old, end)).get or end)
+    far = min(end + LOOK_AHEAD, last)
+    all_ahead = young is None and db.execute(SQL["next_is_old"], (end, far, before, now)).get
+    return end if all_ahead else start
 
 
 def _low_water(db: Any, log: int) -> list[int]:

@@ -657,10 +657,16 @@ SELECT pos FROM record WHERE pos >= ?1 AND pos < ?2 ORDER BY pos LIMIT ?3;
 -- name: byte_count
 SELECT ifnull(sum(length(body) + ifnull(length(meta), 0)), 0) FROM record WHERE pos >= ?1 AND pos < ?2;
 
--- name: first_kept
--- The first head of the log that is young enough, or else the end of what may go.
-SELECT min(pos) FROM (SELECT pos FROM record WHERE pos BETWEEN ?1 AND ?2 AND time IS NOT NULL AND time >= ?3
-                      ORDER BY pos LIMIT 1);
+-- name: first_young
+-- Not one whose time is yet to come: that says nothing about its age.
+SELECT pos FROM record WHERE pos BETWEEN ?1 AND ?2 AND time >= ?3 AND time <= ?4 ORDER BY pos LIMIT 1;
+
+-- name: last_old
+SELECT pos FROM record WHERE pos >= ?1 AND pos < ?2 AND time < ?3 ORDER BY pos DESC LIMIT 1;
+
+-- name: next_is_old
+-- Of the records whose time is not yet to come.
+SELECT time < ?3 FROM record WHERE pos >= ?1 AND pos < ?2 AND time <= ?4 ORDER BY pos LIMIT 1;
 
 -- name: head_at_or_before
 SELECT max(pos) FROM (SELECT pos FROM record WHERE pos BETWEEN ?1 AND ?2 AND time IS NOT NULL
