@@ -310,6 +310,29 @@ def test_nobody_waits_for_ever_for_a_ring_that_was_lost(engine: Engine, queue: S
     assert grant(engine, main, 1, NOW + 1) is not None
 
 
+def test_who_waits_for_a_slot_is_looked_at_where_there_is_one(
+    engine: Engine, queue: Stream, main: Group
+) -> None:
+    """Not again and again while all are taken; a page of those that are waited for at a time."""
+    fill(engine, queue, 6)
+    leases = []
+    for key in ("a", "b", "c"):
+        one = bucket(RULE, key, Limit(None, 1.0, 1), NOW)
+        leases.append(start(engine, main, 1, one))
+        assert positions_of(start(engine, main, 1, one, owner=2)) == []
+    engine.sweep_limits(NOW, 10)
+    assert not engine.has_work(main.id, NOW + 1, ())
+
+    def silently(view: View, change: Change) -> None:
+        change.dropped_leases.extend(lease.id for lease in leases[:2])
+
+    engine.transact(Reads(main.id), silently)
+    for _ in range(4):
+        engine.sweep_limits(NOW, 1)
+    found = [positions_of(grant(engine, main, 1, NOW + 1) or Lease(0, 0, 0, [])) for _ in range(3)]
+    assert [len(each) for each in found] == [1, 1, 0]
+
+
 def test_many_who_claim_at_once_keep_a_limit_together(
     kit: EngineKit, engine: Engine, queue: Stream, main: Group
 ) -> None:

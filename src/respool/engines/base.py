@@ -299,7 +299,8 @@ class State(Protocol):
     def sweep_limits(self, before: float, limit: int) -> int:
         """Forget buckets that were full by `before` and not used since, at most `limit`; return how many.
 
-        Also has every bucket looked at that waits for a slot, lest one be overlooked for good.
+        Also has buckets looked at of which a slot is waited for and is free, of the next `limit` that are
+        waited for, lest one be overlooked for good.
         """
 
     def lock_of(self, key: str, connection: Any = None) -> UniqueLock | None:

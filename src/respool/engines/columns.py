@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ ENDINGS = ("success", "failure", "revoked")
 _ENDING_NUMBER = {name: number for number, name in enumerate(ENDINGS)}
 _ENDS = ("done", "skipped", "purged", "trimmed", "rewound")
 """What a journal entry can say of a record that is in no other place; no clock decides among them."""
+FIRST_BUCKET = -1 << 63  # before the number of any
 _pack = msgspec.msgpack.Encoder().encode
 _MICRO = 1_000_000
 _EVER = 1 << 62  # microseconds: before and after all there is
@@ -69,9 +71,14 @@ def spans_of(rows: Iterable[Any]) -> Iterable[Span]:
     return (span for (packed,) in rows for span in unpack_spans(packed))
 
 
-def buckets_held(holders: Iterable[Any]) -> set[int]:
-    """Return the buckets of which a lease has a slot, from (lease, what it was let in by)."""
-    return {one for _, packed in holders for one in _unpack_admitted(packed)}
+def slots_held(holders: Iterable[Any]) -> Counter[int]:
+    """Return how many leases have a slot of which buckets, from (lease, what it was let in by)."""
+    return Counter(one for _, packed in holders for one in _unpack_admitted(packed))
+
+
+def with_a_slot_free(waiting: Iterable[Any], held: Mapping[int, int]) -> list[int]:
+    """Return the buckets of which a slot is waited for and is free, from (bucket, waited so, slots)."""
+    return [one for one, waits, slots in waiting if waits and (slots is None or held.get(one, 0) < slots)]
 
 
 def add_holders(limits: Limits, holders: Iterable[Any]) -> None:

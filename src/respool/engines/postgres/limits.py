@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ...delivery.limits import Limit
 from ...delivery.model import Bucket
-from ..columns import buckets_held
+from ..columns import FIRST_BUCKET, slots_held, with_a_slot_free
 from .connection import Bounded, one
 from .part import Part
 from .sql import LIMITS_LOCK
@@ -14,6 +15,8 @@ from .sql import LIMITS_LOCK
 
 class PostgresLimits(Part):
     """What limits let in."""
+
+    _waits_seen: int = FIRST_BUCKET
 
     def limited(self, group: int, most: int) -> int:
         """Return how many records wait for limits, counted up to `most`."""
@@ -44,17 +47,26 @@ class PostgresLimits(Part):
         """Forget buckets that are full and were not used since, at most `limit`."""
         sql, bound = self._sql, {"before": before, "limit": limit}
 
-        def some(db: Bounded) -> bool:
-            return one(db, sql["unused_buckets"], bound) is not None or bool(one(db, sql["is_stuck"], ()))
+        def look(db: Bounded) -> tuple[list[Any], Mapping[int, int], bool]:
+            waiting = db.execute(sql["waited_for"], (self._waits_seen, limit)).fetchall()
+            held = slots_held(db.execute(sql["holders"])) if waiting else {}
+            return waiting, held, one(db, sql["unused_buckets"], bound) is not None
+
+        waiting, held, some = self._reader.read(look)
+        self._waits_seen = waiting[-1][0] if len(waiting) == limit else FIRST_BUCKET
+        opened = with_a_slot_free(waiting, held)
+        if not some and not opened:
+            return 0
 
         def sweep(db: Bounded) -> int:
             with db.transaction():
                 db.execute(sql["lock_limits"], (LIMITS_LOCK,))
-                db.execute(sql["open_all"])
-                held = buckets_held(db.execute(sql["holders"]))
+                if opened:
+                    db.execute(sql["slots_freed"], (opened,))
                 unused = [id for (id,) in db.execute(sql["unused_buckets"], bound).fetchall()]
+                held = slots_held(db.execute(sql["holders"])) if unused else {}
                 gone = [id for id in unused if id not in held]
                 db.execute(sql["drop_buckets"], (gone,))
                 return len(gone)
 
-        return self._state.append(sweep) if self._reader.read(some) else 0
+        return self._state.append(sweep)

@@ -625,8 +625,11 @@ UPDATE respool.waiting SET next = 0 WHERE bucket = ANY (%s);
 -- name: open_all
 UPDATE respool.waiting SET next = 0 WHERE next IS NULL;
 
--- name: is_stuck
-SELECT EXISTS (SELECT 1 FROM respool.waiting WHERE next IS NULL);
+-- name: waited_for
+-- The next of these: whether for a slot, and how many slots there are.
+SELECT w.bucket, w.next IS NULL, b.slots
+FROM (SELECT bucket, next FROM respool.waiting WHERE bucket > %s ORDER BY bucket LIMIT %s) AS w
+LEFT JOIN respool.bucket b ON b.id = w.bucket ORDER BY w.bucket;
 
 -- name: declared
 SELECT id FROM respool.bucket

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 
 from ...delivery.limits import Limit
 from ...delivery.model import Bucket
-from ..columns import buckets_held
+from ..columns import FIRST_BUCKET, slots_held, with_a_slot_free
 from .part import Part
 from .sql import SQL
 
 
 class SQLiteLimits(Part):
     """What limits let in."""
+
+    _waits_seen: int = FIRST_BUCKET
 
     def limited(self, group: int, most: int) -> int:
         """Return how many records wait for limits, counted up to `most`."""
@@ -40,13 +42,18 @@ class SQLiteLimits(Part):
     def sweep_limits(self, before: float, limit: int) -> int:
         """Forget buckets that are full and were not used since, at most `limit`."""
         with self._reader.lock, self._reader.reading() as db:
-            if not db.execute(SQL["unused_buckets"], (before, 1)).get and not db.execute(SQL["is_stuck"]).get:
-                return 0  # no write lock for nothing
+            waiting = db.execute(SQL["waited_for"], (self._waits_seen, limit)).fetchall()
+            held = slots_held(db.execute(SQL["holders"])) if waiting else {}
+            some = db.execute(SQL["unused_buckets"], (before, 1)).get
+        self._waits_seen = waiting[-1][0] if len(waiting) == limit else FIRST_BUCKET
+        opened = with_a_slot_free(waiting, held)
+        if not some and not opened:
+            return 0  # no write lock for nothing
         with self._state.lock, self._state.writing() as db:
             db.execute("BEGIN IMMEDIATE")
-            db.execute(SQL["open_all"])
-            held = buckets_held(db.execute(SQL["holders"]))
+            db.executemany(SQL["slot_freed"], [(one,) for one in opened])
             unused = [one for (one,) in db.execute(SQL["unused_buckets"], (before, limit)).fetchall()]
+            held = slots_held(db.execute(SQL["holders"])) if unused else {}
             gone = [(one,) for one in unused if one not in held]
             db.executemany(SQL["drop_bucket"], gone)
             db.execute("COMMIT")

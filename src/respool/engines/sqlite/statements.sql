@@ -411,9 +411,6 @@ UPDATE waiting SET next = 0 WHERE bucket = ?1 AND next IS NULL;
 -- name: open_bucket
 UPDATE waiting SET next = 0 WHERE bucket = ?1;
 
--- name: open_all
-UPDATE waiting SET next = 0 WHERE next IS NULL;
-
 -- name: declared
 SELECT id FROM bucket WHERE rule = ?1 AND (rate IS NOT ?2 OR burst IS NOT ?3 OR slots IS NOT ?4);
 
@@ -428,8 +425,14 @@ AND NOT EXISTS (SELECT 1 FROM waiting WHERE waiting.bucket = bucket.id) LIMIT ?2
 -- name: drop_bucket
 DELETE FROM bucket WHERE id = ?1;
 
--- name: is_stuck
-SELECT EXISTS (SELECT 1 FROM waiting WHERE next IS NULL);
+-- name: open_all
+UPDATE waiting SET next = 0 WHERE next IS NULL;
+
+-- name: waited_for
+-- The next of these: whether for a slot, and how many slots there are.
+SELECT w.bucket, w.next IS NULL, b.slots
+FROM (SELECT bucket, next FROM waiting WHERE bucket > ?1 ORDER BY bucket LIMIT ?2) AS w
+LEFT JOIN bucket b ON b.id = w.bucket ORDER BY w.bucket;
 
 -- name: limited_count
 SELECT count(*) FROM (SELECT 1 FROM parked WHERE grp = ?1 AND waits IS NOT NULL LIMIT ?2);
