@@ -32,7 +32,7 @@ from respool.delivery.spans import Span
 from respool.engines import open_engine
 from respool.engines.base import Conflict, Engine, Group, LeaseLost, Reads, Registration, Stream
 from respool.engines.moving import Mark
-from respool.engines.postgres import bells, partitions, retention
+from respool.engines.postgres import bells, partitions, retention, windows
 from respool.engines.postgres import gaps as kept_gaps
 from respool.engines.postgres.batch import Batch
 from respool.engines.postgres.connection import connect
@@ -717,6 +717,40 @@ def test_a_claim_looks_at_few_pages_of_many(engine: Any, main: Group, log: int) 
             pages, kinds = buffers(engine, name, bound)
             assert pages < 60, (name, pages, kinds)
             assert not any(kind.startswith("Seq Scan record") for kind in kinds), (name, kinds)
+
+
+def test_a_window_is_found_by_time(engine: Any, queue: Stream, log: int, monkeypatch: Any) -> None:
+    """Not by reading the log from either end: by the index on time, or where it begins and ends at once."""
+    monkeypatch.setattr(windows, "NEAR", 1000)
+    first = first_pos(log)
+    for n in range(10):
+        engine.append_run(log, "add", [b"x"] * 10_000, None, new_head(OLD), OLD + 60 * n)
+    schema = engine.options.schema
+    index = f"{schema}.record_{log}_0_time_idx"
+    tell(engine, "SELECT brin_summarize_new_values(%s::regclass)", (index,))
+    tell(engine, "ANALYZE respool.record")
+    db, pages = engine._reader.opened(), 0
+    execute = db.execute
+
+    def counting(statement: Any, bound: Any = (), **named: Any) -> Any:
+        nonlocal pages
+        if b".record" in statement:
+            explained = execute(b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statement, bound)
+            plan = explained.fetchone()[0][0]["Plan"]
+            pages += plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+        return execute(statement, bound, **named)
+
+    db.execute = counting
+    for since, until, lo, hi in (
+        (OLD + 270, OLD + 330, 50_000, 60_000),
+        (None, OLD + 600, 0, 100_000),
+        (OLD, None, 0, 100_000),
+        (OLD + 600, None, 100_000, 100_000),
+    ):
+        pages = 0
+        assert engine.window(queue, since, until) == [(log, first + lo, first + hi)]
+        assert pages < 400, (since, until, pages)
+    del db.execute
 
 
 def test_claims_read_no_more_behind_an_open_transaction(engine: Any, main: Group, log: int) -> None:

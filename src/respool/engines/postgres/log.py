@@ -25,6 +25,7 @@ from .batch import Batch, Executes, Reply
 from .connection import Bounded
 from .part import Part
 from .references import hold, offloaded, refer
+from .windows import within
 
 ROWS_A_STATEMENT = 256
 ROWS_AT_ONCE = 2048  # of many logs, or a few more
@@ -301,15 +302,10 @@ class PostgresLog(Part):
         bounds = self.bounds(stream)
         if since is None and until is None:
             return bounds
-        times = in_micros(since, until)
+        low, high = in_micros(since, until)
 
         def run(db: Bounded) -> list[tuple[int, int, int]]:
-            found = []
-            for log, first, end in bounds:
-                row = db.execute(self._sql["window"], (first, end, *times)).fetchone()
-                lo, hi = row if row and row[0] is not None else (end, end)
-                found.append((log, lo, hi))
-            return found
+            return [(log, *within(db, self._sql, first, end, low, high)) for log, first, end in bounds]
 
         return self._reader.read(run)
 

@@ -120,9 +120,20 @@ UNION ALL
 SELECT pos, task, body, meta, seq, id, time FROM respool.kept WHERE pos >= %(lo)s AND pos < %(hi)s
 ORDER BY pos LIMIT %(limit)s;
 
--- name: window
-SELECT min(pos), max(pos) + 1 FROM respool.record
-WHERE pos >= %s AND pos < %s AND time >= %s AND time < %s;
+-- name: first_within
+-- Of the next `limit` records, which are looked at in their order: most windows begin at once.
+SELECT pos FROM (SELECT pos, time FROM respool.record WHERE pos >= %(lo)s AND pos < %(hi)s ORDER BY pos LIMIT %(limit)s) r
+WHERE time >= %(since)s AND time < %(until)s ORDER BY pos LIMIT 1;
+
+-- name: last_within
+SELECT pos FROM (SELECT pos, time FROM respool.record WHERE pos >= %(lo)s AND pos < %(hi)s ORDER BY pos DESC LIMIT %(limit)s) r
+WHERE time >= %(since)s AND time < %(until)s ORDER BY pos DESC LIMIT 1;
+
+-- name: ends_within
+-- Of one partition, by the index on time. Without the OFFSET it would be read in the order of positions, from either end.
+SELECT min(pos), max(pos) FROM (
+    SELECT pos FROM respool.record
+    WHERE pos >= %(lo)s AND pos < %(hi)s AND time >= %(since)s AND time < %(until)s OFFSET 0) r;
 
 -- name: outside
 SELECT pos FROM respool.record WHERE pos >= %s AND pos < %s AND NOT (time >= %s AND time < %s);
