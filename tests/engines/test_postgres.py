@@ -5,6 +5,7 @@ The transactions that are in the way are real ones, on connections of the tests'
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import random
 import threading
@@ -1577,6 +1578,29 @@ def test_who_waits_without_a_flag_looks_soon(engine: Any, log: int) -> None:
             began = time.monotonic()
             assert not waiter.sleep(30)
             assert time.monotonic() - began < 10
+
+
+def test_who_waits_hears_again_after_its_connection_broke(engine: Any, log: int) -> None:
+    """Coroutines share a connection: once it is lost all look, and its descriptor is another from then on."""
+    places = [first_pos(log), first_pos(log) + 1]
+
+    async def main() -> list[bool]:
+        with engine.async_waiter(places[0]) as one, engine.async_waiter(places[1]) as other:
+            waiters = (one, other)
+            for waiter in waiters:
+                waiter.prepare()
+            (sleeper,) = [each for each in engine._sleepers if each.kind == bells._WAITERS]
+            tell(engine, f"SELECT pg_terminate_backend({sleeper._db.info.backend_pid})")
+            assert await asyncio.gather(*(waiter.sleep(30) for waiter in waiters)) == [True, True]
+            rung = []
+            for _ in range(2):  # the first may be found by the look that is due where nobody listened
+                for waiter in waiters:
+                    waiter.prepare()
+                engine.ring_waiters(places)
+                rung += await asyncio.gather(*(waiter.sleep(10) for waiter in waiters))
+            return rung
+
+    assert asyncio.run(main()) == [True] * 4
 
 
 def test_nothing_is_read_while_flags_are_held(engine: Any, main: Group, log: int, monkeypatch: Any) -> None:
