@@ -48,6 +48,7 @@ import pytest
 from tests.worker.support import FINE_AND_SLOW, SOURCES, Place, eventually, on_each_engine
 
 from respool import App
+from respool import clock as clock_module
 from respool.clock import boottime_ns
 from respool.delivery.claim import Request, claim
 from respool.delivery.model import Lease, NewCall, Settlement, Verdict
@@ -73,7 +74,7 @@ from respool.worker import page as p
 from respool.worker import run as run_module
 from respool.worker import supervisor as supervisor_module
 from respool.worker.aftermath import Aftermath
-from respool.worker.attending import Attendant, lower_bound
+from respool.worker.attending import Attendant, keep_limits, lower_bound
 from respool.worker.calling import Caller
 from respool.worker.executor import Executor
 from respool.worker.host import Woken
@@ -1024,6 +1025,47 @@ def test_h17_cancelled_leader_takes_nobody_with_it(app: App) -> None:
     assert {r.state for r in kept} == {"PENDING"}
 
 
+def test_time_that_the_machine_was_suspended_counts_for_no_time_limit(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deadline of a lease does count it (H5): others have gone on."""
+    slept = gone = 0
+
+    def told(which: int) -> int:
+        return time.clock_gettime_ns(which) + gone + (slept if which == clock_module._BOOTTIME else 0)
+
+    monkeypatch.setattr(clock_module, "time", SimpleNamespace(clock_gettime_ns=told, time=time.time))
+    killed: list[bool] = []
+    child: Any = SimpleNamespace(over_limit=None, suspended=(0, 0), kill=lambda: killed.append(True))
+    child.process = SimpleNamespace(send_signal=lambda number: killed.append(False))
+
+    @app.task(name="task", soft_time_limit=20, time_limit=30.25)
+    def task(n: int) -> None:
+        nonlocal slept, gone
+        executor.caller.on_soft_limit()
+        keep_limits(child)  # it sees the run at its beginning
+        slept += 3600 * 10**9
+        executor.caller.on_soft_limit()
+        keep_limits(child)
+        assert not killed
+        assert boottime_ns() > slot.words[p.DEADLINE]
+        gone += 20 * 10**9
+        keep_limits(child)
+        assert killed == [False]
+        with pytest.raises(SoftTimeLimitExceeded):
+            executor.caller.on_soft_limit()
+        gone += 11 * 10**9
+        keep_limits(child)
+
+    slot = child.slot = FakeSlot()
+    executor, service = _executor(app, slot)
+    lease = _lease(executor, service)
+    slot.words[p.DEADLINE] = boottime_ns() + 60 * 10**9
+    executor.run_lease(service, lease, 1)
+    assert killed == [False, True]
+    assert child.over_limit[1] == 30.25
+
+
 def test_h17_late_signal_is_passed_over(app: App) -> None:
     """The limit itself tells: the number of the record that it was sent for is that of another by now."""
     slot = FakeSlot()
@@ -1034,6 +1076,7 @@ def test_h17_late_signal_is_passed_over(app: App) -> None:
     executor.caller.on_soft_limit()  # its code has ended
     words[p.USER], words[p.SOFT_AT] = 1, now + 10**12
     executor.caller.on_soft_limit()  # another lease's first record runs, and has time
+    assert words[p.SOFT_FOR] == 0, "there is to be a signal for that one"
     words[p.SOFT_AT] = 0
     executor.caller.on_soft_limit()  # or has no limit
     words[p.SOFT_AT] = now - 1

@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Sequence
 
-from ..clock import boottime_ns
+from ..clock import boottime_ns, suspended_ns, uptime_ns
 from ..clock import now as wall_clock
 from ..delivery.model import Change, Settlement, View
 from ..delivery.settle import give_back, settle
@@ -27,10 +27,19 @@ _SPARE_CHILD = 255  # number under which the supervisor makes leases of its own
 
 
 def keep_limits(child: ChildProcess) -> None:
-    """End a record that has run too long. It needs no engine, so nothing can hold it up."""
+    """End a record that has run too long. It needs no engine, so nothing can hold it up.
+
+    The limits are moments of its run as it began; time that the machine was suspended since is not its own.
+    """
     assert child.slot is not None
-    words, now = child.slot.words, boottime_ns()
+    words = child.slot.words
     soft, hard = words[p.SOFT_AT], words[p.HARD_AT]
+    if not soft and not hard:
+        return
+    began = words[p.BEGAN]
+    if child.suspended[0] != began:
+        child.suspended = (began, suspended_ns())
+    now = uptime_ns() + child.suspended[1]
     if hard and now >= hard and child.over_limit is None:
         seen = child.slot.snapshot()
         if seen is not None and seen.running and words[p.HARD_AT] == hard:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..clock import boottime_ns
+from ..clock import boottime_ns, suspended_ns, uptime_ns
 from ..clock import now as wall_clock
 from ..codec import codec_for
 from ..delivery.model import Lease, Verdict
@@ -64,6 +64,7 @@ class Caller:
         self._thread = threading.get_ident()
         self._coroutine = False  # the running record's code is one: its limit cancels it, and raises nothing
         self._told = 0  # the soft limit that the running code was told of
+        self._suspended = suspended_ns()  # … and for how long the machine had been, when the code began
         self.storms: Any = None  # the executor's
         self.retries = Retries()
         self._unknown: set[str] = set()  # tasks that were said to be
@@ -212,7 +213,10 @@ class Caller:
         """
         words = self.slot.words
         limit = words[p.SOFT_AT]
-        if not words[p.USER] or not limit or boottime_ns() < limit or self._told == limit:
+        if not words[p.USER] or not limit or self._told == limit:
+            return
+        if not self.is_over(limit):
+            words[p.SOFT_FOR] = 0  # it was for another, or a little early: let there be one for this limit
             return
         if not self._coroutine:
             self._told = limit
@@ -220,6 +224,10 @@ class Caller:
         if self._task is not None:  # else it has not begun, and looks itself; or it has ended
             self._told = limit
             self._task.get_loop().call_soon_threadsafe(self._task.cancel)
+
+    def is_over(self, limit: int) -> bool:
+        """Say whether a limit of the running record is over, which has no time while the machine has none."""
+        return uptime_ns() + self._suspended >= limit
 
     @contextmanager
     def shielded(self) -> Iterator[None]:
@@ -240,6 +248,7 @@ class Caller:
         words[p.BEGAN] = now
         self._told = 0
         if runner.soft is not None or runner.hard is not None:
+            self._suspended = suspended_ns()
             words[p.SOFT_FOR] = 0
             words[p.SOFT_AT] = now + int(runner.soft * 1e9) if runner.soft else 0
             words[p.HARD_AT] = now + int(runner.hard * 1e9) if runner.hard else 0

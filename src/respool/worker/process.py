@@ -30,6 +30,7 @@ class ChildProcess:
         self.ready = False
         self.slot: p.Slot | None = None
         self.over_limit: tuple[list[int], float] | None = None  # positions and seconds: why we killed it
+        self.suspended = (0, 0)  # a run's beginning; for how long the machine had been suspended, seen then
         self.ordered = False  # we ended it
         self.settled: tuple[int, int] = (0, 0)  # lease, records of it that we settled
         self.given_back = 0  # lease whose rest we gave back

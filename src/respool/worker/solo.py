@@ -95,7 +95,9 @@ class Solo:
             signal.SIGUSR1: executor.caller.on_soft_limit,
         }
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-        beating = threading.Thread(target=self._keep_beating, name="respool-beat", daemon=True)
+        beating = threading.Thread(
+            target=self._keep_beating, args=(executor,), name="respool-beat", daemon=True
+        )
         beating.start()
         try:
             self._serve(executor)
@@ -163,7 +165,7 @@ class Solo:
 
     # The beating thread
 
-    def _keep_beating(self) -> None:
+    def _keep_beating(self, executor: Executor) -> None:
         next_beat = time.monotonic()
         while True:
             wait = max(next_beat - time.monotonic(), 0.0)
@@ -172,7 +174,7 @@ class Solo:
             if self._stop.is_set():
                 return
             soft = self.slot.words[p.SOFT_AT]
-            if soft and boottime_ns() >= soft and self.slot.words[p.SOFT_FOR] != soft:
+            if soft and executor.caller.is_over(soft) and self.slot.words[p.SOFT_FOR] != soft:
                 self.slot.words[p.SOFT_FOR] = soft
                 os.kill(os.getpid(), signal.SIGUSR1)
             if time.monotonic() >= next_beat:
