@@ -36,9 +36,10 @@ from respool.engines.moving import Mark
 from respool.engines.postgres import bells, partitions, retention, windows
 from respool.engines.postgres import gaps as kept_gaps
 from respool.engines.postgres.batch import Batch
-from respool.engines.postgres.connection import connect
+from respool.engines.postgres.connection import Bounded, connect
 from respool.engines.postgres.log import insert
 from respool.engines.postgres.partitions import SIZE
+from respool.engines.postgres.sql import LIMITS_LOCK
 from respool.errors import AppendUnknown, EngineError, EngineUnavailable
 from respool.location import parse_url
 from respool.record import Row, first_pos, id_of, new_head
@@ -677,6 +678,27 @@ def test_known_ids_burn_no_numbers(engine: Any, log: int) -> None:
     assert tell(engine, asked) == before
 
 
+def test_a_group_is_dropped_beside_a_settlement_that_frees_slots(
+    kit: PostgresKit, engine: Any, queue: Stream, main: Group, log: int, writers: Any
+) -> None:
+    """Both change what waits for a bucket, of several groups: by turns, or each waits for the other."""
+    dropped = engine.create_group(queue, "shop", "v2", "replay", {}, [(log, first_pos(log), None)])
+    for group in (dropped, main):
+        tell(engine, "INSERT INTO respool.waiting (grp, bucket) VALUES (%s, 1)", (group.id,))
+    settles, schema = writers().begin(), engine.options.schema
+    settles.execute("SELECT pg_advisory_xact_lock(%s, 0)", (LIMITS_LOCK,))
+    settles.execute(f"UPDATE {schema}.waiting SET next = 0 WHERE grp = %s", (main.id,))
+    dropping = started(lambda: kit.open().drop_group(dropped))
+    with psycopg.connect(engine.options.conninfo, autocommit=True) as db:
+        asked = "SELECT count(*) FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))"
+        eventually(lambda: db.execute(asked, (settles.db.info.backend_pid,)).fetchone() == (1,))
+    settles.execute(f"UPDATE {schema}.waiting SET next = 0 WHERE grp = %s", (dropped.id,))
+    settles.commit()
+    dropping.result(PATIENCE)
+    assert dropped not in engine.groups()
+    assert tell(engine, "SELECT grp, next FROM respool.waiting") == [(main.id, 0)]
+
+
 # Plans: G5
 
 
@@ -855,6 +877,37 @@ def asking(engine: Any, name: str) -> Iterator[list[Any]]:
         yield asked
     finally:
         del batch.execute
+
+
+def test_one_look_finds_what_outlived_its_partition(
+    engine: Any, queue: Stream, main: Group, log: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of however many spans: a thousand dead letters that are given back are as many."""
+    first = first_pos(log)
+    fill(engine, log, 1, 600)
+    bury(engine, main, range(first, first + 600, 2))
+    tell(
+        engine,
+        "WITH gone AS (DELETE FROM respool.record WHERE pos = ANY (%s) RETURNING *) "
+        "INSERT INTO respool.kept SELECT * FROM gone",
+        ([first + 300, first + 598],),
+    )
+    looked, asked = engine._sql["rows_kept"], 0
+
+    def counted(real: Any) -> Any:
+        def execute(self: Any, statement: Any, *rest: Any, **named: Any) -> Any:
+            nonlocal asked
+            asked += statement == looked
+            return real(self, statement, *rest, **named)
+
+        return execute
+
+    for holder, name in ((Batch, "run"), (Batch, "execute"), (Bounded, "execute")):
+        monkeypatch.setattr(holder, name, counted(getattr(holder, name)))
+    spans = [Span(pos, pos + 1) for pos in range(first + 598, first - 1, -2)]
+    rows = engine.rows(spans)
+    assert [row[0] for row in rows] == [span.lo for span in spans]
+    assert asked == 1
 
 
 def test_who_has_slots_is_found_by_an_index(engine: Any, main: Group, log: int) -> None:

@@ -320,7 +320,7 @@ class _Ending(AbstractContextManager[None]):
             self._db.execute("COMMIT")
 
 
-def one(db: Bounded, statement: bytes, bound: Any) -> Any:
+def one(db: Db, statement: bytes, bound: Any) -> Any:
     """Return the one value that a statement gives, None where it gives no row."""
     return value(db.execute(statement, bound))
 

@@ -6,6 +6,7 @@ seen out of order. Who reads on past a number that is missing keeps it as a gap;
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -244,15 +245,19 @@ class PostgresLog(Part):
 
     def _with_kept(self, db: Bounded, spans: list[Span], found: list[Any]) -> list[Any]:
         """Add what was parked when its partition was dropped, in the spans' order (H15)."""
-        by_pos = {row[0]: row for row in found}
-        for span in spans:
-            by_pos |= {
-                row[0]: row for row in db.execute(self._sql["rows_kept"], (span.lo, span.hi), binary=True)
-            }
-        if len(by_pos) == len(found):
+        places = sorted(row[0] for row in found)
+        short = [span for span in spans if _between(places, span) < span.hi - span.lo]
+        bounds = [span.lo for span in short], [span.hi for span in short]
+        kept = {row[0]: row for row in db.batch.run(self._sql["rows_kept"], bounds, binary=True).fetchall()}
+        if not kept:
             return found
+        by_pos = {row[0]: row for row in found} | kept
         order = sorted(by_pos)
-        return [by_pos[pos] for span in spans for pos in order if span.lo <= pos < span.hi]
+        return [
+            by_pos[pos]
+            for span in spans
+            for pos in order[bisect_left(order, span.lo) : bisect_left(order, span.hi)]
+        ]
 
     def records(self, lo: int, hi: int, limit: int) -> list[Record]:
         """Return the first `limit` records at lo <= p < hi in full."""
@@ -323,6 +328,11 @@ class PostgresLog(Part):
     def bounds(self, stream: Stream) -> list[tuple[int, int, int]]:
         """Return (log, first, one past the last) position there is to be seen."""
         return self._reader.read(lambda db: db.execute(self._sql["bounds"], (stream.id,)).fetchall())
+
+
+def _between(places: list[int], span: Span) -> int:
+    """Return how many of the places, which are sorted, lie in a span."""
+    return bisect_left(places, span.hi) - bisect_left(places, span.lo)
 
 
 def find(db: Executes, sql: dict[str, bytes], id: Id) -> int | None:

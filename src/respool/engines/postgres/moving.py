@@ -30,7 +30,8 @@ from ..moving import (
     told,
 )
 from ..things import Group, Stream
-from .connection import Db, connect
+from .connection import Db, connect, one
+from .groups import forget_group
 from .log import id_bytes, id_from
 from .part import Part
 from .partitions import (
@@ -168,7 +169,7 @@ class PostgresMoving(Part):
         """Return the highest numbers that were given out."""
         return self._reader.read(
             lambda db: {
-                name: int(_one(db, self._sql["number_given"], (self._table(name),))) for name in NUMBERED
+                name: int(one(db, self._sql["number_given"], (self._table(name),))) for name in NUMBERED
             }
         )
 
@@ -254,7 +255,7 @@ class PostgresMoving(Part):
                 db.execute(self._sql["add_position"], (id, at.start, at.stop, at.log))
                 db.execute(self._sql["add_cursor"], (id, at.log, at.cursor))
             for lease in leases:
-                number = _one(db, self._sql["next_number"], (self._table("worker"),))  # no worker's
+                number = one(db, self._sql["next_number"], (self._table("worker"),))  # no worker's
                 bodies = _pack(lease.bodies) if lease.bodies else None
                 whose = (number << OFFSET_BITS, id, None, 0)
                 kept_as = (*whose, _pack(lease.spans), bodies, lease.since, None, lease.keys or None)
@@ -274,7 +275,7 @@ class PostgresMoving(Part):
         """Return which number something gets."""
         name = self._table(table)
         if not mark.same_numbers:
-            return int(_one(db, self._sql["next_number"], (name,)))
+            return int(one(db, self._sql["next_number"], (name,)))
         db.execute(self._sql["give_no_number"], {"table": name, "number": theirs})
         return theirs
 
@@ -282,7 +283,7 @@ class PostgresMoving(Part):
         """Append records at their positions: copied, each run with one entry among the ids."""
 
         def take(db: Db) -> None:
-            floor = int(_one(db, self._sql["floor"], (log,)))
+            floor = int(one(db, self._sql["floor"], (log,)))
             records, kept, ids = _as_kept(rows, floor)
             try:
                 _copy(db, self._sql["take_ids"], _IDS, ids)
@@ -382,9 +383,7 @@ class PostgresMoving(Part):
         with db.transaction():
             groups = [row[0] for row in db.execute(sql["groups"]).fetchall() if row[1] == stream.id]
             for group in groups:
-                for name in [name for name in sql if name.startswith("drop_group_")]:
-                    db.execute(sql[name], (group,))
-                db.execute(sql["drop_group"], (group,))
+                forget_group(db, sql, group)
             for log in stream.logs:
                 ends = first_pos(log), first_pos(log + 1)
                 db.execute(sql["discard_kept"], ends)
@@ -411,7 +410,7 @@ def read_mark(db: Db, sql: dict[str, bytes]) -> Mark | None:
 def refuse_incoming(db: Db, sql: dict[str, bytes], shown: str, kind: str, app: str, name: str) -> None:
     """Raise LogMoved where a stream that is to be made is just being filled by a transfer."""
     mark = read_mark(db, sql)
-    if mark is not None and _one(db, sql["incoming"], (kind, INCOMING + app, name)):
+    if mark is not None and one(db, sql["incoming"], (kind, INCOMING + app, name)):
         raise LogMoved(told(mark, shown))
 
 
@@ -423,11 +422,6 @@ def _put_mark(db: Db, sql: dict[str, bytes], mark: Mark) -> None:
 
 def _put_at(db: Db, sql: dict[str, bytes], mark: Mark) -> None:
     db.execute(sql["put_mark_at"], (msgspec.json.encode(mark.at).decode(),))
-
-
-def _one(db: Db, statement: bytes, bound: Any) -> Any:
-    row = db.execute(statement, bound).fetchone()
-    return None if row is None else row[0]
 
 
 def _as_kept(

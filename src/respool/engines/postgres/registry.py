@@ -12,15 +12,12 @@ from ...record import first_pos
 from ..base import Group, Registration, Stream, Worker
 from ..things import GroupKind, StreamKind, lanes_of
 from .connection import Bounded, one
+from .groups import forget_group
 from .moving import refuse_incoming
 from .part import Part
 from .partitions import create_log
 from .sql import GROUP_LOCKS
 
-GROUP_TABLES = (
-    *("position", "cursor", "gap", "lease", "parked", "waiting"),
-    *("outcome", "progress", "journal", "counter"),
-)
 _LOCKS = 0x5264  # of changes to streams and groups
 
 
@@ -137,10 +134,7 @@ class PostgresRegistry(Part):
         def drop(db: Bounded) -> None:
             with db.transaction():
                 db.execute(self._sql["lock_group"], (GROUP_LOCKS, group.id))
-                for table in GROUP_TABLES:
-                    db.execute(self._sql[f"drop_group_{table}"], (group.id,))
-                db.execute(self._sql["drop_group"], (group.id,))
-                db.execute(self._sql["open_all"])  # its leases may have had slots
+                forget_group(db, self._sql, group.id)
 
         self._writer.append(drop)
 

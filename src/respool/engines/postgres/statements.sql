@@ -112,7 +112,10 @@ UNION ALL SELECT pos, task, body, time FROM respool.kept WHERE pos = ANY (%s);
 SELECT pos, task, body, meta FROM respool.record WHERE pos >= %s AND pos < %s ORDER BY pos;
 
 -- name: rows_kept
-SELECT pos, task, body, meta FROM respool.kept WHERE pos >= %s AND pos < %s ORDER BY pos;
+-- Of all spans at once: to ask for each would be a round trip for each dead letter that is given back.
+SELECT k.pos, k.task, k.body, k.meta
+FROM unnest(%s::bigint[], %s::bigint[]) AS span (lo, hi)
+CROSS JOIN LATERAL (SELECT * FROM respool.kept WHERE pos >= span.lo AND pos < span.hi) k;
 
 -- name: records
 SELECT pos, task, body, meta, seq, id, time FROM respool.record WHERE pos >= %(lo)s AND pos < %(hi)s
