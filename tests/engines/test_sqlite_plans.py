@@ -23,6 +23,7 @@ from respool.record import new_head
         ("has_work", (1, 0.0, "[]"), "parked_due (grp=? AND <expr>=? AND due<?)"),
         ("next_due", (1, -1.0), "parked_due (grp=? AND <expr>=? AND due>?)"),
         ("due", (1, 1, 0.0, 10), "parked_due (grp=? AND <expr>=? AND due<?)"),
+        ("parked_counts", (1,), "COVERING INDEX parked_dead (grp=?)"),
         ("dead_before", (1, "add", 0.0, 10), "parked_dead (grp=? AND task=? AND at<?)"),
         ("dead_tasks", (1,), "parked_dead (grp=? AND task>?)"),
         ("unknown", (1, "[]", 10), "parked_reason (grp=? AND reason=? AND task=?)"),
