@@ -13,10 +13,11 @@ from .delivery.model import JournalEntry
 from .engines.base import Engine, Group, Record
 from .engines.moving import told
 from .errors import GetInsideTask, GetTimeout, LogMoved, Refused, ResultExpired, Revoked, UnknownCall
+from .places import Places
 from .record import Id, id_of, id_text
 from .remote import decode_error
 from .running import current_run
-from .states import READY, Found, error_of, state_of
+from .states import READY, Found, error_of, state_name, state_of
 from .units import duration
 from .why import explain_waiting
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 log = logging.getLogger("respool.worker")
+PAGE = 2000  # calls whose results are read together
+FEW = 8  # calls that are asked for one by one sooner than for all of their page
 HOLDS = 5.0  # seconds that a task may wait for a call before it is told that it holds its process
 
 
@@ -391,7 +394,7 @@ class ResultSet(Generic[R]):
                     waiter.sleep(wait)
 
     def iterate(self, timeout: Any = None, *, propagate: bool = True) -> Iterator[R]:
-        """Wait for all calls, then yield what they returned, in order, reading run by run.
+        """Wait for all calls, then yield what they returned, in order, reading page by page.
 
         Parameters:
             timeout: seconds at most for all of them (or timedelta, "5m"); None waits for ever.
@@ -401,15 +404,27 @@ class ResultSet(Generic[R]):
         """
         self.wait(timeout)
         for group, lo, hi, head, seq in self._places():
-            values = {outcome.pos: outcome for outcome in self._app.engine.outcomes(group.id, lo, hi)}
-            for pos in range(lo, hi):
-                outcome = values.get(pos)
-                if outcome is not None and outcome.ending == "success" and not outcome.expired(wall_clock()):
-                    value: Any = None if outcome.value is None else _decoded(self._app, outcome.value)
-                    yield value
-                else:  # failed, revoked, expired, or nothing returned: as `get` would have it
-                    one = AsyncResult[R](self._app, id_of(head, seq + pos - lo), pos=pos)
-                    yield one.get(0, propagate=propagate)
+            for start in range(lo, hi, PAGE):
+                for pos, returned, value in self._page(group, start, min(start + PAGE, hi)):
+                    if returned:
+                        yield value
+                    else:  # failed, revoked, expired, …: as `get` would have it
+                        one = AsyncResult[R](self._app, id_of(head, seq + pos - lo), pos=pos)
+                        yield one.get(0, propagate=propagate)
+
+    def _page(self, group: Group, lo: int, hi: int) -> Iterator[tuple[int, bool, Any]]:
+        """Yield (position, whether it returned, what) of lo <= p < hi, as far as one look at all tells."""
+        engine = self._app.engine
+        values = {outcome.pos: outcome for outcome in engine.outcomes(group.id, lo, hi)}
+        places = Places(engine.group_page(group, lo, hi)) if hi - lo > len(values) + FEW else None
+        for pos in range(lo, hi):
+            outcome = values.get(pos)
+            if outcome is None:  # it returned None, if it is done
+                yield pos, places is not None and state_name(places.status(pos)) == "SUCCESS", None
+            elif outcome.ending == "success" and not outcome.expired(wall_clock()):
+                yield pos, True, None if outcome.value is None else _decoded(self._app, outcome.value)
+            else:
+                yield pos, False, None
 
     def get(self, timeout: Any = None, *, propagate: bool = True) -> list[R]:
         """Wait for all calls and return what they returned, in order.
