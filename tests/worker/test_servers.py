@@ -110,6 +110,53 @@ def test_server_that_restarts(server: PostgresServer, served: Place, mode: Any) 
     served.check()
 
 
+@pytest.mark.parametrize("pool", ["processes", "solo"])
+def test_commits_that_hang_end_no_worker(server: PostgresServer, served: Place, pool: str) -> None:
+    """A standby that is waited for is away: a beat that is given up is written nevertheless."""
+    module = served.module(FINE_AND_SLOW, beat=0.2, worker_ttl=30.0)
+    slow = module.slow.delay(1)
+    worker = served.worker(1, pool=pool)
+    served.await_start("slow", "1")
+    server.configure({"synchronous_standby_names": "away"})
+    server.address.execute("SELECT pg_reload_conf()")
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    eventually(lambda: server.address.execute(waits)[0][0] > 0, "a beat hangs")
+    behind = (
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%%.beat %%'"
+    )
+    eventually(lambda: server.address.execute(behind)[0][0] > 0, "the next waits for it")
+    server.configure({"synchronous_standby_names": ""})
+    server.address.execute("SELECT pg_reload_conf()")
+    beaten = max(each.beat for each in served.registered())
+    eventually(lambda: max(each.beat for each in served.registered()) > beaten + 2, worker.log)
+    served.touch("go-1")
+    assert slow.get(timeout=20) == 1
+    assert worker.stop() == 0, worker.log
+    assert served.runs("slow") == {"1": 1}
+    served.check()
+
+
+@on_postgres
+def test_an_open_transaction_that_has_sent_a_call_delays_no_other(place: Place) -> None:
+    """Nor its own call, once it commits: workers that have nothing to do look of themselves only rarely."""
+    module = place.module(FINE_AND_SLOW, poll_interval=host.RARELY)
+    longest = 0.0
+    with psycopg.connect(str(place.url).partition("?")[0]) as db:
+        own = module.fine.apply_async((0,), connection=db)  # when nobody sleeps who could be rung for
+        worker = place.worker(2)
+        place.children(2)
+        for n in (1, 2, 3):
+            began = time.monotonic()
+            assert module.fine.delay(n).get(timeout=30) == n
+            longest = max(longest, time.monotonic() - began)
+        began = time.monotonic()
+        db.commit()
+        assert own.get(timeout=30) == 0
+        longest = max(longest, time.monotonic() - began)
+    assert longest < host.RARELY / 2
+    assert worker.stop() == 0, worker.log
+
+
 def test_server_that_is_away_for_longer_than_the_time_to_live(server: PostgresServer, served: Place) -> None:
     """H4: nobody has beaten meanwhile, so nobody is dead; what was running is settled when it is back."""
     module = served.module(FINE_AND_SLOW, beat=0.1, worker_ttl=0.5, append_timeout=1.0)
