@@ -812,6 +812,59 @@ def test_old_dead_letters_are_found_without_a_look_at_the_young(engine: Any, mai
         assert pages < 30, (name, kinds)
 
 
+def test_old_versions_are_passed_over_once_behind_an_open_transaction(
+    engine: Any, main: Group, log: int
+) -> None:
+    """Each second they are looked for: what stays of those deleted must not be read each time."""
+    worker = engine.register(Registration("shop", "w", "h", "b", 1, OLD, {}))
+    with psycopg.connect(engine.options.conninfo) as old:
+        old.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        old.execute("SELECT 1")
+        for _ in range(2):
+            tell(
+                engine,
+                "INSERT INTO respool.cursor (grp, log, cursor) "
+                "SELECT %s, %s, %s FROM generate_series(1, 2500)",
+                (main.id, log, first_pos(log)),
+            )
+            tell(
+                engine,
+                "INSERT INTO respool.beat (worker, beat, beaten, draining, info) "
+                "SELECT worker, beat + n, 0, false, info "
+                "FROM (SELECT * FROM respool.beat ORDER BY beat DESC LIMIT 1) b, generate_series(1, 2500) n",
+            )
+            for _ in range(4):
+                engine.tidy()
+        with asked_of(engine, ("old_cursors", "old_beats")) as asked:
+            engine.tidy()
+        pages = {name: buffers(engine, name, bound) for name, bound in asked.items()}
+    assert pages.keys() == {"old_cursors", "old_beats"}
+    assert max(count for count, _ in pages.values()) < 40, pages
+    assert tell(engine, "SELECT count(*) FROM respool.cursor WHERE grp = %s", (main.id,)) == [(1,)]
+    assert tell(engine, "SELECT beat FROM respool.beat WHERE worker = %s", (worker,)) == [(5000,)]
+    assert engine.beat(worker, False, {}, synced=False) == 5001
+    engine.tidy()
+    assert tell(engine, "SELECT beat FROM respool.beat WHERE worker = %s", (worker,)) == [(5001,)]
+
+
+@contextmanager
+def asked_of(engine: Any, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Give with what values the engine runs statements."""
+    db, asked = engine._state.opened(), dict[str, Any]()
+    execute, texts = db.execute, {engine._sql[name]: name for name in names}
+
+    def noted(statement: Any, bound: Any = (), **named: Any) -> Any:
+        if statement in texts:
+            asked[texts[statement]] = bound
+        return execute(statement, bound, **named)
+
+    db.execute = noted
+    try:
+        yield asked
+    finally:
+        del db.execute
+
+
 def test_what_workers_ask_again_and_again_looks_at_no_partition(
     engine: Any, queue: Stream, main: Group
 ) -> None:

@@ -65,6 +65,8 @@ class PostgresEngine(
         self._pid = os.getpid()
         self._made: set[int] = set()  # partitions that this process knows to be there
         self._ahead_at = 0.0  # before that none is made ahead
+        self._cursors_begin: dict[tuple[int, ...], int] = {}  # by group and log; below, versions were deleted
+        self._beats_begin: dict[tuple[int, ...], int] = {}  # by worker
         self._known = Known()
         self._sequences: dict[int, int] = {}
         try:

@@ -7,7 +7,7 @@ goes is moved aside first, and goes once it is parked nowhere (H15).
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from psycopg import errors as pg
@@ -25,6 +25,8 @@ from .sql import GROUP_LOCKS
 
 STEP = 5000
 IDS_A_STEP = 20_000
+OLD_A_STEP = 1000  # versions of each cursor, of each worker's beat
+MOST_KNOWN = 20_000
 LOOK_AHEAD = 100_000  # positions: after many from a clock that was ahead, one of these tells how old they are
 log = logging.getLogger("respool")
 
@@ -33,6 +35,8 @@ class PostgresRetention(Part):
     """Removes what is old and done. Nothing that any group has yet to finish goes."""
 
     _made: set[int]
+    _cursors_begin: dict[tuple[int, ...], int]
+    _beats_begin: dict[tuple[int, ...], int]
 
     def trim(
         self, stream: Stream, before: float, limit: int = STEP, upto: Mapping[int, int] | None = None
@@ -67,8 +71,25 @@ class PostgresRetention(Part):
             log.warning("the database could not be tidied, which is tried again: %s", error)
 
     def _forget_old_versions(self, db: Db) -> None:
-        db.execute(self._sql["old_cursors"], (1000,))
-        db.execute(self._sql["old_beats"], (1000,))
+        self._cursors_begin |= self._forgotten(db, "old_cursors", ("grps", "logs"), self._cursors_begin)
+        self._beats_begin |= self._forgotten(db, "old_beats", ("workers",), self._beats_begin)
+
+    def _forgotten(
+        self, db: Db, statement: str, names: Sequence[str], known: dict[tuple[int, ...], int]
+    ) -> dict[tuple[int, ...], int]:
+        """Delete old versions; return from which number on some may be left, of each that had any.
+
+        An open transaction keeps all that was deleted since it began; to pass over it again each second would
+        take longer and longer (G5).
+        """
+        if len(known) > MOST_KNOWN:  # some may be of groups and workers that are gone
+            known.clear()
+        keys = zip(*known, strict=True) if known else ((),) * len(names)
+        bound = dict(zip(names, map(list, keys), strict=True))
+        found = db.execute(
+            self._sql[statement], {**bound, "begins": list(known.values()), "limit": OLD_A_STEP}
+        )
+        return {tuple(row[:-1]): row[-1] for row in found.fetchall()}
 
     def _make_next_partitions(self, db: Db) -> None:
         """Make the next partition of each log whose last is half full.

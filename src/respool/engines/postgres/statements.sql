@@ -205,19 +205,38 @@ INSERT INTO respool.cursor (grp, log, cursor) SELECT grp, log, start FROM new;
 INSERT INTO respool.cursor (grp, log, cursor) VALUES (%s, %s, %s);
 
 -- name: old_cursors
--- In slices: dead versions cannot be removed behind an open transaction, but need not be looked at either.
-DELETE FROM respool.cursor WHERE (grp, log, n) IN (
-    SELECT c.grp, c.log, c.n FROM respool.position p
+-- In slices: dead versions cannot be removed behind an open transaction, but need not be looked at either: what
+-- lies below `begins` was deleted. Returns where to begin from now on.
+WITH place AS MATERIALIZED (
+    SELECT p.grp, p.log, coalesce(known.begins, 0) AS begins, newest.n FROM respool.position p
+    LEFT JOIN unnest(%(grps)s::bigint[], %(logs)s::bigint[], %(begins)s::bigint[]) AS known (grp, log, begins)
+        ON known.grp = p.grp AND known.log = p.log
     CROSS JOIN LATERAL (SELECT n FROM respool.cursor WHERE grp = p.grp AND log = p.log ORDER BY n DESC LIMIT 1) newest
-    CROSS JOIN LATERAL (SELECT grp, log, n FROM respool.cursor c
-        WHERE c.grp = p.grp AND c.log = p.log AND c.n < newest.n ORDER BY c.n LIMIT %s) c);
+    WHERE newest.n > coalesce(known.begins, 0)),
+old AS MATERIALIZED (
+    SELECT c.* FROM place
+    CROSS JOIN LATERAL (SELECT grp, log, n, ctid AS tid FROM respool.cursor c
+        WHERE c.grp = place.grp AND c.log = place.log AND c.n >= place.begins AND c.n < place.n
+        ORDER BY c.n LIMIT %(limit)s) c),
+gone AS (DELETE FROM respool.cursor WHERE ctid = ANY (ARRAY(SELECT tid FROM old)))
+SELECT p.grp, p.log, CASE WHEN count(old.n) < %(limit)s THEN p.n ELSE max(old.n) + 1 END
+FROM place p LEFT JOIN old ON old.grp = p.grp AND old.log = p.log GROUP BY p.grp, p.log, p.n;
 
 -- name: old_beats
-DELETE FROM respool.beat WHERE (worker, beat) IN (
-    SELECT o.worker, o.beat FROM respool.worker w
+-- As `old_cursors`.
+WITH place AS MATERIALIZED (
+    SELECT w.id, coalesce(known.begins, 0) AS begins, newest.beat FROM respool.worker w
+    LEFT JOIN unnest(%(workers)s::bigint[], %(begins)s::bigint[]) AS known (worker, begins) ON known.worker = w.id
     CROSS JOIN LATERAL (SELECT beat FROM respool.beat WHERE worker = w.id ORDER BY beat DESC LIMIT 1) newest
-    CROSS JOIN LATERAL (SELECT worker, beat FROM respool.beat o
-        WHERE o.worker = w.id AND o.beat < newest.beat ORDER BY o.beat LIMIT %s) o);
+    WHERE newest.beat > coalesce(known.begins, 0)),
+old AS MATERIALIZED (
+    SELECT o.* FROM place
+    CROSS JOIN LATERAL (SELECT worker, beat, ctid AS tid FROM respool.beat o
+        WHERE o.worker = place.id AND o.beat >= place.begins AND o.beat < place.beat
+        ORDER BY o.beat LIMIT %(limit)s) o),
+gone AS (DELETE FROM respool.beat WHERE ctid = ANY (ARRAY(SELECT tid FROM old)))
+SELECT p.id, CASE WHEN count(old.beat) < %(limit)s THEN p.beat ELSE max(old.beat) + 1 END
+FROM place p LEFT JOIN old ON old.worker = p.id GROUP BY p.id, p.beat;
 
 -- name: drop_group
 DELETE FROM respool.grp WHERE id = %s;
