@@ -1480,6 +1480,22 @@ def test_a_journal_entry_goes_with_the_last_of_its_partitions(
     assert tell(engine, "SELECT count(*) FROM respool.journal WHERE how = 'purged'") == [(0,)]
 
 
+def test_a_lease_over_two_partitions_is_told_of_until_both_are_gone(
+    engine: Any, queue: Stream, main: Group, log: int
+) -> None:
+    """Also where no record is kept for which the journal would be looked through."""
+    edge = first_pos(log) + SIZE
+    engine.reserve([edge])
+    leap(engine, log, SIZE - 5)
+    fill(engine, log, 1, 10)
+    Reader(engine, main).drain()
+    told = "SELECT lo, hi FROM respool.journal"
+    assert tell(engine, told) == [(edge - 5, edge + 5)]
+    trim_all(engine, queue)
+    assert f"journal_{log}_0" not in tables(engine, log)
+    assert tell(engine, told) == [(edge - 5, edge + 5)]
+
+
 def test_flags_are_of_their_own_schema(kit: PostgresKit, session_database: str, log: int) -> None:
     """Who sleeps in another schema of the database is not rung for: a call would begin 5 ms later."""
     sleepers = []

@@ -11,6 +11,7 @@ from collections.abc import Collection
 
 from psycopg import errors as pg
 
+from ...delivery.model import MAX_LEASE
 from ...record import OFFSET_BITS, first_pos
 from .connection import Bounded, Db
 from .sql import quoted
@@ -170,6 +171,6 @@ def drop(db: Bounded, schema: str, start: int, sql: dict[str, bytes]) -> None:
                 names.append(f"{prefix}.{table_name(table, start)}")
                 db.execute(f"ALTER TABLE {prefix}.{table} DETACH PARTITION {names[-1]}".encode())
                 kept = sql[keep].replace(b"respool_detached", names[-1].encode())
-                db.execute(kept, {"lo": start, "hi": end})
+                db.execute(kept, {"lo": start, "hi": end, "low": end - MAX_LEASE})
         db.execute(sql["trim_journal"], {"first": first_pos(start >> OFFSET_BITS), "end": end})
         db.execute(f"DROP TABLE {', '.join(names)}".encode())

@@ -1034,10 +1034,16 @@ WHERE o.pos >= %(lo)s AND o.pos < %(hi)s AND EXISTS (SELECT 1 FROM respool.kept 
 
 -- name: keep_journal
 -- What is kept comes as one value, in which each entry finds its place: a look for each would be as long as both.
-INSERT INTO respool.journal SELECT j.* FROM respool_detached j
-WHERE j.lo >= %(lo)s AND j.lo < %(hi)s
-AND (j.hi > %(hi)s OR int8range(j.lo, greatest(j.lo, j.hi)) && (
-    SELECT range_agg(int8range(k.pos, k.pos + 1)) FROM respool.kept k WHERE k.pos >= %(lo)s AND k.pos < %(hi)s));
+-- Where nothing is, no entry is looked at but those that reach into the next partition.
+INSERT INTO respool.journal
+SELECT j.* FROM respool_detached j
+WHERE (SELECT EXISTS (SELECT 1 FROM respool.kept k WHERE k.pos >= %(lo)s AND k.pos < %(hi)s))
+AND j.hi <= %(hi)s AND int8range(j.lo, greatest(j.lo, j.hi)) && (
+    SELECT range_agg(int8range(k.pos, k.pos + 1)) FROM respool.kept k WHERE k.pos >= %(lo)s AND k.pos < %(hi)s)
+UNION ALL
+SELECT j.* FROM respool.grp g JOIN respool_detached j ON j.grp = g.id AND j.lo > %(low)s AND j.hi > %(hi)s AND j.how <> 'purged'
+UNION ALL
+SELECT j.* FROM respool_detached j WHERE j.how = 'purged' AND j.hi > %(hi)s;
 
 -- name: trim_journal
 -- What outlived its partition and says nothing any more of a record that is there.
