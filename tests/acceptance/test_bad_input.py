@@ -72,8 +72,8 @@ COMMANDS: list[tuple[str, int, str]] = [
     ("dead redrive --group main --set url=3", 2, "argument 'url' should be str"),
     ("dead redrive --group main --set urll=x", 2, "neither args, kwargs nor a parameter's name (url)"),
     # a comparator that raises, or is none
-    ("compare main there --queue default --comparator checks:bad", 2, "the comparator raised AttributeError"),
-    ("compare main there --queue default --comparator checks:nope", 2, "nope"),
+    ("compare main there --queue default --comparator unfit:bad", 2, "the comparator raised AttributeError"),
+    ("compare main there --queue default --comparator unfit:nope", 2, "nope"),
     ("compare main there --queue default --tolerance near", 2, "'near' is no tolerance"),
     ("compare main there --queue default --max-diff two", 2, "'two' is no share"),
     ("capture --task fetch --sample 0", 2, "0 is not in the range"),
@@ -82,7 +82,7 @@ COMMANDS: list[tuple[str, int, str]] = [
 
 def test_commands_that_cannot_be_say_what_to_do_and_change_nothing(stage: Stage) -> None:
     module = stage.module(CODE)
-    (stage.folder / "checks.py").write_text("def bad(a, b): return a.x\n")
+    (stage.folder / "unfit.py").write_text("def bad(a, b): return a.x\n")
     calls = [module.fetch.delay(url) for url in ("a", "b", "bad://1")]
     steps = [module.step.delay(n) for n in range(10)]
     stage.work()
