@@ -30,6 +30,7 @@ from respool.delivery.model import NewCall, Verdict
 from respool.engines import open_engine
 from respool.engines.base import Group, Stream
 from respool.engines.kafka import cluster as cluster_module
+from respool.engines.kafka import log as log_module
 from respool.engines.kafka import names
 from respool.engines.kafka import relay as relay_module
 from respool.engines.kafka.cluster import TopicGone
@@ -203,6 +204,45 @@ def test_what_is_kept_and_cannot_be_sent_is_unknown_and_not_lost(
     assert engine.append_row(call) == first_pos(log)
     assert engine.bounds(queue)[0][2] == first_pos(log) + 1
     assert engine.outbox.lost() == 0
+
+
+def test_a_run_of_which_some_may_be_stored_is_completed(
+    engine: Any, queue: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P1: the same head again appends only what is not there."""
+    log, now = queue.logs[0], time.time()
+    first, begins = first_pos(log), new_head(now)
+    append = engine.sender.append
+
+    def part(place: Any, items: Any, **more: Any) -> Any:
+        append(place, list(items)[:2], **more)
+        raise AppendUnknown("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.sender, "append", part)
+        with pytest.raises(AppendUnknown):
+            engine.append_run(log, "add", [b"0", b"1", b"2"], None, begins, now)
+    for _ in range(2):
+        engine.append_run(log, "add", [b"0", b"1", b"2"], None, begins, now)
+        assert [each.body for each in engine.records(first, first + 99, 99)] == [b"0", b"1", b"2"]
+
+
+def test_ids_in_doubt_are_kept_for_a_window(
+    engine: Any, queue: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory is bounded (P10): what is older is appended as new in any case."""
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise AppendUnknown("no answer")
+
+    monkeypatch.setattr(engine.sender, "append", fails)
+    monkeypatch.setattr(log_module, "RECENT", 3)
+    old, now = time.time() - 2 * engine.options.id_window, time.time()
+    for at in (old, old, now, old, old):
+        with pytest.raises(AppendUnknown):
+            engine.append_row(NewCall(queue.logs[0], "add", b"x", None, new_head(at), at))
+    assert len(engine._doubtful) <= 3
+    assert [each for each in engine._doubtful if engine._made_lately(each)]
 
 
 def test_given_ids_are_known_for_a_window_and_no_longer(kafka: KafkaAddress, tmp_path: Path) -> None:
@@ -549,6 +589,21 @@ def test_workers_trim_and_kafka_does_not(engine: Any, queue: Stream, main: Group
     assert engine.trim(queue, NOW + 1, 5000) == 6
     assert engine.bounds(queue) == [(log, first + 6, first + 10)]
     assert engine.status(main, first).how == "done" or engine.trim(queue, NOW + 1, 5000) == 0
+
+
+def test_what_is_left_of_a_lease_at_the_beginning_stays(
+    kit: KafkaKit, engine: Any, queue: Stream, main: Group
+) -> None:
+    """Where something else has cut off what is before it."""
+    log = queue.logs[0]
+    first = fill(engine, log, 10)
+    lease = grant(engine, main, 6)
+    assert lease is not None
+    kit.cut(log, first, first + 3)
+    assert engine.trim(queue, NOW + 1, 5000) == 0
+    assert [each[2] for each in engine.rows(lease.spans)] == [b"3", b"4", b"5"]
+    finish(engine, main, lease)
+    assert engine.trim(queue, NOW + 1, 5000) == 3
 
 
 def _topic_resource(name: str) -> Any:

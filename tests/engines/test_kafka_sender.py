@@ -28,6 +28,7 @@ class Client:
         self.held: list[tuple[float, Delivered]] = []
         self.purged = False
         self.errors: list[int] = []  # of the first ones; of the others that they timed out
+        self.stored_at: list[int] = []  # when the first ones were, in ms
         self._clock, self._silent = clock, silent
 
     def produce(self, *given: Any, on_delivery: Delivered, **more: Any) -> None:
@@ -39,6 +40,10 @@ class Client:
         late = [each for each in self.held if each[0] <= self._clock[0] and not self._silent]
         self.held = [each for each in self.held if each not in late]
         for _, delivered in late:
+            if self.stored_at:
+                at = self.stored_at.pop(0)
+                delivered(None, SimpleNamespace(offset=lambda: 7, timestamp=lambda at=at: (2, at)))
+                continue
             code = self.errors.pop(0) if self.errors else KafkaError._MSG_TIMED_OUT
             delivered(KafkaError(code), None)
 
@@ -87,6 +92,16 @@ def test_what_timed_out_beside_what_was_refused_is_unknown(clock: list[float]) -
     sender = sender_of(lambda *given, **more: client)
     with pytest.raises(AppendUnknown):
         sender.append(Place("t", 0), items(2))
+
+
+def test_each_append_is_told_when_it_was_stored(clock: list[float]) -> None:
+    """Not what the producer stored last: that may be another thread's."""
+    client = Client(clock, silent=False)
+    client.stored_at = [1234, 1235, 5678]
+    sender = sender_of(lambda *given, **more: client)
+    first = sender.append(Place("t", 0), items(2))
+    assert sender.append(Place("t", 0), items(1)) == ([7], 5678)
+    assert first == ([7, 7], 1234)
 
 
 def test_a_client_that_says_nothing_more_sends_nothing_more(clock: list[float]) -> None:

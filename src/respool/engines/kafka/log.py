@@ -38,7 +38,7 @@ class KafkaLog(KafkaFinding):
 
     def __init__(self) -> None:
         KafkaFinding.__init__(self)
-        self._doubtful: set[Id] = set()
+        self._doubtful: set[Any] = set()
         self._remembering = threading.Lock()
         self._note_again = 0.0
         self._off: dict[str, int] = {}  # how far records were from when they were stored, as counted, in ms
@@ -54,16 +54,17 @@ class KafkaLog(KafkaFinding):
         if not is_fresh(head, now) or head in self._doubtful or refers:
             first = int.from_bytes(head[13:], "big")
             ids = [head[:13] + (first + seq).to_bytes(3, "big") for seq in range(len(bodies))]
-            self.outbox.append(
-                [NewCall(log, task, body, meta, id, now) for id, body in zip(ids, bodies, strict=True)]
-            )
+            sent = head in self._doubtful and self._made_lately(head)
+            there = self._look_for(log, set(ids), time_of(head)) if sent else {}
+            rows = [NewCall(log, task, body, meta, id, now) for id, body in zip(ids, bodies, strict=True)]
+            self.outbox.append([row for row in rows if row.id not in there])
             self.inner.ring(log, everyone=len(bodies) > 1)
             return
         items = items_of_run(bodies, task, meta, head, now, self._events(log))
         with self._doubting(log, [head]):
-            offsets = self.sender.append(place, items)
-        self._note_times(log, [now])
-        self._remember(head, log, offsets)
+            stored = self.sender.append(place, items)
+        self._note_times(log, [now], stored.at)
+        self._remember(head, log, stored.offsets)
         self.inner.ring(log, everyone=len(bodies) > 1)
 
     def append_row(self, row: NewCall) -> int | Conflict:
@@ -126,12 +127,12 @@ class KafkaLog(KafkaFinding):
         log, events = rows[0].log, self._events(rows[0].log)
         place = self.place(log)
         with self._doubting(log, [row.id for row in rows]):
-            offsets = self.sender.append(place, [item(row, events) for row in rows])
-        self._note_times(log, [row.time for row in rows])
-        for row, offset in zip(rows, offsets, strict=True):
+            stored = self.sender.append(place, [item(row, events) for row in rows])
+        self._note_times(log, [row.time for row in rows], stored.at)
+        for row, offset in zip(rows, stored.offsets, strict=True):
             self._remember(row.id, log, [offset])
         self.inner.ring(log, everyone=len(rows) > 1)
-        return [log << OFFSET_BITS | offset for offset in offsets]
+        return [log << OFFSET_BITS | offset for offset in stored.offsets]
 
     def _goes_straight(self, row: NewCall) -> bool:
         """Say whether a record need not go by way of the outbox: nobody else can have its id, nor a claim on
@@ -154,7 +155,10 @@ class KafkaLog(KafkaFinding):
             self.check_topic(self.stream_of_log(log))
             raise
         except AppendUnknown:
-            self._doubtful.update(ids)
+            with self._remembering:
+                self._doubtful.update(ids)
+                if len(self._doubtful) > RECENT:  # beyond `id_window` they would be appended anew anyhow
+                    self._doubtful = {id for id in self._doubtful if self._made_lately(id)}
             raise
 
     def _events(self, log: int) -> bool:
@@ -179,10 +183,9 @@ class KafkaLog(KafkaFinding):
     def _made_lately(self, id: bytes) -> bool:
         return wall_clock() - time_of(id) <= self.options.id_window
 
-    def _note_times(self, log: int, times: Sequence[float]) -> None:
+    def _note_times(self, log: int, times: Sequence[float], stored: int) -> None:
         """Take note of how long after or before their times records were stored: what is looked for by its
         time is looked for as far from it."""
-        stored = self.sender.behind
         self._note_off(f"{BEHIND} {log}", int(stored - min(times) * 1000), LATE)
         self._note_off(AHEAD, int(max(times) * 1000 - stored), EARLY)
 

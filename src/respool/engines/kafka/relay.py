@@ -53,7 +53,7 @@ NOWHERE = -1  # the place of what is lost
 LOST = "calls lost: their topic is gone, or takes none of their size"
 LookFor = Callable[[int, set[Id], float], dict[Id, int]]
 """Where records with these ids are in a log, of those made since a time."""
-NoteTimes = Callable[[int, Sequence[float]], None]
+NoteTimes = Callable[[int, Sequence[float], int], None]
 """Takes note of when records were made that were just stored in a log."""
 _random_bits = Random().getrandbits  # seeded by the system, whatever the code of users seeds
 _pack = msgspec.msgpack.Encoder().encode
@@ -283,10 +283,10 @@ class Relay:
         there = self._arrived(target, [each for each in some if each.tried])
         new = [each for each in some if each.id not in there]
         events = bool(self._places.stream_of_log(target).settings.get("cloudevents"))
-        offsets = self._sender.append(place, [item(each.row(), events) for each in new], until=until)
+        stored = self._sender.append(place, [item(each.row(), events) for each in new], until=until)
         if new:
-            self._note_times(target, [each.time for each in new])
-        found = [(each.pos, target << OFFSET_BITS | at) for each, at in zip(new, offsets, strict=True)]
+            self._note_times(target, [each.time for each in new], stored.at)
+        found = [(each.pos, target << OFFSET_BITS | at) for each, at in zip(new, stored.offsets, strict=True)]
         return found + [(each.pos, there[each.id]) for each in some if each.id in there]
 
     def _arrived(self, target: int, tried: list[Waiting]) -> dict[Id, int]:

@@ -120,9 +120,7 @@ class KafkaRetention(KafkaInspect):
                 if at.log == log and not (at.stop is not None and at.cursor >= at.stop):
                     needed.append(at.cursor)
             for lease in self.inner.leases(group):
-                needed += [
-                    s.lo for s in lease.spans if log_of(s.lo) == log and s.hi > start and s.lo >= start
-                ]
+                needed += [max(s.lo, start) for s in lease.spans if log_of(s.lo) == log and s.hi > start]
         return needed
 
     def _delete(self, log: int, end: int) -> None:

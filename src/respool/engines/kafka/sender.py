@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
@@ -29,6 +29,13 @@ _MAYBE = (
 
 Item = tuple[bytes | None, bytes | None, Any]
 """Value, key, headers."""
+
+
+class Stored(NamedTuple):
+    """Where records of one append are, and when the first was stored, in ms; 0 where there were none."""
+
+    offsets: list[int]
+    at: int
 
 
 class _Batch:
@@ -103,7 +110,6 @@ class Sender:
         self._lock = threading.Lock()
         self._producer: Producer | None = None
         self._made = 0.0
-        self.behind = 0  # ms that the last record was stored after its time
 
     def prepare(self) -> None:
         """Begin to connect: what is sent later need not wait for it."""
@@ -129,8 +135,8 @@ class Sender:
             )
         return producer
 
-    def append(self, place: Place, items: Iterable[Item], *, until: int | None = None) -> list[int]:
-        """Append records in their order; return their offsets once all are acknowledged.
+    def append(self, place: Place, items: Iterable[Item], *, until: int | None = None) -> Stored:
+        """Append records in their order; return where they are once all are acknowledged.
 
         Parameters:
             until: hand over none when it is later, in ns since the machine started, sleep included.
@@ -154,12 +160,10 @@ class Sender:
             silent = batch.waits()
             if silent:
                 self._drop(producer)
-            if batch.stored_at:
-                self.behind = batch.stored_at
         if silent or failed:
             some = bool(batch.offsets) or silent or any(error.code() in _MAYBE for error in batch.failed)
             raise self._error(failed, maybe=some, topic=place.topic)
-        return batch.offsets
+        return Stored(batch.offsets, batch.stored_at)
 
     def _drop(self, producer: Producer) -> None:
         """Give up a producer with all that it holds: nothing of it is to be stored once it was given up."""

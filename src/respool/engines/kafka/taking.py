@@ -78,7 +78,7 @@ class KafkaTaking(KafkaMoving):
         events = bool(stream.settings.get("cloudevents"))
         items = (item_of(_call(log, row), row.micros, events) for row in rows)
         self._filled.pop(log, None)
-        offsets = self.sender.append(place, items)
+        offsets = self.sender.append(place, items).offsets
         if offsets != list(range(offset, offset + len(rows))):
             raise EngineError(
                 f"{self.shown}: somebody else appends to topic {place.topic}; end that, give this up "
