@@ -15,6 +15,8 @@ from tests.cli.support import python, run, write_shop
 import respool
 from respool import clock
 from respool.cli import moments
+from respool.cli.dead import acting
+from respool.dead import Edit
 from respool.delivery.model import Verdict
 from respool.remote import encode_error
 
@@ -280,6 +282,25 @@ def test_dead_filters_by_what_is_inside(cli, failed):
     assert "no regular expression" in cli("-A", "shop", "dead", "list", "--message", "(", code=2)
     assert "is no header" in cli("-A", "shop", "dead", "list", "--header", "tenant", code=2)
     assert "is no moment" in cli("-A", "shop", "dead", "list", "--since", "yesterday", code=2)
+
+
+def test_a_dry_run_tries_edits_by_the_page(cli, failed, monkeypatch):
+    """A million of them, one by one, would take minutes and all of them in memory."""
+    pages, bodies = [], Edit.bodies
+
+    def noted(self, engine, stream, page):
+        pages.append(len(page))
+        return bodies(self, engine, stream, page)
+
+    monkeypatch.setattr(Edit, "bodies", noted)
+    monkeypatch.setattr(acting, "SHOWN", 2)
+    given = ("-A", "shop", "dead", "redrive", "--task", "fetch", "--set", "args[0]=good://1", "--dry-run")
+    text = cli(*given)
+    assert pages == [3]
+    assert text.count("edited args[0] = 'good://1'") == 2
+    assert "and 1 more edits; --json has all" in text
+    assert len(cli.data(*given)["edits"]) == 3
+    assert len(cli.rows("-A", "shop", "dead", "list", "--task", "fetch")) == 3
 
 
 def test_dead_redrive_with_other_arguments(cli, failed, worker):

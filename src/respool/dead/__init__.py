@@ -4,7 +4,7 @@ None of these functions prints or asks. Where one takes a `source`, that is an A
 is needed.
 """
 
-from .acting import drop, drop_old, redrive
+from .acting import drop, drop_old, notes_of_edits, redrive
 from .causes import Cause, causes
 from .edit import Edit, changed_by, changed_with
 from .find import DeadFilter, DeadLetter, called, count_dead, dead_letters
@@ -24,5 +24,6 @@ __all__ = [
     "dead_letters",
     "drop",
     "drop_old",
+    "notes_of_edits",
     "redrive",
 ]

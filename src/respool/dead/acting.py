@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from ..clock import now as wall_clock
@@ -19,6 +19,19 @@ from .find import ANY, SLICE, DeadFilter, Source, dead_pages, logs_of, sides
 T = TypeVar("T")
 Progress = Callable[[int], None]
 """Called with how many have been changed so far."""
+
+
+def notes_of_edits(
+    source: Source, chosen: DeadFilter, edit: Edit, *, app: str | None = None
+) -> Iterator[str]:
+    """Yield what the history of each that an edit changes would say; change nothing.
+
+    Raises: as `Edit.bodies`.
+    """
+    engine, app = sides(source, app)
+    for stream, _, page in dead_pages(engine, app, chosen):
+        for _, note in edit.bodies(engine, stream, page).values():
+            yield note
 
 
 def redrive(
@@ -46,8 +59,8 @@ def redrive(
         raise ConfigError(f"rate: {rate!r} is not more than 0 a second")
     engine, app = sides(source, app)
     if edit is not None:
-        for stream, _, page in dead_pages(engine, app, chosen):
-            edit.bodies(engine, stream, page)
+        for _ in notes_of_edits(engine, chosen, edit, app=app):
+            continue
     given, began, interval = 0, wall_clock(), 0.0 if rate is None else 1 / rate
     for stream, group, page in dead_pages(engine, app, chosen):
         edits = {} if edit is None else edit.bodies(engine, stream, page)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +15,8 @@ from .filters import chosen_by, filters, none_told, refuse_unknown_task
 if TYPE_CHECKING:
     from ...dead import DeadFilter, Edit
     from ..target import Target
+
+SHOWN = 10  # edits that a dry run shows
 
 
 @click.command(short_help="Give dead letters back to their groups, due at once.")
@@ -154,27 +157,21 @@ def _say_dry_run(
     rate: float | None,
     as_json: bool,
 ) -> None:
+    from ...dead import notes_of_edits
     from ..output import document
 
     total = sum(counts.values())
-    edits = [] if change is None else _notes(target, chosen, change)
+    notes = iter(()) if change is None else notes_of_edits(target.source, chosen, change, app=target.only)
     if as_json:
-        document({"dry_run": True, "total": total, "tasks": counts, "edits": edits})
+        document({"dry_run": True, "total": total, "tasks": counts, "edits": list(notes)})
         return
+    first = list(islice(notes, SHOWN))
+    more = sum(1 for _ in notes)  # all are tried
     if not total:
         click.echo(none_told(chosen))
         return
     click.echo(f"It {would} {total:,}: {_by_task(counts)}{_lasting(total, rate)}.")
-    for note in edits[:10]:
+    for note in first:
         click.echo(f"  {note.removeprefix('redriven: ')}")
-    if len(edits) > 10:
-        click.echo(f"  and {len(edits) - 10:,} more edits; --json has all")
-
-
-def _notes(target: Target, chosen: DeadFilter, change: Edit) -> list[str]:
-    from ...dead import dead_letters
-
-    notes = []
-    for letter in dead_letters(target.source, chosen, 1_000_000, app=target.only):
-        notes += [note for _, note in change.bodies(target.engine, letter.stream, [letter.parked]).values()]
-    return notes
+    if more:
+        click.echo(f"  and {more:,} more edits; --json has all")
