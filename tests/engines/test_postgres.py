@@ -35,7 +35,7 @@ from respool.engines.base import Conflict, Engine, Group, LeaseLost, Reads, Regi
 from respool.engines.moving import Mark
 from respool.engines.postgres import bells, partitions, retention, windows
 from respool.engines.postgres import gaps as kept_gaps
-from respool.engines.postgres.batch import Batch
+from respool.engines.postgres.batch import Batch, Reply
 from respool.engines.postgres.connection import Bounded, connect
 from respool.engines.postgres.log import insert
 from respool.engines.postgres.partitions import SIZE
@@ -1781,6 +1781,39 @@ def test_what_fails_behind_a_commit_undoes_nothing(
     assert [each.how for each in engine.journal(main.id, first)] == ["done"]
     assert engine.counters(main.id) == {}
     assert [pos for pos, *_ in engine.rows(lease.spans)] == [first, first + 1, first + 2]
+
+
+def test_a_settlement_that_broke_after_its_commit_is_no_lost_lease(
+    engine: Any, main: Group, log: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not known whether it was written: so it is looked for, before it is said again and refused."""
+    fill(engine, log, size=4)
+    request = Request(4, 1, 0, next(numbers), OLD)
+    claimed = Reads(main.id, (), True, 4, 8, OLD)
+    lease = engine.transact(claimed, lambda view, change: claim(view, change, request))
+    first, real, tries = lease.spans[0].lo, engine._commit, itertools.count()
+
+    def breaks(batch: Batch, group: int, change: Change) -> Reply:
+        reply = real(batch, group, change)
+        if next(tries) > 0:
+            return reply  # type: ignore[no-any-return]
+        batch.sync()
+        tell(engine, "SELECT pg_terminate_backend(%s, 5000)", (batch._db.info.backend_pid,))
+        return Reply(batch)  # that never came
+
+    monkeypatch.setattr(engine, "_commit", breaks)
+    said = Settlement(lease.id, lease.owner, [(first, first + 2)], started=OLD, ended=OLD + 1)
+    known = Reads(main.id, (lease.id,), known=lease)
+    for _ in range(2):  # nor where its worker says it once more
+        assert engine.transact(known, lambda view, change: settle(view, change, said))
+    assert engine.counters(main.id) == {}
+    assert [each.how for each in engine.journal(main.id, first)] == ["done"]
+    ((left,),) = [each.spans for each in engine.leases(main)]
+    assert (left.lo, left.hi) == (first + 2, first + 4)
+    other = Settlement(lease.id, 2, [(first, first + 4)], started=OLD, ended=OLD + 1)
+    assert not engine.transact(known, lambda view, change: settle(view, change, other))
+    assert engine.counters(main.id) == {"refused settlements": 1}
+    sound(engine)
 
 
 def test_databases_that_one_url_leads_to_are_stores_of_their_own(

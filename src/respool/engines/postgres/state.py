@@ -118,8 +118,7 @@ class PostgresState(PostgresLooks, PostgresLimits):
     ) -> T:
         """Decide before the lock, and do all in one packet: the lock is held only while the server works.
 
-        Raises: _Otherwise where the lease is not as it is known, or nobody can tell whether all was written:
-            a settlement can be said again.
+        Raises: _Otherwise where the lease is not as it is known, and not by what is decided here.
         """
         connection = self._writer if synced else self._state
         view, change = View(), Change()
@@ -140,10 +139,28 @@ class PostgresState(PostgresLooks, PostgresLimits):
         except (psycopg.Error, Lost) as error:
             if commit is not None and commit.done:
                 return answer
-            if isinstance(error, pg.DivisionByZero | Lost):
+            if not isinstance(error, pg.DivisionByZero | Lost):
+                raise connection.translated(error) from error
+            if not self._is_written(reads.group, change):
                 raise _Otherwise from error
-            raise connection.translated(error) from error
         return answer
+
+    def _is_written(self, group: int, change: Change) -> bool:
+        """Say whether a settlement whose answer may have been lost was written, by what the journal says.
+
+        Said again it would be refused, and taken for one of a worker that has lost its lease. It is looked
+        for under the group's lock: what broke may still be committing.
+        """
+        if not change.journal:
+            return False
+        bound = {"grp": group, **change.journal[-1]._asdict()}
+
+        def look(db: Bounded) -> bool:
+            with db.transaction():
+                db.execute(self._sql["lock_group"], (GROUP_LOCKS, group))
+                return bool(one(db, self._sql["is_in_journal"], bound))
+
+        return self._state.read(look)
 
     def _lock(self, batch: Batch, reads: Reads, synced: bool) -> None:
         """Begin a transaction, and lock the group."""

@@ -742,6 +742,10 @@ DELETE FROM respool.progress WHERE grp = %s AND pos = ANY (%s);
 INSERT INTO respool.journal (grp, lo, n, hi, owner, child, started, ended, how, retries, note)
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s);
 
+-- name: is_in_journal
+SELECT EXISTS (SELECT 1 FROM respool.journal WHERE grp = %(grp)s AND lo = %(lo)s AND hi = %(hi)s
+    AND owner = %(owner)s AND child = %(child)s AND started = %(started)s AND ended = %(ended)s AND how = %(how)s);
+
 -- name: put_many_entries
 INSERT INTO respool.journal (grp, lo, n, hi, owner, child, started, ended, how, retries, note)
 SELECT %s, new.* FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::integer[], %s::float8[],
