@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
 
 from psycopg import errors as pg
 
@@ -13,7 +12,6 @@ from ..base import Stream
 from .connection import Db
 from .part import Part
 from .partitions import LOCK_PATIENCE, SIZE, add, partition_of, those_there
-from .sql import GROUP_LOCKS
 
 BEGINNING = 48  # bytes of a kept record's attributes that are in an index
 
@@ -22,7 +20,7 @@ class PostgresLent(Part):
     """What is asked of it beside what is asked of any engine."""
 
     _made: set[int]
-    _leased: Callable[..., Any]
+    _for_nobody: Callable[..., list[int]]
     _drop_partition: Callable[..., int]
 
     def reserve(self, positions: Iterable[int], *, ahead: bool = False) -> None:
@@ -69,10 +67,7 @@ class PostgresLent(Part):
         return None if row is None else int(row[0])
 
     def drop_kept(self, stream: Stream, limit: int) -> int:
-        """Drop kept records that are parked and leased nowhere any more; return how many.
-
-        Under the locks of all groups, or what is leased at one look and parked at the next would be missed.
-        """
+        """Drop kept records that are parked and leased nowhere any more; return how many."""
         sql = self._writer.sql
 
         def drop(db: Db, log: int) -> int:
@@ -80,10 +75,7 @@ class PostgresLent(Part):
             if db.execute(sql["kept_for_nobody"], bound).fetchone() is None:
                 return 0
             with db.transaction():
-                db.execute(sql["lock_groups"], (GROUP_LOCKS, stream.id))
-                places = [pos for (pos,) in db.execute(sql["kept_for_nobody"], bound).fetchall()][:limit]
-                held = self._leased(db, stream)
-                gone = [p for p in places if not any(s.lo <= p < s.hi for s in held)]
+                gone = self._for_nobody(db, stream, bound)[:limit]
                 db.execute(sql["forget_kept"], (gone,))
                 floor = db.execute(sql["floor"], (log,)).fetchone()
                 if floor is not None:  # what else was known of them went with their partition

@@ -179,21 +179,25 @@ class PostgresRetention(Part):
         return True
 
     def _drop_kept(self, db: Db, stream: Stream, log: int) -> int:
-        """Drop what outlived its partition, and is parked and leased nowhere any more.
-
-        Under the locks of all groups, or what is leased at one look and parked at the next would be missed.
-        """
+        """Drop what outlived its partition, and is parked and leased nowhere any more."""
         bound = (first_pos(log), first_pos(log + 1), stream.id)
         if db.execute(self._sql["kept_for_nobody"], bound).fetchone() is None:
             return 0
         edge = min(partitions_below(db, self.options.schema, first_pos(log + 1) - 1))
         with db.transaction():
-            db.execute(self._sql["lock_groups"], (GROUP_LOCKS, stream.id))
-            places = [pos for (pos,) in db.execute(self._sql["kept_for_nobody"], bound).fetchall()]
-            held = self._leased(db, stream)
-            gone = [p for p in places if not any(s.lo <= p < s.hi for s in held)]
+            gone = self._for_nobody(db, stream, bound)
             if gone:
                 db.execute(self._sql["drop_kept"], {"gone": gone})
                 db.execute(self._sql["drop_once"], (gone,))
                 db.execute(self._sql["trim_journal"], {"first": first_pos(log), "end": edge})
         return len(gone)
+
+    def _for_nobody(self, db: Db, stream: Stream, bound: tuple[int, int, int]) -> list[int]:
+        """Return where records are that outlived their partition, and are parked and leased nowhere any more.
+
+        Under the locks of all groups, or what is leased at one look and parked at the next would be missed.
+        """
+        db.execute(self._sql["lock_groups"], (GROUP_LOCKS, stream.id))
+        places = [pos for (pos,) in db.execute(self._sql["kept_for_nobody"], bound).fetchall()]
+        held = self._leased(db, stream)
+        return [pos for pos in places if not any(span.lo <= pos < span.hi for span in held)]
