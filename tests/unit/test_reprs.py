@@ -61,7 +61,7 @@ def test_a_result_says_in_which_group(app):
     ("url", "shown"),
     [
         (f"postgresql://ada:{SECRET}@host/db", "postgresql://ada@host/db"),
-        (f"postgresql://host/db?user=ada&password={SECRET}", "postgresql://host/db"),
+        (f"postgresql://host/db?user=ada&password={SECRET}", "postgresql://host/db?user=ada"),
         (
             f"kafka://ada:{SECRET}@host?state=postgresql://ada:{SECRET}@host/db&sasl.password={SECRET}",
             "kafka://ada@host:9092?state=postgresql://ada@host/db",

@@ -14,7 +14,11 @@ from ..location import Location
 from ..record import Id
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .base import Engine
+    from .kafka.engine import KafkaEngine
+    from .kafka.options import KafkaOptions
     from .lent import LendsState
     from .postgres.reach import PostgresOptions
 
@@ -35,6 +39,7 @@ def open_engine(location: Location, durability: str, timeout: float) -> Engine:
 def is_there(location: Location) -> bool:
     """Say whether there is a store at a URL, without making one. Raises as `open_engine`."""
     if location.state is not None:
+        _kafka(location)  # what is not installed is said first
         return is_there(location.state)
     if location.server is None:
         return location.path is None or os.path.isfile(location.path)
@@ -116,6 +121,13 @@ def _open_sqlite(location: Location, durability: str, timeout: float) -> LendsSt
 
 
 def _open_kafka(location: Location, state: Location, durability: str, timeout: float) -> Engine:
+    engine, options = _kafka(location)
+    inner = _open_lender(state, state.options.get("durability", durability), timeout)
+    return engine(options(location, timeout), inner)
+
+
+def _kafka(location: Location) -> tuple[type[KafkaEngine], Callable[[Location, float], KafkaOptions]]:
+    """Return what opens one. Raises ConfigError where the extra is not installed."""
     try:
         from .kafka.engine import KafkaEngine
         from .kafka.options import kafka_options
@@ -123,9 +135,7 @@ def _open_kafka(location: Location, state: Location, durability: str, timeout: f
         raise ConfigError(
             f"{location.shown} needs confluent-kafka ({error}): pip install 'respool[kafka]'"
         ) from error
-    options = kafka_options(location, timeout)
-    inner = _open_lender(state, state.options.get("durability", durability), timeout)
-    return KafkaEngine(options, inner)
+    return KafkaEngine, kafka_options
 
 
 def _open_lender(location: Location, durability: str, timeout: float) -> LendsState:

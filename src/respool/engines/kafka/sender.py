@@ -182,7 +182,7 @@ class Sender:
                 return self._refused() or RecordTooLarge(
                     f"{shown}: topic {topic} takes no record of that size: raise its max.message.bytes"
                 )
-            if not maybe:
+            if error.code() not in _MAYBE and not maybe:
                 return self._cluster.translated(error, f"topic {topic}")
         what = failed[0].str() if failed else "no answer"
         return AppendUnknown(f"{shown}: topic {topic}: {what}; it is not known whether it was stored")
