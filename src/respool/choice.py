@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 from zlib import crc32
 
-from .codec import codec_for
 from .delivery.spans import Span
+from .encoding.codec import codec_for
 from .engines import public_id
 from .engines.base import Engine, Group, Record, Stream
 from .errors import RespoolError

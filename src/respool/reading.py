@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .codec import codec_for
+from .encoding.codec import codec_for
+from .encoding.refusals import brief
+from .encoding.remote import error_summary
 from .errors import RespoolError
 from .record import Meta
 from .reference import is_reference, unpack
-from .refusals import brief
-from .remote import error_summary
 
 Load = Callable[[bytes], Any]
 """Fetches the payload that a reference stands for; None where it is larger than what is wanted."""

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 
 from .clock import now as wall_clock
-from .codec import codec_for
 from .delivery.model import JournalEntry
+from .encoding.codec import codec_for
+from .encoding.remote import decode_error
 from .engines.base import Engine, Group, Record
 from .engines.moving import told
 from .errors import GetInsideTask, GetTimeout, LogMoved, Refused, ResultExpired, Revoked, UnknownCall
 from .places import Places
 from .record import Id, id_of, id_text
-from .remote import decode_error
 from .running import current_run
 from .states import READY, Found, error_of, state_name, state_of
 from .units import duration

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from .delivery.model import Lease
+from .encoding.remote import error_summary
 from .engines.base import Group, Status, Worker
-from .remote import error_summary
 
 READY = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
 _WAITING = {"scheduled": "SCHEDULED", "retry": "RETRY", "dead": "FAILURE"}  # others: PENDING

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from .codec import codec_for
 from .delivery.spans import Span, joined
+from .encoding.codec import codec_for
 from .engines import public_id
 from .engines.base import Engine, Record
 from .errors import BadArguments, ConfigError, UnknownName

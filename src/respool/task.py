@@ -14,17 +14,17 @@ import msgspec
 from . import result as handles
 from .callkeys import CallKey
 from .clock import now as wall_clock
-from .codec import Codec, codec_for
 from .delivery.model import MIDDLE
+from .encoding.codec import Codec, codec_for
+from .encoding.refusals import brief
+from .encoding.signature import Signature
 from .errors import BadArguments, ConfigError, Retry, UnknownName
 from .keys import KeyOf, key_function, key_text
 from .options import TaskOptions
 from .options import priority as checked_priority
 from .record import NO_META, Id, Meta, parse_id
-from .refusals import brief
 from .result import ResultSet
 from .running import current_run
-from .signature import Signature
 from .stream import check_name
 from .unique import Unique
 from .units import duration, moment

@@ -16,9 +16,9 @@ from respool.cli import main
 from respool.delivery.claim import Request, claim
 from respool.delivery.model import Settlement, Verdict
 from respool.delivery.settle import settle
+from respool.encoding.remote import encode_error
 from respool.engines.base import Reads, Registration
 from respool.record import NO_META, unpack_meta
-from respool.remote import encode_error
 
 SHOP = """
 from respool import App

@@ -18,7 +18,7 @@ from respool.cli import moments
 from respool.cli.dead import acting
 from respool.dead import Edit
 from respool.delivery.model import Verdict
-from respool.remote import encode_error
+from respool.encoding.remote import encode_error
 
 
 @pytest.fixture

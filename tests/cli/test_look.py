@@ -12,9 +12,9 @@ from respool import App
 from respool.clock import now as wall_clock
 from respool.delivery.model import NewCall, Parked, Settlement, Verdict
 from respool.delivery.settle import settle
+from respool.encoding.remote import encode_error
 from respool.engines.base import Reads
 from respool.record import new_head
-from respool.remote import encode_error
 
 OPTIONS = """
 from respool import App

@@ -24,10 +24,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from respool import codec, remote
-from respool.codec import codec_for
+from respool.encoding import codec, remote
+from respool.encoding.codec import codec_for
+from respool.encoding.remote import RemoteTraceback, decode_error, encode_error, error_summary
 from respool.errors import AppendUnknown, ConfigError, CorruptBody, NotEncodable, RemoteError
-from respool.remote import RemoteTraceback, decode_error, encode_error, error_summary
 
 MSGPACK = codec_for("msgpack")
 JSON = codec_for("json")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from respool.codec import codec_for
+from respool.encoding.codec import codec_for
 from respool.errors import CorruptBody
 from respool.producer import CHUNK_BYTES, CHUNK_RECORDS, chunks
 from respool.reference import LENGTH, Reference, is_reference, payload_of, same_payload, unpack

@@ -31,9 +31,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from respool.codec import codec_for
+from respool.encoding.codec import codec_for
+from respool.encoding.signature import Signature
 from respool.errors import BadArguments, ConfigError
-from respool.signature import Signature
 
 if TYPE_CHECKING:
     from nowhere import Missing  # type: ignore[import-not-found]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from respool import App
+from respool.encoding.remote import error_summary
 from respool.errors import (
     BadArguments,
     BatchMismatch,
@@ -22,7 +23,6 @@ from respool.errors import (
     SoftTimeLimitExceeded,
     UnknownName,
 )
-from respool.remote import error_summary
 from respool.replay import check, dead_letters
 from respool.testing import work
 

@@ -279,8 +279,8 @@ class Demo:
         return next((id for path, id in zip(files, ids, strict=True) if path not in done), ids[0])
 
     def _lag(self, app: App) -> None:
-        from ..cli.lag import lag_table
-        from ..cli.target import Target
+        from .lag import lag_table
+        from .target import Target
 
         self._head(6, "respool lag")
         target = Target(app.engine, app, app.name, app.location)

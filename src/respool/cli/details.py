@@ -126,8 +126,8 @@ def _error(body: bytes | None) -> dict[str, str] | None:
     if body is None:
         return None
     from ..dead.find import read_error
+    from ..encoding.remote import decode_error
     from ..errors import RespoolError
-    from ..remote import decode_error
 
     kind, message = summary(body)
     try:

@@ -51,7 +51,7 @@ def command(id: str, group: str | None, post_mortem: bool, trace: bool, as_json:
     if post_mortem and done.error is not None and done.error.__traceback__ is not None:
         import pdb
 
-        from ..remote import from_own_code
+        from ..encoding.remote import from_own_code
 
         pdb.post_mortem(from_own_code(done.error.__traceback__))
     return int(not done.ok)
@@ -64,7 +64,7 @@ def _traced(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
 
 
 def _data(done: Rerun) -> dict[str, Any]:
-    from ..remote import own_traceback
+    from ..encoding.remote import own_traceback
 
     error = done.error
     return {
@@ -89,8 +89,8 @@ def _data(done: Rerun) -> dict[str, Any]:
 def _print(done: Rerun) -> None:
     import textwrap
 
+    from ..encoding.remote import own_traceback
     from ..reading import Input
-    from ..remote import own_traceback
     from .output import counted, note
 
     click.secho(Input(list(done.args), done.kwargs).text(done.task, 2000), bold=True)

@@ -7,13 +7,13 @@ import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from ..remote import StoredError
+from ..encoding.remote import StoredError
 from .find import ANY, DeadFilter, Source, called, dead_pages, read_error, sides
 
 _FRAME = re.compile(
     r'^ *File "(?P<file>[^"]*)", line \d+, in (?P<name>.*)\n(?: {4}(?P<code>.*)\n)?', re.MULTILINE
 )
-_OURS = (f"{os.sep}respool{os.sep}worker{os.sep}", f"{os.sep}respool{os.sep}signature.py")
+_OURS = (f"{os.sep}respool{os.sep}worker{os.sep}", f"{os.sep}respool{os.sep}encoding{os.sep}signature.py")
 _LIBRARY = re.compile(r"^<|[/\\](site|dist)-packages[/\\]|[/\\]lib[/\\]python3\.\d+[/\\]", re.IGNORECASE)
 """Files of Python's own library, and of what is installed: an error says more of the code that calls them."""
 _VARYING = re.compile(r"0x[0-9a-f]+|\d+|'[^']*'|\"[^\"]*\"", re.IGNORECASE)

@@ -7,14 +7,14 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..codec import codec_for
 from ..delivery.model import Parked
 from ..delivery.spans import joined
+from ..encoding.codec import codec_for
+from ..encoding.refusals import brief
 from ..engines.base import Engine, Stream
 from ..errors import BadArguments, BlobsUnavailable, ConfigError
 from ..record import NO_META, Meta, unpack_meta
 from ..reference import is_reference
-from ..refusals import brief
 
 if TYPE_CHECKING:
     from ..blobs import Blobs

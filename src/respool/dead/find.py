@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 from ..delivery.model import JournalEntry, Parked
 from ..delivery.spans import joined
+from ..encoding.remote import StoredError, stored_error
 from ..engines import public_id
 from ..engines.base import Engine, Group, ParkedFilter, Record, Stream
 from ..errors import ConfigError, CorruptBody, UnknownCall, UnknownName
 from ..record import id_text, log_of, parse_id, unpack_meta
-from ..remote import StoredError, stored_error
 
 SLICE = 1000  # dead letters looked at, or changed in one transaction
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..app import App
-from ..codec import codec_for
+from ..encoding.codec import codec_for
+from ..encoding.refusals import class_name
 from ..engines.base import Group, Stream
 from ..errors import ConfigError, UnknownName
-from ..refusals import class_name
 from ..tagged import from_tagged
 from .comparing import Tolerance, equal
 from .export import Wanted, exported_rows

@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from ..clock import now as wall_clock
-from ..codec import codec_for
+from ..encoding.codec import codec_for
+from ..encoding.refusals import brief
+from ..encoding.remote import error_summary
 from ..engines import public_id
 from ..engines.base import Engine, Group, Status, Stream
 from ..errors import ConfigError, RespoolError
 from ..places import Places
 from ..record import id_text
 from ..reference import is_reference, same_payload
-from ..refusals import brief
-from ..remote import error_summary
 
 PAGE = 500  # positions whose values are in memory at once
 Verdict = Literal[

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 from ..clock import now as wall_clock
 from ..delivery.model import Outcome
+from ..encoding.remote import stored_error
 from ..engines import public_id
 from ..engines.base import Engine, Group, Record, Stream
 from ..errors import ConfigError, RespoolError
 from ..places import Places
 from ..reading import read_input, read_result
 from ..record import id_text, offset_of
-from ..remote import stored_error
 from ..states import state_name
 from ..tagged import to_tagged
 from .windows import Window, windows

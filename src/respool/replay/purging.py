@@ -5,9 +5,9 @@ from __future__ import annotations
 from ..clock import now as wall_clock
 from ..dead.acting import transact
 from ..delivery import admin
+from ..encoding.remote import encode_error
 from ..engines.base import Engine, Group, ParkedFilter, Reads
 from ..errors import Revoked
-from ..remote import encode_error
 from .find import Source, parked_slices, queue_of, sides
 
 RETURNED = 200  # leases purged in one transaction

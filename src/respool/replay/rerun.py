@@ -9,13 +9,13 @@ from typing import Any
 
 from ..app import App
 from ..clock import now as wall_clock
-from ..codec import codec_for
+from ..encoding.codec import codec_for
+from ..encoding.refusals import brief
 from ..engines import public_id
 from ..engines.base import Group, Record, Stream
 from ..errors import BadArguments, ConfigError, CorruptBody, RespoolError, UnknownCall, UnknownName
 from ..record import NO_META, Id, Meta, first_pos, id_text, new_head, offset_of, parse_id, unpack_meta
 from ..reference import is_reference
-from ..refusals import brief
 from ..running import current_run
 from ..transaction import Collector
 from ..worker.run import Request

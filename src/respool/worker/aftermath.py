@@ -13,9 +13,9 @@ from ..delivery.death import Cause, Suspect, bury_lease
 from ..delivery.model import Change, Lease, Settlement, Verdict, View
 from ..delivery.settle import settle
 from ..delivery.spans import Span, ranges_of
+from ..encoding.remote import encode_error
 from ..engines.base import Engine, Reads
 from ..errors import TimeLimitExceeded, WorkerLost
-from ..remote import encode_error
 from .host import ring_for
 from .page import Snapshot
 from .telling import named

@@ -12,9 +12,9 @@ from typing import Any
 
 from ..clock import boottime_ns, suspended_ns, uptime_ns
 from ..clock import now as wall_clock
-from ..codec import codec_for
 from ..delivery.model import Lease, Verdict
 from ..delivery.spans import Span
+from ..encoding.codec import codec_for
 from ..errors import (
     BlobLost,
     BlobsUnavailable,

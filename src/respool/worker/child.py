@@ -19,9 +19,9 @@ import msgspec
 
 from ..app import App
 from ..clock import boottime_ns
+from ..encoding.remote import raised_in
 from ..errors import AppendUnknown, EngineUnavailable, RespoolError
 from ..loading import AppImportError, is_misuse, load_app
-from ..remote import raised_in
 from . import page as p
 from .executor import Executor
 from .host import LogFile, Woken, idle

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..clock import now as wall_clock
-from ..codec import codec_for
 from ..delivery.model import MIDDLE, Change, NewCall, View
 from ..delivery.spans import Span, ranges_of
+from ..encoding.codec import codec_for
 from ..engines import public_id, stored_id
 from ..engines.base import Engine, LeaseLost, Reads, Record, Work
 from ..errors import AppendUnknown, ConfigError, EngineUnavailable, IdConflict, Refused, RespoolError

@@ -10,9 +10,9 @@ from typing import Any
 
 from ..app import App
 from ..choice import Choice, choice_of
-from ..codec import Codec, codec_for
 from ..delivery.lanes import Turns
 from ..delivery.seek import generation_at
+from ..encoding.codec import Codec, codec_for
 from ..engines.base import Group, Stream
 from ..engines.things import is_ordered
 from ..errors import BadArguments, CorruptBody, RespoolError, UnknownName

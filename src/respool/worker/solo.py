@@ -20,9 +20,9 @@ from ..app import App
 from ..clock import boottime_ns
 from ..clock import now as wall_clock
 from ..delivery.death import Cause
+from ..encoding.remote import raised_in
 from ..engines.base import Engine, Registration
 from ..errors import AppendUnknown, DatabaseGone, EngineUnavailable, LogMoved, RespoolError
-from ..remote import raised_in
 from . import page as p
 from .aftermath import Aftermath
 from .calling import EndNow

@@ -5,9 +5,9 @@ from __future__ import annotations
 from ..delivery.model import Verdict
 from ..delivery.retry import delay, may_retry
 from ..delivery.spans import Span
+from ..encoding.remote import encode_error
 from ..errors import MaxRetriesExceeded, Retry, Revoked, WorkerLost
 from ..record import Row
-from ..remote import encode_error
 from .services import Runner
 
 NOTE_LENGTH = 500

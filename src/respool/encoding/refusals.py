@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any, Final
 from uuid import UUID
 
-from .errors import NotEncodable
+from ..errors import NotEncodable
 
 # The path to a value: the root's name, or (the container's path, step). Made into text only for a message.
 Path = tuple[Any, Any] | str

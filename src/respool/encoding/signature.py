@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Final, Literal, NamedTuple, get_args, get_origin
 
-from .errors import BadArguments, ConfigError, suggest
+from ..errors import BadArguments, ConfigError, suggest
 from .kinds import ANY, Kind, Mismatch, hints_of, kind_of, union
 
 _EMPTY: Final = inspect.Parameter.empty

@@ -11,13 +11,13 @@ from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 
+from ..errors import CorruptBody, NotEncodable, RemoteError
 from .codec import codec_for
-from .errors import CorruptBody, NotEncodable, RemoteError
 from .refusals import class_name, type_name
 
 TRACEBACK_LIMIT: Final = 64 * 1024
 _MSGPACK: Final = codec_for("msgpack")
-_HERE: Final = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_HERE: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _CALLERS: Final = (f"{_HERE}worker{os.sep}", f"{_HERE}replay{os.sep}")
 """Where the code is that calls tasks."""
 

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import msgspec
 
+from ..errors import NotEncodable
 from .codec import codec_for
-from .errors import NotEncodable
 from .kinds import (
     ANY,
     ATOMS,

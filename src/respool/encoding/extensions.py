@@ -12,7 +12,7 @@ from uuid import UUID
 import msgspec
 from msgspec.msgpack import Ext
 
-from .errors import CorruptBody, NotEncodable
+from ..errors import CorruptBody, NotEncodable
 from .refusals import AT_ITEM, Path, checked_text, refusal, shown
 
 # A worker decodes deeper in its stack than the producer encoded: the interpreter's limit is no measure.

@@ -18,7 +18,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from .errors import ConfigError, CorruptBody, NotEncodable, suggest
+from ..errors import ConfigError, CorruptBody, NotEncodable, suggest
 from .extensions import ATOMS, DAMAGED, MAX_DEPTH, PACKERS, from_msgpack, pack, pack_key, to_msgpack
 from .refusals import AT_KEY, Path, brief, checked_text, refusal, shown
 
