@@ -218,14 +218,20 @@ class RemoteError(ResultError):
 class Retry(RespoolError):
     """Raised by `self.retry()` to end this run and have the call run again later.
 
-    `countdown` is in seconds, None for the task's own backoff; `cause` is the error that led to it.
+    `countdown` is in seconds, None for the task's own backoff; `cause` is the error that led to it;
+    `max_retries` is how often it may be retried in all, None for what the task says.
     """
 
     def __init__(
-        self, message: str = "retry", *, countdown: float | None = None, cause: BaseException | None = None
+        self,
+        message: str = "retry",
+        *,
+        countdown: float | None = None,
+        cause: BaseException | None = None,
+        max_retries: int | None = None,
     ):
         super().__init__(message)
-        self.countdown, self.cause = countdown, cause
+        self.countdown, self.cause, self.max_retries = countdown, cause, max_retries
 
 
 class MaxRetriesExceeded(RespoolError):

@@ -20,7 +20,7 @@ from .encoding.refusals import brief
 from .encoding.signature import Signature
 from .errors import BadArguments, ConfigError, Retry, UnknownName
 from .keys import KeyOf, key_function, key_text
-from .options import TaskOptions
+from .options import OPTIONS, TaskOptions
 from .options import priority as checked_priority
 from .record import NO_META, Id, Meta, parse_id
 from .result import ResultSet
@@ -47,6 +47,7 @@ _CALL_OPTIONS = (
     "headers",
     "connection",
 )
+_RETRY_OPTIONS = ("countdown", "eta", "exc", "max_retries")
 
 
 class Task(Generic[P, R]):
@@ -219,6 +220,7 @@ class Task(Generic[P, R]):
         countdown: Any = None,
         eta: datetime | None = None,
         exc: BaseException | None = None,
+        max_retries: int | None = None,
         **unknown: Any,
     ) -> NoReturn:
         """End this run and have the call run again later; raise what this raises.
@@ -227,16 +229,22 @@ class Task(Generic[P, R]):
             countdown: exact seconds to wait; default: the task's backoff.
             eta: the same as an aware datetime.
             exc: the error that led to it; raised instead where `max_retries` is used up.
+            max_retries: how often this call may have been retried in all; None: as the task says. It counts
+                for this time only, and is to be said again the next time.
 
-        Raises: Retry, which is to leave the task; ConfigError outside of a run.
+        Raises: Retry, which is to leave the task; ConfigError outside of a run, or for what is no number;
+            UnknownName for another option, with `exc` as its cause.
         """
         self._run("retry")
         if unknown:
-            raise UnknownName("retry option", next(iter(unknown)), ("countdown", "eta", "exc"))
+            raise UnknownName("retry option", next(iter(unknown)), _RETRY_OPTIONS) from exc
+        if max_retries is not None:
+            max_retries = _max_retries(max_retries, f"{self.name}: self.retry(): max_retries", exc)
         wait = None if countdown is None else duration(countdown, "countdown")
         if eta is not None:
             wait = max(moment(eta, "eta") - wall_clock(), 0.0)
-        raise Retry(f"retry: {exc!r}" if exc else "asked for by the task", countdown=wait, cause=exc)
+        told = f"retry: {exc!r}" if exc else "asked for by the task"
+        raise Retry(told, countdown=wait, cause=exc, max_retries=max_retries)
 
     def once(self, step: str, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Do a step of this call once and for all: `charged = self.once("charge", card.charge, amount)`.
@@ -459,6 +467,14 @@ class Task(Generic[P, R]):
     def _send_bodies(self, bodies: Iterator[bytes], queue: str) -> ResultSet[R]:
         """Append calls that differ in their bodies only."""
         return self.app.sender.calls(queue, self.name, bodies, self._default_meta(), self.offload_over)
+
+
+def _max_retries(given: Any, what: str, led_to_it: BaseException | None) -> int:
+    try:
+        checked: int = OPTIONS["max_retries"].check(given, what)
+    except ConfigError as error:
+        raise error from led_to_it
+    return checked
 
 
 def _headers(headers: Mapping[str, str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from respool import App, GetTimeout, MaxRetriesExceeded, Refused, Revoked, result
+from respool import App, ConfigError, GetTimeout, MaxRetriesExceeded, Refused, Revoked, result
 from respool.delivery.model import NewCall
 from respool.producer import Producer
 from respool.replay import DeadFilter, redrive
@@ -116,6 +116,82 @@ def test_retries_without_an_error_end_with_one_that_says_so(app: App) -> None:
     work(app)
     with pytest.raises(MaxRetriesExceeded, match="max_retries"):
         r.get(timeout=0)
+
+
+@pytest.mark.parametrize(("own", "said", "runs"), [(3, 1, 2), (1, 3, 4), (None, 0, 1), (2, None, 3)])
+def test_a_retry_says_how_many_there_may_be(
+    app: App, own: int | None, said: int | None, runs: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    ran: list[int] = []
+
+    @app.task(bind=True, max_retries=own)
+    def charge(self: Any) -> None:
+        ran.append(self.request.retries)
+        raise self.retry(exc=ValueError("declined"), countdown=0, max_retries=said)
+
+    r = charge.delay()
+    with caplog.at_level("INFO", "respool.worker"):
+        work(app)
+    with pytest.raises(ValueError, match="declined"):
+        r.get(timeout=0)
+    assert ran == list(range(runs))
+    if runs > 1:
+        assert f"task charge: retry 1 of {runs - 1} in" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "error"), [({"args": (1,)}, "UnknownName"), ({"max_retries": -1}, "ConfigError")]
+)
+def test_a_retry_that_is_refused_keeps_the_error_that_led_to_it(
+    app: App, options: dict[str, Any], error: str
+) -> None:
+    @app.task(bind=True)
+    def charge(self: Any) -> None:
+        raise self.retry(exc=ValueError("declined"), **options)
+
+    r = charge.delay()
+    work(app)
+    with pytest.raises(ConfigError, match=next(iter(options))) as caught:
+        r.get(timeout=0)
+    assert type(caught.value).__name__ == error
+    assert "ValueError: declined" in caught.value.remote_traceback  # type: ignore[attr-defined]
+
+
+def test_each_retry_sends_its_calls_and_an_id_of_the_request_makes_them_one(app: App) -> None:
+    """As docs/celery.md says of calls that are made in a task."""
+    shipped: list[str] = []
+
+    @app.task
+    def ship(how: str) -> None:
+        shipped.append(how)
+
+    @app.task(bind=True, max_retries=2)
+    def order(self: Any) -> None:
+        ship.delay("each")
+        ship.apply_async(("once",), task_id=f"ship-{self.request.id}")
+        raise self.retry(countdown=0, exc=ValueError("no stock"))
+
+    r = order.delay()
+    work(app)
+    assert r.state == "FAILURE"
+    assert sorted(shipped) == ["each", "each", "each", "once"]
+
+
+def test_a_result_that_no_store_takes_may_be_larger_than_a_record(tmp_path: Path) -> None:
+    """As docs/operations.md says of results without a blob store."""
+    url = f"sqlite:///{tmp_path / 'films.db'}"
+    with App("films", url=url, offload_over=None, max_record_size="64KiB") as app:
+
+        @app.task
+        def encode(size: int) -> bytes:
+            return bytes(size)
+
+        r = encode.delay(3 << 20)
+        work(app)
+        assert len(r.get(timeout=0)) == 3 << 20
+        with pytest.raises(Refused):
+            app.send_task("encode", (bytes(128 << 10),))
+    assert not (tmp_path / "films.db-blobs").exists()
 
 
 def test_this_process_is_itself_again_after_a_worker(app: App) -> None:

@@ -278,7 +278,8 @@ class Caller:
         verdict.calls, verdict.dropped, verdict.progressed = self.run.end()
         if verdict.retried and verdict.due is not None:
             note = (verdict.note or "").removeprefix("retry: ")
-            number, most, wait = span.retries + 1, runner.retry.max_retries, max(verdict.due - now, 0.0)
+            number, wait = span.retries + 1, max(verdict.due - now, 0.0)
+            most = verdicts.policy_of(runner, error).max_retries
             self.retries.tell(runner.name, number, most, wait, note, self._id)
         if verdict.reason == "dead":
             service = self.run.service

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..delivery.model import Verdict
-from ..delivery.retry import delay, may_retry
+from ..delivery.retry import RetryPolicy, delay, may_retry
 from ..delivery.spans import Span
 from ..encoding.remote import encode_error
 from ..errors import MaxRetriesExceeded, Retry, Revoked, WorkerLost
@@ -13,20 +13,28 @@ from .services import Runner
 NOTE_LENGTH = 500
 
 
+def policy_of(runner: Runner, error: BaseException) -> RetryPolicy:
+    """Return a task's retry options, with the bound that `self.retry()` gave for this time."""
+    if isinstance(error, Retry) and error.max_retries is not None:
+        return runner.retry._replace(max_retries=error.max_retries)
+    return runner.retry
+
+
 def failed(
     runner: Runner, row: Row, span: Span, error: BaseException, began: float, now: float, random: float
 ) -> Verdict:
     """Return what becomes of a call whose run raised: a retry, or its end."""
     cause = error
     countdown = None
+    policy = policy_of(runner, error)
     if isinstance(error, Retry):
         cause = error.cause or error
         countdown = error.countdown
         again = True
     else:
         again = isinstance(error, runner.options["autoretry_for"])
-    if again and may_retry(runner.retry, span.retries):
-        due = now + delay(runner.retry, span.retries, countdown, random)
+    if again and may_retry(policy, span.retries):
+        due = now + delay(policy, span.retries, countdown, random)
         encoded = encode_error(cause)
         note = _note("retry", cause)
         return Verdict(
