@@ -16,6 +16,7 @@ from tests.worker.support import SOURCES, Place, on_each_engine
 
 from respool.delivery.model import Verdict
 from respool.errors import EngineUnavailable
+from respool.replay import Selection, create_replay
 from respool.worker import telling
 from respool.worker.options import WorkerOptions, encode
 from respool.worker.telling import MOST_RETRIES, Retries, one_line
@@ -24,6 +25,11 @@ CODE = """
 @app.task(max_deliveries=2)
 def dies():
     die()
+
+
+@app.task
+def plain(n):
+    return n
 
 
 @app.task(time_limit=0.2)
@@ -81,7 +87,8 @@ def test_death_of_a_process_names_the_call_that_it_ran(place: Place) -> None:
     log = place.burst().log
     deaths = _lines(log, f", running call {call.id} of task dies: its process was killed by SIGKILL")
     assert len(deaths) == 2, log
-    assert _lines(log, f"call {call.id} of task dies is a dead letter", "SIGKILL"), log
+    seen = f"; see: respool show {call.id}"
+    assert _lines(log, f"call {call.id} of task dies is a dead letter", "SIGKILL", seen), log
 
 
 @on_each_engine
@@ -90,7 +97,8 @@ def test_what_is_killed_at_its_time_limit_is_named(place: Place) -> None:
     call = module.hangs.delay()
     log = place.burst().log
     assert _lines(log, f"call {call.id} of task hangs ran longer than 0.2 s, its time_limit"), log
-    assert _lines(log, f"call {call.id} of task hangs is a dead letter", "0.2 s"), log
+    told = f"call {call.id} of task hangs is a dead letter: killed after 0.2 s, its time_limit"
+    assert _lines(log, f"{told}; see: respool show {call.id}"), log
 
 
 def test_batch_that_is_killed_is_named_by_its_first_call(place: Place) -> None:
@@ -107,9 +115,8 @@ def test_call_that_fails_its_batch_is_named(place: Place) -> None:
     module = place.module(CODE)
     calls = list(module.positive.delay_many([1, -2, 3]))
     log = place.burst().log
-    assert (
-        len(_lines(log, f"call {calls[1].id} of task positive is a dead letter: failed: ValueError: -2")) == 1
-    ), log
+    told = f"call {calls[1].id} of task positive is a dead letter: failed: ValueError: -2"
+    assert len(_lines(log, f"{told}; see: respool show {calls[1].id}")) == 1, log
     calls = list(module.positive.delay_many([-1, -2, -2]))
     log = place.burst().log
     assert log.count("is a dead letter") == 3
@@ -118,6 +125,18 @@ def test_call_that_fails_its_batch_is_named(place: Place) -> None:
         "task all_fail: 2 of 2 calls of a batch are dead letters: failed: OSError: 1; see"
         in place.burst().log
     )
+
+
+@pytest.mark.parametrize(("task", "pool"), [("plain", "processes"), ("positive", "solo")])
+def test_what_a_replay_leaves_out_is_not_worked_through(place: Place, task: str, pool: str) -> None:
+    module = place.module(CODE)
+    for each in (module.plain, module.positive):
+        each.delay_many(range(1, 4))
+    assert "worked through 6 records; left: nothing" in place.burst(pool=pool).log
+    where = None if task == "plain" else "args[0] > 1"
+    create_replay(place.app, "default", "v2", [task], selection=Selection(where=where))
+    told = f"worked through {3 if where is None else 2} calls; left: nothing"
+    assert told in place.burst(pool=pool, group="v2").log
 
 
 @on_each_engine
@@ -144,7 +163,7 @@ def test_successor_of_a_dead_worker_says_what_it_was_running(place: Place) -> No
     first.kill_group()
     place.touch("go")
     log = place.burst().log
-    (line,) = _lines(log, "is dead: took over 2 lease(s); it was running ")
+    (line,) = _lines(log, "is dead: took over 2 leases; it was running ")
     assert f"call {call.id} of task waits" in line
     assert "event visit-1 of stream visits" in line
 

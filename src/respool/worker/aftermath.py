@@ -18,7 +18,7 @@ from ..engines.base import Engine, Reads
 from ..errors import TimeLimitExceeded, WorkerLost
 from .host import ring_for
 from .page import Snapshot
-from .telling import named
+from .telling import named, where_seen
 
 log = logging.getLogger("respool.worker")
 
@@ -92,7 +92,8 @@ class Aftermath:
 
         self._engine.transact(Reads(group, (lease.id,)), decide)
         for pos in {suspect.pos for suspect in suspects}.intersection(dead):
-            log.error("%s is a dead letter: %s", named(self._engine, [pos]), how)
+            told = named(self._engine, [pos]), how, where_seen(self._engine, [pos])
+            log.error("%s is a dead letter: %s; %s", *told)
         if seen is not None:  # the one that ran may have been buried
             self._engine.ring_waiters(seen.through + seen.running)
         if finished is not None:
@@ -163,8 +164,9 @@ class Aftermath:
             Reads(seen.group, (seen.lease,)), lambda view, change: settle(view, change, settlement)
         )
         if settled:
-            what = named(self._engine, positions)
-            log.error("%s is a dead letter: killed after %g s, its time_limit", what, seconds)
+            what, hint = named(self._engine, positions), where_seen(self._engine, positions)
+            are = "is a dead letter" if len(positions) == 1 else "are dead letters"
+            log.error("%s %s: killed after %g s, its time_limit; %s", what, are, seconds, hint)
         self._engine.ring_waiters([*seen.through, *positions])
         ring_for(self._engine, seen.verdicts)
         self._engine.ring(positions[0] >> 40, everyone=True)

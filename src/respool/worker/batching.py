@@ -181,7 +181,7 @@ class Batching:
                 return False
             out, self._out = self._out, []
             self._keep(service, lease, [verdict.pos for verdict in out], out, [])
-            self._end(len(out))
+            self._end(len(out), sum(verdict.skipped for verdict in out))
         began, ran = boottime_ns(), 0
         while self._ready:
             batch = self._ready[0]
@@ -206,13 +206,13 @@ class Batching:
             return False
         return True
 
-    def _end(self, size: int) -> None:
-        """Say that what `_start` began is at its end."""
+    def _end(self, size: int, left_out: int = 0) -> None:
+        """Say that what `_start` began is at its end; of `left_out` records the group's filter left out."""
         ex, words = self._executor, self._executor.slot.words
         self._at += size
         words[p.FINISHED] = self._at
         words[p.TOGETHER] = 0
-        ex.done += size
+        ex.done += size - left_out
         words[p.DONE] = ex.done
 
     def _keep(

@@ -389,7 +389,7 @@ class Executor:
                 if last - start > LONGEST:
                     break
         run.row = None
-        self.done += count
+        self.done += count - running.left_out
         words[p.DONE] = self.done
         self.sizers[service.group.id].ran(count, (last - start) / 1e9)
         return running.end(count)

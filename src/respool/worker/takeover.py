@@ -13,7 +13,7 @@ from ..engines.base import Engine, Worker
 from .aftermath import Aftermath, Deliveries
 from .page import WorkerFile
 from .rules import LEAST_PATIENCE, deliveries_of, patience
-from .telling import named
+from .telling import leases, named
 
 log = logging.getLogger("respool.worker")
 
@@ -78,7 +78,7 @@ class Watch:
         if not silent:
             return False
         left = self._aftermath(worker).of_stranger(_cause(worker))
-        log.warning("worker %s was silent for too long: %d lease(s) go back", worker.name, left)
+        log.warning("worker %s was silent for too long: took back %s", worker.name, leases(left))
         self._engine.drop_worker(worker.id)
         self._remove_left(path)
         return True
@@ -125,7 +125,7 @@ class Watch:
         finally:
             file.close(remove=cleared)  # else what it says is needed when we come again
         running = f"; it was running {', '.join(ran)}" if ran else ""
-        log.warning("worker %s is dead: took over %d lease(s)%s", worker.name, left, running)
+        log.warning("worker %s is dead: took over %s%s", worker.name, leases(left), running)
         return True
 
 

@@ -108,6 +108,20 @@ def id_at(engine: Engine, pos: int) -> str:
     return shlex.quote(id_text(public_id(found[0].id))) if found else "(of a record that is gone)"
 
 
+def where_seen(engine: Engine, positions: Sequence[int]) -> str:
+    """Return the command that shows a dead letter, or some."""
+    return f"see: respool {f'show {id_at(engine, positions[0])}' if len(positions) == 1 else 'dead list'}"
+
+
+def leases(number: int) -> str:
+    """Return a number of leases in words.
+
+    >>> leases(1), leases(1000)
+    ('1 lease', '1,000 leases')
+    """
+    return f"{number:,} lease{'' if number == 1 else 's'}"
+
+
 def tell_of_batch(engine: Engine, retries: Retries, task: str, said: Sequence[Verdict], size: int) -> None:
     """Say which calls of a batch of `size` failed, or are to be retried; one alone by its id."""
     again = [verdict for verdict in said if verdict.retried]
@@ -116,8 +130,8 @@ def tell_of_batch(engine: Engine, retries: Retries, task: str, said: Sequence[Ve
     dead = [verdict for verdict in said if verdict.reason == "dead"]
     if dead:
         are = "is a dead letter" if len(dead) == 1 else "are dead letters"
-        hint = "" if len(dead) == 1 else "; see: respool dead list"
-        log.error("%s %s: %s%s", _some_of(engine, task, dead, size), are, one_line(dead[0].note or ""), hint)
+        note, hint = one_line(dead[0].note or ""), where_seen(engine, [verdict.pos for verdict in dead])
+        log.error("%s %s: %s; %s", _some_of(engine, task, dead, size), are, note, hint)
 
 
 def _some_of(engine: Engine, task: str, some: Sequence[Verdict], size: int) -> str:
