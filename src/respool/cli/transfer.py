@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 TIMEOUT = 10.0
 BLOB_TIMEOUT = 30.0
 SAY_EVERY = 5.0  # seconds, where it is not a terminal that is told
+ALL = "100 %"
 
 
 @click.command()
@@ -253,20 +254,29 @@ def _data(made: Plan) -> dict[str, Any]:
 
 @contextmanager
 def _telling(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """Tell how far it is on stderr: in place on a terminal, else a line once in a while, or nothing."""
+    """Tell how far it is on stderr: in place on a terminal, else a line once in a while, or nothing.
+
+    A step that was said to be under way is said to be over when the next one begins: a short one is told once
+    only, somewhere in its midst.
+    """
     live = sys.stderr.isatty()
-    last, said_at = "", 0.0
+    last, share, said_at = "", "", 0.0
+
+    def say(text: str) -> None:
+        click.echo(f"\r{text:<60}" if live else text, err=True, nl=not live)
 
     def tell(what: str, done: int, total: int) -> None:
-        nonlocal last, said_at
+        nonlocal last, share, said_at
         now = time.monotonic()
         if quiet and not live:
             return
         if what == last and now - said_at < (0.1 if live else SAY_EVERY):
             return
-        share = f"{done * 100 // total} %" if total > 1 else f"{done:,}" if done > 1 else ""
-        text = f"{what}{f': {share}' if share else ''}"
-        click.echo(f"\r{text:<60}" if live else text, err=True, nl=not live)
+        if what != last and share.endswith("%") and share != ALL:
+            say(f"{last}: {ALL}")
+        part = f"{min(done * 100 // total, 100)} %" if total > 1 else ""
+        share = part or (f"{done:,}" if done > 1 else "")
+        say(f"{what}: {share}" if share else what)
         last, said_at = what, now
 
     try:
