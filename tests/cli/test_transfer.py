@@ -7,13 +7,17 @@ import urllib.parse
 import uuid
 
 import pytest
+from click.testing import CliRunner
 from tests.cli.support import in_terminal, python, run, write_shop
 from tests.engines.conftest import session_database as session_database
 from tests.services.fixtures import kafka as kafka
 from tests.services.fixtures import postgres as postgres
 from tests.services.fixtures import services_run as services_run
 
+from respool.cli import main
+from respool.cli.transfer import _telling
 from respool.engines import is_there
+from respool.errors import EngineError
 from respool.location import parse_url
 
 FROM, TO = "sqlite:///respool.db", "sqlite:///there.db"
@@ -73,6 +77,72 @@ def test_from_file_to_file(cli, filled, folder):
     worked = run("-A", "shop", "--url", TO, "worker", "-c", "1", "--burst", cwd=folder)
     assert "worked through 1 record" in worked.stderr
     assert "returned 9" in cli("-A", "shop", "--url", TO, "show", filled["later"])
+
+
+def test_each_step_is_told_to_its_end(capsys):
+    with _telling(False) as tell:
+        for what, parts in (("records", (3, 7, 9)), ("check of the source", (2, 4)), ("rest", (10,))):
+            for done in parts:
+                tell(what, done, 10)
+        tell("rows of groups", 1200, 0)
+        tell("more than was there when it began", 12, 10)
+        tell("marked as moved", 1, 1)
+    assert capsys.readouterr().err.splitlines() == [
+        *("records: 30 %", "records: 100 %", "check of the source: 20 %", "check of the source: 100 %"),
+        *("rest: 100 %", "rows of groups: 1,200", "more than was there when it began: 100 %"),
+        "marked as moved",
+    ]
+
+
+def test_a_step_that_fails_is_not_told_to_have_ended(capsys):
+    def broken():
+        with _telling(False) as tell:
+            tell("records", 3, 10)
+            raise EngineError("the disk is full")
+
+    with pytest.raises(EngineError):
+        broken()
+    assert capsys.readouterr().err == "records: 30 %\n"
+
+
+READS = (
+    ("lag",), ("workers",), ("check",), ("calls",), ("queues",), ("streams",), ("groups", "list"),
+    ("dead", "list"), ("tail", "--timeout", "0.05"), ("export", "--queue", "default"),
+    ("seek", "main", "--queue", "default", "--to", "earliest", "--dry-run"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("common", [("-A", "shop"), ()], ids=["app", "url"])
+def test_who_looks_at_a_log_that_was_moved_is_told_where_it_is(filled, folder, common):
+    at = (*common, "--url", FROM)
+
+    def look(*args):
+        found = CliRunner().invoke(main, [*at, *args], prog_name="respool")
+        assert found.exit_code == 0, found.output
+        return found
+
+    looks = (*READS, ("show", filled["sum"]))
+    for args in looks:
+        assert "moved" not in look(*args).output, args
+    assert "no worker serves it; start one" in look("lag").stdout
+    assert "Start one: respool" in look("workers").stdout
+    moved = CliRunner().invoke(main, ["transfer", "--from", FROM, "--to", TO, "--yes"])
+    assert moved.exit_code == 0, moved.output
+    for args in looks:
+        found = look(*args)
+        assert re.fullmatch(
+            r"this log was moved to (sqlite:////.*there\.db): set url= or RESPOOL_URL to that\. "
+            r"This is what it was then; to see it there: --url \1\n",
+            found.stderr,
+        ), (args, found.stderr)
+        assert "tart one" not in found.stdout
+    assert look("workers").stdout == "No workers.\n"
+    json.loads(look("show", filled["sum"], "--json").stdout)
+    again = CliRunner().invoke(main, ["-A", "shop", "--url", FROM, "call", "add", "1", "1"])
+    assert again.exit_code == 1
+    assert again.stderr.count("was moved to") == 1, "the error says it"
+    there = CliRunner().invoke(main, [*common, "--url", TO, "lag"])
+    assert there.stderr == ""
 
 
 def test_undo(cli, filled):

@@ -81,7 +81,7 @@ def command(
     from ..errors import BadArguments, UnknownName
     from .target import open_target
 
-    app = open_target(code=True, creates=True).app
+    app = open_target(code=True, creates=True, writes=True).app
     assert app is not None
     if task not in app.tasks:
         raise UnknownName("task", task, app.tasks, f"in app {app.name}")

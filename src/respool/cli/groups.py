@@ -207,7 +207,7 @@ def create(
     from .output import counted, document
     from .target import open_target
 
-    target = open_target(code=True)
+    target = open_target(code=True, writes=True)
     assert target.app is not None
     (read,) = target.named(queue or stream or "", "queue" if queue else "stream")
     start = "latest" if start == "now" else start
@@ -254,7 +254,7 @@ def drop(name: str, queue: str | None, yes: bool, as_json: bool) -> None:
     from .output import document
     from .target import open_target
 
-    target = open_target()
+    target = open_target(writes=True)
     group = target.one_group(name, queue) if name != "main" else None
     if group is None:
         raise ConfigError(
@@ -302,7 +302,7 @@ def _hold(name: str, queue: str | None, as_json: bool, *, paused: bool) -> None:
     from .output import document
     from .target import open_target
 
-    target = open_target()
+    target = open_target(writes=True)
     group = target.one_group(name, queue)
     (pause if paused else resume)(target.engine, group)
     if as_json:

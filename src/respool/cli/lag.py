@@ -79,7 +79,7 @@ def command(queue: str | None, group: str | None, as_json: bool) -> None:
         if (stopped := how_held(stream, each)) is not None:
             note(stopped)
         waits = sum(data[name] for name in _WAITS)
-        if waits and not data["workers"]:
+        if waits and not data["workers"] and target.moved is None:
             note(f"{served}: no worker serves it; {how_to_serve(stream, each, target.app)}")
         if len(data["lanes"]) > 1 and any(data["lanes"].values()):
             lanes = ", ".join(f"{priority}: {number:,}" for priority, number in data["lanes"].items())

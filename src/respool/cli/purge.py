@@ -24,7 +24,7 @@ def command(queue: str, yes: bool, as_json: bool) -> None:
     from .output import counted, document
     from .target import open_target
 
-    target = open_target()
+    target = open_target(writes=True)
     waiting = purgeable(target.source, queue, app=target.only)
     if waiting:
         confirm(f"End {counted(waiting, 'call')} of queue {queue} not started yet?", yes)

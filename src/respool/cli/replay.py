@@ -121,7 +121,7 @@ def command(
     from .output import document, progress
     from .target import open_target
 
-    target = open_target(code=True)
+    target = open_target(code=True, writes=not dry_run)
     assert target.app is not None
     chosen["headers"] = dict(chosen["headers"])
     chosen["ids"] = tuple(map(target.whole_id, chosen["ids"]))

@@ -62,7 +62,7 @@ def command(
     from .output import document, progress
     from .target import open_target
 
-    target = open_target()
+    target = open_target(writes=not dry_run)
     found = target.one_group(group, queue)
     stream = target.streams[found.stream]
     if resume:

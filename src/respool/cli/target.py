@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..app import App
     from ..blobs import Blobs, Store
     from ..engines.base import Group, Status, Stream, Worker
+    from ..engines.moving import Mark
     from ..location import Location
     from ..states import Found
 
@@ -53,6 +54,12 @@ class Target:
     def workers(self) -> list[Worker]:
         """All workers registered."""
         return cast("list[Worker]", self.engine.workers())
+
+    @cached_property
+    def moved(self) -> Mark | None:
+        """The mark of a log that was moved elsewhere, or is being moved; None for one that is in use."""
+        mark: Mark | None = self.engine.mark()
+        return mark if mark is not None and mark.is_source else None
 
     def brief(self, pos: int) -> Any:
         """Return what is said of a record in few words; None where it is gone."""
@@ -228,13 +235,32 @@ class Target:
         return self.app.settings["pickle_key"] if self.app else None
 
 
-def open_target(*, code: bool = False, creates: bool = False) -> Target:
-    """Return what the command is about.
+def open_target(*, code: bool = False, creates: bool = False, writes: bool = False) -> Target:
+    """Return what the command is about; on stderr, where that was moved.
 
     Parameters:
         code: the app's code is needed: an App must be named.
         creates: the command may be the first to use the log. Others do not make an empty one by mistake.
+        writes: the command changes what is there: on a log that was moved it fails, and its error says so.
     """
+    target = _found_target(code, creates)
+    if not writes and (mark := target.moved) is not None:
+        _say_moved(mark, target.engine.shown)
+    return target
+
+
+def _say_moved(mark: Mark, shown: str) -> None:
+    import shlex
+
+    from ..engines.moving import told
+
+    text = told(mark, shown).removesuffix("; nothing was sent")
+    if mark.phase == "moved":
+        text += f". This is what it was then; to see it there: --url {shlex.quote(mark.other)}"
+    click.echo(text, err=True)
+
+
+def _found_target(code: bool, creates: bool) -> Target:
     given = common()
     if code:
         return _of_app(load_app(given.app, given.url), creates)

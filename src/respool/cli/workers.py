@@ -69,7 +69,8 @@ def command(as_json: bool) -> None:
                 ),
                 {**data, "started": iso(worker.started), "beaten": iso(worker.beaten)},
             )
-    table.show(as_json, f"No workers. Start one: {suggested('worker')}")
+    start = "" if target.moved is not None else f" Start one: {suggested('worker')}"
+    table.show(as_json, f"No workers.{start}")
 
 
 def _when(seconds: float) -> str:

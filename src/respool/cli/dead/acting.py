@@ -55,7 +55,7 @@ def redrive(
     from ..output import document
     from ..target import open_target
 
-    target = open_target()
+    target = open_target(writes=not dry_run)
     chosen = chosen_by(target, given)
     counts = _counted(target, chosen)
     total = sum(counts.values())
@@ -100,7 +100,7 @@ def drop(dry_run: bool, yes: bool, as_json: bool, **given: Any) -> None:
     from ..output import document
     from ..target import open_target
 
-    target = open_target()
+    target = open_target(writes=not dry_run)
     chosen = chosen_by(target, given)
     counts = _counted(target, chosen)
     total = sum(counts.values())
