@@ -63,6 +63,29 @@ def test_a_moment_that_may_be_misread_is_told_on_stderr(at_ten, app):
 
 
 @pytest.mark.parametrize(
+    ("since", "until", "told"),
+    [
+        ("14:00", "13:00", "today's is taken, 2026-03-10 13:00:00 UTC, which is still to come"),
+        ("09:00", "16:00", "today's is taken, 2026-03-10 16:00:00 UTC, which is still to come"),
+        ("23:00", "23:30", "so yesterday's is taken, 2026-03-09 23:30:00 UTC"),
+        ("23:00", "01:00", None),
+        ("09:00", "2999-01-31", None),
+    ],
+)
+def test_the_end_of_a_window_is_told_as_its_beginning_is(at_ten, capsys, since, until, told):
+    for option, given in (
+        ("--until", (Spoken.read(since), Spoken.read(until))),
+        ("--between", (None, None, (Spoken.read(since), Spoken.read(until)))),
+    ):
+        window(*given)
+        lines = [line for line in capsys.readouterr().err.splitlines() if f" {until}: " in line]
+        assert len(lines) == (told is not None)
+        if told is not None:
+            assert lines[0].startswith(f"{option} {until}: ")
+            assert lines[0].endswith(told)
+
+
+@pytest.mark.parametrize(
     "args",
     [
         ["calls", "--between", "23:00", "23:30"],

@@ -101,7 +101,8 @@ def window(
     """Return the window that was given, either way; on stderr what of it may be misread.
 
     A time of day is the last one. The end of a window is that of today where else it would be before the
-    beginning: at 10:00, from 23:00 up to 23:30 was last night, and from 09:00 up to 16:00 is today.
+    beginning: at 10:00, from 23:00 up to 23:30 was last night, and from 09:00 up to 16:00 is today; that
+    end is still to come.
 
     Raises: UsageError for a window that has no end after its beginning.
     """
@@ -131,6 +132,12 @@ def _echo(option: str, spoken: Spoken, at: float, *, is_end: bool = False) -> No
     if spoken.is_yesterday and at == spoken:
         click.echo(
             f"{option} {spoken.text}: still to come today, so yesterday's is taken, {moment(at)}",
+            err=True,
+        )
+    elif spoken.is_yesterday:
+        click.echo(
+            f"{option} {spoken.text}: yesterday's is not after the beginning, so today's is taken, "
+            f"{moment(at)}, which is still to come",
             err=True,
         )
     elif not is_end and at > wall_clock() + 1.0:
