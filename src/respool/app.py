@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, overload
 
+from . import celery_names
 from .config import settings
 from .declared import (
     DEFAULT_QUEUE,
@@ -79,6 +80,11 @@ class App:
         self.subscriptions: dict[str, Subscription] = {}
         self._opening = threading.RLock()
         self._opened: Opened | None = None
+
+    if not TYPE_CHECKING:  # else any name would do for type checkers
+
+        def __getattr__(self, name):
+            return celery_names.missing(self, celery_names.APP, name)
 
     def __repr__(self) -> str:
         return f"<App {self.name} on {self.location.shown}>"

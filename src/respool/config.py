@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from . import celery_names
+from .celery_names import instead
 from .errors import ConfigError, UnknownName
 from .units import duration, size
 
@@ -125,7 +127,7 @@ def settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return all settings, checked. Raises UnknownName, ConfigError."""
     for name in given:
         if name not in SETTINGS:
-            raise UnknownName("setting", name, SETTINGS)
+            raise UnknownName("setting", name, SETTINGS, instead=instead(celery_names.SETTINGS, name))
     checked = {name: setting.default for name, setting in SETTINGS.items()}
     checked.update({name: SETTINGS[name].check(value, name) for name, value in given.items()})
     if checked["worker_ttl"] < 3 * checked["beat"]:

@@ -52,11 +52,13 @@ class ConfigError(RespoolError):
 
 
 class UnknownName(ConfigError):
-    """A name that nothing was declared under. The message suggests the nearest known name."""
+    """A name that nothing was declared under. The message suggests the nearest one, or says `instead`."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+    def __init__(
+        self, kind: str, name: str, known: Iterable[str], hint: str = "", *, instead: str = ""
+    ) -> None:
         self.kind, self.name, self.known = kind, name, sorted(known)
-        told = f"unknown {kind} {name!r}{suggest(name, self.known)}"
+        told = f"unknown {kind} {name!r}" + (f": {instead}" if instead else suggest(name, self.known))
         if name in self.known:
             told = f"{kind} {name!r} is there, but {_NOT_HERE.get(kind, 'not here')}"
         super().__init__(f"{told}{hint and f' ({hint})'}")
@@ -254,12 +256,23 @@ _NOT_HERE = {"group": "no subscription of the app reads it, and it is of none of
 """Why a name that does exist, of some kind, cannot be used where it was given."""
 
 
+def _of_one_word(name: str, known: Iterable[str]) -> list[str]:
+    """Return the names of which one contains the other; of less than three letters that says nothing."""
+    pairs = ((each, *sorted((each, name), key=len)) for each in known)
+    return sorted(each for each, short, long in pairs if len(short) > 2 and short in long)[:10]
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?`, or the known names where none is near (at most ten)."""
+    """Return `; did you mean 'x'?`, or the known names where none is near (at most ten).
+
+    Near are the one that is written alike, else those that contain the word, or are contained in it.
+    """
     import difflib
 
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name, known, n=1) or _of_one_word(name, known)
+    if len(near) > 1:
+        return f"; did you mean one of: {', '.join(near)}?"
     if near:
         return f"; did you mean {near[0]!r}?"
     if not known:

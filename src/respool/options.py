@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from . import celery_names
+from .celery_names import instead
 from .delivery.limits import DEFAULT_BURST, Limit
 from .delivery.model import MAX_LEASE
 from .delivery.retry import RetryPolicy
@@ -371,7 +373,8 @@ def task_options(
     """
     for name in (*given, *defaults):
         if name not in OPTIONS:
-            raise UnknownName("task option", name, OPTIONS, what)
+            use = instead(celery_names.TASK_OPTIONS, name)
+            raise UnknownName("task option", name, OPTIONS, what, instead=use)
     values = {name: option.default for name, option in OPTIONS.items()}
     for name, value in {**defaults, **given}.items():
         values[name] = OPTIONS[name].check(value, f"{what}: {name}")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 
+from . import celery_names
 from .clock import now as wall_clock
 from .delivery.model import JournalEntry
 from .encoding.codec import codec_for
@@ -52,6 +53,11 @@ class AsyncResult(Generic[R]):
         self._engine = app.engine if engine is None and pos is not None else engine  # whose position that is
         self._place: tuple[int, Group] | None = None
         self._unsent = unsent  # the run whose outbox it waits in
+
+    if not TYPE_CHECKING:  # else any name would do for type checkers
+
+        def __getattr__(self, name):
+            return celery_names.missing(self, celery_names.RESULT, name)
 
     def __repr__(self) -> str:
         return f"<AsyncResult {self.id}{'' if self._group == 'main' else f' in {self._group}'}>"

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
 
 import msgspec
 
+from . import celery_names
 from . import result as handles
 from .callkeys import CallKey
+from .celery_names import instead
 from .clock import now as wall_clock
 from .delivery.model import MIDDLE
 from .encoding.codec import Codec, codec_for
@@ -87,6 +89,11 @@ class Task(Generic[P, R]):
             self.key_of = key_function(options["key"], fn, options["bind"], name)
         plain = self._meta(None, None, None, self.priority)
         self._plain_meta = NO_META if plain == NO_META else plain
+
+    if not TYPE_CHECKING:  # else any name would do for type checkers
+
+        def __getattr__(self, name):
+            return celery_names.missing(self, celery_names.TASK, name)
 
     def __repr__(self) -> str:
         return f"<Task {self.name} of {self.app.name}>"
@@ -237,7 +244,9 @@ class Task(Generic[P, R]):
         """
         self._run("retry")
         if unknown:
-            raise UnknownName("retry option", next(iter(unknown)), _RETRY_OPTIONS) from exc
+            name = next(iter(unknown))
+            use = instead(celery_names.RETRY_OPTIONS, name)
+            raise UnknownName("retry option", name, _RETRY_OPTIONS, instead=use) from exc
         if max_retries is not None:
             max_retries = _max_retries(max_retries, f"{self.name}: self.retry(): max_retries", exc)
         wait = None if countdown is None else duration(countdown, "countdown")
@@ -494,4 +503,5 @@ def _due(countdown: Any, eta: datetime | None) -> float | None:
 
 def _no_unknown(unknown: Mapping[str, Any], name: str) -> None:
     if unknown:
-        raise UnknownName("call option", next(iter(unknown)), _CALL_OPTIONS, f"in {name}.apply_async()")
+        given, use = next(iter(unknown)), instead(celery_names.CALL_OPTIONS, next(iter(unknown)))
+        raise UnknownName("call option", given, _CALL_OPTIONS, f"in {name}.apply_async()", instead=use)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -12,6 +13,7 @@ import pytest
 
 from respool import (
     App,
+    AsyncResult,
     BadArguments,
     ConfigError,
     IdConflict,
@@ -19,7 +21,11 @@ from respool import (
     RecordTooLarge,
     Refused,
     UnknownName,
+    celery_names,
 )
+from respool.config import SETTINGS
+from respool.options import OPTIONS
+from respool.task import Task
 
 NAIVE = datetime(2026, 1, 31, 14, 0)
 
@@ -101,6 +107,11 @@ REFUSED: list[tuple[Call, type[Exception], str]] = [
         UnknownName,
         "unknown call option 'count_down'; did you mean 'countdown'?",
     ),
+    (
+        lambda app: app.tasks["echo"].apply_async((1,), link=app.tasks["echo"]),
+        UnknownName,
+        "unknown call option 'link': the task calls the next one itself; see docs/celery.md",
+    ),
     (lambda app: app.tasks["echo"].apply_async((1,), task_id="x" * 201), BadArguments, "1 to 200 bytes"),
     (lambda app: app.tasks["echo"].apply_async((1,), task_id=""), BadArguments, "1 to 200 bytes"),
     (lambda app: app.tasks["echo"].apply_async((1,), headers={"n": 1}), BadArguments, "headers"),
@@ -135,6 +146,33 @@ DECLARED: list[tuple[Callable[[App], Any], type[Exception], str]] = [
         UnknownName,
         "'max_retrys'; did you mean 'max_retries'?",
     ),
+    (
+        lambda app: app.task(retry=3)(print),
+        UnknownName,
+        "unknown task option 'retry': max_retries= says how often; autoretry_for= after which errors; see",
+    ),
+    (lambda app: app.task(retry_kwargs={"max_retries": 3})(print), UnknownName, ": give max_retries= and"),
+    (lambda app: app.task(base=object)(print), UnknownName, "there are no base classes; decorate"),
+    (
+        lambda app: app.task(track_started=True)(print),
+        UnknownName,
+        ": STARTED is always told; see docs/celery.md",
+    ),
+    (
+        lambda app: app.task(ttl=60)(print),
+        UnknownName,
+        "unknown task option 'ttl'; did you mean one of: dead_letter_ttl, result_ttl?",
+    ),
+    (
+        lambda app: App("other", broker="redis://"),  # type: ignore[call-arg]
+        UnknownName,
+        "unknown setting 'broker': url= says where the log is; there is no broker; see docs/celery.md",
+    ),
+    (
+        lambda app: App("other", include=["shop.tasks"]),  # type: ignore[call-arg]
+        UnknownName,
+        "unknown setting 'include': import the modules",
+    ),
     (lambda app: app.task(time_limit=0)(print), ConfigError, "time_limit"),
     (lambda app: app.task(time_limit="long")(print), ConfigError, "time_limit"),
     (lambda app: app.task(autoretry_for=("OSError",))(print), ConfigError, "no exception class"),
@@ -149,6 +187,50 @@ DECLARED: list[tuple[Callable[[App], Any], type[Exception], str]] = [
         "unknown start 'begin'",
     ),
 ]
+
+
+@pytest.mark.parametrize(
+    ("get", "told"),
+    [
+        (
+            lambda app: app.conf,
+            "'App' object has no attribute 'conf': settings are arguments of App(…); see docs/",
+        ),
+        (lambda app: app.control, "'control': respool purge"),
+        (
+            lambda app: app.tasks["echo"].s,
+            "'Task' object has no attribute 's': there is no canvas; a task calls",
+        ),
+        (lambda app: app.tasks["echo"].apply, "'apply': call the task itself"),
+        (lambda app: app.AsyncResult("a").revoke, "'AsyncResult' object has no attribute 'revoke': not yet;"),
+        (lambda app: app.AsyncResult("a").forget, "'forget': result_ttl= "),
+        (lambda app: app.nonsense, "'App' object has no attribute 'nonsense'"),
+    ],
+)
+def test_an_attribute_that_only_celery_has_says_what_to_use(app: App, get: Any, told: str) -> None:
+    with pytest.raises(AttributeError, match=re.escape(told)):
+        get(app)
+
+
+def test_an_error_of_a_property_stays_what_it_is(monkeypatch: pytest.MonkeyPatch, app: App) -> None:
+    """What an attribute that is there raises is not taken for its absence."""
+    with monkeypatch.context() as patch:
+        patch.setattr(App, "engine", property(lambda self: (None).missing))
+        with pytest.raises(AttributeError, match="'NoneType' object has no attribute 'missing'"):
+            _ = app.engine
+
+
+def test_each_name_of_celerys_is_none_of_ours() -> None:
+    for theirs, ours in [
+        (celery_names.TASK_OPTIONS, OPTIONS),
+        (celery_names.SETTINGS, SETTINGS),
+        (celery_names.CALL_OPTIONS, inspect.signature(Task.apply_async).parameters),
+        (celery_names.RETRY_OPTIONS, inspect.signature(Task.retry).parameters),
+        (celery_names.APP, dir(App)),
+        (celery_names.TASK, dir(Task)),
+        (celery_names.RESULT, dir(AsyncResult)),
+    ]:
+        assert not set(theirs) & set(ours) - {"args", "kwargs"}
 
 
 @pytest.mark.parametrize(("declare", "kind", "told"), DECLARED)
