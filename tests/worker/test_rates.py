@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import time
+from bisect import bisect_left
 
 import pytest
 from tests.worker.support import Mark, Place, eventually, on_each_engine, on_every_engine, tree
@@ -70,10 +71,16 @@ def test_a_rate_is_kept_by_ten_processes_together(place: Place) -> None:
     place.children(10)
     module.steady.delay_many(range(3000))
     eventually(lambda: len(place.runs("steady")) > 100, "the first hundred")
-    marks = eventually(lambda: (m := place.marks("start", "steady"))[-1].at > m[0].at + 10 and m, "10 s")
-    began = marks[0].at + 1.5
-    within = [mark for mark in marks if began <= mark.at < began + 8]
-    assert len(within) == pytest.approx(800, rel=0.05)
+
+    def windows() -> list[int]:
+        """How many there are in each eight seconds, from when the burst is over."""
+        times = [mark.at for mark in place.marks("start", "steady")]
+        times = times[bisect_left(times, times[0] + 1.5) :]
+        return [bisect_left(times, at + 8) - n for n, at in enumerate(times) if at + 8 < times[-1]]
+
+    # However busy this machine is, there are never more; and as many, once it can keep up for so long.
+    eventually(lambda: max(windows(), default=0) >= 800 * 0.95, "eight seconds at its rate", timeout=28)
+    assert max(windows()) <= 800 * 1.05
     for worker in workers:
         worker.stop()
     place.check()
