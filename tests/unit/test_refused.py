@@ -215,7 +215,7 @@ def test_an_attribute_that_only_celery_has_says_what_to_use(app: App, get: Any, 
 def test_an_error_of_a_property_stays_what_it_is(monkeypatch: pytest.MonkeyPatch, app: App) -> None:
     """What an attribute that is there raises is not taken for its absence."""
     with monkeypatch.context() as patch:
-        patch.setattr(App, "engine", property(lambda self: (None).missing))
+        patch.setattr(App, "engine", property(lambda self: None.missing))
         with pytest.raises(AttributeError, match="'NoneType' object has no attribute 'missing'"):
             _ = app.engine
 
