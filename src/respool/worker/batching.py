@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..clock import boottime_ns
 from ..clock import now as wall_clock
 from ..delivery.batching import Splitting
-from ..delivery.death import charge_before
 from ..delivery.model import Lease, Settlement, Verdict
 from ..delivery.spans import Finder, Span, count, ranges_of
-from ..engines.base import Reads
 from ..errors import BatchMismatch, BlobsUnavailable, CorruptBody, NotEncodable, RecordTooLarge, Retry
 from ..record import NO_META, Meta, Row
 from . import page as p
@@ -255,7 +253,7 @@ class Batching:
             self._settle(service, lease)
         if not self._start(size):
             return False
-        if once and not self._charge(service, lease, batch):
+        if once and not self._executor.charge(service, lease, [member.row[0] for member in batch.members]):
             words[p.BOUND] = 0  # the lease is lost: nothing more of it is ours to run
             words[p.STARTED] = self._at
             words[p.TOGETHER] = 0
@@ -280,18 +278,6 @@ class Batching:
             self._settle(service, lease)
         self._end(size)
         return True
-
-    def _charge(self, service: Service, lease: Lease, batch: Batch) -> bool:
-        self._executor.forget_lease()
-        ex = self._executor
-        positions = [member.row[0] for member in batch.members]
-        return bool(
-            ex.transact(
-                Reads(service.group.id, (lease.id,)),
-                lambda view, change: charge_before(view, change, lease.id, ex.worker, positions),
-                synced=True,
-            )
-        )
 
     def _run_part(
         self, runner: Runner, members: Sequence[Member], splitting: Splitting

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from ..clock import boottime_ns
 from ..clock import now as wall_clock
+from ..delivery.death import charge_before
 from ..delivery.model import Change, Lease, Settlement, View
 from ..delivery.settle import give_back, settle
 from ..delivery.sizing import LeaseSizer
@@ -268,6 +269,17 @@ class Executor:
     def forget_lease(self) -> None:
         """Take note that the present lease is not stored any more as it was claimed."""
         self._known = None
+
+    def charge(self, service: Service, lease: Lease, positions: Sequence[int]) -> bool:
+        """Charge records with their only delivery before they run (H7); False where the lease is lost."""
+        self.forget_lease()
+        return bool(
+            self.transact(
+                Reads(service.group.id, (lease.id,)),
+                lambda view, change: charge_before(view, change, lease.id, self.worker, positions),
+                synced=True,
+            )
+        )
 
     def settle_part(
         self,

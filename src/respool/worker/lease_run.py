@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING
 
 from ..clock import boottime_ns
 from ..clock import now as wall_clock
-from ..delivery.death import charge_before
 from ..delivery.model import Lease, Settlement, Verdict
 from ..delivery.order import key_map
 from ..delivery.spans import Finder
-from ..engines.base import Reads
 from ..record import Row
 from . import page as p
 from . import verdicts
@@ -78,15 +76,7 @@ class LeaseRun:
 
     def _charge(self, pos: int) -> bool:
         """Charge a record with its only delivery before it runs; False where the lease is lost."""
-        executor, lease = self._executor, self._lease
-        executor.forget_lease()
-        self._charged = bool(
-            executor.transact(
-                Reads(self._service.group.id, (lease.id,)),
-                lambda view, change: charge_before(view, change, lease.id, executor.worker, [pos]),
-                synced=True,
-            )
-        )
+        self._charged = self._executor.charge(self._service, self._lease, [pos])
         return self._charged
 
     def keep(self, runner: Runner | None, row: Row, verdict: Verdict, count: int) -> bool:
