@@ -216,19 +216,3 @@ def test_a_password_is_shown_nowhere(secured: Secured, tmp_path: Path) -> None:
         assert not any(each in told for each in hidden)
     finally:
         place.close()
-
-
-def test_the_extra_is_not_installed(tmp_path: Path) -> None:
-    code = "import sys\nsys.modules['confluent_kafka'] = None\nfrom respool.cli import main\nmain()"
-    url = f"kafka://me:s3cret@127.0.0.1:1?state=sqlite:///{tmp_path}/s.db"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "--url", url, "lag"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 2
-    assert "pip install 'respool[kafka]'" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert "s3cret" not in done.stdout + done.stderr

@@ -168,9 +168,15 @@ def test_server_that_is_too_old(session_database: str, monkeypatch: pytest.Monke
     assert str(conninfo_to_dict(session_database)["password"]) not in shown
 
 
-def test_extra_that_is_not_installed(tmp_path: Path) -> None:
-    code = "import sys\nsys.modules['psycopg'] = None\nfrom respool.cli import main\nmain()"
-    url = f"postgresql://me:{SECRET}@127.0.0.1:1/shop"
+@pytest.mark.parametrize(
+    ("driver", "extra", "url"),
+    [
+        ("psycopg", "postgres", f"postgresql://me:{SECRET}@127.0.0.1:1/shop"),
+        ("confluent_kafka", "kafka", f"kafka://me:{SECRET}@127.0.0.1:1?state=sqlite:///s.db"),
+    ],
+)
+def test_extra_that_is_not_installed(tmp_path: Path, driver: str, extra: str, url: str) -> None:
+    code = f"import sys\nsys.modules[{driver!r}] = None\nfrom respool.cli import main\nmain()"
     done = subprocess.run(
         [sys.executable, "-c", code, "--url", url, "lag"],
         capture_output=True,
@@ -179,7 +185,7 @@ def test_extra_that_is_not_installed(tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     assert done.returncode == 2
-    assert "pip install 'respool[postgres]'" in done.stderr
+    assert f"pip install 'respool[{extra}]'" in done.stderr
     assert "Traceback" not in done.stderr
     assert SECRET not in done.stdout + done.stderr
 
