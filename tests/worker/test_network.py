@@ -22,9 +22,7 @@ from tests.worker.test_servers import Producer
 from respool import AppendUnknown
 from respool.errors import EngineUnavailable
 
-CODE = (
-    FINE_AND_SLOW
-    + """
+ECHO_AND_SHORT = """
 @app.task
 def echo(text):
     note("start", "echo", text)
@@ -36,7 +34,11 @@ def short(n):
     with noted("short", n):
         time.sleep(0.01)
         return n
-
+"""
+CODE = (
+    FINE_AND_SLOW
+    + ECHO_AND_SHORT
+    + """
 
 @app.task(bind=True)
 def pay(self, n):

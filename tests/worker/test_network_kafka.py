@@ -20,7 +20,7 @@ from tests.services.postgres import PostgresAddress, PostgresServer
 from tests.services.process import free_port
 from tests.services.proxy import Proxy
 from tests.worker.support import FINE_AND_SLOW, Place, eventually
-from tests.worker.test_network import TIMEOUT, _sent
+from tests.worker.test_network import ECHO_AND_SHORT, TIMEOUT, _sent
 from tests.worker.test_servers import Producer, _repeats
 
 from respool import AppendUnknown
@@ -28,19 +28,8 @@ from respool.errors import EngineUnavailable
 
 CODE = (
     FINE_AND_SLOW.replace('wait_for(f"go-{n}")', 'wait_for(f"go-{n}", 180)')
+    + ECHO_AND_SHORT
     + """
-@app.task
-def echo(text):
-    note("start", "echo", text)
-    return text
-
-
-@app.task
-def short(n):
-    with noted("short", n):
-        time.sleep(0.01)
-        return n
-
 
 @app.task
 def parent(n):
