@@ -188,6 +188,7 @@ app.queue("default", retention={"count": 20})
 def step(n: int) -> int:
     if n == 3 and not (HERE / "mended").exists():
         raise ValueError(n)
+    note("end", "step", n)
     return n
 """
 
@@ -218,7 +219,8 @@ def test_retention(stage: Stage) -> None:
     stage.touch("mended")
     assert stage.data("dead", "redrive") == {"redriven": 1}
     stage.work()
-    assert first[3].get(timeout=10) == 3, "it has its input still (H15)"
+    assert stage.marks("end", "step")[-1].key == "3", "it has its input still (H15)"
+    assert stage.rows("dead", "list") == []
     stage.check()
 
 

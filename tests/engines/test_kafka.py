@@ -37,6 +37,7 @@ from respool.engines.kafka.cluster import TopicGone
 from respool.engines.kafka.message import item
 from respool.engines.kafka.outbox import Outbox
 from respool.engines.kafka.relay import RELAY
+from respool.engines.kafka.sender import AppendDropped
 from respool.location import parse_url
 from respool.record import first_pos, new_head
 from respool.replay import check
@@ -554,6 +555,32 @@ def test_a_topic_made_again_is_an_error_not_a_resumption(
         with pytest.raises(TopicGone, match="made again"):
             grant(each, main, 5)
     assert engine.inner.positions(main)[0].cursor == first_pos(log) + 1, "nothing was taken"
+
+
+def test_what_a_client_drops_is_asked_for_its_topic(
+    kit: KafkaKit, engine: Any, queue: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It drops what it holds for a topic that a broker has forgotten: a retry of what was stored, maybe."""
+    log = queue.logs[0]
+
+    def young() -> NewCall:
+        now = time.time()
+        return row(log, id=new_head(now), time=now)
+
+    def dropped(*args: Any, **kwargs: Any) -> Any:
+        raise AppendDropped("not known")
+
+    monkeypatch.setattr(engine.sender, "append", dropped)
+    given = young()
+    with pytest.raises(AppendUnknown, match="not known"):
+        engine.append_row(given)
+    assert not engine._goes_straight(given), "sent again, it is looked for first"
+    topic = engine.place(log).topic
+    for future in engine.cluster.admin.delete_topics([topic]).values():
+        future.result(20)
+    eventually(lambda: engine.cluster.describe(topic) is None)
+    with pytest.raises(TopicGone, match="was deleted"):
+        engine.append_row(young())
 
 
 def test_records_that_no_state_knows_are_not_taken_over(

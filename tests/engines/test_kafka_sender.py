@@ -14,7 +14,7 @@ from confluent_kafka import KafkaError, Producer
 from respool import AppendUnknown
 from respool.engines.kafka import sender as sender_module
 from respool.engines.kafka.cluster import Place
-from respool.engines.kafka.sender import Sender
+from respool.engines.kafka.sender import AppendDropped, Sender
 from respool.errors import EngineUnavailable
 
 TIMEOUT = 10.0
@@ -91,6 +91,15 @@ def test_what_timed_out_beside_what_was_refused_is_unknown(clock: list[float]) -
     client.errors = [KafkaError._MSG_TIMED_OUT, KafkaError.TOPIC_AUTHORIZATION_FAILED]
     sender = sender_of(lambda *given, **more: client)
     with pytest.raises(AppendUnknown):
+        sender.append(Place("t", 0), items(2))
+
+
+def test_what_was_dropped_may_have_been_stored(clock: list[float]) -> None:
+    """A client that hears that a topic is gone drops what it holds, retries of what was stored among it."""
+    client = Client(clock, silent=False)
+    client.errors = [KafkaError._DESTROY, KafkaError._DESTROY]
+    sender = sender_of(lambda *given, **more: client)
+    with pytest.raises(AppendDropped):
         sender.append(Place("t", 0), items(2))
 
 

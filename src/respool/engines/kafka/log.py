@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import compress
 from typing import Any
 
@@ -22,7 +22,7 @@ from .epochs import Epochs
 from .finding import AHEAD, BEHIND, EARLY, LATE, KafkaFinding, ranges_in_order, time_of
 from .message import item, items_of_run
 from .options import KafkaOptions
-from .sender import Sender
+from .sender import AppendDropped, Sender
 
 RECENT = 10_000
 PAUSE = 10.0  # seconds before a note that failed is tried again
@@ -154,7 +154,10 @@ class KafkaLog(KafkaFinding):
         except TopicUnknown:
             self.check_topic(self.stream_of_log(log))
             raise
-        except AppendUnknown:
+        except AppendUnknown as error:
+            if isinstance(error, AppendDropped):
+                with suppress(EngineUnavailable):  # which says that nothing was sent
+                    self.check_topic(self.stream_of_log(log))
             with self._remembering:
                 self._doubtful.update(ids)
                 if len(self._doubtful) > RECENT:  # beyond `id_window` they would be appended anew anyhow

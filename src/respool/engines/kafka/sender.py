@@ -21,11 +21,17 @@ _MAYBE = (
     KafkaError._TIMED_OUT,
     KafkaError._TRANSPORT,
     KafkaError._PURGE_INFLIGHT,
+    KafkaError._DESTROY,
     KafkaError.REQUEST_TIMED_OUT,
     KafkaError.NETWORK_EXCEPTION,
     KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
 )
 """Errors after which a record may have been stored."""
+
+
+class AppendDropped(AppendUnknown):
+    """A client has dropped what it held for a topic: a broker told it that the topic is gone."""
+
 
 Item = tuple[bytes | None, bytes | None, Any]
 """Value, key, headers."""
@@ -185,7 +191,9 @@ class Sender:
             if error.code() not in _MAYBE and not maybe:
                 return self._cluster.translated(error, f"topic {topic}")
         what = failed[0].str() if failed else "no answer"
-        return AppendUnknown(f"{shown}: topic {topic}: {what}; it is not known whether it was stored")
+        dropped = any(error.code() == KafkaError._DESTROY for error in failed)
+        kind = AppendDropped if dropped else AppendUnknown
+        return kind(f"{shown}: topic {topic}: {what}; it is not known whether it was stored")
 
     def close(self) -> None:
         """Give the producer up; nothing waits in it, since every append waits for its own."""
