@@ -42,7 +42,7 @@ from respool.engines.postgres.partitions import SIZE
 from respool.engines.postgres.sql import LIMITS_LOCK
 from respool.errors import AppendUnknown, EngineError, EngineUnavailable
 from respool.location import parse_url
-from respool.record import Row, first_pos, id_of, new_head
+from respool.record import Meta, Row, first_pos, id_of, new_head
 from respool.replay import DeadFilter, check, redrive
 
 T = TypeVar("T")
@@ -108,12 +108,12 @@ class Writer:
             for _ in range(size):
                 ids = [*ids, new_head(OLD)]
                 bound = {"sequence": self._engine._sequence(log), "id": ids[-1], "task": "add", "body": b"b"}
-                bound |= {"meta": None, "key": None, "time": int(OLD * 1e6), **self._engine.ring_values(log)}
+                bound |= {"meta": None, "key": None, "time": int(OLD * 1e6), "said": "log 0 for "}
                 self.db.execute(self._engine.ringing["append_fresh"], bound, binary=True)
         elif how == "row":
             ids = ids or [new_head(OLD)]
             bound = {"sequence": self._engine._sequence(log), "id": ids[0], "task": "add", "body": b"b"}
-            bound |= {"meta": None, "key": None, "time": int(OLD * 1e6), **self._engine.ring_values(log)}
+            bound |= {"meta": None, "key": None, "time": int(OLD * 1e6), "said": "log 0 for "}
             self.db.execute(self._engine.ringing["append_row"], bound, binary=True)
         else:
             ids = ids or [new_head(OLD) for _ in range(size)]
@@ -287,16 +287,21 @@ def test_a_beat_that_hangs_in_its_commit_is_no_other_beats_error(engine: Any, wr
     assert engine.beat(worker, True, {}, synced=True) == 2
 
 
+@pytest.mark.parametrize("fresh", [False, True])
 @pytest.mark.parametrize("then", ["read-only", "moved", "no right"])
 def test_what_broke_after_its_commit_is_never_refused(
-    kit: PostgresKit, engine: Any, log: int, then: str, monkeypatch: pytest.MonkeyPatch
+    kit: PostgresKit, engine: Any, log: int, then: str, fresh: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the second try meets, the first is stored (P1, H20)."""
     hasty: Any = open_engine(parse_url(kit.url), "full", 0.5)
-    real, tries = Batch.run, itertools.count()
+    tries = itertools.count()
 
-    def run(batch: Batch, statement: bytes, *bound: Any, **named: Any) -> Any:
-        if b"INSERT INTO" not in statement or batch is not hasty._writer.opened().batch:
+    def breaking(real: Any) -> Any:
+        return lambda batch, statement, *bound, **named: run(real, batch, statement, *bound, **named)
+
+    def run(real: Any, batch: Batch, statement: Any, *bound: Any, **named: Any) -> Any:
+        text = statement if isinstance(statement, bytes) else statement.text
+        if b"INSERT INTO" not in text or batch is not hasty._writer.opened().batch:
             return real(batch, statement, *bound, **named)
         if next(tries) == 0:
             real(batch, statement, *bound, **named)
@@ -310,8 +315,10 @@ def test_what_broke_after_its_commit_is_never_refused(
             batch._db.execute("SET ROLE pg_monitor")
         return real(batch, statement, *bound, **named)
 
-    monkeypatch.setattr(Batch, "run", run)
-    sent = row(log)
+    for name in ("run", "run_encoded"):
+        monkeypatch.setattr(Batch, name, breaking(getattr(Batch, name)))
+    now = time.time() if fresh else OLD
+    sent = NewCall(log, "add", b"x", None, new_head(now), now)
     with pytest.raises(AppendUnknown) as told:
         hasty.append_row(sent)
     assert "nothing was sent" not in str(told.value)
@@ -998,6 +1005,28 @@ def test_a_fresh_record_is_appended_without_a_look(engine: Any, queue: Stream, l
     assert engine.append_row(crossing) >= first_pos(log) + SIZE, "the next partition was made"
     with pytest.raises(EngineError, match="does not exist"):
         engine.append_row(NewCall(log + 1000, "add", b"x", None, new_head(now), now))
+
+
+def test_a_fresh_record_is_stored_as_any_other(engine: Any, log: int) -> None:
+    """Its values are encoded here, the others' by the driver."""
+    now = time.time()
+    meta = Meta(headers={"é": "ü"}, due=now + 5)
+    places = {}
+    for task, body, packed, key in (
+        ("add", b"", None, None),
+        ("größe 😀 'x' %s \\", b"\0\xff%", meta.packed(), 0),
+        ("a" * 200, b"x" * 9000, meta.packed(), 0x7FFF_FFFF),
+        ("add", b"b", None, -0x8000_0000),
+    ):
+        fresh = NewCall(log, task, body, packed, new_head(now), now, key)
+        known = NewCall(log, task, body, packed, new_head(OLD), now, key)
+        places[engine.append_row(fresh)] = engine.append_row(known)
+    stored = {
+        row[0]: row[1:]
+        for row in tell(engine, "SELECT pos, task, body, meta, seq, time, key FROM respool.record")
+    }
+    assert len(stored) == 8
+    assert all(stored[one] == stored[other] for one, other in places.items())
 
 
 def test_many_records_cross_into_partitions_that_are_missing(engine: Any) -> None:

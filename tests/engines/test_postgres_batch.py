@@ -51,6 +51,35 @@ def test_values_are_those_of_cursors(db: Bounded, prepared: bool, binary: bool) 
     assert reply.fetchone() == (3, b"x", 3, "%")
 
 
+@pytest.mark.parametrize("prepared", [False, True])
+def test_values_that_come_encoded(db: Bounded, prepared: bool) -> None:
+    db.prepares = prepared
+    db.execute("CREATE TEMP TABLE n (i int PRIMARY KEY, t text, b bytea)")
+    statement = b"INSERT INTO n VALUES (%(i)s, %(t)s || '%%', %(b)s) RETURNING i, %(i)s + 1"
+    add = module.Encoded(statement, {"i": 23, "t": 25, "b": 17})
+    for n in (1, 2):
+        found = db.batch.run_encoded(add, (n.to_bytes(4, "big"), "é".encode(), None))
+        assert [found.get_value(0, column) for column in range(2)] == [n.to_bytes(4), (n + 1).to_bytes(4)]
+        with pytest.raises(pg.UniqueViolation):
+            db.batch.run_encoded(add, (n.to_bytes(4, "big"), None, b"x"))
+    assert db.execute("SELECT i, t, b FROM n ORDER BY i").fetchall() == [(1, "é%", None), (2, "é%", None)]
+    row = db.execute("SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE '%RETURNING i%'")
+    assert row.fetchone() == (int(prepared),)
+
+
+def test_a_statement_whose_first_use_fails_can_be_used(db: Bounded) -> None:
+    invert = module.Encoded(b"SELECT 6 / %(by)s", {"by": 23})
+    for _ in range(2):
+        with pytest.raises(pg.DivisionByZero):
+            db.batch.run_encoded(invert, (bytes(4),))
+        assert db.batch.run_encoded(invert, ((2).to_bytes(4),)).get_value(0, 0) == (3).to_bytes(4)
+
+
+def test_encoded_values_are_those_of_the_statement() -> None:
+    with pytest.raises(ValueError, match="values are"):
+        module.Encoded(b"SELECT %(a)s, %(b)s", {"b": 23, "a": 23})
+
+
 def test_many_in_one_round_trip_in_their_order(db: Bounded) -> None:
     with db.batch as batch:
         batch.execute(b"CREATE TEMP TABLE n (i int)")

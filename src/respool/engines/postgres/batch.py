@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 MOST_PREPARED = 300
 """Statements that are kept prepared on a connection: one for each set of types. More go as text."""
 
-_OK = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK)
+_OK = (int(pq.ExecStatus.TUPLES_OK), int(pq.ExecStatus.COMMAND_OK))
+_BINARY = pq.Format.BINARY
 _PLACE = re.compile(rb"%(?:\((\w+)\))?([sbt%])")
 
 
@@ -64,6 +65,25 @@ def _numbered(statement: bytes) -> _Numbered:
 
     text = _PLACE.sub(numbered, statement)
     return _Numbered(text, tuple(names) if names else None, tuple(formats))
+
+
+class Encoded:
+    """A statement whose values come as the server takes them, in binary: nothing is looked up for each.
+
+    Parameters:
+        statement: with its places by name, as they are in `types`.
+        types: what the server is to take each value for, by its name, in the order of their first places.
+    """
+
+    __slots__ = ("formats", "text", "types")
+
+    def __init__(self, statement: bytes, types: Mapping[str, int]) -> None:
+        numbered = _numbered(statement)
+        if numbered.names != tuple(types):
+            raise ValueError(f"the statement's values are {numbered.names}, not {tuple(types)}")
+        self.text = numbered.text
+        self.types = tuple(types.values())
+        self.formats = (_BINARY,) * len(self.types)
 
 
 class Reply:
@@ -117,10 +137,13 @@ class Batch:
         self._transformer = Transformer(db)
         self._names: dict[tuple[bytes, tuple[int, ...]], bytes] = {}
         self._prepared: set[bytes] = set()
+        self._encoded: dict[Encoded, bytes] = {}  # names of those that are prepared for good
         self._asked: deque[Reply | bytes] = deque()  # a name: of what is being prepared
         self._poll = select.poll()
         self._poll.register(self._pg.socket, select.POLLIN)
         self._posted = False  # an answer is on its way that nobody waits for
+        self.encoding = db.info.encoding
+        """What text is to be encoded in, where that is not left to the driver."""
 
     def __enter__(self) -> Batch:
         self._take_posted()
@@ -156,10 +179,30 @@ class Batch:
             self._pg.send_query_params(text, dumped, types, formats, binary)
         else:
             self._pg.send_query_prepared(name, dumped, formats, binary)
-        reply._result = result = self._answer()
-        if result.status not in _OK:
-            raise error_from_result(result, encoding=self._db.info.encoding)
+        reply._result = self._answer()
         return reply
+
+    def run_encoded(self, statement: Encoded, values: Sequence[bytes | None]) -> Any:
+        """Run one statement by itself, and wait for it; return what it gave as libpq has it, in binary."""
+        if self._posted:
+            self._take_posted()
+        name = self._encoded.get(statement)
+        if name is None:
+            return self._run_first(statement, values)
+        self._pg.send_query_prepared(name, values, statement.formats, _BINARY)
+        return self._answer()
+
+    def _run_first(self, statement: Encoded, values: Sequence[bytes | None]) -> Any:
+        text, types, formats = statement.text, statement.types, statement.formats
+        name = self._name(text, types) if self._db.prepares else None
+        if name is None:
+            self._pg.send_query_params(text, values, types, formats, _BINARY)
+            return self._answer()
+        with self:
+            reply = self._send(text, name, values, types, formats, True)
+            self.sync()
+        self._encoded[statement] = name
+        return reply._result
 
     def post(self, statement: bytes, bound: Any = ()) -> None:
         """Send one statement that nobody waits for, and whose error is nobody's.
@@ -230,18 +273,25 @@ class Batch:
         """Send all, and wait for all. Raises: the driver's error for the first statement that failed."""
         failed = self._answers()
         if failed is not None:
-            raise error_from_result(failed, encoding=self._db.info.encoding)
+            raise error_from_result(failed, encoding=self.encoding)
 
     def _answer(self) -> Any:
-        """Wait for the answer to a statement that was sent by itself; a wait that breaks is the last."""
+        """Wait for the answer to a statement that was sent by itself; a wait that breaks is the last.
+
+        Raises: the driver's error for one that failed.
+        """
+        pg = self._pg
         try:
-            self._flush()
+            if pg.flush():
+                self._flush()
             result = self._next()
             while self._next() is not None:
                 pass
         except BaseException:
-            self._pg.finish()  # nobody can tell what was answered
+            pg.finish()  # nobody can tell what was answered
             raise
+        if result.status not in _OK:
+            raise error_from_result(result, encoding=self.encoding)
         return result
 
     def _answers(self) -> Any:

@@ -37,6 +37,7 @@ from ..waiters import LoopWaiter, ThreadWaiter, Waiters
 from .batch import Executes
 from .connection import Bounded, connect
 from .part import Part
+from .sql import literal
 
 FLAGS = 4
 BUSY = 3  # claims in a row
@@ -68,12 +69,12 @@ UNLOCK = b"SELECT pg_advisory_unlock(%s, %s)"
 RINGING = (
     ", CASE "
     + " ".join(
-        f"WHEN NOT pg_try_advisory_xact_lock_shared(%(flags)s::integer, {flag}) "
-        f"THEN pg_notify(%(channel)s, %(said)s || '{flag}')"
+        f"WHEN NOT pg_try_advisory_xact_lock_shared({{flags}}, {flag}) "
+        f"THEN pg_notify({{channel}}, %(said)s || '{flag}')"
         for flag in range(FLAGS)
     )
     + " END"
-).encode()
+)
 """What a statement returns besides that appends a single record: it does what RING_ONE does, for less."""
 DOWN = "a flag is down"
 FOR = " for "  # in what is said, before the number of a flag
@@ -111,7 +112,9 @@ class PostgresBells(Part):
     @cached_property
     def ringing(self) -> dict[str, bytes]:
         """The statements that append a single record, and ring for it."""
-        return {name: self._sql[name] + RINGING for name in ("append_fresh", "append_row")}
+        channel = literal(self.channel).replace("%", "%%")
+        ringing = RINGING.format(flags=self.flags(_WORKERS), channel=channel).encode()
+        return {name: self._sql[name] + ringing for name in ("append_fresh", "append_row")}
 
     def flags(self, kind: int) -> int:
         """Return the first half of the locks of a kind: those of other schemas in the database are others."""
@@ -149,7 +152,7 @@ class PostgresBells(Part):
         if everyone:
             db.execute(RING, (self.channel, self._said(log), self.flags(_WORKERS)))
         else:
-            db.execute(RING_ONE, (self.channel, self._said(log) + FOR, self.flags(_WORKERS)))
+            db.execute(RING_ONE, (self.channel, self.said_of_one(log), self.flags(_WORKERS)))
 
     def ring_at_commit(self, db: Executes, log: int, *, everyone: bool) -> None:
         """Ring for workers with the commit of the caller's transaction, and take no lock until then.
@@ -161,13 +164,9 @@ class PostgresBells(Part):
     def _said(self, log: int) -> str:
         return f"log {self.rings.get(log, log)}"
 
-    def ring_values(self, log: int) -> dict[str, Any]:
-        """Return what a statement needs that rings for workers by itself."""
-        return {
-            "flags": self.flags(_WORKERS),
-            "channel": self.channel,
-            "said": self._said(log) + FOR,
-        }
+    def said_of_one(self, log: int) -> str:
+        """Return what is said, but for the flag, by a statement that appends a single record and rings."""
+        return self._said(log) + FOR
 
     def ring_done(self, db: Executes, ranges: Sequence[tuple[int, int]]) -> Any:
         """Ring for those who wait for one of these positions, or for one that shares a bit of 64 with it."""

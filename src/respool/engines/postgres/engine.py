@@ -69,6 +69,7 @@ class PostgresEngine(
         self._beats_begin: dict[tuple[int, ...], int] = {}  # by worker
         self._known = Known()
         self._sequences: dict[int, int] = {}
+        self._names: dict[int, tuple[bytes, bytes]] = {}
         try:
             self._writer.read(lambda db: ensure_schema(db, options))
         except BaseException:
@@ -135,7 +136,7 @@ class PostgresEngine(
     def append_row(self, row: NewCall) -> int | Conflict:
         """Append one record; return its position, or the conflict where its id is another record's."""
         done = super().append_row(row)
-        if not isinstance(done, Conflict):
+        if not isinstance(done, Conflict) and done & SIZE >> 1:
             self._think_ahead(done)
         return done
 
@@ -178,8 +179,6 @@ class PostgresEngine(
 
         The record is stored, so its sender hears of nothing that goes wrong here (H20).
         """
-        if not pos & SIZE >> 1:
-            return
         start = partition_of(pos) + SIZE
         if start in self._made or time.monotonic() < self._ahead_at:
             return

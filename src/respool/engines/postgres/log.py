@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import psycopg
@@ -22,7 +22,7 @@ from ...record import NO_META, OFFSET_BITS, Id, Row, first_pos, id_of, is_fresh,
 from .. import stored_id
 from ..base import Conflict, LeaseLost, Reads, Record, Stream
 from ..columns import append_in_parts, in_micros, places_by_log
-from .batch import Batch, Executes, Reply
+from .batch import Batch, Encoded, Executes, Reply
 from .connection import Bounded
 from .part import Part
 from .references import hold, offloaded, refer
@@ -35,6 +35,9 @@ LATELY = 60.0  # seconds for which ids of rows that were collected are taken to 
 JUST_NOW = 1.0  # seconds for which an id is taken to be new: where it is not, a number is burnt
 _MICRO = 1_000_000
 _MISSING = pg.CheckViolation, pg.UndefinedTable, pg.UndefinedObject  # a partition, or the log
+_TYPES = {  # of the values of `append_fresh`, as the server numbers them
+    "sequence": 25, "task": 25, "body": 17, "meta": 17, "id": 17, "time": 20, "key": 23, "said": 25,
+}  # fmt: skip
 _TEXT = b"\xff"  # begins an id given as text; no id of ours does before the year 10889
 
 
@@ -53,10 +56,11 @@ class PostgresLog(Part):
 
     _ahead: tuple[list[Span], list[Reply]] | None = None  # of the lease that was claimed last
     ring_log: Callable[..., None]
-    ring_values: Callable[[int], dict[str, Any]]
+    said_of_one: Callable[[int], str]
     ringing: dict[str, bytes]
     add_partitions: Callable[..., None]
     _sequences: dict[int, int]  # the numbers of logs' sequences, as far as they were asked for
+    _names: dict[int, tuple[bytes, bytes]]  # of a log's sequence, and of what is said for it, once used
 
     def _sequence(self, log: int) -> str:
         return f"{self.options.schema}.log_{log}"
@@ -95,31 +99,51 @@ class PostgresLog(Part):
             placed = self._place(row)
             assert placed is not None
             return refused[0] if refused else placed
-        bound = {
-            "sequence": self._sequence(row.log), "id": id_bytes(row.id), "task": row.task, "body": row.body,
-            "meta": row.meta, "time": int(row.time * _MICRO), "key": row.key, **self.ring_values(row.log),
-        }  # fmt: skip
-        tries = 0 if is_fresh(row.id, row.time) and wall_clock() - row.time < JUST_NOW else 1
+        first = is_fresh(row.id, row.time) and wall_clock() - row.time < JUST_NOW
 
         def run(db: Bounded) -> Any:
-            nonlocal tries
-            tries += 1
-            if tries == 1:
+            nonlocal first
+            if first:
+                first = False
                 try:
-                    return db.batch.run(self.ringing["append_fresh"], bound, binary=True).fetchone()
+                    found = db.batch.run_encoded(self._fresh, self._encoded(row, db.batch.encoding))
+                    return int.from_bytes(found.get_value(0, 0))
                 except (pg.UniqueViolation, *_MISSING):
                     pass  # it was sent before, and stored; or something has to be made first
-            return self._with_partition(db, row.log, carefully)
-
-        def carefully(db: Bounded) -> Any:
-            return db.batch.run(self.ringing["append_row"], bound, binary=True).fetchone()
+            return self._with_partition(db, row.log, partial(self._append_known, row))
 
         found = self._writer.append(run)
         if found is not None:
-            return int(found[0])
+            return int(found)
         place = self._place(row)
         assert place is not None
         return place
+
+    @cached_property
+    def _fresh(self) -> Encoded:
+        return Encoded(self.ringing["append_fresh"], _TYPES)
+
+    def _encoded(self, row: NewCall, encoding: str) -> Sequence[bytes | None]:
+        """Return the values of `append_fresh`, in the order of `_TYPES`."""
+        log, key, known = row.log, row.key, self._names
+        names = known.get(log)
+        if names is None:
+            names = known[log] = self._sequence(log).encode(encoding), self.said_of_one(log).encode()
+        return (
+            names[0], row.task.encode(encoding), row.body, row.meta, row.id,
+            int(row.time * _MICRO).to_bytes(8), None if key is None else key.to_bytes(4, signed=True),
+            names[1],
+        )  # fmt: skip
+
+    def _append_known(self, row: NewCall, db: Bounded) -> int | None:
+        """Append a record whose id may be known; None where it is."""
+        bound = {
+            "sequence": self._sequence(row.log), "id": id_bytes(row.id), "task": row.task, "body": row.body,
+            "meta": row.meta, "time": int(row.time * _MICRO), "key": row.key,
+            "said": self.said_of_one(row.log),
+        }  # fmt: skip
+        found = db.batch.run(self.ringing["append_row"], bound, binary=True).fetchone()
+        return None if found is None else int(found[0])
 
     def _place(self, row: NewCall) -> int | Conflict | None:
         """Return where the record with a row's id is, or that it is another one; None: there is none."""

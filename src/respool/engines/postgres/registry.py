@@ -25,6 +25,7 @@ class PostgresRegistry(Part):
     """Which there are."""
 
     rings: dict[int, int]
+    _names: dict[int, tuple[bytes, bytes]]
 
     def create_stream(
         self, kind: StreamKind, app: str, name: str, partitions: int, settings: dict[str, Any]
@@ -87,6 +88,7 @@ class PostgresRegistry(Part):
     def _noted(self, stream: Stream) -> Stream:
         if stream.lanes:
             self.rings.update(stream.rings())
+            self._names = {}  # another one: whoever is about to enter what was said before does so in the old
         return stream
 
     def groups(self) -> list[Group]:

@@ -41,6 +41,11 @@ def quoted(name: str) -> str:
     return name if re.fullmatch(r"[a-z_][a-z0-9_]*", name) else '"' + name.replace('"', '""') + '"'
 
 
+def literal(text: str) -> str:
+    """Return text as SQL has it, whatever the server's `standard_conforming_strings` says."""
+    return "E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
 def schema_text(schema: str) -> str:
     """Return the statements that create an empty schema."""
     text = in_schema(_read("schema.sql"), schema)
