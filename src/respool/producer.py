@@ -77,8 +77,23 @@ class Producer:
         """
         if len(row.body) > self._max or row.meta is not None:
             self.check_size(row.body, row.meta)
-        if not self._waiting and not self._lead.locked():
-            return self._append_alone(row)
+        if self._waiting or self._lead.locked():
+            self._append_together(row)
+            return None
+        try:  # nobody to combine with: alone, or with who came at the same moment right behind
+            with self._lead:
+                done = self._engine.append_row(row)
+        except AppendUnknown as error:
+            raise _with_ids(error, (row,)) from error.__cause__
+        finally:
+            if self._waiting:
+                self._wake_next()
+        if isinstance(done, Conflict):
+            raise conflict_error(row)
+        return done
+
+    def _append_together(self, row: NewCall) -> None:
+        """Append for one of several callers: whoever leads appends for all who wait."""
         mine = _Pending(row, threading.Event())
         self._waiting.append(mine)
         try:
@@ -91,21 +106,6 @@ class Producer:
             raise
         if mine.error is not None:
             raise mine.error
-        return None
-
-    def _append_alone(self, row: NewCall) -> int:
-        """Append for one caller: nobody to combine with, or the one who came first at the same moment."""
-        try:
-            with self._lead:
-                done = self._engine.append_row(row)
-        except AppendUnknown as error:
-            raise _with_ids(error, (row,)) from error.__cause__
-        finally:
-            if self._waiting:
-                self._wake_next()
-        if isinstance(done, Conflict):
-            raise conflict_error(row)
-        return done
 
     async def aappend(self, row: NewCall) -> None:
         """Append one record without holding up the event loop; calls made meanwhile are combined."""

@@ -66,9 +66,11 @@ class Sender:
         if gate is not None:  # not for a task's own calls (H16)
             gate.enter(opened.engine, app.main_of(queue))
         row = new_row(app.name, log, task, body, meta, id)
-        pos = self._append(opened, row)
-        engine = None if pos is None else opened.engine
-        return AsyncResult(app, row.id if id is None else public_id(row.id), pos=pos, engine=engine)
+        pos = self._append(opened, row, run)
+        return AsyncResult(
+            app, row.id if id is None else public_id(row.id), "main", app.name, None, pos,
+            None if pos is None else opened.engine,
+        )  # fmt: skip
 
     async def acall(
         self, queue: str, task: str, body: bytes, meta: Meta, id: Id | None, over: int = NEVER
@@ -185,7 +187,7 @@ class Sender:
         if len(body) > stream.offload_over:
             body, meta = self._app.payloads.offload(body, meta)
         row = self._event_row(stream, partition, type, body, meta, id)
-        self._append(self._app.opened, row)
+        self._append(self._app.opened, row, current_run.get())
         return public_id(row.id)
 
     async def aevent(
@@ -284,9 +286,11 @@ class Sender:
         app.opened.producer.check_size(body, None)
         return AsyncResult(app, run.send(log, task, body, meta, id, app.name), unsent=run)
 
-    def _append(self, opened: Opened, row: NewCall) -> int | None:
+    def _append(self, opened: Opened, row: NewCall, run: Run | None) -> int | None:
         """As within `_sending`, without the cost of a generator."""
-        producer = enlisted(self._app) or self._of_run(opened.engine) or opened.producer
+        producer: Enlisted | Collector | Producer | None = enlisted(self._app)
+        if producer is None:
+            producer = (run and self._of_run(opened.engine)) or opened.producer
         try:
             return producer.append(row)
         except DatabaseGone:

@@ -412,7 +412,8 @@ class Task(Generic[P, R]):
             self.limit_key.of(args, kwargs)  # as in `_encode`, less the call of it
         body = self.codec.encode(checked, "args")
         id = None if task_id is None else parse_id(task_id)
-        meta = meta or self._default_meta()
+        if meta is None:
+            meta = self._plain_meta if self.expires is None else self._default_meta()
         if self.key_of is not None and meta.key is None:
             meta = self._keyed(meta, args, kwargs)
         if self.unique is not None:

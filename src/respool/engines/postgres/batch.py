@@ -285,8 +285,9 @@ class Batch:
             if pg.flush():
                 self._flush()
             result = self._next()
-            while self._next() is not None:
-                pass
+            if pg.is_busy() or pg.get_result() is not None:  # nearly never: it comes in one packet
+                while self._next() is not None:
+                    pass
         except BaseException:
             pg.finish()  # nobody can tell what was answered
             raise

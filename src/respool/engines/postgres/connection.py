@@ -33,6 +33,7 @@ MOVED = "RS001"
 SLOW = 3.0
 """Seconds that an answer may take at least."""
 LONG = 3
+BAD = int(psycopg.pq.ConnStatus.BAD)
 GIVEN_UP_FOR = 1000  # milliseconds after which the server sees that a connection is gone while it works
 NOTHING_SENT = "; nothing was sent"
 T = TypeVar("T")
@@ -112,15 +113,7 @@ class Connection:
 
     def read(self, run: Callable[[Bounded], T]) -> T:
         """Run reads; where the connection breaks, once more on another within the timeout."""
-        return self._again(run, self._unread)
-
-    def append(self, run: Callable[[Bounded], T]) -> T:
-        """Run an append that does nothing the second time: where the connection breaks it is sent again.
-
-        Raises: AppendUnknown where it still broke when the time was up, or something else came between:
-            the first try may have been stored (H20).
-        """
-        return self._again(run, self._unknown)
+        return self.append(run, self._unread)
 
     def _unread(self, lost: Lost, then: RespoolError | None) -> RespoolError:
         if then is None or isinstance(then, EngineUnavailable):  # cannot connect at all: say what was lost
@@ -131,9 +124,17 @@ class Connection:
         more = f"; sent again: {str(then).removesuffix(NOTHING_SENT)}" if then is not None else ""
         return AppendUnknown(f"{self.options.shown}: {lost}; it is not known whether it was stored{more}")
 
-    def _again(
-        self, run: Callable[[Bounded], T], broken: Callable[[Lost, RespoolError | None], RespoolError]
+    def append(
+        self,
+        run: Callable[[Bounded], T],
+        broken: Callable[[Lost, RespoolError | None], RespoolError] | None = None,
     ) -> T:
+        """Run an append that does nothing the second time: where the connection breaks it is sent again.
+
+        Raises: AppendUnknown where it still broke when the time was up, or something else came between:
+            the first try may have been stored (H20); where that can do no harm, what `broken` returns.
+        """
+        broken = broken or self._unknown
         deadline = time.monotonic() + self.options.timeout
         tries = 0
         lost: Lost | None = None
@@ -141,7 +142,9 @@ class Connection:
         while True:
             try:
                 with self.lock:  # as `using`, without the cost of a generator
-                    db = self.opened()
+                    db = self._db
+                    if db is None or db.pgconn.status == BAD:  # as `closed` says
+                        db = self.opened()
                     try:
                         return run(db)
                     except BaseException as error:

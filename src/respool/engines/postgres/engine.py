@@ -133,13 +133,6 @@ class PostgresEngine(
 
     # Appending
 
-    def append_row(self, row: NewCall) -> int | Conflict:
-        """Append one record; return its position, or the conflict where its id is another record's."""
-        done = super().append_row(row)
-        if not isinstance(done, Conflict) and done & SIZE >> 1:
-            self._think_ahead(done)
-        return done
-
     @cached_property
     def _store(self) -> str:
         """What tells this schema from that of any other database."""
@@ -174,7 +167,7 @@ class PostgresEngine(
             connection.execute(self._sql["append_run"], self._run_values(log, task, bodies, meta, head, now))
         self.ring_at_commit(connection, log, everyone=len(bodies) > 1)
 
-    def _think_ahead(self, pos: int) -> None:
+    def think_ahead(self, pos: int) -> None:
         """Half through a partition, see to the next: nobody who appends should have to wait for it.
 
         The record is stored, so its sender hears of nothing that goes wrong here (H20).

@@ -25,6 +25,7 @@ from ..columns import append_in_parts, in_micros, places_by_log
 from .batch import Batch, Encoded, Executes, Reply
 from .connection import Bounded
 from .part import Part
+from .partitions import SIZE
 from .references import hold, offloaded, refer
 from .windows import within
 
@@ -57,6 +58,7 @@ class PostgresLog(Part):
     _ahead: tuple[list[Span], list[Reply]] | None = None  # of the lease that was claimed last
     ring_log: Callable[..., None]
     said_of_one: Callable[[int], str]
+    think_ahead: Callable[[int], None]
     ringing: dict[str, bytes]
     add_partitions: Callable[..., None]
     _sequences: dict[int, int]  # the numbers of logs' sequences, as far as they were asked for
@@ -92,48 +94,54 @@ class PostgresLog(Part):
 
     def append_row(self, row: NewCall) -> int | Conflict:
         """Append one record; return its position, or the conflict where its id is another record's."""
-        if _may_be_member(row.id) and (conflicts := self._place(row)) is not None:
-            return conflicts
-        if row.meta is not None and offloaded((row,)):
+        large = row.meta is not None and offloaded((row,))
+        if not large and is_fresh(row.id, row.time) and wall_clock() - row.time < JUST_NOW:
+            pos = self._writer.append(partial(self._append_fresh, row))
+        elif _may_be_member(row.id) and (place := self._place(row)) is not None:
+            return place
+        elif large:
             refused = [conflict for conflict in self.append_rows((row,)) if not conflict.same]
-            placed = self._place(row)
-            assert placed is not None
-            return refused[0] if refused else placed
-        first = is_fresh(row.id, row.time) and wall_clock() - row.time < JUST_NOW
+            if refused:
+                return refused[0]
+            pos = None
+        else:
+            pos = self._writer.append(partial(self._append_known, row))
+        if pos is None:
+            place = self._place(row)
+            assert place is not None
+            if isinstance(place, Conflict):
+                return place
+            pos = place
+        if pos & SIZE >> 1:
+            self.think_ahead(pos)
+        return pos
 
-        def run(db: Bounded) -> Any:
-            nonlocal first
-            if first:
-                first = False
-                try:
-                    found = db.batch.run_encoded(self._fresh, self._encoded(row, db.batch.encoding))
-                    return int.from_bytes(found.get_value(0, 0))
-                except (pg.UniqueViolation, *_MISSING):
-                    pass  # it was sent before, and stored; or something has to be made first
-            return self._with_partition(db, row.log, partial(self._append_known, row))
+    def _append_fresh(self, row: NewCall, db: Bounded) -> int | None:
+        """Append a record whose id was made for it; None where it was sent before, and stored.
 
-        found = self._writer.append(run)
-        if found is not None:
-            return int(found)
-        place = self._place(row)
-        assert place is not None
-        return place
+        This is the hottest path of all, a call of it each: what is not needed for every call is elsewhere.
+        """
+        batch, log, key = db.batch, row.log, row.key
+        names = self._names.get(log) or self._named(log)
+        values = (
+            names[0], row.task.encode(batch.encoding), row.body, row.meta, row.id,
+            int(row.time * _MICRO).to_bytes(8), None if key is None else key.to_bytes(4, signed=True),
+            names[1],
+        )  # fmt: skip
+        try:
+            return int.from_bytes(batch.run_encoded(self._fresh, values).get_value(0, 0))
+        except (pg.UniqueViolation, *_MISSING):
+            pass  # it is known, or something has to be made first
+        return self._append_known(row, db)
 
     @cached_property
     def _fresh(self) -> Encoded:
         return Encoded(self.ringing["append_fresh"], _TYPES)
 
-    def _encoded(self, row: NewCall, encoding: str) -> Sequence[bytes | None]:
-        """Return the values of `append_fresh`, in the order of `_TYPES`."""
-        log, key, known = row.log, row.key, self._names
-        names = known.get(log)
-        if names is None:
-            names = known[log] = self._sequence(log).encode(encoding), self.said_of_one(log).encode()
-        return (
-            names[0], row.task.encode(encoding), row.body, row.meta, row.id,
-            int(row.time * _MICRO).to_bytes(8), None if key is None else key.to_bytes(4, signed=True),
-            names[1],
-        )  # fmt: skip
+    def _named(self, log: int) -> tuple[bytes, bytes]:
+        known = self._names
+        known[log] = names = self._sequence(log).encode(), self.said_of_one(log).encode()
+        return names
 
     def _append_known(self, row: NewCall, db: Bounded) -> int | None:
         """Append a record whose id may be known; None where it is."""
@@ -142,7 +150,11 @@ class PostgresLog(Part):
             "meta": row.meta, "time": int(row.time * _MICRO), "key": row.key,
             "said": self.said_of_one(row.log),
         }  # fmt: skip
-        found = db.batch.run(self.ringing["append_row"], bound, binary=True).fetchone()
+
+        def run(db: Bounded) -> Any:
+            return db.batch.run(self.ringing["append_row"], bound, binary=True).fetchone()
+
+        found = self._with_partition(db, row.log, run)
         return None if found is None else int(found[0])
 
     def _place(self, row: NewCall) -> int | Conflict | None:
@@ -168,12 +180,12 @@ class PostgresLog(Part):
 
         def append(some: list[NewCall]) -> None:
             done = fresh and not offloaded(some)
-            if not (done and self._writer.append(partial(self._append_fresh, some))):
+            if not (done and self._writer.append(partial(self._append_fresh_rows, some))):
                 append_in_parts(some, places_by_log(some), self.append_rows)
 
         append_in_parts(rows, _portions(places_by_log(rows)), append)
 
-    def _append_fresh(self, rows: Sequence[NewCall], db: Bounded) -> bool:
+    def _append_fresh_rows(self, rows: Sequence[NewCall], db: Bounded) -> bool:
         """Append rows of some logs by one statement; False where that cannot be, and nothing was done."""
         logs = {row.log for row in rows}
         if unknown := logs - self._sequences.keys():
