@@ -35,9 +35,9 @@ from respool.engines.base import Conflict, Engine, Group, LeaseLost, Reads, Regi
 from respool.engines.moving import Mark
 from respool.engines.postgres import bells, partitions, retention, windows
 from respool.engines.postgres import gaps as kept_gaps
+from respool.engines.postgres.appends import insert
 from respool.engines.postgres.batch import Batch, Reply
 from respool.engines.postgres.connection import Bounded, connect
-from respool.engines.postgres.log import insert
 from respool.engines.postgres.partitions import SIZE
 from respool.engines.postgres.sql import LIMITS_LOCK
 from respool.errors import AppendUnknown, EngineError, EngineUnavailable

@@ -16,6 +16,7 @@ from typing import Any
 from ...delivery.model import NewCall
 from ...errors import ConfigError, EngineUnavailable, RespoolError
 from ..base import CAPABILITIES, Conflict
+from .appends import ROWS_A_STATEMENT, PostgresAppends, insert
 from .bells import PostgresBells
 from .blobs import PostgresBlobs
 from .connection import Connection, Db, moved_told, one
@@ -23,7 +24,7 @@ from .enlist import Plain, checked
 from .inspect import PostgresInspect
 from .lent import PostgresLent
 from .locks import PostgresLocks
-from .log import ROWS_A_STATEMENT, PostgresLog, insert
+from .log import PostgresLog
 from .migrate import ensure_schema
 from .moving import PostgresMoving
 from .partitions import LOCK_PATIENCE, SIZE, add, next_number, partition_of
@@ -39,6 +40,7 @@ log = logging.getLogger("respool")
 
 
 class PostgresEngine(
+    PostgresAppends,
     PostgresLog,
     PostgresLocks,
     PostgresState,

@@ -13,7 +13,7 @@ from ..columns import in_micros, lease_of, outcome_of
 from ..inspect import Bounds, Brief, Gaps, GroupPage, GroupState, LogState
 from . import gaps
 from .connection import Bounded, snapshot
-from .log import id_from
+from .ids import id_from
 from .looks import bound_of
 from .part import Part
 from .view import parked_of

@@ -10,8 +10,9 @@ from ...delivery.spans import Finder
 from ...record import Id
 from ..base import UniqueLock
 from ..columns import spans_of
+from .appends import insert
 from .connection import Bounded, Db, snapshot
-from .log import id_bytes, id_from, insert
+from .ids import id_bytes, id_from
 from .part import Part
 
 

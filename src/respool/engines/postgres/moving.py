@@ -32,7 +32,7 @@ from ..moving import (
 from ..things import Group, Stream
 from .connection import Db, connect, one
 from .groups import forget_group
-from .log import id_bytes, id_from
+from .ids import id_bytes, id_from
 from .part import Part
 from .partitions import (
     SIZE,

@@ -26,12 +26,12 @@ from ...errors import AppendUnknown, EngineUnavailable, LogMoved
 from ..base import Conflict, Reads
 from ..columns import by_log, lease_row
 from . import gaps
+from .appends import ROWS_A_STATEMENT, insert
 from .batch import Batch, Executes, Reply
 from .change import write_change
 from .connection import Bounded, Lost, one
 from .gaps import GapsFound
 from .limits import PostgresLimits
-from .log import ROWS_A_STATEMENT, insert
 from .looks import PostgresLooks
 from .sql import GROUP_LOCKS, LIMITS_LOCK
 from .view import Known, look_at, read_view
