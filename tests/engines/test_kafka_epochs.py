@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from tests.engines.kits import KafkaKit, SQLiteKit
 from tests.engines.test_conformance import finish, grant, granted
+from tests.engines.test_kafka_order import grant as in_order
 from tests.services.kafka import KafkaServer
 
 from respool import AppendUnknown
 from respool.delivery.lapse import LOST
 from respool.delivery.model import NewCall
 from respool.engines.base import Group, Stream
+from respool.engines.kafka.ends import LOOK
 from respool.engines.kafka.epochs import LogTruncated
 from respool.record import first_pos, new_head
 from respool.replay import check, seek
@@ -116,6 +118,33 @@ def test_what_a_log_lost_is_not_taken_for_what_comes_in_its_place(kit: KafkaKit,
     seek(fresh, late, {log: first + left, other_log: first_pos(other_log) + 1})
     assert read(engine, late) == [*new, b"last"]
     assert check(engine).ok
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_what_was_read_ahead_of_the_end_that_is_lost_is_not_run(
+    kit: KafkaKit, server: KafkaServer, ordered: bool
+) -> None:
+    """A worker has read further than it has claimed: what is there by now is another's."""
+    engine: Any = kit.open()
+    queue = engine.create_stream("queue", "shop", "default", 1, {"ordered": True} if ordered else {})
+    (log,) = queue.logs
+    main = group_of(engine, queue, "main")
+
+    def claimed(want: int) -> list[bytes]:
+        lease = in_order(engine, main, want) if ordered else grant(engine, main, want)
+        assert lease is not None
+        bodies = [row[2] for row in engine.rows(lease.spans)]
+        finish(engine, main, lease)
+        return bodies
+
+    append(engine, log, *(b"old %d" % n for n in range(10)))
+    assert claimed(5) == [b"old %d" % n for n in range(5)]  # and one more came along
+    lose_the_end(server, engine.place(log).topic, 0.55)
+    left = engine.ends([log])[log] - first_pos(log)
+    assert left == 5
+    append(engine, log, *(b"new %d" % n for n in range(5, 12)))
+    time.sleep(LOOK)  # an end that was asked for is known for so long
+    assert claimed(3) + claimed(20) == [b"new %d" % n for n in range(5, 12)]
 
 
 def test_another_leader_that_has_it_all_is_no_loss(kit: KafkaKit, server: KafkaServer) -> None:

@@ -24,6 +24,7 @@ from respool.delivery.order import Claimant
 from respool.engines.base import Group, Reads, Stream
 from respool.engines.kafka import ahead
 from respool.engines.kafka.outbox import Outbox
+from respool.engines.kafka.stays import MUCH
 from respool.keys import key_hash
 from respool.record import Meta, first_pos, new_head
 from respool.testing import work
@@ -107,7 +108,60 @@ def test_bodies_beyond_what_is_kept_are_read_again(
     lease = grant(engine, main, 9)
     assert lease is not None
     assert [r[2] for r in engine.rows(lease.spans)] == bodies
-    assert sum(len(m) for m in engine._ahead.messages.values()) <= 100
+    assert engine._ahead.size[0] <= 100
+
+
+def test_a_claim_that_goes_on_reads_first_and_decides_once(
+    engine: Any, orders: Stream, main: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is expected to be claimed is read before, a page for several claims; so are ends (K6)."""
+    log, first = orders.logs[0], first_pos(orders.logs[0])
+    engine.append_rows([keyed(log, f"k{n}", b"%d" % n, time=time.time()) for n in range(MUCH + 600)])
+    done: list[str] = []
+
+    def counted(what: Any, name: str) -> None:
+        inner = getattr(what, name)
+        monkeypatch.setattr(what, name, lambda *a, **k: (done.append(name) if a[0] else 0, inner(*a, **k))[1])
+
+    finish(engine, main, grant(engine, main, 50))  # type: ignore[arg-type]
+    counted(engine.inner, "transact")
+    counted(engine.reader, "read")
+    counted(engine.cluster, "offsets")
+    for turn in range(9):
+        lease = grant(engine, main, 50)
+        assert granted(lease) == list(range(first + 50 * (turn + 1), first + 50 * (turn + 2)))
+        assert lease is not None
+        assert [r[2] for r in engine.rows(lease.spans)] == [b"%d" % (pos - first) for pos in granted(lease)]
+        finish(engine, main, lease)
+    assert done.count("transact") == 2 * 9, "none was made in vain"
+    assert done.count("read") <= 9 // (1 + ahead.SPARE) + 1
+    assert done.count("offsets") < 5
+
+
+def test_a_page_is_read_in_parts_where_records_are_large(
+    engine: Any, orders: Stream, main: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read at once is no more than what may be kept; all that is claimed runs nevertheless."""
+    monkeypatch.setattr(ahead, "BYTES", 100_000)
+    log = orders.logs[0]
+    bodies = [b"%4d" % n * 5000 for n in range(30)]
+    engine.append_rows([keyed(log, f"k{n}", body, time=time.time()) for n, body in enumerate(bodies)])
+    finish(engine, main, grant(engine, main, 1))  # type: ignore[arg-type]
+    engine._ahead.forget(log)
+    sizes: list[int] = []
+    inner = engine.reader.read
+
+    def read(ranges: Any) -> Any:
+        sizes.append(sum(hi - lo for _, lo, hi in ranges))
+        return inner(ranges)
+
+    monkeypatch.setattr(engine.reader, "read", read)
+    lease = grant(engine, main, 29)
+    assert max(sizes) <= 100_000 // 20_000
+    assert sum(sizes) == 29
+    assert engine._ahead.size[0] <= 100_000
+    assert lease is not None
+    assert [r[2] for r in engine.rows(lease.spans)] == bodies[1:]
 
 
 def test_what_is_blocked_outlives_its_topics_records(

@@ -127,3 +127,24 @@ def test_ranges_in_any_order_hold_what_they_should(
         if lo == end:
             fill(engine, log, 7)
             end += 7
+
+
+def test_who_has_less_at_hand_than_it_reads_at_once_goes_on_fetching(
+    engine: Any, log: int, place: Place, reader: Reader
+) -> None:
+    """What was fetched, and not handed out, would be fetched again."""
+    fill(engine, log, 5 * PLENTY)
+    assert len(offsets(reader, place, 0, 2 * PLENTY)) == 2 * PLENTY
+    time.sleep(module.SLOW)
+    assert offsets(reader, place, 2 * PLENTY, 4 * PLENTY) == list(range(2 * PLENTY, 4 * PLENTY))
+    assert assigned(reader) == 1
+
+
+def test_what_is_forgotten_is_asked_for_again(engine: Any, log: int, place: Place, reader: Reader) -> None:
+    fill(engine, log, 9)
+    reader.forget(place)
+    assert offsets(reader, place, 0, 1) == [0]
+    assert reader.came(place) is not None
+    reader.forget(place)
+    assert reader.came(place) is None
+    assert offsets(reader, place, 1, 9) == list(range(1, 9))

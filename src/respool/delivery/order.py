@@ -55,12 +55,15 @@ def keys_of(lease: Lease) -> set[int]:
 
 
 class Claimant:
-    """Who claims from an ordered group, and how much at most."""
+    """Who claims from an ordered group, and how much at most; `prefers`: logs, the best for it first."""
 
-    __slots__ = ("child", "owner", "room", "turn", "want")
+    __slots__ = ("child", "owner", "prefers", "room", "turn", "want")
 
-    def __init__(self, owner: int, child: int, want: int, turn: int = 0, room: int = ROOM) -> None:
+    def __init__(
+        self, owner: int, child: int, want: int, turn: int = 0, room: int = ROOM, prefers: Sequence[int] = ()
+    ) -> None:
         self.owner, self.child, self.want, self.turn, self.room = owner, child, want, turn, room
+        self.prefers = prefers
 
 
 def choose(
@@ -69,7 +72,7 @@ def choose(
     """Return the logs that a claim may take from, and whether siblings hold some of them; the best first.
 
     A log of which another worker holds records is left out. Those of which no other child holds any come
-    first, beginning with another each turn.
+    first, those among them that the claimant prefers, then beginning with another each turn.
 
     Parameters:
         view: with positions, and all of the group's leases in its `order`.
@@ -86,8 +89,10 @@ def choose(
     wanted = {*due, *given_back}
     logs = [at for at in view.positions if at.log not in others and (_unread(at) or at.log in wanted)]
     turn = who.turn % len(logs) if logs else 0
+    liked = {log: n for n, log in enumerate(who.prefers)}
     return sorted(
-        ((at, at.log in shared) for at in (*logs[turn:], *logs[:turn])), key=lambda chosen: chosen[1]
+        ((at, at.log in shared) for at in (*logs[turn:], *logs[:turn])),
+        key=lambda chosen: (chosen[1], liked.get(chosen[0].log, len(liked))),
     )
 
 

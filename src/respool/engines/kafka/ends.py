@@ -16,6 +16,7 @@ from ...delivery.seek import held
 from ...record import first_pos, offset_of
 from ..base import Counts, Group, Reads
 from .log import KafkaLog
+from .stays import MUCH, STAY
 
 LOOK = 1.0  # seconds between two looks at the ids of topics; and that an end is known for, once it was asked
 
@@ -68,7 +69,9 @@ class KafkaEnds(KafkaLog):
 
         Of a single log only: of several, one with little to be read would be forgotten for the others.
         """
-        if not reads.due or reads.ordered is not None or len(logs) != 1:
+        if reads.due and reads.ordered is not None:
+            return self._known_of_many(reads, logs)
+        if not reads.due or len(logs) != 1:
             return None
         (log,) = logs
         cursor, asked = self._cursors.get(reads.group, {}).get(log), self._ends_at.get(log)
@@ -87,6 +90,18 @@ class KafkaEnds(KafkaLog):
         self._ends_seen[log] = end
         return Ends({log: end}, 0 if reads.leases else 1)  # who settles looks again before it goes to sleep
 
+    def _known_of_many(self, reads: Reads, logs: Sequence[int]) -> Ends | None:
+        """Return what is known of an ordered group's logs, where that leaves much to be read.
+
+        For as long only as a claim stays in one of them: before it goes on to the next, all are asked for.
+        """
+        since, cursors = time.monotonic() - STAY, self._cursors.get(reads.group, {})
+        if not cursors or any(self._ends_at.get(log, 0.0) < since for log in logs):
+            return None
+        ends = {log: self._ends_seen[log] for log in logs}
+        there = sum(end - cursors.get(log, end) for log, end in ends.items())
+        return Ends(ends, 0) if there >= MUCH else None
+
     def _look_at_topics(self, logs: Sequence[int]) -> None:
         """Now and then see whether topics are those that they were: a claim is no look at a name (K3)."""
         now = time.monotonic()
@@ -101,6 +116,8 @@ class KafkaEnds(KafkaLog):
         changed = self.epochs.changed(group, {log: self._epochs_seen.get(log, -1) for log in logs})
         if changed:
             seen = {log: self._epochs_seen[log] for log in changed}
+            for log in changed:
+                self._forget_read(log)
             starts = self.starts(changed)
             # Before the epochs are read: who keeps another one has looked, and moves on only then
             cursors = {at.log: at.cursor for at in self.inner.positions(Group(group, 0, "", "", "group"))}

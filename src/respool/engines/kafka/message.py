@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from ...delivery.model import NewCall
+from ...keys import key_hash
 from ...record import NO_META, OFFSET_BITS, Id, Meta, Row, unpack_meta
 from ..base import Record
 from . import header as h
@@ -93,6 +95,12 @@ def key_of(message: Any) -> str | None:
     return None if key is None else _text(key)
 
 
+@lru_cache(maxsize=65536)  # the keys of a backlog come again and again
+def hash_of(key: bytes) -> int:
+    """Return what a message's key is known by in an ordered group."""
+    return key_hash(_text(key))
+
+
 def headers_of(message: Any) -> bytes | None:
     """Return our header, None where the message is another's."""
     for name, value in message.headers() or ():
@@ -111,6 +119,15 @@ def row_of(log: int, message: Any) -> Row:
         return Row(pos, task, message.value() or b"", meta)
     task, packed = h.row_of(_header_of_another(message))
     return Row(pos, task, _body(message), packed)
+
+
+def kept_of(log: int, message: Any) -> tuple[Row, bytes]:
+    """Return a message as a worker needs it, and its header: all that is to be known of it."""
+    header, body = headers_of(message), message.value()
+    if header is None:
+        header, body = _header_of_another(message), _body(message)
+    task, meta = h.row_of(header)
+    return Row(log << OFFSET_BITS | message.offset(), task, body or b"", meta), header
 
 
 def header_of(message: Any) -> bytes:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ...delivery.model import Position, View
+from ...delivery.model import Change, Position, View
 from ...delivery.order import Claimant
 from ...record import log_of, offset_of
 from ..base import Reads
@@ -37,20 +38,72 @@ class KafkaOrdered(KafkaParking):
     def __init__(self) -> None:
         KafkaParking.__init__(self)
         self._stays = Stays()
+        self._held: set[int] = set()  # logs of which others held records when we claimed last
 
     def _by_key(self, reads: Reads, ends: dict[int, int]) -> Reads:
         """Return what a claim of an ordered group reads: by keys that are in Kafka."""
-        who = reads.ordered
+        who, group = reads.ordered, reads.group
         assert who is not None
-        before = self._cursors.get(reads.group, {})
-        unread = max((end - before.get(log, end) for log, end in ends.items()), default=0)
-        turn = self._stays.turn(who.turn, unread)
-        now = Claimant(who.owner, who.child, who.want, turn, who.room)
-        return reads._replace(ordered=now, elsewhere=_Elsewhere(reads.group, ends, self._ahead))
+        self._ahead.begin()
+        before = self._cursors.get(group, {})
+        unread = {log: end - before[log] for log, end in ends.items() if end > before.get(log, end)}
+        prefers = self._stays.in_order(
+            group,
+            unread,
+            self._held,
+            lambda log: self._ahead.missing(group, log, before[log], ends[log], 1) is None,
+        )
+        now = Claimant(who.owner, who.child, who.want, who.turn, who.room, prefers)
+        return reads._replace(ordered=now, elsewhere=_Elsewhere(group, ends, self._ahead))
+
+    def _read_on(self, reads: Reads, ends: dict[int, int]) -> None:
+        """Read what the claim is expected to need: else it is begun in vain, and made once more."""
+        who, group = reads.ordered, reads.group
+        if who is None or not who.prefers or not reads.due:
+            return
+        before, left, ranges = self._cursors[group], who.want, []
+        for log in who.prefers:
+            if log in self._held:
+                continue
+            missing = self._ahead.missing(group, log, before[log], ends[log], who.want)
+            if missing is not None:
+                ranges.append(missing)
+            left -= ends[log] - before[log]
+            if left <= 0:
+                break
+        self._read_ahead(group, ranges)
+
+    def _claimed_by_key(self, reads: Reads, view: View, change: Change) -> None:
+        """Take note of where it was claimed, and of what others hold."""
+        assert view.order is not None
+        assert reads.ordered is not None
+        if change.cursors:
+            self._stays.took(reads.group, change.cursors[-1][0])
+        us = reads.ordered.owner, reads.ordered.child
+        self._held = {
+            log_of(span.lo)
+            for lease in view.order.leases
+            if lease.owner and (lease.owner, lease.child) != us
+            for span in lease.spans
+        }
 
     def _read_keys(self, missing: KeysMissing) -> None:
         """Read what a claim needs to know."""
-        self._ahead.keep(missing.group, self._messages_of(missing.ranges))
+        self._read_ahead(missing.group, missing.ranges)
+
+    def _read_ahead(self, group: int, ranges: Iterable[Range]) -> None:
+        """Read ranges, a page at a time: what is not kept of one is gone before the next is read."""
+        left = deque(ranges)
+        while left:
+            room, page = self._ahead.page, []
+            while left and room > 0:
+                lo, end = left.popleft()
+                hi = min(end, lo + room)
+                page.append((lo, hi))
+                room -= hi - lo
+                if hi < end:
+                    left.appendleft((hi, end))
+            self._ahead.keep(group, self._messages_of(page))
 
     def _messages_of(self, ranges: Sequence[Range]) -> list[tuple[Range, int, list[Any]]]:
         """Return ranges, where the log begins in each, and the messages from there on."""

@@ -12,7 +12,8 @@ from ...delivery.model import Parked, View
 from ...delivery.spans import Span
 from ...record import Row, log_of
 from .losing import KafkaLosing
-from .message import header_of, row_of
+from .message import header_of
+from .reading import header_at_hand
 
 
 class NotAtHand(Exception):
@@ -44,15 +45,10 @@ class KafkaParking(KafkaLosing):
             pos = each.pos
             if pos in absent:
                 continue
-            known = self._at_hand.get(pos)
-            ahead = self._ahead.messages.get(pos)
-            if ahead is not None:
-                row = row_of(log_of(pos), ahead)
-                kept.append(Row(pos, row[1], row[2], header_of(ahead)))
-            elif known is not None:
+            known = self._at_hand.get(pos) or self._ahead.between(pos, pos + 1)[0]
+            if known:
                 row, behind = known
-                packed = behind if isinstance(behind, bytes) else header_of(behind)
-                kept.append(Row(pos, row[1], row[2], packed))
+                kept.append(Row(pos, row[1], row[2], header_at_hand(behind)))
             elif pos in fetched:
                 kept.append(fetched[pos])
             else:

@@ -25,7 +25,7 @@ MOST = 16  # partitions that are kept at hand
 WAIT = 0.2  # seconds of one look
 _TRIMMED = (KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._AUTO_OFFSET_RESET)
 SLOW = 0.02  # seconds between two reads, from which on a partition is put away while there is …
-PLENTY = 50  # … so much of it at hand
+PLENTY = 50  # … so much of it at hand, and as much as was read last
 IDLE = 1.0  # seconds after which who reads nothing asks the brokers for nothing
 
 
@@ -261,14 +261,14 @@ class Reader:
         """
         consumer = self._consumer
         assert consumer is not None
-        for place, _, _ in ranges:
-            part = self._parts.get(place)
+        for place, lo, hi in ranges:
+            part, plenty = self._parts.get(place), max(PLENTY, hi - lo)
             if part is None or part.away:
                 continue
-            if len(part.ahead) < PLENTY:
+            if len(part.ahead) < plenty:
                 for each in {self._take(message) for message in consumer.consume(AT_ONCE, 0)}:
                     self._leave_unwanted(consumer, each, {place})
-            if len(part.ahead) >= PLENTY:
+            if len(part.ahead) >= plenty:
                 consumer.incremental_unassign([TopicPartition(*place)])
                 part.away = True
 
@@ -283,6 +283,12 @@ class Reader:
             raise self._cluster.translated(error.args[0]) from None
         for place in away:
             self._parts[place].away = False
+
+    def forget(self, place: Place) -> None:
+        """Forget what is at hand of a partition."""
+        with self._lock:
+            if self._consumer is not None and place in self._parts:
+                self._leave(self._consumer, place)
 
     def rest(self) -> None:
         """Ask the brokers for nothing any more where nothing was read for a while."""

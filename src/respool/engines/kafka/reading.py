@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from ...delivery.spans import Span
 from ...record import Row, first_pos, log_of, offset_of
 from ..base import Record
 from . import header as h
-from .ahead import Ahead
+from .ahead import UNREAD, Ahead
 from .message import header_of, record, record_of, row_of
 from .places import KafkaPlaces
 from .reader import Reader, Trimmed
@@ -18,7 +19,6 @@ from .reader import Reader, Trimmed
 PAGE = 2000  # offsets read at a time where nobody says how many
 FEW = 200  # as many at first, and where records are large:
 MUCH = 1 << 20  # bytes of a page
-UNKNOWN = object()
 
 
 class KafkaReading(KafkaPlaces):
@@ -40,8 +40,13 @@ class KafkaReading(KafkaPlaces):
         kept = self._rows_kept([span for span in wanted if span.lo in self._once_parked])
         found: dict[int, tuple[Row, bytes]] = dict(kept)
         known: Collection[int] = kept
-        if self._ahead.messages:
-            known = self._take_ahead(wanted, found)
+        if self._ahead.size[1]:
+            ahead = [each for span in wanted for each in self._ahead.between(span.lo, span.hi)]
+            if ahead and not kept and all(ahead):  # the usual case of an ordered group
+                rows = [row for row, _ in ahead]
+                self._at_hand = {row[0]: each for row, each in zip(rows, ahead, strict=True)}
+                return rows
+            known = _take_ahead(wanted, ahead, found)
         left = [span for span in wanted if not all(pos in known for pos in range(span.lo, span.hi))]
         while left:
             together, rest, seen = [], [], set()
@@ -58,20 +63,6 @@ class KafkaReading(KafkaPlaces):
             return [row for row, _ in found.values()]
         order = sorted(found)
         return [found[pos][0] for span in wanted for pos in _within(order, span.lo, span.hi)]
-
-    def _take_ahead(self, wanted: Sequence[Span], found: dict[int, tuple[Row, Any]]) -> set[int]:
-        """Add what was read for a claim; return all positions of which is known what is there."""
-        known, messages = set(found), self._ahead.messages
-        for span in wanted:
-            log = log_of(span.lo)
-            for pos in range(span.lo, span.hi):
-                message = messages.get(pos, UNKNOWN)
-                if message is UNKNOWN or pos in found:
-                    continue
-                known.add(pos)
-                if message is not None:
-                    found[pos] = row_of(log, message), message
-        return known
 
     def _clipped(self, spans: Iterable[Span]) -> list[Span]:
         """Return spans up to where their logs end: nothing ends a range beyond that.
@@ -123,6 +114,12 @@ class KafkaReading(KafkaPlaces):
             for message in messages:
                 row = row_of(log, message)
                 found[row[0]] = row, message
+
+    def _forget_read(self, log: int) -> None:
+        """Read a log anew: another leads it, whose records need not be those that are at hand (K3)."""
+        self._ahead.forget(log)
+        for reader in (self.reader, self.seeker):
+            reader.forget(self.place(log))
 
     def _lose(self, lo: int, hi: int, kept: Iterable[int]) -> None:
         """Take note that records were trimmed before they were done (K1)."""
@@ -187,6 +184,18 @@ class KafkaReading(KafkaPlaces):
 def header_at_hand(known: Any) -> bytes:
     """Return the header of what was read: a message, or what the state has kept of one."""
     return known if isinstance(known, bytes) else header_of(known)
+
+
+def _take_ahead(wanted: Sequence[Span], ahead: Sequence[Any], found: dict[int, Any]) -> set[int]:
+    """Add what was read for a claim; return all positions of which is known what is there."""
+    known = set(found)
+    places = chain.from_iterable(range(span.lo, span.hi) for span in wanted)
+    for pos, each in zip(places, ahead, strict=True):
+        if each != UNREAD and pos not in known:
+            known.add(pos)
+            if each is not None:
+                found[pos] = each
+    return known
 
 
 def _full(pos: int, known: tuple[Row, Any]) -> Record:

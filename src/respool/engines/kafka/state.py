@@ -73,6 +73,8 @@ class KafkaState(KafkaAsked):
                 self._note_cursors(reads.group, cursors)
             if reads.due:
                 self._once_parked = parked_before(view)
+                if reads.ordered is not None:
+                    self._claimed_by_key(reads, view, change)
             if self._lost and change.journal:
                 told[:] = self._tell_lost(change)
             return answer
@@ -80,6 +82,7 @@ class KafkaState(KafkaAsked):
         reads = reads._replace(bare=True)
         if reads.ordered is not None:
             reads = self._by_key(reads, ends.by_log)
+            self._read_on(reads, ends.by_log)
         while True:
             try:
                 answer = self.inner.transact(reads, run, synced=synced)
