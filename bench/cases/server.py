@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -16,35 +17,63 @@ from bench.peers import common
 CONNECTIONS = 16
 IDLE_WORKERS = 10
 SETTLED = 15.0  # seconds, until workers have found out that there is nothing to do
+KINDS = ("bare", "delay")
+TURNS = ("bare", "delay", "delay", "bare") * 2
+PAUSE = 0.2  # seconds between turns: longer than a call takes
+READY = "ready"  # what a client says that is
 BARE = "INSERT INTO bare (name, body, id) VALUES (%s, %s, %s)"
 
 
 def enqueue_16(folder: Path, sizes: Sizes) -> dict[str, float]:
-    """16 processes that call `delay()` one by one, and 16 that insert bare rows with a unique id."""
+    """16 processes that call `delay()` one by one, and 16 that insert bare rows with a unique id, by turns.
+
+    Both are there all the time, and half of them sleep: whatever else the machine does meets both alike.
+    """
     use(folder)
     from bench.apps.noop import app, plain
 
     plain.delay()  # makes the queue
     app.close()
-    rates = {kind: _together(kind, sizes.crowd_seconds / 2) for kind in ("bare", "delay")}
-    return {"rate": rates["delay"], "bare_rate": rates["bare"]}
+    turn = sizes.crowd_seconds / len(TURNS)
+    with ExitStack() as stack:
+        crowds = {kind: [stack.enter_context(_client(kind)) for _ in range(CONNECTIONS)] for kind in KINDS}
+        for kind, clients in crowds.items():
+            for client in clients:
+                if _line(client) != READY:
+                    raise common.PeerError(f"{kind}: a client did not come up")
+        begin = time.time() + 0.5
+        for kind, clients in crowds.items():
+            turns = [begin + n * (turn + PAUSE) for n, whose in enumerate(TURNS) if whose == kind]
+            for client in clients:
+                assert client.stdin is not None
+                client.stdin.write(json.dumps([turns, turn]) + "\n")
+                client.stdin.flush()
+        made = {kind: [int(_line(client) or 0) for client in clients] for kind, clients in crowds.items()}
+    for kind, each in made.items():
+        if not all(each):
+            raise common.PeerError(f"{kind}: {each.count(0)} of {CONNECTIONS} clients made nothing")
+    bare, delay = (sum(made[kind]) / turn / TURNS.count(kind) for kind in KINDS)
+    return {"rate": delay, "bare_rate": bare}
 
 
-def _together(kind: str, seconds: float) -> float:
-    begin = time.time() + 6.0
-    command = [sys.executable, "-m", __name__, kind, str(begin), str(seconds)]
-    clients = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, cwd=common.ROOT, text=True)
-        for _ in range(CONNECTIONS)
-    ]
-    made = [int(client.communicate(timeout=seconds + common.READY)[0] or 0) for client in clients]
-    if not all(made):
-        raise common.PeerError(f"{kind}: {made.count(0)} of {CONNECTIONS} clients made nothing")
-    return sum(made) / seconds
+def _client(kind: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", __name__, kind],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=common.ROOT,
+        text=True,
+    )
 
 
-def _client(kind: str, begin: float, seconds: float) -> int:
-    """Send as fast as can be from `begin` on; return how many that were."""
+def _line(client: subprocess.Popen[str]) -> str:
+    """Return the next line that a client says; nothing where it is gone."""
+    assert client.stdout is not None
+    return client.stdout.readline().strip()
+
+
+def _send_by_turns(kind: str) -> None:
+    """Send as fast as can be whenever it is this crowd's turn; say how many that were."""
     if kind == "delay":
         from bench.apps.noop import app, plain
 
@@ -58,12 +87,17 @@ def _client(kind: str, begin: float, seconds: float) -> int:
         def send() -> None:
             db.execute(BARE, ("plain", b"\x92\x90\x80", os.urandom(16)))
 
-    time.sleep(max(begin - time.time(), 0.0))
-    done, end = 0, time.perf_counter() + seconds
-    while time.perf_counter() < end:
+    for _ in range(common.WARM_UP):
         send()
-        done += 1
-    return done
+    print(READY, flush=True)
+    turns, seconds = json.loads(sys.stdin.readline())
+    done = 0
+    for begin in turns:
+        time.sleep(max(begin - time.time(), 0.0))
+        while time.time() < begin + seconds:
+            send()
+            done += 1
+    print(done, flush=True)
 
 
 def old_transaction(folder: Path, sizes: Sizes) -> dict[str, float]:
@@ -133,4 +167,4 @@ def _committed(db: Any) -> int:
 
 
 if __name__ == "__main__":
-    print(_client(sys.argv[1], float(sys.argv[2]), float(sys.argv[3])))
+    _send_by_turns(sys.argv[1])
