@@ -6,6 +6,7 @@ Another: `pytest --hypothesis-profile=soak`. And the mark of what needs a server
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -26,6 +27,9 @@ settings.register_profile(
     "soak", settings.get_profile("dev"), max_examples=20_000, stateful_step_count=150, print_blob=True
 )
 settings.load_profile("soak" if os.environ.get("SOAK") else "ci" if os.environ.get("CI") else "dev")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so it is for what a shell runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a command under test must hear Ctrl-C
 
 _SERVERS = ("postgres", "kafka", "newest", "oldest", "pgbouncer", "server")
 """How fixtures begin that start a server, and parameters that name one."""

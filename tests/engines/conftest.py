@@ -85,7 +85,7 @@ def make_kit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callabl
         folder = tmp_path / str(next(stores))
         folder.mkdir()
         while kits:  # an example that has ended
-            kits.pop().remove()
+            kits.pop().drop()
         kits.append(KITS[request.param](request, folder, "os"))
         return kits[-1]
 

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
 from hypothesis import given
 from hypothesis import strategies as st
@@ -918,6 +918,23 @@ def test_a_cluster_out_of_reach(tmp_path: Path) -> None:
         open_engine(parse_url(f"kafka://u:s3cret@127.0.0.1:9?state=sqlite:///{tmp_path}/s.db"), "full", 2.0)
     assert time.monotonic() - began < 6
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "code", [KafkaError._TIMED_OUT, KafkaError._TIMED_OUT_QUEUE, KafkaError.REQUEST_TIMED_OUT]
+)
+def test_what_times_out_is_tried_again(engine: Any, code: int) -> None:
+    """Also what has not left the client in time, behind other requests."""
+    tries: list[float] = []
+
+    def slow(timeout: float) -> str:
+        tries.append(timeout)
+        if len(tries) == 1:
+            raise KafkaException(KafkaError(code))
+        return "an answer"
+
+    assert engine.cluster.again(slow) == "an answer"
+    assert isinstance(engine.cluster.translated(KafkaError(code)), EngineUnavailable)
 
 
 def test_a_topic_with_another_number_of_partitions(kit: KafkaKit, engine: Any) -> None:

@@ -540,7 +540,7 @@ def test_none_lost_and_none_doubled(
         assert sorted(handed) == there
     report = sound(engine)
     assert [(group.done, group.pending, group.leased) for group in report.groups] == [(len(there), 0, 0)] * 2
-    assert len(there) > 500
+    assert len(there) > 100, "it was busy"
 
 
 # Gaps: G4

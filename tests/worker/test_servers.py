@@ -87,7 +87,7 @@ def _repeats(runs: dict[str, int]) -> int:
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_server_that_restarts(server: PostgresServer, served: Place, mode: Any) -> None:
     """Nothing is lost, what runs goes on, and at most what could not be settled is run again (P3)."""
-    module = served.module(FINE_AND_SLOW, beat=0.2, worker_ttl=3.0)
+    module = served.module(FINE_AND_SLOW, beat=0.2, worker_ttl=20.0)  # longer than any restart
     slow = module.slow.delay(1)
     worker = served.worker(2)
     served.await_start("slow", "1")

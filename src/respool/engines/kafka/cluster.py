@@ -58,9 +58,8 @@ _PASSING = (
     KafkaError.NOT_COORDINATOR,
     KafkaError._TRANSPORT,
     KafkaError._ALL_BROKERS_DOWN,
-    KafkaError._TIMED_OUT,
     KafkaError._WAIT_COORD,
-    KafkaError.REQUEST_TIMED_OUT,
+    *_SLOW,
 )
 
 
