@@ -40,7 +40,7 @@ demo: $(STAMP) ## a short show of what it does
 
 test: $(STAMP) ## all tests but the soak
 	@$(BIN)/python -m tests.services --prepare
-	@$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest -n 6 --dist worksteal $(ARGS)
 
 test-fast: $(STAMP) ## those tests that need no server
 	@$(BIN)/python -m pytest -n 4 --dist worksteal -m "not server" $(ARGS)

@@ -5,6 +5,7 @@ Another: `pytest --hypothesis-profile=soak`. And the mark of what needs a server
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -41,6 +42,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         named = {*getattr(item, "fixturenames", ()), *_texts(item)}
         if any(name.startswith(_SERVERS) or name in _OF_SERVERS for name in named):
             item.add_marker("server")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was collected out of all later collections of garbage: it is much, and stays."""
+    gc.collect()
+    gc.freeze()
 
 
 _OF_SERVERS = ("database", "session_database", "session_newest", "session_oldest", "session_pooled")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 from respool.delivery.claim import Request, claim
@@ -10,6 +11,7 @@ from respool.delivery.model import Change, Lease, Parked, Position, View
 from respool.delivery.spans import Span
 
 NOW = 100.0
+leases = itertools.count(1000)
 
 
 def first(log: int) -> int:
@@ -29,7 +31,7 @@ def lanes(*backlogs: tuple[int, int], due: list[Parked] | None = None) -> View:
 
 def granted(view: View, want: int = 8, turns: Turns | None = None) -> list[int]:
     """Return the logs of what is granted, in order."""
-    lease = claim(view, Change(), Request(want, 1, 0, 7, NOW, lanes=turns))
+    lease = claim(view, Change(), Request(want, 1, 0, next(leases), NOW, lanes=turns))
     return [pos >> 40 for span in lease.spans for pos in range(span.lo, span.hi)] if lease else []
 
 
@@ -68,6 +70,7 @@ def test_none_of_ten_starves() -> None:
     passed: Counter[int] = Counter()
     for _ in range(1000):
         chosen = turns.choose(range(10))
+        turns.served(chosen, range(10))
         for lane in range(10):
             passed[lane] = 0 if lane == chosen else passed[lane] + 1
         assert max(passed.values()) <= PATIENCE * 9 + 9
@@ -77,8 +80,28 @@ def test_the_first_call_of_a_high_priority_is_next() -> None:
     """However long only others were served: they were not passed over for it."""
     turns = Turns()
     for _ in range(1000):
-        assert turns.choose([4, 0]) in (4, 0)
+        turns.served(turns.choose([4, 0]), [4, 0])
     assert turns.choose([4, 0, 9]) == 9
+
+
+def test_a_claim_that_is_decided_anew_counts_once() -> None:
+    """An engine may find that it must read more first, or that its transaction must be run again."""
+    turns, change = Turns(), Change()
+    for lease in (*(1,) * PATIENCE, *range(2, PATIENCE + 1)):
+        claimed = claim(lanes((4, 99), (9, 99)), change, Request(8, 1, 0, lease, NOW, lanes=turns))
+        assert claimed is not None
+        assert claimed.spans[0].lo >> 40 == 1
+    assert granted(lanes((4, 99), (9, 99)), 8, turns) == [0] * 2, "its patience is at an end"
+
+
+def test_what_was_served_was_not_passed_over() -> None:
+    """Where those above it had something, and none to grant."""
+    turns = Turns()
+    view = lanes((4, 50), (9, 0))
+    view.positions[1] = Position(1, first(1), first(1) + 3, None, ((first(1), first(1) + 2),), 9)
+    for _ in range(2 * PATIENCE):
+        assert granted(view, 8, turns) == [0] * 2
+    assert granted(lanes((4, 50), (9, 50)), 8, turns) == [1] * 8
 
 
 def test_a_lane_that_can_be_granted_nothing_holds_up_no_other() -> None:

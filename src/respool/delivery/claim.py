@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .granting import claim_in_order
-from .lanes import Turns, by_lane, has_lanes, unread
+from .lanes import Turns, claim_by_lane, has_lanes, unread
 from .limits import offer
 from .limits import take as take_admitted
 from .model import LIMITED, MAX_LEASE, WAITING, Change, Lease, Parked, Position, View
@@ -85,10 +85,9 @@ def _claim_by_lane(view: View, change: Change, request: Request, want: int) -> L
         _let_wait(view, request.now, patient=request.patient)
     if not has_lanes(view):
         return _claim_of_lane(view, change, request, want)
-    claims = (
-        _claim_of_lane(lane, change, request, most) for lane, most in by_lane(view, want, request.lanes)
-    )
-    return next((lease for lease in claims if lease is not None), None)
+    turns = request.lanes or Turns()
+    turns.begin(request.lease)
+    return claim_by_lane(view, want, turns, lambda lane, most: _claim_of_lane(lane, change, request, most))
 
 
 def _claim_of_lane(view: View, change: Change, request: Request, want: int) -> Lease | None:

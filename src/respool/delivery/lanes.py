@@ -6,9 +6,9 @@ position, so a retry of a low lane comes after all that is new in a higher one. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 
-from .model import Parked, Position, View
+from .model import Lease, Parked, Position, View
 
 PATIENCE = 4
 """Claims in a row for which the second lane is passed over; twice as many for the third, and so on."""
@@ -25,18 +25,28 @@ class Turns:
 
     def __init__(self) -> None:
         self._passed: dict[int, int] = {}
+        self._before: dict[int, int] = {}  # the claim that was decided last
+        self._claim = 0
 
-    def choose(self, waiting: Sequence[int]) -> int:
-        """Return which of the priorities is served, of those that have something; take note of the others."""
+    def begin(self, claim: int) -> None:
+        """Begin with a claim, by the number of its lease: one that is decided anew counts once."""
+        if claim == self._claim:
+            self._passed = self._before.copy()
+        else:
+            self._claim, self._before = claim, self._passed.copy()
+
+    def choose(self, waiting: Collection[int]) -> int:
+        """Return whose turn it is, of the priorities that have something."""
         ranked = sorted(waiting, reverse=True)
-        chosen = ranked[0]
         for rank, priority in enumerate(ranked):
             if rank and self._passed.get(priority, 0) >= PATIENCE * rank:
-                chosen = priority
-                break
-        for priority in ranked:
+                return priority
+        return ranked[0]
+
+    def served(self, chosen: int, waiting: Collection[int]) -> None:
+        """Take note of what got a lease, and of the others: they were passed over once more."""
+        for priority in waiting:
             self._passed[priority] = 0 if priority == chosen else self._passed.get(priority, 0) + 1
-        return chosen
 
 
 def unread(at: Position) -> int:
@@ -46,25 +56,32 @@ def unread(at: Position) -> int:
     return max(end - at.cursor - unseen, 0)
 
 
-def by_lane(view: View, want: int, turns: Turns | None) -> Iterator[tuple[View, int]]:
-    """Yield what a decision is to see of one lane, and how much of it to grant at most.
+def claim_by_lane(
+    view: View, want: int, turns: Turns, claim: Callable[[View, int], Lease | None]
+) -> Lease | None:
+    """Claim of the lane whose turn it is; of the others where that has something, and none to grant now.
 
-    The lane whose turn it is comes first, then the others: it may have something and none to grant now.
+    Parameters:
+        claim: claims of what it is shown, which is one lane, at most so many.
     """
     lanes = {at.log: at.priority for at in view.positions}
     waiting = {at.priority for at in view.positions if unread(at)}
     waiting |= {lanes[parked.pos >> 40] for parked in view.due}
     waiting |= {lanes[lease.spans[0].lo >> 40] for lease in view.returned}
-    if not waiting:
-        return
-    first = max(waiting) if turns is None else turns.choose(list(waiting))
-    for chosen in (first, *sorted(waiting - {first}, reverse=True)):
+    top = max(waiting, default=0)
+    while waiting:
+        chosen = turns.choose(waiting)
         lane = View()
         lane.leases, lane.gap_room, lane.near = view.leases, view.gap_room, view.near
         lane.positions = [at for at in view.positions if at.priority == chosen]
         lane.due = [parked for parked in view.due if lanes[parked.pos >> 40] == chosen]
         lane.returned = [lease for lease in view.returned if lanes[lease.spans[0].lo >> 40] == chosen]
-        yield lane, want if chosen == max(waiting) else max(want // SHARE, 1)
+        lease = claim(lane, want if chosen == top else max(want // SHARE, 1))
+        if lease is not None:
+            turns.served(chosen, waiting)
+            return lease
+        waiting.discard(chosen)
+    return None
 
 
 def has_lanes(view: View) -> bool:
