@@ -81,7 +81,7 @@ def moment(value: datetime | float, what: str = "moment") -> float:
     raise ConfigError(f"{what}: {value!r} is not an aware datetime")
 
 
-def spoken_moment(text: str, now: datetime) -> datetime:
+def spoken_moment(text: str, now: datetime, *, ahead: bool = False) -> datetime:
     """Return the moment that a command line names: `1h` (ago), `14:00` (the last), an ISO date or time.
 
     Without a zone it is this machine's local time. A time of day that is still to come today is yesterday's:
@@ -89,18 +89,22 @@ def spoken_moment(text: str, now: datetime) -> datetime:
 
     Parameters:
         now: the present, local.
+        ahead: of what is to come: `1h` from now, the next `14:00`.
     """
     text = text.strip()
     if text == "now":
         return now
     if _DURATION.findall(text) and not _DURATION.sub("", text).strip():
-        return now - timedelta(seconds=duration(text))
+        away = timedelta(seconds=duration(text))
+        return now + away if ahead else now - away
     try:
         if is_time_of_day(text):
             hour, _, rest = text.partition(":")
             today = datetime.combine(now.date(), time.fromisoformat(f"{hour:0>2}:{rest}"))
             found = today.astimezone()
-            return found if found <= now else (today - timedelta(days=1)).astimezone()
+            if ahead == (found > now):
+                return found
+            return (today + timedelta(days=1 if ahead else -1)).astimezone()
         parsed = datetime.fromisoformat(text)
     except ValueError as error:
         raise ConfigError(

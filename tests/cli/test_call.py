@@ -6,6 +6,7 @@ import pty
 import sys
 import threading
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -63,9 +64,22 @@ def test_options_of_the_call(cli):
     assert len(cli.rows("-A", "shop", "calls")) == 1
 
 
+def test_more_options_of_the_call(cli):
+    given = ("--header", "tenant=acme", "--header", "a=b=c", "--expires", "1h")
+    data = cli.data("-A", "shop", "show", cli("-A", "shop", "call", "mail", "me", *given).strip())
+    assert data["headers"] == {"tenant": "acme", "a": "b=c"}
+    assert data["expires"] > data["time"]
+    later = cli("-A", "shop", "call", "mail", "you", "--eta", "2031-01-31T14:00+02:00").strip()
+    assert datetime.fromisoformat(cli.data("-A", "shop", "show", later)["due"]).timestamp() == 1927627200
+
+
 @pytest.mark.parametrize(
     ("args", "code", "told"),
     [
+        (["mail", "me", "--key", "acme"], 2, "queue default is not ordered"),
+        (["mail", "me", "--eta", "soon"], 2, "'soon' is no moment"),
+        (["mail", "me", "--eta", "14:00", "--countdown", "1h"], 2, "countdown and eta: give one of them"),
+        (["mail", "me", "--header", "tenant"], 2, "'tenant' is no header; one looks like tenant=acme"),
         (["ad", "1", "2"], 2, "unknown task 'ad'; did you mean 'add'?"),
         (["add", "1"], 2, "add"),
         (["add", "x", "2"], 2, "Error: "),

@@ -52,6 +52,21 @@ def test_spans_of_time_are_ago(zone):
     assert spoken_moment("1h30m", now) == now - timedelta(hours=1.5)
 
 
+@pytest.mark.parametrize(
+    ("text", "now", "meant"),
+    [
+        ("14:00", "2026-03-10T15:00", "2026-03-11T14:00"),
+        ("15:00", "2026-03-10T15:00", "2026-03-11T15:00"),
+        ("15:01", "2026-03-10T15:00", "2026-03-10T15:01"),
+        ("12:00", "2026-03-28T13:00", "2026-03-29T12:00"),  # the day on which summer time begins
+        ("1h30m", "2026-03-10T15:00", "2026-03-10T16:30"),
+        ("2026-07-01T14:00", "2026-01-15T10:00", "2026-07-01T14:00"),
+    ],
+)
+def test_moments_to_come(zone, text, now, meant):
+    assert spoken_moment(text, at(now), ahead=True) == at(meant)
+
+
 @pytest.mark.parametrize("text", ["25:00", "12:60", "12:5", "noon", ""])
 def test_what_is_no_moment(zone, text):
     with pytest.raises(ConfigError, match="is no moment: try 1h, 30d, 14:00"):

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .common import DURATION, Failure, NotInTime, document_option
+from .common import DURATION, HEADER, Failure, NotInTime, document_option
+from .moments import AHEAD
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from ..result import AsyncResult
 
 FIRST, AGAIN = 1.0, 2.0  # seconds until it is said what --wait waits for, and between looks from then on
@@ -48,7 +51,15 @@ def _split(args: list[str]) -> tuple[list[str], list[str], list[str]]:
     help="9 starts first; default: the task's, else 4.",
 )
 @click.option("--id", "task_id", metavar="ID", help="An id of your own: sending it again sends nothing.")
+@click.option("--key", metavar="KEY", help="Calls of one key run in order, in an ordered queue.")
+@click.option(
+    "--header", "headers", multiple=True, type=HEADER, metavar="NAME=VALUE", help="Carried along; repeatable."
+)
 @click.option("--countdown", type=DURATION, metavar="TIME", help="Do not start before: 90s, 5m.")
+@click.option("--eta", type=AHEAD, metavar="WHEN", help="Do not start before: 14:00, 2026-01-31T14:00.")
+@click.option(
+    "--expires", type=DURATION, metavar="TIME", help="Revoke it where it has not begun by then: 1h."
+)
 @click.option("--wait/--no-wait", help="Wait for the result and print it.")
 @click.option(
     "--timeout", type=DURATION, metavar="TIME", help="With --wait: give up after so long (exit code 3)."
@@ -61,7 +72,11 @@ def command(
     queue: str | None,
     priority: int | None,
     task_id: str | None,
+    key: str | None,
+    headers: tuple[tuple[str, str], ...],
     countdown: float | None,
+    eta: datetime | None,
+    expires: float | None,
     wait: bool,
     timeout: float | None,
     as_json: bool,
@@ -93,7 +108,11 @@ def command(
             queue=queue,
             priority=priority,
             task_id=task_id,
+            key=key,
+            headers=dict(headers) or None,
             countdown=countdown,
+            eta=eta,
+            expires=expires,
         )
     except BadArguments as error:
         raise BadArguments(f"{error}{_by_name(app.tasks[task], args)}") from error

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 F = TypeVar("F", bound=Callable[..., Any])
-DAY = 86400.0
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     _Moment = click.ParamType["Spoken"]
+    _Ahead = click.ParamType[datetime]
 else:
-    _Moment = click.ParamType  # which older versions of click do not have as a generic class
+    _Moment = _Ahead = click.ParamType  # which older versions of click do not have as a generic class
 
 
 def present() -> datetime:
@@ -69,7 +69,24 @@ class Moment(_Moment):
             self.fail(str(error), param, ctx)
 
 
+class Ahead(_Ahead):
+    """A moment to come: 1h (from now), 14:00 (the next), an ISO date or time; local without a zone."""
+
+    name = "moment"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Return the moment, with its offset."""
+        from ..errors import ConfigError
+        from ..units import spoken_moment
+
+        try:
+            return spoken_moment(str(value), present(), ahead=True)
+        except (ConfigError, OverflowError) as error:
+            self.fail(str(error), param, ctx)
+
+
 MOMENT = Moment()
+AHEAD = Ahead()
 since_option: Callable[[F], F] = click.option(
     "--since", type=MOMENT, metavar="WHEN", help="From: 1h, 30d, 14:00, 2026-01-31T14:00."
 )
@@ -106,6 +123,8 @@ def window(
 
     Raises: UsageError for a window that has no end after its beginning.
     """
+    from ..units import spoken_moment
+
     names = ("--since", "--until")
     if between is not None:
         if since is not None or until is not None:
@@ -114,7 +133,7 @@ def window(
     end = None if until is None else float(until)
     if since is not None:
         if until is not None and until.is_yesterday and until <= since:
-            end = until + DAY
+            end = spoken_moment(until.text, present(), ahead=True).timestamp()
         if end is not None and end <= since:
             raise click.UsageError(
                 f"{since.text} up to {until.text}: the first moment must be before the second"  # type: ignore[union-attr]
