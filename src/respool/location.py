@@ -63,7 +63,7 @@ SQLITE_PRAGMAS = {
 
 POSTGRES_OPTIONS = {
     "durability": "full|os",
-    "schema": r"[^\0]{1,40}",
+    "schema": r"""[^\0"'\\%]{1,40}""",  # it stands in statements, within quotes of both kinds
     "prepare": "on|off",  # default: on, unless a pooler is between
 }
 """Options of ours in a PostgreSQL URL; what else it has is libpq's (sslmode, target_session_attrs, …)."""

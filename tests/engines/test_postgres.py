@@ -39,7 +39,7 @@ from respool.engines.postgres.appends import insert
 from respool.engines.postgres.batch import Batch, Reply
 from respool.engines.postgres.connection import Bounded, connect
 from respool.engines.postgres.partitions import SIZE
-from respool.engines.postgres.sql import LIMITS_LOCK
+from respool.engines.postgres.sql import LIMITS_LOCK, quoted
 from respool.errors import AppendUnknown, EngineError, EngineUnavailable
 from respool.location import parse_url
 from respool.record import Meta, Row, first_pos, id_of, new_head
@@ -1027,6 +1027,34 @@ def test_a_fresh_record_is_stored_as_any_other(engine: Any, log: int) -> None:
     }
     assert len(stored) == 8
     assert all(stored[one] == stored[other] for one, other in places.items())
+
+
+@pytest.mark.parametrize("name", ["Shop", "user", "a b.c-1", "größe"])
+def test_a_schema_may_be_called_like_that(session_database: str, name: str) -> None:
+    """A word of SQL's, or what is none without quotes."""
+    called = name if name == "user" else f"{name}{uuid.uuid4().hex[:8]}"
+    url = f"{session_database}?schema={quote(called)}"
+    engine: Any = open_engine(parse_url(url), "full", 5.0)
+    try:
+        (log,) = engine.create_stream("queue", "shop", "default", 1, {}).logs
+        main = next(group for group in engine.groups() if group.name == "main")
+        sleeper = engine.sleeper([log], 1)
+        sleeper.prepare()
+        now = time.time()
+        rows = [NewCall(log, "add", b"%d" % n, None, new_head(now), now) for n in range(6)]
+        engine.append_row(rows[0])
+        assert sleeper.sleep(5.0)
+        sleeper.close()
+        engine.append_row(row(log))
+        engine.append_rows(rows[1:3])
+        engine.append_many(rows[3:])
+        engine.append_run(log, "add", [b"x", b"y"], None, new_head(now), now)
+        assert engine.append_row(rows[4]) == first_pos(log) + 5
+        assert Reader(engine, main).exchange() == [first_pos(log) + n for n in range(9)]
+        sound(engine)
+    finally:
+        engine._writer.append(lambda db: db.execute(f"DROP SCHEMA {quoted(called)} CASCADE".encode()))
+        engine.close()
 
 
 def test_many_records_cross_into_partitions_that_are_missing(engine: Any) -> None:

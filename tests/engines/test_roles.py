@@ -183,7 +183,7 @@ def test_migrate_from_the_command_line(roles: Roles) -> None:
 
     owner = roles.of("owner")
     printed = run("--print", "--url", owner)
-    assert f"CREATE SCHEMA IF NOT EXISTS s{roles.suffix};" in printed
+    assert f'CREATE SCHEMA IF NOT EXISTS "s{roles.suffix}";' in printed
     assert roles.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", (f"s{roles.suffix}",)) == []
     roles.execute(f"SET ROLE {roles.name('owner')}")
     roles.execute(printed)  # those who run their own migrations

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import traceback
 from pathlib import Path
+from urllib.parse import quote
 from uuid import uuid4
 
 import pytest
@@ -125,3 +126,10 @@ def test_urls_for_people(url: str, shown: str) -> None:
 def test_a_url_shows_which_database_its_options_say() -> None:
     first, second = (parse_url(f"postgresql://db/?dbname={name}&password=x") for name in "ab")
     assert (first.shown, second.shown) == ("postgresql://db/?dbname=a", "postgresql://db/?dbname=b")
+
+
+@pytest.mark.parametrize("name", ["", "x" * 41, "it's", 'quo"te', "back\\slash", "50%"])
+def test_a_schema_that_no_statement_can_name(name: str) -> None:
+    with pytest.raises(ConfigError, match="schema cannot be"):
+        parse_url(f"postgresql://db/shop?schema={quote(name)}")
+    assert parse_url(f"postgresql://db/shop?schema={quote('Größe a.b-1')}").options["schema"] == "Größe a.b-1"

@@ -24,6 +24,7 @@ from .ids import find, id_bytes, may_be_member
 from .part import Part
 from .partitions import SIZE
 from .references import hold, offloaded, refer
+from .sql import quoted
 
 ROWS_A_STATEMENT = 256
 ROWS_AT_ONCE = 2048  # of many logs, or a few more
@@ -49,7 +50,7 @@ class PostgresAppends(Part):
     _names: dict[int, tuple[bytes, bytes]]  # of a log's sequence, and of what is said for it, once used
 
     def _sequence(self, log: int) -> str:
-        return f"{self.options.schema}.log_{log}"
+        return f"{quoted(self.options.schema)}.log_{log}"
 
     def append_run(
         self, log: int, task: str, bodies: Sequence[bytes], meta: bytes | None, head: bytes, now: float
@@ -104,7 +105,7 @@ class PostgresAppends(Part):
         This is the hottest path of all, a call of it each: what is not needed for every call is elsewhere.
         """
         batch, log, key = db.batch, row.log, row.key
-        names = self._names.get(log) or self._named(log)
+        names = self._names.get(log) or self._named(log, batch.encoding)
         values = (
             names[0], row.task.encode(batch.encoding), row.body, row.meta, row.id,
             int(row.time * _MICRO).to_bytes(8), None if key is None else key.to_bytes(4, signed=True),
@@ -120,9 +121,9 @@ class PostgresAppends(Part):
     def _fresh(self) -> Encoded:
         return Encoded(self.ringing["append_fresh"], _TYPES)
 
-    def _named(self, log: int) -> tuple[bytes, bytes]:
+    def _named(self, log: int, encoding: str) -> tuple[bytes, bytes]:
         known = self._names
-        known[log] = names = self._sequence(log).encode(), self.said_of_one(log).encode()
+        known[log] = names = self._sequence(log).encode(encoding), self.said_of_one(log).encode(encoding)
         return names
 
     def _append_known(self, row: NewCall, db: Bounded) -> int | None:

@@ -37,7 +37,6 @@ from ..waiters import LoopWaiter, ThreadWaiter, Waiters
 from .batch import Executes
 from .connection import Bounded, connect
 from .part import Part
-from .sql import literal
 
 FLAGS = 4
 BUSY = 3  # claims in a row
@@ -112,8 +111,7 @@ class PostgresBells(Part):
     @cached_property
     def ringing(self) -> dict[str, bytes]:
         """The statements that append a single record, and ring for it."""
-        channel = literal(self.channel).replace("%", "%%")
-        ringing = RINGING.format(flags=self.flags(_WORKERS), channel=channel).encode()
+        ringing = RINGING.format(flags=self.flags(_WORKERS), channel=f"'{self.channel}'").encode()
         return {name: self._sql[name] + ringing for name in ("append_fresh", "append_row")}
 
     def flags(self, kind: int) -> int:

@@ -37,13 +37,8 @@ def in_schema(text: str, schema: str) -> str:
 
 
 def quoted(name: str) -> str:
-    """Return a name as an identifier of SQL."""
-    return name if re.fullmatch(r"[a-z_][a-z0-9_]*", name) else '"' + name.replace('"', '""') + '"'
-
-
-def literal(text: str) -> str:
-    """Return text as SQL has it, whatever the server's `standard_conforming_strings` says."""
-    return "E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
+    """Return a name as an identifier of SQL: whatever is not ours may be a word of SQL's."""
+    return name if name == DEFAULT_SCHEMA else '"' + name.replace('"', '""') + '"'
 
 
 def schema_text(schema: str) -> str:
