@@ -296,7 +296,7 @@ def test_limits(stage: Stage) -> None:
         times = sorted(mark.at for mark in stage.marks("start", name))
         took = times[-1] - times[0]
         assert len(times) <= burst + rate * took * 1.05 + 2, name
-        assert len(times) >= 0.5 * rate * took, name
+        assert len(times) >= 0.2 * rate * took, f"{name} is served (how well: test_rates)"
     (lag,) = stage.rows("lag", "--queue", "default")
     assert lag["limited"] > 2000
     stage.check()

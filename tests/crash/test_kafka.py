@@ -161,6 +161,7 @@ class Sender(threading.Thread):
             while not self.stop.is_set():
                 self._send(self.sent)
                 self.sent += 1
+                self.stop.wait(0.005)  # a few hundred a second are enough
         except BaseException as error:
             self.error = error
             raise

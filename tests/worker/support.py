@@ -111,14 +111,19 @@ sys.exit(start(msgspec.json.decode(sys.argv[1], type=WorkerOptions)))
 
 
 def eventually(condition: Callable[[], Any], what: str = "", timeout: float = PATIENCE) -> Any:
-    """Return what the condition gives as soon as it is true; fail after `timeout`."""
-    until = time.monotonic() + timeout
+    """Return what the condition gives soon after it is true; fail after `timeout`.
+
+    It is asked less often the longer it takes: most conditions ask a server something.
+    """
+    began = time.monotonic()
+    until = began + timeout
     while True:
         answer = condition()
         if answer:
             return answer
-        assert time.monotonic() < until, f"not within {timeout:g} s: {what or condition}"
-        time.sleep(0.005)
+        now = time.monotonic()
+        assert now < until, f"not within {timeout:g} s: {what or condition}"
+        time.sleep(min(max((now - began) / 10, 0.005), 0.05))
 
 
 class Mark(NamedTuple):
