@@ -186,11 +186,11 @@ def test_worker_that_is_cut_at_each_step(place: Place, proxy: Proxy) -> None:
     second = place.worker(1)
     steps = {
         "reads of a claim": b"row_number() OVER",
-        "a claim": f"INSERT INTO {schema}.lease ".encode(),
+        "a claim": f'INSERT INTO "{schema}".lease '.encode(),
         "a result": _sent("settle-me"),
-        "a beat": f"INSERT INTO {schema}.beat ".encode(),
+        "a beat": f'INSERT INTO "{schema}".beat '.encode(),
         "a run's own work": _sent("paid-1"),
-        "rows": f"meta FROM {schema}.record".encode(),
+        "rows": f'meta FROM "{schema}".record'.encode(),
     }
     sent: list[Any] = []
     for step, pattern in steps.items():

@@ -228,9 +228,9 @@ def test_worker_that_is_cut_at_each_step(place: Place, net: Net) -> None:
         "the records of a claim": (net.brokers, lambda n: asked(FETCH)),
         "the end of a log": (net.brokers, lambda n: asked(LIST_OFFSETS)),
         "the calls of a run": (net.brokers, lambda n: f"child-{n}-of-a-run".encode()),
-        "a claim": (net.state, lambda n: f"INSERT INTO {schema}.lease ".encode()),
+        "a claim": (net.state, lambda n: f'INSERT INTO "{schema}".lease '.encode()),
         "a result": (net.state, lambda n: _sent("settle-me")),
-        "a beat": (net.state, lambda n: f"INSERT INTO {schema}.beat ".encode()),
+        "a beat": (net.state, lambda n: f'INSERT INTO "{schema}".beat '.encode()),
         "calls that are kept": (net.state, lambda n: _sent(f"child-{n}-of-a-run")),
     }
     sent = 0
