@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from respool.engines.sqlite import doorbell
-from respool.engines.sqlite.doorbell import ALL, MAX_SLEEP, Doorbell, Kind, mask_of
+from respool.engines.sqlite import bell_page, doorbell
+from respool.engines.sqlite.bell_page import ALL, Kind, mask_of
+from respool.engines.sqlite.doorbell import MAX_SLEEP, Doorbell
 
 PATIENCE = 30.0  # seconds until a test gives up; none of them waits this long when all is well
 
@@ -26,7 +27,8 @@ PATIENCE = 30.0  # seconds until a test gives up; none of them waits this long w
 REMOTE = """
 import os, signal, sys
 from pathlib import Path
-from respool.engines.sqlite.doorbell import Doorbell, Kind
+from respool.engines.sqlite.bell_page import Kind
+from respool.engines.sqlite.doorbell import Doorbell
 
 def forked(bell, sleeper):
     read_fd, write_fd = os.pipe()
@@ -550,7 +552,7 @@ def test_many_processes_create_at_once(folder: Path, remote: Callable[..., Remot
 
 
 def test_beyond_the_last_slot_sleepers_only_poll(bell: Doorbell, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doorbell, "_FIFOS", doorbell._FIFOS[:2])
+    monkeypatch.setattr(bell_page, "FIFOS", bell_page.FIFOS[:2])
     assert [bell.sleeper(Kind.WORKER).slot for _ in range(3)] == [0, 1, None]
 
 
@@ -565,7 +567,7 @@ def test_a_ring_with_nobody_asleep_only_looks_at_memory(
     def never(*_: object, **__: object) -> int:
         raise AssertionError("not on the fast path")
 
-    monkeypatch.setattr(doorbell, "_flagged", never)
+    monkeypatch.setattr(doorbell, "flagged", never)
     waiter.prepare()
     assert bell.ring_workers(ALL) == 0
     assert bell.ring_workers(ALL, everyone=True) == 0
@@ -580,7 +582,7 @@ def test_a_ring_with_nobody_asleep_only_looks_at_memory(
 @pytest.mark.parametrize("kind", Kind)
 def test_the_last_slot_is_seen(bell: Doorbell, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     """The areas of the page meet here: a bound off by one shows in the last slot or the first."""
-    last = doorbell.SLOTS - 1
+    last = bell_page.SLOTS - 1
     with monkeypatch.context() as patched:
         # All but the last are taken.
         flock = fcntl.flock
@@ -593,7 +595,7 @@ def test_the_last_slot_is_seen(bell: Doorbell, kind: Kind, monkeypatch: pytest.M
             flock(fd, operation)
 
         patched.setattr(fcntl, "flock", busy)
-        claimed = doorbell._claim(bell, 1 << 63, ALL)
+        claimed = bell._claim((1 << 63, ALL))
     assert claimed is not None
     assert claimed[0] == last
     first = bell.sleeper(kind, streams=1)
@@ -791,8 +793,8 @@ def test_the_page_is_complete_on_disk(bell: Doorbell, folder: Path) -> None:
     with (folder / "bell").open("rb") as page:
         os.fsync(page.fileno())  # file systems allocate late
         status = os.fstat(page.fileno())
-    assert status.st_size == doorbell._SIZE <= status.st_blocks * 512
-    assert doorbell._ENTRIES % 8 == 0, "the entries are aligned"
+    assert status.st_size == bell_page.SIZE <= status.st_blocks * 512
+    assert bell_page.ENTRIES % 8 == 0, "the entries are aligned"
 
 
 # Fork

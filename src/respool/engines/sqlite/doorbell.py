@@ -30,67 +30,38 @@ may ring one sleeper twice where two were meant; the one left out finds its work
 
 from __future__ import annotations
 
-import enum
 import errno
-import fcntl
 import math
 import mmap
 import os
 import select
-import stat
-import struct
 import weakref
-from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn
 
-__all__ = ["ALL", "MAX_SLEEP", "SLOTS", "Doorbell", "Kind", "Sleeper", "mask_of"]
+from .bell_page import (
+    ALL,
+    ASLEEP,
+    ENTRIES,
+    ENTRY,
+    FIFOS,
+    SIZE,
+    WAITERS,
+    WORKERS,
+    Kind,
+    claim_slot,
+    flagged,
+    open_page,
+)
 
-ALL: Final = (1 << 64) - 1
-"""The mask that matches every stream."""
-
-SLOTS: Final = 1024
-"""How many sleepers one database can have; any beyond that only poll."""
+__all__ = ["MAX_SLEEP", "Doorbell", "Sleeper"]
 
 MAX_SLEEP: Final = 3600.0
 """The longest single sleep, in seconds. Longer ones (infinity included) are cut to this."""
 
-# The page: a header, one byte a slot for workers, one byte a slot for waiters, one entry a slot. The flags
-# lie together so that "is anybody asleep?" is one `find`. Over all slots it takes as long as over eight
-# (measured on 3.11 to 3.13), so no "highest slot in use" is kept, which would need a lock to be kept right.
-_MAGIC: Final = b"respbel1"  # the last character is the layout's version
-_WORKERS: Final = 64
-_WAITERS: Final = _WORKERS + SLOTS
-_ENTRIES: Final = _WAITERS + SLOTS
-# Mask and service; native and aligned, so that neither is ever read half written.
-_ENTRY: Final = struct.Struct("QQ")
-_SIZE: Final = _ENTRIES + SLOTS * _ENTRY.size
-_ASLEEP: Final = b"\x01"
-_FIFOS: Final = tuple(f"bell-{slot}" for slot in range(SLOTS))
 _DRAIN: Final = 4096
 _HELD: Final = 16  # FIFOs that a ringer keeps open
-
-
-class Kind(enum.Enum):
-    """What a sleeper waits for."""
-
-    WORKER = _WORKERS
-    """Records to run: rung by `Doorbell.ring_workers`, one worker of each service."""
-
-    WAITER = _WAITERS
-    """Results: rung by `Doorbell.ring_waiters`, every waiter concerned."""
-
-
-def mask_of(ids: Iterable[int]) -> int:
-    """Return the mask in which the bit `id % 64` of each id is set.
-
-    Two ids may share a bit, which costs a needless wake and never a missed one.
-    """
-    mask = 0
-    for each in ids:
-        mask |= 1 << (each & 63)
-    return mask
 
 
 class Doorbell:
@@ -116,10 +87,10 @@ class Doorbell:
         self._held: dict[int, int] = {}  # FIFOs open for ringing, by slot; popped by whoever uses one
         self._degraded = ""
         try:
-            self._folder_fd, self._page = _open(self.folder)
+            self._folder_fd, self._page = open_page(self.folder)
         except OSError as error:
             self._degraded = f"the doorbell in {self.folder} is off, waits last a polling interval: {error}"
-            self._folder_fd, self._page = -1, mmap.mmap(-1, _SIZE)
+            self._folder_fd, self._page = -1, mmap.mmap(-1, SIZE)
 
     def __enter__(self) -> Doorbell:
         return self
@@ -157,6 +128,10 @@ class Doorbell:
         self._sleepers.add(sleeper)
         return sleeper
 
+    def _claim(self, entry: tuple[int, int]) -> tuple[int, tuple[int, ...]] | None:
+        mine = {sleeper.slot for sleeper in tuple(self._sleepers)}
+        return claim_slot(self.folder, self._folder_fd, self._page, mine, entry)
+
     def ring_workers(self, streams: int, everyone: bool = False) -> int:
         """Wake, after an append, one sleeping worker of each service that matches; return how many were rung.
 
@@ -168,7 +143,7 @@ class Doorbell:
         """
         if os.getpid() != self._pid:
             _forked("Doorbell")
-        if self._page.find(_ASLEEP, _WORKERS, _WAITERS) < 0:
+        if self._page.find(ASLEEP, WORKERS, WAITERS) < 0:
             return 0
         return self._ring(Kind.WORKER, streams, everyone)
 
@@ -176,7 +151,7 @@ class Doorbell:
         """Wake, after a settlement, every sleeping waiter whose mask has a bit of `mask`; return how many."""
         if os.getpid() != self._pid:
             _forked("Doorbell")
-        if self._page.find(_ASLEEP, _WAITERS, _ENTRIES) < 0:
+        if self._page.find(ASLEEP, WAITERS, ENTRIES) < 0:
             return 0
         return self._ring(Kind.WAITER, mask, everyone=True)
 
@@ -184,22 +159,22 @@ class Doorbell:
         """Return whether a waiter that matches is asleep (or died so). As cheap as a ring."""
         if os.getpid() != self._pid:
             _forked("Doorbell")
-        if self._page.find(_ASLEEP, _WAITERS, _ENTRIES) < 0:
+        if self._page.find(ASLEEP, WAITERS, ENTRIES) < 0:
             return False
-        return any(True for _ in _flagged(self._page, Kind.WAITER, mask))
+        return any(True for _ in flagged(self._page, Kind.WAITER, mask))
 
     def asleep(self, kind: Kind, mask: int = ALL) -> int:
         """Return how many that match have their flag set: those asleep, and those that died so."""
         if os.getpid() != self._pid:
             _forked("Doorbell")
-        return sum(1 for _ in _flagged(self._page, kind, mask))
+        return sum(1 for _ in flagged(self._page, kind, mask))
 
     def close(self) -> None:
         """Close the sleepers too, and let go of the page. Rings after that return 0. May be called twice."""
         for sleeper in list(self._sleepers):
             sleeper.close()
         # The page is let go of, not closed: another thread may be in the middle of a ring.
-        self._page = mmap.mmap(-1, _SIZE)
+        self._page = mmap.mmap(-1, SIZE)
         self._degraded = self._degraded or "closed"
         for slot in list(self._held):
             self._close_held(slot)
@@ -212,7 +187,7 @@ class Doorbell:
         page = self._page
         rung = 0
         served: set[int] = set()
-        for slot, service in _flagged(page, kind, mask):
+        for slot, service in flagged(page, kind, mask):
             if service in served or (only is not None and service != only):
                 continue
             # One that does not answer is no reason to leave the next one of its service asleep.
@@ -244,7 +219,7 @@ class Doorbell:
         return True
 
     def _open_fifo(self, slot: int) -> int:
-        return os.open(_FIFOS[slot], os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=self._folder_fd)
+        return os.open(FIFOS[slot], os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=self._folder_fd)
 
     def _hold(self, slot: int, fd: int) -> None:
         """Keep a FIFO open for the next ring: opening costs as much as all the rest of one."""
@@ -287,7 +262,7 @@ class Sleeper:
         self._poll = select.poll()
         for fd in wake_fds:
             self._poll.register(fd, select.POLLIN)
-        claimed = None if bell.degraded else _claim(bell, self._streams, self._service)
+        claimed = None if bell.degraded else bell._claim((self._streams, self._service))
         self._page: mmap.mmap | bytearray
         if claimed is None:
             # A pipe and a flag that nobody knows of: the same code then simply waits.
@@ -358,7 +333,7 @@ class Sleeper:
         self._check()
         self._streams = streams & ALL
         if self.slot is not None:
-            _ENTRY.pack_into(self._page, _ENTRIES + self.slot * _ENTRY.size, self._streams, self._service)
+            ENTRY.pack_into(self._page, ENTRIES + self.slot * ENTRY.size, self._streams, self._service)
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when there is a ring (never, in degraded mode)."""
@@ -420,99 +395,3 @@ os.register_at_fork(after_in_child=_release_in_child)
 
 def _forked(what: str) -> NoReturn:
     raise RuntimeError(f"a {what} cannot be used across fork(): open a new Doorbell in the child process")
-
-
-def _flagged(page: mmap.mmap, kind: Kind, mask: int) -> Iterator[tuple[int, int]]:
-    """Yield slot and service of those that have their flag set and match."""
-    flags = page[kind.value : kind.value + SLOTS]
-    slot = flags.find(_ASLEEP)
-    while slot >= 0:
-        wanted, service = _ENTRY.unpack_from(page, _ENTRIES + slot * _ENTRY.size)
-        if wanted & mask:
-            yield slot, service
-        slot = flags.find(_ASLEEP, slot + 1)
-
-
-def _open(folder: Path) -> tuple[int, mmap.mmap]:
-    """Open the folder and map its page, and make what is not there.
-
-    All that follows goes through the folder's descriptor: page and FIFOs always belong together, even if
-    another folder has taken the place of this one.
-    """
-    # Only those who can reach the database need the bell. 0o777: without sticky and set-group bits.
-    folder.mkdir(folder.parent.stat().st_mode & 0o777, exist_ok=True)
-    folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        flags = os.O_RDWR | os.O_NOFOLLOW
-        try:
-            fd = os.open("bell", flags, dir_fd=folder_fd)
-        except FileNotFoundError:
-            _create_page(folder_fd)
-            fd = os.open("bell", flags, dir_fd=folder_fd)
-        try:
-            status = os.fstat(fd)
-            usable = stat.S_ISREG(status.st_mode) and status.st_size >= _SIZE
-            if not usable or os.pread(fd, len(_MAGIC), 0) != _MAGIC:
-                raise OSError(errno.EINVAL, "no doorbell's page, or another version's", str(folder / "bell"))
-            return folder_fd, mmap.mmap(fd, _SIZE)
-        finally:
-            os.close(fd)
-    except BaseException:
-        os.close(folder_fd)
-        raise
-
-
-def _create_page(folder_fd: int) -> None:
-    """Make the page under another name and link it, so that nobody ever maps one that is not complete.
-
-    It is written in full, not stretched: touching a hole of a mapped file on a full disk kills the process.
-    """
-    name = f".bell-{os.urandom(8).hex()}"
-    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=folder_fd)
-    try:
-        try:
-            page = _MAGIC.ljust(_SIZE, b"\0")
-            if os.write(fd, page) != _SIZE:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        finally:
-            os.close(fd)
-        with suppress(FileExistsError):  # another process was faster: its page is as good
-            os.link(name, "bell", src_dir_fd=folder_fd, dst_dir_fd=folder_fd)
-    finally:
-        os.unlink(name, dir_fd=folder_fd)
-
-
-def _claim(bell: Doorbell, streams: int, service: int) -> tuple[int, tuple[int, ...]] | None:
-    """Take the first slot nobody owns; return it and its descriptors (reader, writer, lock), or None."""
-    page, folder_fd = bell._page, bell._folder_fd
-    lock_flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-    mine = {sleeper.slot for sleeper in tuple(bell._sleepers)}  # no need to try those
-    for slot, name in enumerate(_FIFOS):
-        if slot in mine:
-            continue
-        fds: list[int] = []
-        try:
-            # A lock file, since macOS cannot flock a FIFO. It is never deleted: two processes could then
-            # hold the lock of one slot, each on a file of its own.
-            fds.append(os.open(f"{name}.lock", lock_flags, 0o666, dir_fd=folder_fd))
-            fcntl.flock(fds[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The flags of an owner that died asleep.
-            page[_WORKERS + slot] = page[_WAITERS + slot] = 0
-            with suppress(FileExistsError):
-                os.mkfifo(bell.folder / name, 0o666)
-            reader = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=folder_fd)
-            fds.insert(0, reader)
-            if not stat.S_ISFIFO(os.fstat(reader).st_mode):
-                raise PermissionError(errno.EPERM, "not a FIFO", str(bell.folder / name))
-            # Our own writer keeps the FIFO from reporting its end each time a ringer closes it.
-            fds.insert(1, os.open(name, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=folder_fd))
-            _ENTRY.pack_into(page, _ENTRIES + slot * _ENTRY.size, streams, service)
-            return slot, tuple(fds)
-        except OSError as error:
-            for fd in fds:
-                os.close(fd)
-            # Taken, another user's, or in the way: try the next. Anything else (no descriptors, folder
-            # deleted, disk full) would be the same for all of them.
-            if not isinstance(error, BlockingIOError | PermissionError):
-                return None
-    return None

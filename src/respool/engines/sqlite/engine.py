@@ -20,9 +20,10 @@ from ...errors import EngineUnavailable, RespoolError
 from ..base import CAPABILITIES, Conflict, LeaseLost
 from ..columns import append_in_parts, places_by_log
 from ..waiters import LoopWaiter, ThreadWaiter, Waiters
+from .bell_page import ALL, Kind, mask_of
 from .blobs import SQLiteBlobs
 from .connection import Connection, Doubt, gone, identity_of, moved_told
-from .doorbell import ALL, Doorbell, Kind, Sleeper, mask_of
+from .doorbell import Doorbell, Sleeper
 from .enlist import checked
 from .inspect import SQLiteInspect
 from .lent import SQLiteLent
