@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -28,6 +27,7 @@ class ChildProcess:
         self.index = index
         self.started = time.monotonic()
         self.ready = False
+        self.late = False  # that it takes long to have the app was said
         self.slot: p.Slot | None = None
         self.over_limit: tuple[list[int], float] | None = None  # positions and seconds: why we killed it
         self.suspended = (0, 0)  # a run's beginning; for how long the machine had been suspended, seen then
@@ -94,17 +94,6 @@ class ChildProcess:
             return None
         fields: Any = msgspec.json.decode(line)
         return msgspec.convert(fields, Refusal) if "error" in fields else msgspec.convert(fields, Hello)
-
-    def wait_for_message(self, until: float) -> Hello | Refusal | None:
-        """Wait for its first message, until a moment of the monotonic clock or its death."""
-        while time.monotonic() < until:
-            select.select([self.control], [], [], 0.1)
-            message = self.receive()
-            if message is not None:
-                return message
-            if self.process.poll() is not None:
-                return self.receive()
-        return None
 
     def welcome(self, welcome: Welcome, slot: p.Slot, deadline: int) -> None:
         """Give it its slot; from now on it works."""

@@ -27,7 +27,8 @@ class Replacements:
         early = status != EXIT_RECYCLED and time.monotonic() - child.started < EARLY and not child.over_limit
         if not child.ready or (early and status == EXIT_LOST):
             wait = self._longer()
-            log.error("child %d ended right after its start; the next starts in %g s", child.index, wait)
+            how = "right after its start" if child.ready or not child.late else "before it had the app"
+            log.error("child %d ended %s; the next starts in %g s", child.index, how, wait)
         else:
             wait = 0.0
         self._at[child.index] = time.monotonic() + wait

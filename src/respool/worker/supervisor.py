@@ -25,6 +25,7 @@ from ..engines.base import Registration
 from ..errors import AppendUnknown, DatabaseGone, EngineUnavailable, LogMoved, RespoolError
 from ..loading import is_misuse
 from ..location import Location, parse_url
+from . import importing
 from . import page as p
 from .aftermath import Aftermath, how_it_died
 from .attending import Attendant, end_ordered_run, keep_limits
@@ -52,7 +53,6 @@ from .telling import named
 log = logging.getLogger("respool.worker")
 
 BUSY_TICK = 0.02  # seconds between looks at children that work, once they have asked for it
-IMPORT_TIMEOUT = 300.0
 WAIT = 0.25  # seconds that a write waits for a lock: meanwhile no time limit is kept, and no death noticed
 AGAIN = 0.5  # seconds before what could not be written is tried again
 MOST_CHILDREN = 255  # numbered from 0; the last number is for leases of our own
@@ -138,7 +138,7 @@ class Supervisor:
             log.error("Error: no process can be started: %s", error)
             return 1
         self.children[0] = first
-        hello = first.wait_for_message(time.monotonic() + IMPORT_TIMEOUT)
+        hello = importing.first_message(first, self._wake, lambda: self._signals > 0)
         if not isinstance(hello, Hello):
             return self._refused(hello, first)
         self._open(hello)
@@ -154,8 +154,10 @@ class Supervisor:
             return 2 if said.usage else 1
         status = child.process.poll()
         if self._signals:
+            log.info("stopped before the app was imported")
             return 0
-        how = f"did not answer in {IMPORT_TIMEOUT:g} s" if status is None else how_it_died(status)
+        how = f"not imported within {importing.TIMEOUT:g} s; {importing.ADVICE}"
+        how = how if status is None else how_it_died(status)
         log.error("Error: the app could not be started: %s", how)
         return 1
 
@@ -240,6 +242,7 @@ class Supervisor:
             self._wait()
             self._obey_signals()
             self._hear()
+            importing.end_those_that_hang(self.children.values())
             self._bury_the_dead()
             if self._draining and not self.children:
                 return self._finish()
