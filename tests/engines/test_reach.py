@@ -227,22 +227,12 @@ def test_tls_is_verified_beyond_this_host(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 @pytest.fixture
-def with_tls(tmp_path: Path) -> Iterator[tuple[PostgresServer, Path]]:
+def with_tls() -> Iterator[tuple[PostgresServer, Path]]:
     """A server with a certificate for `db.example`, and the authority that has signed it."""
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=tmp_path, check=True, capture_output=True, timeout=60)
-
-    subject = ("-subj", "/CN=db.example", "-addext", "subjectAltName=DNS:db.example")
-    made = ("-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
-    openssl("req", *made, *subject, "-keyout", "server.key", "-out", "server.crt")
     with PostgresServer(fsync=False) as server:
-        server.write("data/server.crt", (tmp_path / "server.crt").read_text())
-        server.write("data/server.key", (tmp_path / "server.key").read_text()).chmod(0o600)
-        server.configure({"ssl": True})
-        server.restart()
+        authority = server.use_tls("db.example")
         server.create_database("shop")
-        yield server, tmp_path / "server.crt"
+        yield server, authority
 
 
 @pytest.mark.server

@@ -56,6 +56,7 @@ class Proxy:
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._links: set[_Link] = set()
         self._traps: list[_Trap] = []
+        self._breaks_off: bytes | None = None
         self._listener: asyncio.Server | None = None
         self._flows = asyncio.Event()
 
@@ -95,6 +96,14 @@ class Proxy:
         """Take connections again."""
         self._run(self._open())
 
+    def break_off(self, answer: bytes) -> None:
+        """End all connections; from now on answer each at its first message, and end it.
+
+        As a balancer does whose servers are away; with b"S" in the midst of agreeing on TLS.
+        """
+        self._breaks_off = answer
+        self.cut()
+
     def freeze(self) -> None:
         """Let nothing through, and say nothing: as where packets vanish."""
         self._call(self._flows.clear)
@@ -106,6 +115,7 @@ class Proxy:
     def heal(self) -> None:
         """Be a network as it should be again."""
         self.delay = 0.0
+        self._breaks_off = None
         self._call(self._traps.clear)
         self.thaw()
         self.accept()
@@ -145,6 +155,9 @@ class Proxy:
         await asyncio.gather(*others, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._breaks_off is not None:
+            await self._answer(self._breaks_off, reader, writer)
+            return
         try:
             server_reader, server_writer = await asyncio.open_connection(*self._target)
         except OSError:
@@ -160,6 +173,17 @@ class Proxy:
         finally:
             self._links.discard(link)
             link.cut()
+
+    async def _answer(
+        self, answer: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        try:
+            await reader.read(65536)
+            writer.write(answer)
+            await reader.read(65536)  # what it says to the answer: unread, it would be told by a reset
+        except ConnectionError:
+            pass
+        writer.close()
 
     async def _pump(
         self,

@@ -19,7 +19,7 @@ from tests.services.proxy import Proxy
 from tests.worker.support import FINE_AND_SLOW, Place, eventually
 from tests.worker.test_servers import Producer
 
-from respool import AppendUnknown
+from respool import App, AppendUnknown, ConfigError
 from respool.errors import EngineUnavailable
 
 ECHO_AND_SHORT = """
@@ -52,6 +52,8 @@ TABLE = "paid_" + app.url.partition("schema=")[2].partition("&")[0]
 """
 )
 TIMEOUT = 2.0
+_SAID = b'SFATAL\0VFATAL\0C3D000\0Mdatabase "calls" does not exist\0\0'
+REFUSED = b"E" + (len(_SAID) + 4).to_bytes(4) + _SAID  # what a pooler says whose servers are away
 
 
 @pytest.fixture
@@ -258,6 +260,66 @@ def test_work_whose_commit_was_not_answered_is_not_repeated(place: Place, proxy:
     assert place.runs("pay") == {"7": 1}
     assert [attempt.how for attempt in paid.history()] == ["done"]
     place.check()
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("pool", ["processes", "solo"])
+def test_outage_behind_a_balancer_that_breaks_off_the_handshake(tmp_path: Path, pool: str) -> None:
+    """H20, P3: it sounds like a wrong certificate, and is an outage: nothing ends, and nothing is killed."""
+    with PostgresServer(fsync=False) as server:
+        server.use_tls("db.example")
+        server.create_database("calls")
+        with Proxy(server.address.host, server.address.port) as proxy:
+            place = Place(tmp_path, proxy.url(server.url("calls")) + "?sslmode=require")
+            try:
+                _break_off(place, proxy, pool)
+            finally:
+                place.close()
+
+
+def _break_off(place: Place, proxy: Proxy, pool: str) -> None:
+    module = place.module(CODE, append_timeout=TIMEOUT)
+    slow = module.slow.delay(1)
+    worker = place.worker(1, pool=pool)
+    place.await_start("slow", "1")
+    proxy.break_off(b"S")
+    worker.said("cannot beat")
+    with pytest.raises(AppendUnknown):  # it was connected
+        module.fine.delay(100)
+    with pytest.raises(EngineUnavailable, match=r"SSL.*sslrootcert=FILE.*nothing was sent"):
+        module.fine.delay(101)
+    proxy.heal()
+    assert module.fine.delay(2).id
+    place.touch("go-1")
+    assert slow.get(timeout=20) == 1
+    assert worker.process.poll() is None, worker.log
+    assert worker.stop() == 0, worker.log
+    assert place.runs("slow") == {"1": 1}
+    assert "101" not in place.runs("fine")
+    place.check()
+
+
+def test_what_a_pooler_says_whose_servers_are_away_is_an_outage(place: Place, proxy: Proxy) -> None:
+    """H20: the URL was right before. Whoever is new and was never there is told to look at it."""
+    place.url = f"{place.url}&sslmode=disable"
+    module = place.module(CODE, append_timeout=TIMEOUT)
+    module.echo.delay("first")
+    engine: Any = place.app.engine
+    proxy.break_off(REFUSED)
+    with pytest.raises(AppendUnknown):  # it was connected
+        module.echo.delay("cut")
+    away = r"does not exist; check user and database .*; nothing was sent"
+    with pytest.raises(EngineUnavailable, match=away):
+        module.echo.delay("refused")
+    with pytest.raises(EngineUnavailable, match=away):
+        engine.connection_for_work().read(lambda db: db.execute("SELECT 1"))
+    other = App("shop", url=str(place.url))
+    with pytest.raises(ConfigError, match="does not exist; check user and database"):
+        other.engine.workers()
+    proxy.heal()
+    assert stored(place, "refused") == 0
+    assert other.engine.workers() == []
+    other.close()
 
 
 # Failing over

@@ -136,6 +136,27 @@ def test_commits_that_hang_end_no_worker(server: PostgresServer, served: Place, 
     served.check()
 
 
+@pytest.mark.parametrize("pool", ["processes", "solo"])
+@on_postgres
+def test_a_beat_that_fails_for_whatever_reason_ends_nothing(place: Place, pool: str) -> None:
+    """Only who was declared dead has to end: here somebody has renamed a table for a while."""
+    module = place.module(FINE_AND_SLOW)
+    slow = module.slow.delay(1)
+    worker = place.worker(1, pool=pool)
+    place.await_start("slow", "1")
+    engine: Any = place.app.engine
+    prefix = engine.options.schema
+    engine._writer.append(lambda db: db.execute(f"ALTER TABLE {prefix}.beat RENAME TO away".encode()))
+    worker.said("cannot beat")
+    engine._writer.append(lambda db: db.execute(f"ALTER TABLE {prefix}.away RENAME TO beat".encode()))
+    place.touch("go-1")
+    assert slow.get(timeout=20) == 1
+    assert module.fine.delay(2).get(timeout=20) == 2
+    assert worker.stop() == 0, worker.log
+    assert place.runs("slow") == {"1": 1}
+    place.check()
+
+
 @on_postgres
 def test_an_open_transaction_that_has_sent_a_call_delays_no_other(place: Place) -> None:
     """Nor its own call, once it commits: workers that have nothing to do look of themselves only rarely."""

@@ -22,7 +22,7 @@ from ..clock import now as wall_clock
 from ..delivery.death import Cause
 from ..encoding.remote import raised_in
 from ..engines.base import Engine, Registration
-from ..errors import AppendUnknown, DatabaseGone, EngineUnavailable, LogMoved, RespoolError
+from ..errors import DatabaseGone, LogMoved, RespoolError
 from . import page as p
 from .aftermath import Aftermath
 from .calling import EndNow
@@ -199,12 +199,12 @@ class Solo:
             beat = self.engine.beat(
                 self.worker, self._signals > 0, self._info(self.slot.snapshot()), synced=True
             )
-        except (EngineUnavailable, AppendUnknown) as error:
-            log.error("cannot beat: %s", error)
-            return
-        except RespoolError as error:
+        except (DatabaseGone, LogMoved) as error:
             log.error("%s", error)
             beat = None
+        except RespoolError as error:  # an outage, whatever it is: nobody has declared us dead
+            log.error("cannot beat: %s", error)
+            return
         if beat is None:
             self._deposed = True
             self.slot.words[p.STOP] = 1

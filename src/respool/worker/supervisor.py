@@ -349,7 +349,9 @@ class Supervisor:
             )
             synced = busy or self._dirty or written != self._synced
             beat = self.engine.beat(self.worker, self._draining, self._info(), synced=synced)
-        except (EngineUnavailable, AppendUnknown) as error:
+        except (DatabaseGone, LogMoved):
+            raise
+        except RespoolError as error:  # whatever it is: what runs goes on, and is not ended for a beat
             self._beat_at = min(self._beat_at, time.monotonic() + AGAIN)
             self._unreachable("beat", error)
             return

@@ -21,7 +21,7 @@ from ...errors import (
     RespoolError,
 )
 from .batch import Batch
-from .reach import PostgresOptions, parameters, resolved, unreachable
+from .reach import PostgresOptions, away, parameters, resolved, unreachable
 from .sql import statements
 
 OLDEST = 140000
@@ -57,7 +57,15 @@ class Lost(Exception):
 class Connection:
     """One connection, usable from any thread of its process, one at a time; opened anew when it breaks."""
 
-    def __init__(self, options: PostgresOptions, role: str, kind: type[Bounded] | None = None) -> None:
+    def __init__(
+        self,
+        options: PostgresOptions,
+        role: str,
+        kind: type[Bounded] | None = None,
+        *,
+        reached: bool = False,
+    ) -> None:
+        self.reached = reached  # the server was, before: what connecting meets from now on is an outage
         self.lock = threading.Lock()
         self.options = options
         self.sql = statements(options.schema)
@@ -69,8 +77,9 @@ class Connection:
         """Return the connection, made where there is none that works. The lock must be held."""
         db = self._db
         if db is None or db.closed:
-            db = self._db = connect(self.options, self._role, self._kind)
+            db = self._db = connect(self.options, self._role, self._kind, reached=self.reached)
             self.made += 1
+            self.reached = True
         return db
 
     @contextmanager
@@ -267,8 +276,27 @@ class Bounded(psycopg.Connection[Any]):
             return end.value
 
 
-def connect(options: PostgresOptions, role: str, kind: type[Bounded] = Bounded) -> Bounded:
-    """Open a connection. Raises ConfigError, EngineUnavailable, EngineTooOld, none with the password."""
+def connect(
+    options: PostgresOptions, role: str, kind: type[Bounded] = Bounded, *, reached: bool = False
+) -> Bounded:
+    """Open a connection.
+
+    Parameters:
+        reached: the server was, before, with these options: then they are right.
+
+    Raises: ConfigError, EngineTooOld, with `reached` neither; EngineUnavailable. None has the password.
+    """
+    try:
+        return _connected(options, role, kind)
+    except EngineUnavailable:
+        raise
+    except RespoolError as error:
+        if not reached:
+            raise
+        raise away(error) from error
+
+
+def _connected(options: PostgresOptions, role: str, kind: type[Bounded]) -> Bounded:
     told, failed = resolved(parameters(options), options), None
     told["application_name"] = f"respool {role}"
     try:

@@ -64,6 +64,7 @@ class PostgresEngine(
         self._connections: dict[str, Connection] = {}
         self._connecting = threading.Lock()
         self._closed = False
+        self._reached = False  # the server, by any connection: see Connection
         self._pid = os.getpid()
         self._made: set[int] = set()  # partitions that this process knows to be there
         self._ahead_at = 0.0  # before that none is made ahead
@@ -77,12 +78,13 @@ class PostgresEngine(
         except BaseException:
             self.close()
             raise
+        self._reached = True
 
     def _connection(self, role: str) -> Connection:
         with self._connecting:
             if self._closed:
                 raise EngineUnavailable(f"{self.options.shown}: the engine was closed; nothing was sent")
-            return self._connections.setdefault(role, Connection(self.options, role))
+            return self._connections.setdefault(role, Connection(self.options, role, reached=self._reached))
 
     @cached_property
     def _writer(self) -> Connection:  # type: ignore[override]
@@ -98,7 +100,7 @@ class PostgresEngine(
 
     def connection_for_work(self) -> Connection:
         """Return a connection for a run's own work, opened when it is used."""
-        return Connection(self.options, "run", RunsOwn)
+        return Connection(self.options, "run", RunsOwn, reached=True)
 
     @property
     def breaks(self) -> int:

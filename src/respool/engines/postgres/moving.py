@@ -367,7 +367,7 @@ class PostgresMoving(Part):
         if not found:
             return False
         start = found[0]
-        with connect(self.options, "transfer") as other:  # one that can be told to stop
+        with connect(self.options, "transfer", reached=True) as other:  # one that can be told to stop
             if not detach_record(other, schema, start):
                 raise EngineUnavailable(f"{self.shown}: an open transaction holds up its removal; try again")
 

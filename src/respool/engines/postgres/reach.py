@@ -164,14 +164,27 @@ def unreachable(error: psycopg.Error, options: PostgresOptions) -> RespoolError:
     where = f"cannot connect to {options.shown}: {said}"
     for signs, remedy in _REMEDIES:
         if any(sign in said for sign in signs):
+            if any(sign in said for sign in _BROKEN_OFF):
+                return EngineUnavailable(f"{where}; {remedy}; nothing was sent")
             return ConfigError(f"{where}; {remedy}")
     if isinstance(error, pg.OperationalError) and not isinstance(error, _CONFIG):
         return EngineUnavailable(f"{where}; nothing was sent")
     return ConfigError(f"{where}; check the URL (url=, RESPOOL_URL)")
 
 
+def away(error: RespoolError) -> EngineUnavailable:
+    """Return the error for a server that was reached before by the same URL: it is away, whatever is said.
+
+    Balancers, poolers and servers that come up say much: that there is no such host, user, password,
+    database or certificate. What to do, if it is true, stays in the text.
+    """
+    return EngineUnavailable(f"{error}; nothing was sent")
+
+
 _CONFIG = (pg.InvalidPassword, pg.InvalidAuthorizationSpecification, pg.InvalidCatalogName)
 _URL = "of the URL (url=, RESPOOL_URL)"
+_BROKEN_OFF = ("unexpected eof", " alert ")
+"""Of errors of TLS: the other side has ended it, as a balancer does whose servers are away."""
 _REMEDIES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("authentication failed", "no password supplied"), f"check user and password {_URL}"),
     (("does not exist",), f"check user and database {_URL}"),

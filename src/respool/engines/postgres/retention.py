@@ -156,7 +156,7 @@ class PostgresRetention(Part):
         if gone:
             return int(gone)
         db.execute(self._sql["trim_once"], {"lo": start, "hi": end})
-        with connect(self.options, "retention") as other:  # one that can be told to stop
+        with connect(self.options, "retention", reached=True) as other:  # one that can be told to stop
             if not detach_record(other, self.options.schema, start):
                 return 0  # somebody reads it, or has an enqueue open: the next round will do
         try:
