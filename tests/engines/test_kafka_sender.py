@@ -65,6 +65,7 @@ def sender_of(made: Callable[..., Any], timeout: float = TIMEOUT) -> Sender:
         made=made,
         options=SimpleNamespace(shown="kafka://x"),
         _check_open=lambda: None,
+        answered=lambda: None,
         translated=lambda error, what: EngineUnavailable(f"{what}: {error.str()}; nothing was sent"),
     )
     return Sender(cluster, lambda: None)
@@ -158,3 +159,13 @@ def test_a_real_client_gives_all_up_in_time() -> None:
     clients[0].poll(0)  # counted like records: what it has to say of a port where nobody listens
     assert len(clients[0]) == 0, "it holds none"
     assert time.monotonic() - began < 30
+
+
+def test_what_is_stored_shows_that_a_broker_answers(clock: list[float]) -> None:
+    client = Client(clock, silent=False)
+    client.stored_at = [5]
+    answered: list[bool] = []
+    sender = sender_of(lambda *given, **more: client)
+    sender._cluster.answered = lambda: answered.append(True)  # type: ignore[method-assign]
+    sender.append(Place("t", 0), items(1))
+    assert answered

@@ -21,6 +21,7 @@ T = TypeVar("T")
 SHORTEST = 2.0  # seconds that an answer may take at least
 LATEST, EARLIEST = -1, -2  # as times: the end that readers may see (the last stable offset), the beginning
 PAUSE = 0.02
+SAID_FOR = 60.0  # seconds that what a client said explains other errors: it says the same again after 30
 ONE_TRY = 1.0  # seconds until others are asked who leads, where one answers as fast as that
 GROUP = "respool"  # asked for by the client; no offset is ever stored by it
 
@@ -87,7 +88,8 @@ class Cluster:
         self._lock = threading.RLock()
         self._admin: AdminClient | None = None
         self._looker: Consumer | None = None
-        self._said: KafkaError | None = None  # what a client said last of its connections
+        self._said: KafkaError | None = None  # what a client said last of its connections; see `said`
+        self._said_at = 0.0
         self._one_try = ONE_TRY
         self._closed = False
 
@@ -116,8 +118,22 @@ class Cluster:
             raise ConfigError(f"{self.options.shown}: {what}") from None
 
     def _hear(self, error: KafkaError) -> None:
+        self._said_at = time.monotonic()
         self._said = error
         _driver.debug("%s", error)
+
+    @property
+    def said(self) -> KafkaError | None:
+        """What a client said last of its connections, unless a broker has answered since, or it is long ago.
+
+        A token that was refused once may be renewed: it is no reason for what fails later.
+        """
+        said = self._said
+        return None if said is None or time.monotonic() - self._said_at > SAID_FOR else said
+
+    def answered(self) -> None:
+        """Take note that a broker did what it was asked for."""
+        self._said = None
 
     @property
     def admin(self) -> AdminClient:
@@ -160,7 +176,7 @@ class Cluster:
             return ConfigError(f"{where}: {error.str()}; {_DENIED[code]}")
         if code in _GONE:
             return TopicGone(f"{where}: {error.str()}")
-        said = self._said
+        said = self.said
         if said is not None and said.code() in _DENIED and code in _PASSING:
             return ConfigError(f"{where}: {said.str()}; {_DENIED[said.code()]}")
         if code in _PASSING or error.retriable():
@@ -179,6 +195,7 @@ class Cluster:
                 answer = run(max(deadline - tried, 0.1))
                 if time.monotonic() - tried < self._one_try / 4:
                     self._one_try = ONE_TRY
+                self.answered()
                 return answer
             except KafkaException as error:
                 failed: KafkaError = error.args[0]
@@ -203,10 +220,12 @@ class Cluster:
         deadline = time.monotonic() + self.timeout
         while True:
             try:
-                return future.result(min(0.2, max(deadline - time.monotonic(), 0.01)))
+                done = future.result(min(0.2, max(deadline - time.monotonic(), 0.01)))
+                self.answered()
+                return done
             except TimeoutError:
                 self.admin.poll(0)  # has it tell us what it met: a password that is wrong, say
-                said = self._said
+                said = self.said
                 if said is not None and said.code() in _DENIED:
                     raise self.translated(said, what) from None
                 if time.monotonic() > deadline:

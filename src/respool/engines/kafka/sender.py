@@ -169,6 +169,7 @@ class Sender:
         if silent or failed:
             some = bool(batch.offsets) or silent or any(error.code() in _MAYBE for error in batch.failed)
             raise self._error(failed, maybe=some, topic=place.topic)
+        self._cluster.answered()
         return Stored(batch.offsets, batch.stored_at)
 
     def _drop(self, producer: Producer) -> None:
