@@ -17,6 +17,7 @@ from ...delivery.model import NewCall
 from ...errors import ConfigError, EngineUnavailable, RespoolError
 from ..base import CAPABILITIES, Conflict
 from .appends import ROWS_A_STATEMENT, PostgresAppends, insert
+from .aside import Aside
 from .bells import PostgresBells
 from .blobs import PostgresBlobs
 from .connection import Connection, Db, moved_told, one
@@ -68,6 +69,7 @@ class PostgresEngine(
         self._pid = os.getpid()
         self._made: set[int] = set()  # partitions that this process knows to be there
         self._ahead_at = 0.0  # before that none is made ahead
+        self._aside: dict[int, Aside] = {}  # by log
         self._cursors_begin: dict[tuple[int, ...], int] = {}  # by group and log; below, versions were deleted
         self._beats_begin: dict[tuple[int, ...], int] = {}  # by worker
         self._known = Known()

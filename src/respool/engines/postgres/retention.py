@@ -18,6 +18,7 @@ from ...errors import LogMoved, RespoolError
 from ...record import first_pos
 from ..base import Stream
 from ..columns import spans_of
+from .aside import Aside
 from .connection import Bounded, Db, connect
 from .part import Part
 from .partitions import LOCK_PATIENCE, SIZE, add, detach_record, drop, has_own, partition_of, partitions_below
@@ -35,6 +36,7 @@ class PostgresRetention(Part):
     """Removes what is old and done. Nothing that any group has yet to finish goes."""
 
     _made: set[int]
+    _aside: dict[int, Aside]
     _cursors_begin: dict[tuple[int, ...], int]
     _beats_begin: dict[tuple[int, ...], int]
 
@@ -145,9 +147,15 @@ class PostgresRetention(Part):
         """
         row = db.execute(self._sql["floor"], (log,)).fetchone()
         below = partitions_below(db, self.options.schema, partition_of(row[0])) if row else []
-        if not below or not self._move_aside(db, stream, below[0]):
+        if not below:
             return 0
         start, end = below[0], below[0] + SIZE
+        aside = self._aside.get(log)
+        if aside is None or aside.start != start:
+            aside = self._aside[log] = Aside(start)
+        moved = aside.go_on(db, self._sql, stream)
+        if moved != 0:
+            return moved or 0
         bound = {"first": first_pos(log), "end": end, "limit": IDS_A_STEP}
         gone = db.execute(self._sql["trim_ids"], bound).rowcount
         if not gone and not has_own(db, self.options.schema, "outcome", start):
@@ -156,6 +164,8 @@ class PostgresRetention(Part):
         if gone:
             return int(gone)
         db.execute(self._sql["trim_once"], {"lo": start, "hi": end})
+        if aside.finish(db, self._sql, stream) is None:
+            return 0
         with connect(self.options, "retention", reached=True) as other:  # one that can be told to stop
             if not detach_record(other, self.options.schema, start):
                 return 0  # somebody reads it, or has an enqueue open: the next round will do
@@ -164,19 +174,6 @@ class PostgresRetention(Part):
         except (pg.LockNotAvailable, pg.UndefinedTable):
             return 0  # the latter: another worker was faster
         return 1
-
-    def _move_aside(self, db: Db, stream: Stream, start: int) -> bool:
-        """Move what is parked out of a partition; False where some of it is being run, and would be missed.
-
-        Under the locks of all groups: what is parked or leased later was parked then.
-        """
-        with db.transaction():
-            db.execute(self._sql["lock_groups"], (GROUP_LOCKS, stream.id))
-            if any(span.lo < start + SIZE and start < span.hi for span in self._leased(db, stream)):
-                return False
-            bound = {"lo": start, "hi": start + SIZE, "stream": stream.id}
-            db.execute(self._sql["keep_parked"], bound)
-        return True
 
     def _drop_kept(self, db: Db, stream: Stream, log: int) -> int:
         """Drop what outlived its partition, and is parked and leased nowhere any more."""

@@ -1024,13 +1024,21 @@ DELETE FROM respool.ids WHERE id IN (
 SELECT pg_advisory_xact_lock(%s, id::integer) FROM (SELECT id FROM respool.grp WHERE stream = %s ORDER BY id) g;
 
 -- name: keep_parked
--- Moved, not copied: until the partition is dropped, which may take a while, a copy would be read twice.
-WITH moved AS (
-    DELETE FROM respool.record WHERE pos >= %(lo)s AND pos < %(hi)s AND pos = ANY (ARRAY(
-        SELECT k.pos FROM respool.parked k JOIN respool.grp g ON g.id = k.grp
-        WHERE g.stream = %(stream)s AND k.pos >= %(lo)s AND k.pos < %(hi)s))
-    RETURNING *)
-INSERT INTO respool.kept SELECT * FROM moved ON CONFLICT (pos) DO NOTHING;
+-- Moved, not copied: until the partition is dropped, which may take a while, a copy would be read twice. What is
+-- leased is seen at the same moment as what is parked.
+WITH next AS MATERIALIZED (
+    SELECT DISTINCT k.pos FROM respool.grp g
+    CROSS JOIN unnest(%(los)s::bigint[], %(his)s::bigint[]) AS span (lo, hi)
+    CROSS JOIN LATERAL (
+        SELECT p.pos FROM respool.parked p WHERE p.grp = g.id AND p.pos >= span.lo AND p.pos < span.hi
+        ORDER BY p.pos LIMIT %(limit)s) k
+    WHERE g.stream = %(stream)s ORDER BY k.pos LIMIT %(limit)s),
+moved AS (
+    DELETE FROM respool.record WHERE pos >= %(lo)s AND pos < %(hi)s AND pos = ANY (ARRAY(SELECT pos FROM next))
+    RETURNING *),
+put AS (INSERT INTO respool.kept SELECT * FROM moved ON CONFLICT (pos) DO NOTHING)
+SELECT (SELECT count(*) FROM moved), (SELECT max(pos) FROM next),
+       ARRAY(SELECT l.spans FROM respool.lease l JOIN respool.grp g ON g.id = l.grp WHERE g.stream = %(stream)s);
 
 -- name: keep_outcomes
 INSERT INTO respool.outcome SELECT o.* FROM respool_detached o
