@@ -701,6 +701,35 @@ def test_a_topic_of_another_program_is_a_stream(kafka: KafkaAddress, kit: KafkaK
         app.stream_of("stream", f"{kit.prefix}none")
 
 
+def test_batches_pass_over_what_is_no_record(kafka: KafkaAddress, kit: KafkaKit, app: App) -> None:
+    """K1, K2: marks of transactions, and what was trimmed, are done with the batches about them; once."""
+    topic, seen = f"{kit.prefix}payments", []
+    admin = kit.open().cluster.admin  # type: ignore[attr-defined]
+    admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(20)
+    payments = app.stream(topic, foreign=True, codec=Upper)
+
+    @payments.subscribe(group="audit", start="earliest", batch=5)
+    def audit(events: Any) -> None:
+        seen.extend(events)
+
+    engine: Any = app.engine
+    other = Producer({"bootstrap.servers": kafka.bootstrap, "transactional.id": kit_id()})
+    other.init_transactions(30)
+    for n in range(3):
+        other.begin_transaction()
+        other.produce(topic, b"paid %d" % n, partition=0)
+        other.commit_transaction(30)
+    until = TopicPartition(topic, 0, 2)
+    for future in engine.cluster.admin.delete_records([until]).values():
+        future.result(20)
+    group = next(each for each in engine.groups() if each.name == "audit")
+    eventually(lambda: engine.counts(group).pending >= 4)
+    work(app, group="audit")
+    assert seen == ["PAID 1", "PAID 2"]
+    counts = engine.counts(group)
+    assert (counts.pending, counts.leased, counts.returned) == (0, 0, 0)
+
+
 def test_records_that_nobody_rings_for_are_noticed(kafka: KafkaAddress, kit: KafkaKit) -> None:
     """A worker that sleeps on a topic of another program looks again soon, however long it might sleep."""
     engine: Any = kit.open()

@@ -13,15 +13,20 @@ from typing import Any
 
 import pytest
 from tests.engines.kits import KITS, SHARED
+from tests.engines.test_conformance import finish
 from tests.worker.support import Mark, Place, eventually
 
 from respool import App, BadArguments, ConfigError, DeclarationConflict, GetTimeout
 from respool.cli.lag import lag_table
 from respool.cli.target import Target
+from respool.delivery.claim import Request, claim
+from respool.delivery.order import Claimant
+from respool.engines.base import Reads
 from respool.errors import TimeLimitExceeded
 from respool.keys import partition_of
 from respool.replay import create_replay, purge
 from respool.testing import work
+from respool.worker import host
 
 CODE = """
 app.queue("orders", ordered=True, partitions=4)
@@ -507,3 +512,33 @@ def test_a_call_that_is_killed_at_its_time_limit_blocks_its_key(place: Place) ->
         lambda: place.counts(queue="narrow").parked == {"dead": 1, "blocked": 2}, "two wait for the dead"
     )
     assert place.runs("endless") == {"a:0": 1, "b:0": 1}
+
+
+def test_a_burst_does_not_end_while_another_holds_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing may go while a call of the key runs; it may be over by the time that somebody looks for it."""
+    app = App("t", url="sqlite:///:memory:")
+    app.queue("orders", ordered=True)
+
+    @app.task(queue="orders", key=lambda n: "u")
+    def note(n: int) -> None: ...
+
+    note.delay_many(range(3))
+    engine, main, may_go = app.engine, app.main_of("orders"), host._may_go
+
+    def taken_meanwhile(*args: Any) -> bool:
+        who = Claimant(1, 0, 1)
+        request = Request(1, 1, 0, 1 << 32 | 7, 1.0, ordered=who)
+        reads = Reads(main.id, positions=True, due=1, returned=9, now=1.0, ordered=who)
+        lease = engine.transact(reads, lambda view, change: claim(view, change, request))
+        assert lease is not None
+        answer = may_go(*args)
+        assert not answer, "the key is held"
+        assert finish(engine, main, lease)
+        return answer
+
+    monkeypatch.setattr(host, "_may_go", taken_meanwhile)
+    assert not host.all_done(engine, [main], {main.id})
+    monkeypatch.undo()
+    work(app)
+    assert host.all_done(engine, [main], {main.id})
+    app.close()

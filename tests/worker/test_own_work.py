@@ -431,6 +431,37 @@ def test_errors_of_the_commit_are_those_of_the_run(place: Place, table: Table) -
 
 
 @on_postgres
+def test_a_commit_that_fails_holds_up_its_key(place: Place, table: Table) -> None:
+    """P8: what looked like a success is run again before anything that follows of its key."""
+    table.execute(f"ALTER TABLE {table.name} ADD UNIQUE (n) DEFERRABLE INITIALLY DEFERRED")
+    module = place.module(
+        CODE,
+        """
+        app.queue("orders", ordered=True, partitions=1)
+
+        @app.task(
+            bind=True, queue="orders", key=lambda n: "u", autoretry_for=(Exception,), default_retry_delay=0
+        )
+        def in_order(self, n):
+            note("start", "in_order", n)
+            with self.transaction() as connection:
+                put(connection, n)
+                if n == 100 and once("twice"):
+                    put(connection, 1)
+            return n
+        """,
+    )
+    place.touch("twice")
+    results = module.in_order.delay_many(range(120))
+    place.burst(1)
+    assert results.get(timeout=5) == [*range(120)]
+    begun = [int(mark.key) for mark in place.marks("start", "in_order")]
+    assert begun == [*range(101), *range(100, 120)]
+    assert table.rows() == dict.fromkeys(range(120), 1)
+    place.check()
+
+
+@on_postgres
 def test_connection_that_breaks_is_no_fault_of_the_run(place: Place, table: Table) -> None:
     """In the block, before the settlement, before the COMMIT: undone, and done again without a failure."""
     module = place.module(

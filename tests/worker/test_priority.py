@@ -10,6 +10,11 @@ import pytest
 from tests.worker.support import Place, eventually, on_each_engine, on_every_engine
 
 from respool import App, ConfigError
+from respool.delivery.claim import Request, claim
+from respool.delivery.model import Settlement
+from respool.delivery.settle import settle
+from respool.engines.base import Reads
+from respool.replay import purge
 from respool.testing import work
 
 CODE = """
@@ -167,3 +172,26 @@ def test_none_starves(place: Place) -> None:
     assert firsts["100"] < last, "the lowest was served while the highest had calls"
     assert marks[0].name == "urgent"
     place.check()
+
+
+def test_a_purge_leaves_nothing_of_what_was_given_back(tmp_path: Path) -> None:
+    """Of a queue with lanes more is read at a time than was asked for."""
+    with App("shop", url=f"sqlite:///{tmp_path / 'shop.db'}") as app:
+
+        @app.task
+        def add(x: int) -> None: ...
+
+        add.delay_many(range(1200))
+        add.apply_async((0,), priority=0)
+        engine, main = app.engine, app.main_of("default")
+        for lease in range(1, 1201):
+            request = Request(1, 1, 0, 1 << 32 | lease, 1.0)
+            reads = Reads(main.id, positions=True, due=1, now=1.0)
+            held = engine.transact(reads, lambda view, change, request=request: claim(view, change, request))
+            back = Settlement(held.id, 1, [], ended=1.0, release=True)
+            reads = Reads(main.id, (held.id,))
+            assert engine.transact(reads, lambda view, change, back=back: settle(view, change, back))
+        assert engine.counts(main).returned == 1200
+        assert purge(app, "default") == 1201
+        counts = engine.counts(main)
+        assert (counts.pending, counts.returned) == (0, 0)

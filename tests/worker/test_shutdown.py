@@ -203,3 +203,23 @@ def test_no_head_of_line_blocking(place: Place) -> None:
     assert worker.stop() == 0
     assert set(place.runs("mixed").values()) == {1}
     place.check()
+
+
+@pytest.mark.parametrize("pool", ["processes", "solo"])
+def test_a_last_word_that_may_have_been_written_ends_it_well(place: Place, pool: str) -> None:
+    """Its commit broke as the server went away: the next worker finds whether we are gone."""
+    module = place.module("@app.task\ndef add(n):\n    return n\n")
+    unknown = """
+        from respool.engines.postgres.engine import PostgresEngine
+        from respool.engines.sqlite.engine import SQLiteEngine
+        from respool.errors import AppendUnknown
+
+        def drop_worker(self, worker):
+            raise AppendUnknown("the connection broke at the COMMIT")
+
+        SQLiteEngine.drop_worker = PostgresEngine.drop_worker = drop_worker
+        """
+    worker = place.worker(1, before=unknown, pool=pool)
+    assert module.add.delay(1).get(timeout=20) == 1
+    assert worker.stop() == 0, worker.log
+    worker.said("broke at the COMMIT")

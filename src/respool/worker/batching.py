@@ -16,7 +16,7 @@ from ..clock import boottime_ns
 from ..clock import now as wall_clock
 from ..delivery.batching import Splitting
 from ..delivery.model import Lease, Settlement, Verdict
-from ..delivery.spans import Finder, Span, count, ranges_of
+from ..delivery.spans import Finder, Span, ranges_of, subtract
 from ..errors import BatchMismatch, BlobsUnavailable, CorruptBody, NotEncodable, RecordTooLarge, Retry
 from ..record import NO_META, Meta, Row
 from . import page as p
@@ -149,10 +149,9 @@ class Batching:
     def run(self, service: Service, lease: Lease) -> Settlement:
         """Run a lease whose records `sort` has put in order; return what is left to settle at its end."""
         self._settled()
-        self._run_what_is_ready(service, lease)
+        through = self._run_what_is_ready(service, lease) and not self._ready
         said, results = self._kept
-        all_of_it = len(self._done) == count(lease.spans)
-        done = [(span.lo, span.hi) for span in lease.spans] if all_of_it else ranges_of(self._done)
+        done = self._all_but_what_waits(lease) if through else ranges_of(self._done)
         settlement = Settlement(
             lease.id, self._executor.worker, done, said, sorted(results), self._began, wall_clock(),
             release=True, records=len(self._done),
@@ -161,6 +160,12 @@ class Batching:
             settlement.waits = [span for batch in self._waiting for span in batch.spans()]
             settlement.waits_as = self._executor.next_lease()
         return settlement
+
+    def _all_but_what_waits(self, lease: Lease) -> list[tuple[int, int]]:
+        """Return what is done of a lease that was gone through: positions without a record are, too (K1)."""
+        left = [(span.lo, span.hi) for span in self._executor.limited]
+        left += ranges_of(member.row[0] for batch in self._waiting for member in batch.members)
+        return [(span.lo, span.hi) for span in subtract(lease.spans, left)]
 
     def _run_what_is_ready(self, service: Service, lease: Lease) -> bool:
         """Run all that waits for no more; False where something was not to be started any more."""

@@ -17,7 +17,7 @@ from ..delivery.model import Change, Verdict, View
 from ..delivery.order import Claimant
 from ..delivery.seek import held
 from ..delivery.spans import ranges_of
-from ..engines.base import Engine, Reads, Worker
+from ..engines.base import Counts, Engine, Group, Reads, Worker
 from ..engines.moving import told
 from ..errors import DatabaseGone, EngineUnavailable, LogMoved, RespoolError
 from .holds import held_back
@@ -137,6 +137,18 @@ def has_work(engine: Any, service: Service, now: float) -> bool:
     return _may_go(engine, service.group.id, service.claimant, service.turn, now, tasks)
 
 
+def _stands_still(engine: Engine, group: Group, counts: Counts, now: float) -> bool:
+    """Say whether nothing of an ordered group may go, and nothing was taken since it was counted.
+
+    Who holds a key while we look may have given it back by then, and what follows may go.
+    """
+    cursors = [(at.log, at.cursor) for at in engine.positions(group)]
+    if _may_go(engine, group.id, (0, 0), 0, now, ()):
+        return False
+    again = [(at.log, at.cursor) for at in engine.positions(group)]
+    return engine.counts(group) == counts and again == cursors
+
+
 def _may_go(
     engine: Any, group: int, claimant: tuple[int, int], turn: int, now: float, tasks: Sequence[str]
 ) -> bool:
@@ -232,7 +244,7 @@ def all_done(engine: Any, groups: Sequence[Any], ordered: Collection[int]) -> bo
         counts = engine.counts(group)
         waits = counts.parked.get("retry", 0) or engine.limited(group.id, 1)
         pending = counts.pending and (
-            group.id not in ordered or _may_go(engine, group.id, (0, 0), 0, now, ())
+            group.id not in ordered or not _stands_still(engine, group, counts, now)
         )
         if pending or counts.leased or counts.returned or waits:
             if any(each.id == group.id and held(each.settings) for each in engine.groups()):

@@ -84,15 +84,15 @@ class LeaseRun:
 
         Returns: False where it is to be run again: what it did in a transaction of its own was undone.
         """
-        if self._lease.keys and verdict.reason is not None:
-            self._hold_up(runner, row, verdict)
         if self._executor.run.work is not None:
             became = self._end_own_work(row, verdict, count)
             if became is Did.NOTHING:
                 return False
             if became is Did.COMMIT:
                 return True
-            verdict = became
+            verdict = became  # by its own end it may have become another one
+        if self._lease.keys and verdict.reason is not None:
+            self._hold_up(runner, row, verdict)
         if self._charged and verdict.reason is not None:
             verdict.charge = -1  # the run has ended (H7)
         self._verdicts.append(verdict)

@@ -147,7 +147,10 @@ class Solo:
             0, self.slot.last_words(), Cause.ORDERED, "the worker stopped"
         )
         if not self._deposed:
-            self.engine.drop_worker(self.worker)
+            try:
+                self.engine.drop_worker(self.worker)
+            except (EngineUnavailable, AppendUnknown) as error:  # the next worker will find that we are gone
+                log.error("%s", error)
         self.file.close(remove=True)
         os.close(self._wake_read)
         os.close(self._wake_write)
