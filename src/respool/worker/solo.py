@@ -149,7 +149,7 @@ class Solo:
         if not self._deposed:
             try:
                 self.engine.drop_worker(self.worker)
-            except (EngineUnavailable, AppendUnknown) as error:  # the next worker will find that we are gone
+            except RespoolError as error:  # the next worker will find that we are gone
                 log.error("%s", error)
         self.file.close(remove=True)
         os.close(self._wake_read)

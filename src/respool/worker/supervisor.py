@@ -329,7 +329,7 @@ class Supervisor:
             if not self._patient.leases_of(self.worker):
                 self._patient.drop_worker(self.worker)
                 self._left_over = False
-        except (EngineUnavailable, AppendUnknown) as error:  # the next worker will find that we are gone
+        except RespoolError as error:  # the next worker will find that we are gone
             log.error("%s", error)
         seconds = time.monotonic() - self._began
         log.info("%s", farewell(self.engine, self.groups, self._handled, seconds))
