@@ -29,6 +29,15 @@ class Places:
                 last[pos] = how
         return last
 
+    @cached_property
+    def redriven(self) -> frozenset[int]:
+        """Those that were dead letters and were given back."""
+        page = self._page
+        found = (
+            range(max(lo, page.lo), min(hi, page.hi)) for lo, hi, how in page.journal if how == "redriven"
+        )
+        return frozenset(pos for each in found for pos in each)
+
     def may_hold(self, state: str | None) -> bool:
         """Say whether a record of the page may be in a state: most pages have nothing rare."""
         if state in ("RETRY", "SCHEDULED"):

@@ -17,6 +17,9 @@ from respool.dead import DeadFilter, changed_with, redrive
 from respool.dead.find import dead_letters
 from respool.engines.base import ParkedFilter
 from respool.errors import CorruptBody
+from respool.replay import compare, create_replay
+from respool.replay.capture import capture, read_captured
+from respool.replay.export import exported
 from respool.tagged import from_tagged, to_tagged
 from respool.testing import work
 from respool.units import rate, share
@@ -189,6 +192,26 @@ def test_an_edited_call_runs_with_its_new_arguments_and_the_old_are_kept(app, fe
     assert fetch.codec.decode(r.record().body) == [["bad://1"], {}]
     assert [attempt.how for attempt in r.history()] == ["failed", "redriven", "done"]
     assert r.history()[1].note == "redriven: edited args[0] = 'good://1' (was 'bad://1')"
+
+
+def test_what_came_of_an_edit_is_not_taken_for_what_is_on_record(app, fetch, tmp_path):
+    """The audit says what was changed; what sets inputs and outcomes side by side leaves it out."""
+    fetch.delay("bad://1")
+    fetch.delay("good://2")
+    work(app)
+    app.dead_letters().redrive(set={"url": "good://1"})
+    work(app)
+    main, queue = group_of(app), app.stream_of("queue", "fast")
+    edited, plain = exported(app, queue, main)
+    assert (edited["args"], edited["state"], edited["result"]) == (["bad://1"], "SUCCESS", "good://1")
+    assert edited["edits"] == ["edited args[0] = 'good://1' (was 'bad://1')"]
+    assert plain["edits"] == []
+    captured = capture(app, fetch.name, 10, tmp_path, spec="shop")
+    assert [call.args for call in read_captured(captured.data)] == [["good://2"]]
+    create_replay(app, "fast", "v2", [fetch.name])
+    work(app, group="v2")
+    found = compare(app, queue, main, group_of(app, name="v2"))
+    assert (found.count("same"), found.count("only_b"), found.differences) == (1, 1, 0)
 
 
 def test_an_edit_that_fails_again_can_be_edited_again(app, fetch):

@@ -100,6 +100,7 @@ def command(
             line({**call.data(), "time": iso(call.time)})
         else:
             text = call.input.text(call.task, min(width(), SHORT))
+            text = f"{text}, {call.edits[-1]}" if call.edits else text
             table.add((when(call.time), call.id, target.shown(call.stream), call.state, text), {})
     if task and not found:
         target.refuse_unknown_task(task, streams)

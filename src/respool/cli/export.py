@@ -58,7 +58,8 @@ def command(
     respool -A shop export --stream inference --group audit -o events.jsonl
 
     A line has the call's id, time, task, key, headers, args and kwargs (an event's value), its state in the
-    group, and its result or its error. JSON lines have values as they were, with what JSON has no form for
+    group, and its result or its error; as edits, what was changed of the arguments where it was redriven with
+    others, which the result is of. JSON lines have values as they were, with what JSON has no form for
     tagged: {"$bytes": "…"}. CSV and Parquet have such values as JSON. A file is complete or not there: it is
     written under another name first. Parquet needs pyarrow.
     """

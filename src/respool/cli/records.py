@@ -11,6 +11,7 @@ from ..engines import public_id
 from ..places import Places
 from ..reading import Input, read_input
 from ..record import id_text, offset_of
+from ..replay.edits import edits_in
 from ..replay.windows import Window, windows
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Call(NamedTuple):
     group: str
     size: int
     input: Input
+    edits: list[str]  # with which it was redriven: its state is of those
 
     def data(self) -> dict[str, Any]:
         """Return it for JSON; `time` is the caller's to write."""
@@ -60,6 +62,7 @@ class Call(NamedTuple):
             "state": self.state,
             "size": self.size,
             "input": self.input.data(),
+            "edits": self.edits,
         }
 
 
@@ -106,4 +109,5 @@ def _in_log(target: Target, stream: Stream, group: Group, piece: Window, wanted:
                     group.name,
                     brief.meta.offloaded or brief.size,
                     given,
+                    edits_in(target.engine, group, places, brief.pos),
                 )

@@ -115,6 +115,8 @@ def capture(
 ) -> Captured:
     """Write inputs and outcomes of past calls of a task as a file of pytest's, and one with the calls.
 
+    Calls that were redriven with an edit are left out: what came of them is not of what is on record.
+
     Parameters:
         sample: how many finished calls, drawn from all over the window; the same `seed` draws the same.
         spec: what names the App, as -A does: the test finds it by that.
@@ -167,6 +169,7 @@ def _drawn(
             (row["time"], row["offset"], row)
             for row in exported_rows(app, stream, group, page, wanted)
             if row["state"] in ("SUCCESS", "FAILURE") and row["args"] is not None and _is_kept(row)
+            if not row["edits"]  # what came of it came of other arguments
         ]
         chance.shuffle(rows)
         drawn += rows[:share]

@@ -20,6 +20,7 @@ from ..errors import ConfigError, RespoolError
 from ..places import Places
 from ..record import id_text
 from ..reference import is_reference, same_payload
+from .edits import edits_in
 
 PAGE = 500  # positions whose values are in memory at once
 Verdict = Literal[
@@ -106,6 +107,8 @@ def compare(
     progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
     """Compare what two groups of a queue made of the same calls; neither is changed, and both may go on.
+
+    A call that was redriven with an edit has nothing to compare in that group: it had other arguments.
 
     Parameters:
         source: an App or an engine. tasks, since, until: only these calls.
@@ -225,6 +228,8 @@ def _sides(engine: Engine, group: Group, lo: int, hi: int) -> Callable[[int], Si
             return Side("waiting")
         if status.parked is not None and status.parked.reason != "dead":
             return Side("waiting")
+        if edits_in(engine, group, places, pos):
+            return Side("absent")
         if outcome is not None:
             if outcome.ending == "failure":
                 return Side("failure", outcome.value)

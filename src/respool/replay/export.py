@@ -20,6 +20,7 @@ from ..reading import read_input, read_result
 from ..record import id_text, offset_of
 from ..states import state_name
 from ..tagged import to_tagged
+from .edits import edits_in
 from .windows import Window, windows
 
 PAGE = 500  # positions whose inputs and outcomes are in memory at once
@@ -28,9 +29,12 @@ Load = Callable[[bytes], Any]
 
 COLUMNS = (
     "id", "time", "app", "queue", "partition", "offset", "task", "key", "headers", "group", "state", "args",
-    "kwargs", "value", "input_error", "result", "error_type", "error", "traceback", "ended",
+    "kwargs", "value", "input_error", "result", "error_type", "error", "traceback", "ended", "edits",
 )  # fmt: skip
-"""What an exported call has; in CSV and Parquet what is no text is JSON."""
+"""What an exported call has; in CSV and Parquet what is no text is JSON.
+
+`edits`: what was changed of the arguments where it was redriven with others: the outcome is of those.
+"""
 _NUMBERS = ("partition", "offset")
 
 
@@ -99,7 +103,11 @@ def _in_log(
             state = None if places is None else state_name(places.status(record.pos))
             if wanted.state in (None, state):
                 row = _row(stream, group, record, state, pickle_key, load)
-                yield record.time, record.pos, row | _outcome(outcomes.get(record.pos), load)
+                row |= _outcome(outcomes.get(record.pos), load)
+                row["edits"] = (
+                    [] if places is None or group is None else edits_in(engine, group, places, record.pos)
+                )
+                yield record.time, record.pos, row
 
 
 def _row(
@@ -206,7 +214,7 @@ def write_parquet(rows: Iterable[dict[str, Any]], out: Any) -> int:
     return written
 
 
-_JSON = ("headers", "args", "kwargs", "value", "result")
+_JSON = ("headers", "args", "kwargs", "value", "result", "edits")
 
 
 def _text(name: str, value: Any) -> str | None:

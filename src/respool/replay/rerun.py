@@ -20,6 +20,7 @@ from ..running import current_run
 from ..transaction import Collector
 from ..worker.run import Request
 from ..worker.services import Runner
+from .edits import edits_of
 
 Call = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 """Calls a function with arguments: a debugger's, say."""
@@ -76,11 +77,7 @@ def rerun(app: App, id: str, *, group: str | None = None, call: Call | None = No
     record, stream, found, runner = _found(app, id, group)
     body: Any = app.payloads.load(record.body) if is_reference(record.body) else record.body
     done = _run(runner, _Dry(app, stream, found, record), body, call)
-    done.edits = [
-        entry.note.removeprefix("redriven: ")
-        for entry in app.engine.journal(found.id, record.pos)
-        if entry.how == "redriven" and entry.note
-    ]
+    done.edits = edits_of(app.engine, found, record.pos)
     return done
 
 
