@@ -1225,6 +1225,73 @@ def test_the_next_partition_is_there_before_it_is_needed(engine: Any, log: int, 
     slow.commit()
 
 
+@pytest.fixture
+def caller(engine: Any) -> Iterator[psycopg.Connection[Any]]:
+    """A connection of somebody's own, which begins a transaction when it is used."""
+    with psycopg.connect(engine.options.conninfo) as db:
+        yield db
+        db.rollback()
+
+
+ENLISTED: dict[str, Callable[[Any, Any, int], object]] = {
+    "row": lambda engine, db, log: engine.append_enlisted(engine.enlist(db), [row(log)]),
+    "rows": lambda engine, db, log: engine.append_enlisted(engine.enlist(db), [row(log) for _ in range(300)]),
+    "run": lambda engine, db, log: engine.append_run_enlisted(
+        engine.enlist(db), log, "add", [b"x"] * 300, None, new_head(OLD), OLD
+    ),
+    "unique": lambda engine, db, log: engine.append_unique(
+        row(log), uuid.uuid4().hex, None, None, None, engine.enlist(db)
+    ),
+}
+
+
+@pytest.mark.parametrize("how", ENLISTED)
+@pytest.mark.parametrize("at", [SIZE // 2, SIZE - 1, SIZE, SIZE + SIZE // 2 - 1, 7 * SIZE - 2])
+def test_a_callers_transaction_finds_room(
+    engine: Any, log: int, caller: psycopg.Connection[Any], how: str, at: int
+) -> None:
+    """Before what it sends, and for what comes after: with no worker, and nobody who sends otherwise."""
+    first = leap(engine, log, at)
+    promptly(lambda: ENLISTED[how](engine, caller, log))
+    sent = 300 if how in ("rows", "run") else 1
+    upper = bool(at & SIZE // 2)
+    assert not upper or f"record_{log}_{at // SIZE + 1}" in tables(engine, log)
+    leap(engine, log, at // SIZE * SIZE + (SIZE if upper else SIZE // 2) + 1000)
+    for _ in range(2):
+        promptly(lambda: ENLISTED[how](engine, caller, log))
+    caller.commit()
+    assert len(engine.records(first, first_pos(log + 1), 2000)) == 3 * sent
+
+
+def test_rolled_back_calls_of_a_caller_leave_room_for_others(
+    engine: Any, log: int, caller: psycopg.Connection[Any], writers: Any
+) -> None:
+    """Their numbers are used up, and no record tells of them; workers see to it, and who sends."""
+    other, past = writers(), writers()
+    leap(engine, log, SIZE // 2)
+    other.begin().append(log)
+    engine.tidy()
+    assert f"record_{log}_1" in tables(engine, log), "though nobody sees the record"
+    other.rollback()
+    leap(engine, log, 3 * SIZE + 5)
+    past.begin()
+    with pytest.raises(psycopg.errors.CheckViolation):
+        past.append(log)
+    past.rollback()
+    engine.tidy()
+    past.begin().append(log)
+    past.commit()
+    # And where they jump at a stroke, as those of a million calls of others do.
+    ENLISTED["row"](engine, caller, log)
+    leap(engine, log, 9 * SIZE)
+    with pytest.raises(EngineUnavailable, match=r"no partition .*nothing was sent: roll back"):
+        ENLISTED["row"](engine, caller, log)
+    caller.rollback()
+    ENLISTED["row"](engine, caller, log)
+    caller.commit()
+    assert len(engine.records(first_pos(log), first_pos(log + 1), 10)) == 2
+
+
 def test_streams_and_groups_are_made_beside_open_transactions(
     kit: PostgresKit, engine: Any, queue: Stream, log: int, writers: Any
 ) -> None:

@@ -20,7 +20,7 @@ from respool.cli import main
 from respool.engines import grant, migrate
 from respool.engines.postgres.migrate import SCHEMA_VERSION
 from respool.engines.postgres.partitions import SIZE
-from respool.errors import RespoolError, SchemaTooNew
+from respool.errors import EngineUnavailable, RespoolError, SchemaTooNew
 from respool.location import parse_url
 from respool.replay import redrive
 from respool.testing import work
@@ -152,6 +152,24 @@ def test_what_workers_make_is_the_owners_and_producers_may_use_it(migrated: Role
     )
     assert owners == [(migrated.name("owner"),)]
     sender.close()
+    worker.close()
+
+
+def test_a_producer_who_may_make_no_partition_is_told_and_a_worker_makes_it(migrated: Roles) -> None:
+    """Within transactions of its own alone."""
+    worker, producer = shop(migrated.of("worker")), shop(migrated.of("producer"))
+    owned: Any = worker.engine
+    leap(owned, worker.stream_of("queue", "default").logs[0], SIZE)
+    with psycopg.connect(migrated.of("producer").partition("?")[0]) as db:
+        with pytest.raises(EngineUnavailable, match=r"no partition .*a worker does: start one"):
+            producer.tasks["add"].apply_async((1, 2), connection=db)
+        db.rollback()
+        owned.tidy()
+        sent = producer.tasks["add"].apply_async((1, 2), connection=db)
+        db.commit()
+    work(worker)
+    assert sent.get(timeout=5) == 3
+    producer.close()
     worker.close()
 
 

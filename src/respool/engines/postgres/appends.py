@@ -233,18 +233,21 @@ def insert(
     fence: tuple[int, int] | None,
     *,
     settling: bool = False,
+    placed: list[int] | None = None,
 ) -> list[Conflict]:
     """Insert rows of one log in one statement; return those whose id is taken. Raises LeaseLost.
+
+    Where the others are is added to `placed`.
 
     Where there is a fence, or some refer to blobs, it is several statements, in a transaction of the
     caller's, and raises BlobsUnavailable where one was removed; not with `settling`.
     """
     if large := offloaded(rows):
         large = hold(db, sql, large, settling=settling)
-        conflicts = _insert(db, sql, sequence, rows, start, fence)
+        conflicts = _insert(db, sql, sequence, rows, start, fence, placed)
         refer(db, sql, large, [id_bytes(row.id) for row in large])
         return conflicts
-    return _insert(db, sql, sequence, rows, start, fence)
+    return _insert(db, sql, sequence, rows, start, fence, placed)
 
 
 def _insert(
@@ -254,6 +257,7 @@ def _insert(
     rows: Sequence[NewCall],
     start: int,
     fence: tuple[int, int] | None,
+    placed: list[int] | None,
 ) -> list[Conflict]:
     log = rows[0].log
     known = [
@@ -268,6 +272,8 @@ def _insert(
             raise LeaseLost
         bound = {"sequence": sequence(log), **_columns([row for _, row in new])}
         added = {bytes(id): pos for pos, id in db.execute(sql["append_rows"], bound, binary=True).fetchall()}
+        if placed is not None:
+            placed += added.values()
         if len(added) < len(new):
             for n, row in new:
                 pos = added.pop(id_bytes(row.id), None)  # the second with an id is a conflict with the first

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import tempfile
 import threading
-import time
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ...delivery.model import NewCall
-from ...errors import ConfigError, EngineUnavailable, RespoolError
+from ...errors import EngineUnavailable
 from ..base import CAPABILITIES, Conflict
 from .appends import ROWS_A_STATEMENT, PostgresAppends, insert
 from .aside import Aside
 from .bells import PostgresBells
 from .blobs import PostgresBlobs
-from .connection import Connection, Db, moved_told, one
+from .connection import Connection, one
 from .enlist import Plain, checked
 from .inspect import PostgresInspect
 from .lent import PostgresLent
@@ -28,16 +26,14 @@ from .locks import PostgresLocks
 from .log import PostgresLog
 from .migrate import ensure_schema
 from .moving import PostgresMoving
-from .partitions import LOCK_PATIENCE, SIZE, add, next_number, partition_of
+from .partitions import SIZE
 from .reach import PostgresOptions
 from .registry import PostgresRegistry
 from .retention import PostgresRetention
+from .room import PostgresRoom
 from .state import PostgresState
 from .view import Known
 from .work import PostgresWorks, RunsOwn
-
-AHEAD_AGAIN = 10.0  # seconds before a partition that could not be made ahead is tried again
-log = logging.getLogger("respool")
 
 
 class PostgresEngine(
@@ -52,6 +48,7 @@ class PostgresEngine(
     PostgresBlobs,
     PostgresMoving,
     PostgresLent,
+    PostgresRoom,
     PostgresBells,
 ):
     """Log and state on a server. Connections open when first used, and only in the process that uses them."""
@@ -70,6 +67,7 @@ class PostgresEngine(
         self._made: set[int] = set()  # partitions that this process knows to be there
         self._ahead_at = 0.0  # before that none is made ahead
         self._aside: dict[int, Aside] = {}  # by log
+        self._look_at: dict[int, float] = {}  # by log: before that its numbers are not looked at (room.py)
         self._cursors_begin: dict[tuple[int, ...], int] = {}  # by group and log; below, versions were deleted
         self._beats_begin: dict[tuple[int, ...], int] = {}  # by worker
         self._known = Known()
@@ -151,11 +149,14 @@ class PostgresEngine(
     def append_enlisted(self, connection: Plain, rows: Sequence[NewCall]) -> list[Conflict]:
         """Append records in the caller's transaction, whose commit wakes workers that sleep now."""
         conflicts: list[Conflict] = []
-        with moved_told():
+        placed: list[int] = []
+        with self.room_for(rows[0].log, len(rows)):
             for start in range(0, len(rows), ROWS_A_STATEMENT):
                 some = rows[start : start + ROWS_A_STATEMENT]
-                conflicts += insert(connection, self._sql, self._sequence, some, start, None)
+                conflicts += insert(connection, self._sql, self._sequence, some, start, None, placed=placed)
         self.ring_at_commit(connection, rows[0].log, everyone=len(rows) > 1)
+        if placed and max(placed) & SIZE >> 1:
+            self.think_ahead(max(placed))
         return conflicts
 
     def append_run_enlisted(
@@ -169,37 +170,6 @@ class PostgresEngine(
         now: float,
     ) -> None:
         """Append a run in the caller's transaction."""
-        with moved_told():
+        with self.room_for(log, len(bodies)):
             connection.execute(self._sql["append_run"], self._run_values(log, task, bodies, meta, head, now))
         self.ring_at_commit(connection, log, everyone=len(bodies) > 1)
-
-    def think_ahead(self, pos: int) -> None:
-        """Half through a partition, see to the next: nobody who appends should have to wait for it.
-
-        The record is stored, so its sender hears of nothing that goes wrong here (H20).
-        """
-        start = partition_of(pos) + SIZE
-        if start in self._made or time.monotonic() < self._ahead_at:
-            return
-        self._made.add(start)
-        try:
-            self._writer.read(lambda db: _add(db, self.options.schema, start, within=LOCK_PATIENCE))
-        except ConfigError:
-            return  # who only sends has no right to it: workers see to it too
-        except RespoolError as error:
-            log.info("the next partition could not be made, which is tried again: %s", error)
-            self._made.discard(start)
-            self._ahead_at = time.monotonic() + AHEAD_AGAIN
-
-    def add_partitions(self, db: Db, log: int) -> None:
-        """Make the partitions for a log's next numbers: the one they are in, and the one after."""
-        start = partition_of(next_number(db, self.options.schema, log))
-        for each in (start, start + SIZE):
-            _add(db, self.options.schema, each)
-
-
-def _add(db: Db, schema: str, start: int, within: str | None = None) -> bool:
-    with db.transaction():
-        if within is not None:
-            db.execute(f"SET LOCAL lock_timeout = '{within}'".encode())
-        return add(db, schema, start)

@@ -14,6 +14,7 @@ from .appends import insert
 from .connection import Bounded, Db, snapshot
 from .ids import id_bytes, id_from
 from .part import Part
+from .partitions import SIZE
 
 
 class PostgresLocks(Part):
@@ -24,6 +25,8 @@ class PostgresLocks(Part):
     _appending: Callable[[int, Any], Any]
     ring_log: Callable[..., Any]
     ring_at_commit: Callable[..., Any]
+    room_for: Callable[..., Any]
+    think_ahead: Callable[[int], None]
 
     def lock_of(self, key: str, connection: Any = None) -> UniqueLock | None:
         """Return what a key is taken by, or was."""
@@ -62,9 +65,14 @@ class PostgresLocks(Part):
             with db.transaction():
                 return append(db)
 
+        pos: int | None
         if connection is not None:
-            return append(connection)
-        pos: int | None = self._appending(row.log, at_once)
+            with self.room_for(row.log, 1):
+                pos = append(connection)
+        else:
+            pos = self._appending(row.log, at_once)
+        if pos is not None and pos & SIZE >> 1:
+            self.think_ahead(pos)
         return pos
 
     def sweep_locks(self, now: float, limit: int) -> int:

@@ -94,13 +94,13 @@ class PostgresRetention(Part):
         return {tuple(row[:-1]): row[-1] for row in found.fetchall()}
 
     def _make_next_partitions(self, db: Db) -> None:
-        """Make the next partition of each log whose last is half full.
+        """Make the next partition of each log whose numbers have come past the middle of one.
 
-        Who appends does that too, but not within a transaction of the caller's, which would fail without it.
+        Who appends does that too, but may have no right to.
         """
-        for (pos,) in db.execute(self._sql["half_full"], (SIZE >> 1,)).fetchall():
-            start = partition_of(pos) + SIZE
-            if start not in self._made:
+        half = SIZE >> 1
+        for (pos,) in db.execute(self._sql["half_full"], {"half": half}).fetchall():
+            for start in sorted({partition_of(pos), partition_of(pos + half)} - self._made):
                 with db.transaction():
                     db.execute(f"SET LOCAL lock_timeout = '{LOCK_PATIENCE}'".encode())
                     add(db, self.options.schema, start)

@@ -968,10 +968,12 @@ SELECT DISTINCT task FROM respool.parked WHERE grp = %s AND reason = 'unknown' A
 -- Retention
 
 -- name: half_full
--- The last record of each log that has come past the middle of its partition.
-SELECT r.pos FROM respool.log l CROSS JOIN LATERAL (
-    SELECT pos FROM respool.record WHERE pos >= l.id << 40 AND pos < (l.id + 1) << 40 ORDER BY pos DESC LIMIT 1) r
-WHERE r.pos & %s <> 0;
+-- The last number of each log that has come past the middle of its partition, or into one that is not there. Numbers,
+-- not records: those that open transactions took, or that were rolled back, are seen by nobody.
+SELECT n.last FROM (
+    SELECT l.id, pg_sequence_last_value(to_regclass('respool.log_' || l.id)) AS last FROM respool.log l) AS n
+WHERE n.last IS NOT NULL AND (n.last & %(half)s::bigint <> 0
+    OR to_regclass('respool.record_' || n.id || '_' || ((n.last & ((1::bigint << 40) - 1)) >> 20)) IS NULL);
 
 -- name: floor
 SELECT floor FROM respool.log WHERE id = %s;
