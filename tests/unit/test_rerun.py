@@ -10,7 +10,7 @@ import pytest
 from tests.cli.support import write_shop
 
 import respool
-from respool import App, BadArguments, ConfigError, CorruptBody, UnknownCall, UnknownName
+from respool import App, BadArguments, ConfigError, CorruptBody, NotEncodable, UnknownCall, UnknownName
 from respool.replay.capture import capture
 from respool.replay.rerun import rerun, run_dry
 from respool.testing import captured, work
@@ -87,6 +87,22 @@ def test_one_that_raises(app):
     assert state(app) == before
     assert r.state == "FAILURE"
     assert app.dead_letters().count() == 1
+
+
+def test_a_result_that_cannot_be_stored_is_the_failure_that_it_was(app):
+    @app.task
+    def odd(n):
+        return object()
+
+    @app.task(ignore_result=True)
+    def unheard(n):
+        return object()
+
+    calls = odd.delay(1), unheard.delay(1)
+    work(app, queues=["default"])
+    done = [rerun(app, each.id) for each in calls]
+    assert isinstance(done[0].error, NotEncodable)
+    assert done[1].ok
 
 
 def test_a_coroutine_and_an_event(app):

@@ -26,6 +26,7 @@ def command(as_json: bool) -> None:
     one takes it over.
 
     \b
+    no      its number in this log, by which the history of a call names it
     worker  its name: host and pid, unless --name was given
     state   alive, stopping (Ctrl-C or SIGTERM: it ends its runs and takes no
             more), silent, gone
@@ -43,6 +44,7 @@ def command(as_json: bool) -> None:
 
     target = open_target()
     table = Table(
+        Column("no", right=True),
         Column("worker", least=10),
         Column("state", drop=4),
         Column("pid", right=True, drop=3),
@@ -59,6 +61,7 @@ def command(as_json: bool) -> None:
                 runs = "(" + "; ".join(map(_named, data["running"])) + ")"
             table.add(
                 (
+                    str(worker.id),
                     worker.name,
                     data["state"],
                     str(worker.pid),

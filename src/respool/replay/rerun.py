@@ -106,6 +106,8 @@ def _run(runner: Runner, run: _Dry, body: bytes, call: Call | None) -> Rerun:
             done.value = _called(runner, done.args, kwargs, call)
         else:
             done.value = _one_of(runner, _called(runner, (batch,), {}, call))
+        if not runner.ignores:
+            codec_for("msgpack").encode(done.value, "the result")  # else it would be a failure
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a task raises is its outcome
         done.error = error
     finally:
