@@ -219,6 +219,15 @@ def _sqlite_location(url: str, parts: SplitResult) -> Location:
     return Location("sqlite", None if path == ":memory:" else os.path.abspath(path), options)
 
 
+def refuse_memory(location: Location, what: str) -> None:
+    """Raise ConfigError for a log that no other process can see."""
+    if location.in_memory:
+        raise ConfigError(
+            f"{what} keeps its log in memory, where no other process sees it; give it a file: "
+            "sqlite:///respool.db"
+        )
+
+
 def locate(given: str | None, beside: str | None) -> tuple[str, Location]:
     """Return the URL to use, as `find_url`, and what it says. Raises ConfigError, which names RESPOOL_URL."""
     url = find_url(given, beside)

@@ -15,6 +15,8 @@ from .delivery.storms import gauges
 from .engines import public_id
 from .engines.base import Engine, Group, ParkedFilter, Stream, Worker
 from .engines.moving import told
+from .engines.things import is_ordered
+from .keys import key_hash
 from .location import without_password
 from .record import first_pos, id_text, log_of
 
@@ -135,10 +137,15 @@ def explain_waiting(engine: Engine, stream: Stream, group: Group, pos: int, app:
         if status.parked.reason == "blocked" and status.parked.due is None:
             return _blocked(engine, group, status.parked, nobody)
         return _parked(status.parked, served, nobody)
+    holder = (
+        _held_key(engine, group, pos) if status.place == "pending" and is_ordered(stream, group) else None
+    )
+    if holder is not None:
+        return holder
     if nobody:
         return nobody
     if status.lease is not None and status.lease.owner == WAITING:
-        return _waits(status.lease, group)
+        return _waits(engine, status.lease, now or group, pos)
     for worker in workers:
         for lo, since, hi in worker.running:
             if lo <= pos < hi:
@@ -161,15 +168,15 @@ def _last(silent: list[Worker]) -> str:
     return f" (worker {last.name} has been silent for {wall_clock() - last.beaten:.0f} s)"
 
 
-def _waits(lease: Lease, group: Group) -> str:
-    """Say why a record waits that nobody holds."""
+def _waits(engine: Engine, lease: Lease, group: Group, pos: int) -> str:
+    """Say why a record waits that nobody holds; the group is as it is now, with what stopped its tasks."""
     left = max(lease.since - wall_clock(), 0.0)
     if lease.child != LIMITED:
         return f"it waits for more calls to run with, {left:.1f} s more at most"
-    stopped = [
-        f"{task} ({gauge.why})" for task, gauge in gauges(group.settings).items() if gauge.state != "closed"
-    ]
-    return f"its task is stopped by its breaker for {left:.1f} s more: {', '.join(stopped)}"
+    tasks = {each.task for each in engine.briefs(pos, pos + 1, None, None, None, 0)}
+    stopped = {task: gauge.why for task, gauge in gauges(group.settings).items() if gauge.state != "closed"}
+    raised = next((why for task, why in stopped.items() if task in tasks and why), "")
+    return f"its task is stopped by its breaker for {left:.1f} s more{raised and f'; raised last: {raised}'}"
 
 
 def limit_shown(one: Bucket) -> str:
@@ -197,14 +204,39 @@ def _limited(engine: Engine, parked: Parked, nobody: str) -> str:
 
 def _blocked(engine: Engine, group: Group, parked: Parked, nobody: str) -> str:
     """Say which dead letter holds up a key, where one of the first there are does; else that one does."""
-    before = first_pos(log_of(parked.pos)) - 1
-    for dead in engine.parked_page(ParkedFilter((), ("dead",)), group.id, before, LOOK):
-        if dead.key == parked.key and before < dead.pos < parked.pos:
-            for record in engine.records(dead.pos, dead.pos + 1, 1):
-                given = f"--id {shlex.quote(id_text(public_id(record.id)))}"
-                held = "a dead letter of its key holds it up"
-                return f"{held}: respool dead redrive {given}, or respool dead drop {given}"
+    dead = None if parked.key is None else _dead_of_key(engine, group, parked.pos, parked.key)
+    if dead is not None:
+        return dead
     return f"an earlier one of its key is not finished{f'; {nobody}' if nobody else ''}"
+
+
+def _held_key(engine: Engine, group: Group, pos: int) -> str | None:
+    """Say which dead letter holds up the key of a record that no claim has come upon yet; None: none does."""
+    for record in engine.records(pos, pos + 1, 1):
+        if record.meta.key is not None:
+            return _dead_of_key(engine, group, pos, key_hash(record.meta.key))
+    return None
+
+
+def _dead_of_key(engine: Engine, group: Group, pos: int, key: int) -> str | None:
+    before = first_pos(log_of(pos)) - 1
+    for dead in engine.parked_page(ParkedFilter((), ("dead",)), group.id, before, LOOK):
+        if dead.key == key and before < dead.pos < pos:
+            for given in dead_commands(engine, dead.pos):
+                return f"a dead letter of its key holds it up: {given}"
+    return None
+
+
+def dead_commands(engine: Engine, pos: int) -> list[str]:
+    """Return the commands that give back or drop the dead letter at a position, if its record is there."""
+    given = [f"--id {shlex.quote(id_text(public_id(each.id)))}" for each in engine.records(pos, pos + 1, 1)]
+    return [f"respool dead redrive {id}, or respool dead drop {id}" for id in given]
+
+
+def held_keys(engine: Engine, group: Group) -> list[Parked]:
+    """Return the dead letters of an ordered group that hold up their keys, among its first `LOOK`."""
+    page = engine.parked_page(ParkedFilter((), ("dead",)), group.id, -1, LOOK)
+    return [dead for dead in page if dead.key is not None and dead.key > 0]
 
 
 def _parked(parked: Parked, served: str, nobody: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import signal
 import time
 from collections import defaultdict
@@ -25,6 +26,7 @@ from respool.engines.base import Reads
 from respool.errors import TimeLimitExceeded
 from respool.keys import partition_of
 from respool.replay import create_replay, purge
+from respool.result import why_unfinished
 from respool.testing import work
 from respool.worker import host
 
@@ -168,10 +170,17 @@ def test_a_dead_letter_blocks_nobody_unless_it_is_to(app: App) -> None:
         handles[1].get(timeout=0)
     assert ran(seen, "a") == [0, 1, 2, 3]
     assert ran(seen, "b") == ran(seen, "c") == [0]
+    target = Target(app.engine, app, app.name, app.location)
+    (shown,) = (data for data in lag_table(target, target.groups).data if data["name"] == "orders")
+    assert len(shown["held_keys"]) == 2, "a is held up by nobody"
+    late = blocks.delay("b", 4)  # no claim has come upon it
+    for explained in (late, handles[1]):
+        assert re.search(told, why_unfinished(explained) or "")
+    assert "holds it up" not in (why_unfinished(skips.delay("a", 4)) or "")
     assert app.dead_letters(key="b").redrive() == 1
     assert app.dead_letters(key="c").drop() == 1
     work(app)
-    assert ran(seen, "b") == [0, 0, 1, 2, 3], "redriven, and then what waited for it"
+    assert ran(seen, "b") == [0, 0, 1, 2, 3, 4], "redriven, and then what waited for it"
     assert ran(seen, "c") == [0, 1, 2, 3], "dropped: what waited goes on"
     assert app.dead_letters(task="blocks").count() == 0
 

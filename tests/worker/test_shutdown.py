@@ -223,3 +223,16 @@ def test_a_last_word_that_may_have_been_written_ends_it_well(place: Place, pool:
     assert module.add.delay(1).get(timeout=20) == 1
     assert worker.stop() == 0, worker.log
     worker.said("broke at the COMMIT")
+
+
+def test_a_worker_that_is_declared_dead_again_and_again_rests_and_hears_signals(place: Place) -> None:
+    place.module(CODE)
+    deposed = (
+        "import respool.worker.supervisor as s\ndef loop(self): raise s.Deposed\ns.Supervisor._loop = loop"
+    )
+    worker = place.worker(1, before=deposed + "\n")
+    worker.said("it starts again as another in 2 s")
+    times = [line.rpartition("another")[2] for line in worker.log.splitlines() if "declared dead" in line]
+    assert times == ["", " in 1 s", " in 2 s"]
+    assert worker.stop() == 0
+    assert "declared dead" not in worker.log.splitlines()[-1]

@@ -12,8 +12,8 @@ import pytest
 from tests.worker.support import Place, eventually, on_every_engine
 
 from respool import App
-from respool.engines.base import Group, ParkedFilter
-from respool.errors import ConfigError, UnknownName
+from respool.engines.base import Group, ParkedFilter, Registration
+from respool.errors import ConfigError, GetTimeout, UnknownName
 from respool.replay import check, dead_letters
 from respool.replay.storms import release, stopped_tasks
 from respool.testing import work
@@ -56,7 +56,7 @@ def test_an_outage_buries_few_calls_and_the_rest_runs_when_it_is_over(app: App) 
     def other(n: int) -> int:
         return n
 
-    fetch.delay_many(range(5000))
+    fetched = fetch.delay_many(range(5000))
     beside = other.delay(1)
     work(app)
     assert 5 <= len(ran) < 100, "those that had begun by then"
@@ -68,6 +68,13 @@ def test_an_outage_buries_few_calls_and_the_rest_runs_when_it_is_over(app: App) 
     assert len(app.engine.leases(main_of(app))) < 100, "they wait as ranges: what that costs is by the claim"
     (found,) = stopped_tasks(app)
     assert (found.task, found.gauge.state, found.gauge.why) == ("fetch", "open", "OSError: nobody there")
+
+    group = main_of(app)
+    worker = app.engine.register(Registration("shop", "w", "h", "b", 1, time.time(), {"groups": [group.id]}))
+    told = r"stopped by its breaker for \d+\.\d s more; raised last: OSError: nobody there$"
+    with pytest.raises(GetTimeout, match=told):
+        fetched[4999].get(timeout=0)
+    app.engine.drop_worker(worker)
 
     down[0], buried = False, len(ran)
     release(app, "fetch")

@@ -93,10 +93,24 @@ def command(queue: str | None, group: str | None, as_json: bool) -> None:
         _note_gaps(served, data["gaps"])
         if data["blocked"]:
             note(f"{served}: {counted(data['blocked'], 'call')} waiting for an earlier one of the same key")
+        if data["held_keys"]:
+            hold = "holds up its key" if len(data["held_keys"]) == 1 else "hold up their keys"
+            letters, do = (
+                counted(len(data["held_keys"]), "dead letter"),
+                _what_to_do(target, data["held_keys"]),
+            )
+            note(f"{served}: {letters} {hold}, and what comes of it waits: {do}")
         if data["stalled"]:
             note(f"{served}: no more may wait so in {data['stalled']} of its partitions; what follows waits")
         if data["due_capped"]:
             note(f"{served}: due was counted among the first {LOOK:,} that are parked")
+
+
+def _what_to_do(target: Target, positions: list[int]) -> str:
+    from ..why import dead_commands
+
+    one = dead_commands(target.engine, positions[0]) if len(positions) == 1 else []
+    return one[0] if one else "see: respool dead list"
 
 
 def _note_gaps(served: str, gaps: dict[str, Any] | None) -> None:
@@ -189,6 +203,7 @@ def _data(target: Target, group: Group) -> dict[str, Any]:
         "gaps": _gaps(target, group, now),
         "blocked": counts.parked.get("blocked", 0),
         "stalled": _stalled(target, group, counts),
+        "held_keys": _held_keys(target, group, counts),
         "unknown": unknown,
         "unknown_tasks": sorted(target.engine.unknown_tasks(group.id)) if unknown else [],
         "oldest_waiting": None if waiting is None else max(now - waiting, 0.0),
@@ -207,6 +222,16 @@ def _gaps(target: Target, group: Group, now: float) -> dict[str, Any] | None:
         return None
     age = max(now - found.since, 0.0)
     return {"numbers": found.numbers, "ranges": found.ranges, "most": found.most, "age": age}
+
+
+def _held_keys(target: Target, group: Group, counts: Counts) -> list[int]:
+    """Return where the dead letters are that hold up their keys, of some that there are."""
+    from ..engines.things import is_ordered
+    from ..why import held_keys
+
+    if not counts.parked.get("dead") or not is_ordered(target.streams[group.stream], group):
+        return []
+    return [dead.pos for dead in held_keys(target.engine, group)]
 
 
 def _stalled(target: Target, group: Group, counts: Counts) -> int:

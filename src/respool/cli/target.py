@@ -297,7 +297,7 @@ def _named_in(url: str, app: str | None) -> Target | None:
 
 
 def _of_app(app: App, creates: bool) -> Target:
-    from ..location import parse_url
+    from ..location import parse_url, refuse_memory
 
     location = parse_url(app.url)
     refuse_memory(location, f"app {app.name}")
@@ -310,7 +310,7 @@ def _of_app(app: App, creates: bool) -> Target:
 
 
 def _of_url(url: str) -> Target:
-    from ..location import parse_url
+    from ..location import parse_url, refuse_memory
 
     location = parse_url(url)
     refuse_memory(location, "--url")
@@ -333,7 +333,7 @@ def _opened(location: Location) -> Target:
 
 
 def _of_default() -> Target:
-    from ..location import locate
+    from ..location import locate, refuse_memory
 
     _, location = locate(None, None)
     refuse_memory(location, "RESPOOL_URL")
@@ -350,14 +350,6 @@ def _is_there(location: Location) -> bool:
     from ..engines import is_there
 
     return is_there(location)
-
-
-def refuse_memory(location: Location, what: str) -> None:
-    """Raise ConfigError for a log that no other process can see."""
-    if location.in_memory:
-        raise ConfigError(
-            f"{what} keeps its log in memory, where no other process sees it; give it a file: sqlite:///respool.db"
-        )
 
 
 def _at_the_end(close: Any) -> None:

@@ -127,8 +127,7 @@ def _undo(from_url: str | None, to_url: str | None, yes: bool, as_json: bool) ->
 
 
 def _location(url: str, option: str) -> Location:
-    from ..location import parse_url
-    from .target import refuse_memory
+    from ..location import parse_url, refuse_memory
 
     location = parse_url(url)
     refuse_memory(location, option)

@@ -22,6 +22,7 @@ from ..clock import boottime_ns
 from ..encoding.remote import raised_in
 from ..errors import AppendUnknown, EngineUnavailable, RespoolError
 from ..loading import AppImportError, is_misuse, load_app
+from ..location import refuse_memory
 from . import page as p
 from .executor import Executor
 from .host import LogFile, Woken, idle
@@ -97,6 +98,7 @@ class Child:
             self._check_log()
             app = load_app(self.options.app, self.options.url)
             self._logs.hand_over()
+            refuse_memory(app.location, f"app {app.name}")  # each process would have a log of its own
             self._check_log()  # opening it would make an empty one, or lead into another
             served = services(app, self.options.queues, self.options.group)
             self._check_log()  # it may have been deleted just before it was opened, and so made anew

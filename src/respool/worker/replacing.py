@@ -12,7 +12,27 @@ from .process import ChildProcess
 log = logging.getLogger("respool.worker")
 
 BACKOFF = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before a child that died early is replaced
+SHORT = 60.0  # seconds: a worker that has to start anew sooner than that waits before it does
 EARLY = 5.0  # seconds: a child that dies sooner than that after its start died "early"
+
+
+class Restarts:
+    """How long a worker waits before it starts anew as another: the longer the sooner it has to, again."""
+
+    def __init__(self) -> None:
+        self._soon = 0  # restarts in a row after less than SHORT
+        self._began = time.monotonic()
+
+    def pause(self) -> float:
+        """Return the seconds to wait before the next start."""
+        lived = time.monotonic() - self._began
+        wait = BACKOFF[self._soon] if lived < SHORT else 0.0
+        self._soon = min(self._soon + 1, len(BACKOFF) - 1) if lived < SHORT else 1
+        return wait
+
+    def started(self) -> None:
+        """Note that it starts now."""
+        self._began = time.monotonic()
 
 
 class Replacements:

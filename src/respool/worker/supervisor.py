@@ -44,7 +44,7 @@ from .options import EXIT_LATE, EXIT_LOST, EXIT_RECYCLED, EXIT_REFUSED, Hello, R
 from .outage import Outage
 from .page import WorkerFile
 from .process import ChildProcess
-from .replacing import Replacements
+from .replacing import Replacements, Restarts
 from .rules import told
 from .sweeping import Sweeper
 from .takeover import Watch, new_file
@@ -75,6 +75,7 @@ class Supervisor:
         self.worker = 0
         self._file: WorkerFile | None = None
         self._replacements = Replacements()
+        self._restarts = Restarts()
         self._signals = 0
         self._status = 0  # that it ends with
         self._draining = False
@@ -103,16 +104,22 @@ class Supervisor:
         self._wake = wake_read
         try:
             while True:
+                pause = 0.0
                 try:
+                    self._restarts.started()
                     return self._session()
                 except Deposed:
+                    pause = self._restarts.pause()
+                    when = f" in {pause:g} s" if pause else ""
                     log.error(
-                        "this worker was declared dead while it could not beat; it starts again as another"
+                        "this worker was declared dead while it could not beat; it starts again as another%s",
+                        when,
                     )
                     self._left_over = False
                 except DatabaseGone as error:
                     log.error("%s", error)
                     self._left_over = False
+                    pause = self._restarts.pause()
                     self._wait_for_file()
                 except RespoolError as error:
                     log.error("Error: %s", error)
@@ -121,6 +128,9 @@ class Supervisor:
                     self._end_session()
                 if self._draining:
                     return 1
+                if not self._rest(pause):
+                    log.info("stopped before it started again")
+                    return 0
         finally:
             signal.set_wakeup_fd(-1)
             for number, handler in old.items():
@@ -130,6 +140,14 @@ class Supervisor:
 
     def _on_signal(self, number: int, frame: Any) -> None:
         self._signals += 1
+
+    def _rest(self, seconds: float) -> bool:
+        """Wait before the next start; False where we are told to stop."""
+        until = time.monotonic() + seconds
+        while not self._signals and (left := until - time.monotonic()) > 0:
+            if select.select([self._wake], [], [], left)[0]:
+                os.read(self._wake, 4096)
+        return not self._signals
 
     def _session(self) -> int:
         try:
