@@ -40,7 +40,7 @@ from respool.engines.postgres.batch import Batch, Reply
 from respool.engines.postgres.connection import Bounded, connect
 from respool.engines.postgres.partitions import SIZE
 from respool.engines.postgres.sql import LIMITS_LOCK, quoted
-from respool.errors import AppendUnknown, EngineError, EngineUnavailable
+from respool.errors import AppendUnknown, EngineError, EngineUnavailable, PartlyAppended
 from respool.location import parse_url
 from respool.record import Meta, Row, first_pos, id_of, new_head
 from respool.replay import DeadFilter, check, redrive
@@ -113,7 +113,7 @@ class Writer:
         elif how == "row":
             ids = ids or [new_head(OLD)]
             bound = {"sequence": self._engine._sequence(log), "id": ids[0], "task": "add", "body": b"b"}
-            bound |= {"meta": None, "key": None, "time": int(OLD * 1e6), "said": "log 0 for "}
+            bound |= {"meta": None, "key": None, "time": int(OLD * 1e6), "said": "log 0 for ", "patience": ""}
             self.db.execute(self._engine.ringing["append_row"], bound, binary=True)
         else:
             ids = ids or [new_head(OLD) for _ in range(size)]
@@ -1290,6 +1290,19 @@ def test_rolled_back_calls_of_a_caller_leave_room_for_others(
     ENLISTED["row"](engine, caller, log)
     caller.commit()
     assert len(engine.records(first_pos(log), first_pos(log + 1), 10)) == 2
+
+
+def test_those_appended_together_with_what_is_held_up_are_stored(
+    engine: Any, log: int, caller: psycopg.Connection[Any]
+) -> None:
+    engine.append_enlisted(engine.enlist(caller), [row(log, id="shop\0order-1")])
+    rows = [row(log), row(log, id="shop\0order-1"), row(log), row(log, id="shop\0order-2")]
+    with pytest.raises(PartlyAppended, match="open transaction has sent a call of the same id") as caught:
+        promptly(lambda: engine.append_rows(rows))
+    assert caught.value.places == {0, 2}
+    caller.commit()
+    assert engine.append_rows(rows) == [], "each is there, and is the same"
+    assert len(engine.records(first_pos(log), first_pos(log + 1), 9)) == 4
 
 
 def test_streams_and_groups_are_made_beside_open_transactions(

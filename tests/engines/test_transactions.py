@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import apsw
 import psycopg
@@ -22,6 +24,7 @@ from respool import App, ConfigError, EngineUnavailable, IdConflict, RecordTooLa
 from respool.testing import work
 
 Opener = Callable[[str], Any]
+T = TypeVar("T")
 
 
 def _shop(url: str) -> App:
@@ -150,6 +153,47 @@ def test_errors_leave_the_transaction_as_it_was(on_postgres: App, session_databa
         db.commit()
     work(on_postgres)
     assert first.get(timeout=1) == again.get(timeout=1) == 3
+
+
+def _prompt(call: Callable[[], T], seconds: float) -> T:
+    began = time.monotonic()
+    try:
+        return call()
+    finally:
+        assert time.monotonic() - began < seconds
+
+
+@pytest.mark.parametrize("how", ["unique", "replace", "one id"])
+def test_who_sends_the_same_as_an_open_transaction_is_refused_and_nobody_else_waits(
+    on_postgres: App, session_database: str, how: str
+) -> None:
+    """H16, H20: on the same app as well, where nobody could end it. Else all appends wait behind that one."""
+    add = on_postgres.tasks["add"]
+
+    @on_postgres.task(unique=True, on_duplicate="replace" if how == "replace" else None)
+    def build(x: int) -> int:
+        return x
+
+    def send(**more: Any) -> Any:
+        if how == "one id":
+            return add.apply_async((1, 2), task_id=f"order-{turn}", **more)
+        return build.apply_async((1,), **more)
+
+    if how == "replace":
+        build.delay(1)
+    with psycopg.connect(session_database) as db, ThreadPoolExecutor(1) as pool:
+        for turn, end in enumerate((db.rollback, db.commit)):
+            kept = send(connection=db)
+            same = pool.submit(lambda: _prompt(send, 4.0))
+            others = [_prompt(lambda: add.delay(2, 2), 1.0) for _ in range(20)]
+            with pytest.raises(EngineUnavailable, match=r"open transaction has sent .*nothing was sent"):
+                same.result()
+            end()
+            again = _prompt(send, 1.0)
+            assert (again.id == kept.id) is (how == "one id" or (how == "unique" and turn == 1))
+            work(on_postgres)
+            assert [other.get(timeout=5) for other in others] == [4] * 20
+            assert again.get(timeout=5)
 
 
 def test_connections_that_cannot_be_used(on_postgres: App, on_sqlite: App, session_database: str) -> None:

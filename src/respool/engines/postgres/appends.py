@@ -5,24 +5,25 @@ A number is given out when a record is inserted, and seen when its transaction c
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import errors as pg
 
 from ...clock import now as wall_clock
 from ...delivery.model import NewCall
-from ...errors import EngineError
+from ...errors import EngineError, EngineUnavailable, PartlyAppended
 from ...record import is_fresh
 from ..base import Conflict, LeaseLost
 from ..columns import append_in_parts, places_by_log
 from .batch import Encoded, Executes
-from .connection import Bounded
+from .connection import NOTHING_SENT, Bounded
 from .ids import find, id_bytes, may_be_member
 from .part import Part
-from .partitions import SIZE
+from .partitions import LOCK_PATIENCE, SIZE
 from .references import hold, offloaded, refer
 from .sql import quoted
 
@@ -31,8 +32,11 @@ ROWS_AT_ONCE = 2048  # of many logs, or a few more
 LOGS_AT_ONCE = 64  # each of them is a table or more, which the transaction locks
 LATELY = 60.0  # seconds for which ids of rows that were collected are taken to be new
 JUST_NOW = 1.0  # seconds for which an id is taken to be new: where it is not, a number is burnt
+HELD_TRIES = 2  # of what an open transaction holds up, each for no longer than a lock is waited for
+HELD_PAUSE = 0.05  # seconds between them, for what others append
 _MICRO = 1_000_000
 _MISSING = pg.CheckViolation, pg.UndefinedTable, pg.UndefinedObject  # a partition, or the log
+T = TypeVar("T")
 _TYPES = {  # of the values of `append_fresh`, as the server numbers them
     "sequence": 25, "task": 25, "body": 17, "meta": 17, "id": 17, "time": 20, "key": 23, "said": 25,
 }  # fmt: skip
@@ -88,7 +92,7 @@ class PostgresAppends(Part):
                 return refused[0]
             pos = None
         else:
-            pos = self._writer.append(partial(self._append_known, row))
+            pos = self._unheld("the same id", partial(self._writer.append, partial(self._append_known, row)))
         if pos is None:
             place = self._place(row)
             assert place is not None
@@ -131,7 +135,7 @@ class PostgresAppends(Part):
         bound = {
             "sequence": self._sequence(row.log), "id": id_bytes(row.id), "task": row.task, "body": row.body,
             "meta": row.meta, "time": int(row.time * _MICRO), "key": row.key,
-            "said": self.said_of_one(row.log),
+            "said": self.said_of_one(row.log), "patience": LOCK_PATIENCE,
         }  # fmt: skip
 
         def run(db: Bounded) -> Any:
@@ -153,8 +157,28 @@ class PostgresAppends(Part):
         conflicts: list[Conflict] = []
         for start in range(0, len(rows), ROWS_A_STATEMENT):
             some = rows[start : start + ROWS_A_STATEMENT]
-            conflicts += self._appending(some[0].log, self._appender(some, start, fence))
+            append = partial(self._appending, some[0].log, self._appender(some, start, fence))
+            try:
+                conflicts += self._unheld("the same id", append)
+            except EngineUnavailable as error:
+                if fence is None and _is_held(error):
+                    self._append_others(some, start, error)
+                raise
         return conflicts
+
+    def _append_others(self, rows: Sequence[NewCall], start: int, error: EngineUnavailable) -> None:
+        """Append those rows whose ids are none of a user's own, which an open transaction could have entered.
+
+        They may be of others, who came at the same moment. Raises: PartlyAppended, unless there are none.
+        """
+        places = [n for n, row in enumerate(rows) if not isinstance(row.id, str)]
+        if not places or len(places) == len(rows):
+            return
+        others = [rows[n] for n in places]
+        known = self._appending(others[0].log, self._appender(others, 0, None))
+        refused = {each.row for each in known if not each.same}
+        stored = [*range(start), *(start + n for at, n in enumerate(places) if at not in refused)]
+        raise PartlyAppended(error, len(stored), stored) from error
 
     def append_many(self, rows: Sequence[NewCall]) -> None:
         """Append records of any logs whose ids were made for them: many logs in one statement."""
@@ -187,13 +211,15 @@ class PostgresAppends(Part):
     def _appender(self, rows: Sequence[NewCall], start: int, fence: tuple[int, int] | None) -> Any:
         def run(db: Bounded) -> list[Conflict]:
             with db.batch as batch:
-                conflicts = insert(batch, self._sql, self._sequence, rows, start, fence)
+                conflicts = insert(
+                    batch, self._sql, self._sequence, rows, start, fence, patience=LOCK_PATIENCE
+                )
             self._rung(db, (rows[0].log,), everyone=len(rows) > 1)
             return conflicts
 
         def run_at_once(db: Bounded) -> list[Conflict]:
             with db.transaction():
-                conflicts = insert(db, self._sql, self._sequence, rows, start, fence)
+                conflicts = insert(db, self._sql, self._sequence, rows, start, fence, patience=LOCK_PATIENCE)
             self._rung(db, (rows[0].log,), everyone=len(rows) > 1)
             return conflicts
 
@@ -211,6 +237,25 @@ class PostgresAppends(Part):
     def _appending(self, log: int, run: Any) -> Any:
         """Run an append; where the log's next partition is missing, make it first."""
         return self._writer.append(lambda db: self._with_partition(db, log, run))
+
+    def _unheld(self, sent: str, append: Callable[[], T], tries: int = HELD_TRIES) -> T:
+        """Append what an open transaction may hold up that has sent the same: all others wait behind it here.
+
+        So it is given up soon, and tried again with others in between.
+        """
+        while True:
+            tries -= 1
+            try:
+                return append()
+            except EngineUnavailable as error:
+                if not _is_held(error):
+                    raise
+                if not tries:
+                    raise EngineUnavailable(
+                        f"{self.options.shown}: an open transaction has sent a call of {sent}{NOTHING_SENT}: "
+                        "whether there is one is known when that has ended"
+                    ) from error.__cause__
+            time.sleep(HELD_PAUSE)
 
     def _with_partition(self, db: Bounded, log: int, run: Any) -> Any:
         try:
@@ -234,20 +279,22 @@ def insert(
     *,
     settling: bool = False,
     placed: list[int] | None = None,
+    patience: str = "",
 ) -> list[Conflict]:
     """Insert rows of one log in one statement; return those whose id is taken. Raises LeaseLost.
 
-    Where the others are is added to `placed`.
+    Where the others are is added to `placed`. An open transaction that has one of the ids is waited for no
+    longer than `patience`, which then holds for the rest of the transaction.
 
     Where there is a fence, or some refer to blobs, it is several statements, in a transaction of the
     caller's, and raises BlobsUnavailable where one was removed; not with `settling`.
     """
     if large := offloaded(rows):
         large = hold(db, sql, large, settling=settling)
-        conflicts = _insert(db, sql, sequence, rows, start, fence, placed)
+        conflicts = _insert(db, sql, sequence, rows, start, fence, placed, patience)
         refer(db, sql, large, [id_bytes(row.id) for row in large])
         return conflicts
-    return _insert(db, sql, sequence, rows, start, fence, placed)
+    return _insert(db, sql, sequence, rows, start, fence, placed, patience)
 
 
 def _insert(
@@ -258,6 +305,7 @@ def _insert(
     start: int,
     fence: tuple[int, int] | None,
     placed: list[int] | None,
+    patience: str,
 ) -> list[Conflict]:
     log = rows[0].log
     known = [
@@ -270,7 +318,7 @@ def _insert(
     if new:
         if fence is not None and db.execute(sql["hold_fence"], fence).fetchone() is None:
             raise LeaseLost
-        bound = {"sequence": sequence(log), **_columns([row for _, row in new])}
+        bound = {"sequence": sequence(log), "patience": patience, **_columns([row for _, row in new])}
         added = {bytes(id): pos for pos, id in db.execute(sql["append_rows"], bound, binary=True).fetchall()}
         if placed is not None:
             placed += added.values()
@@ -282,6 +330,10 @@ def _insert(
                     assert pos is not None
                     known.append((n, row, pos))
     return _compare(db, sql, known) if known else []
+
+
+def _is_held(error: EngineUnavailable) -> bool:
+    return isinstance(error.__cause__, pg.LockNotAvailable)
 
 
 def _portions(logs: list[list[int]]) -> Iterator[list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ...delivery.model import NewCall
@@ -14,7 +15,9 @@ from .appends import insert
 from .connection import Bounded, Db, snapshot
 from .ids import id_bytes, id_from
 from .part import Part
-from .partitions import SIZE
+from .partitions import LOCK_PATIENCE, SIZE
+
+UNIQUE_TRIES = 5  # of a call whose key an open transaction has taken; others append in between
 
 
 class PostgresLocks(Part):
@@ -23,6 +26,7 @@ class PostgresLocks(Part):
     _swept: str = ""
     _sequence: Callable[[int], str]
     _appending: Callable[[int, Any], Any]
+    _unheld: Callable[..., Any]
     ring_log: Callable[..., Any]
     ring_at_commit: Callable[..., Any]
     room_for: Callable[..., Any]
@@ -48,6 +52,7 @@ class PostgresLocks(Part):
     ) -> int | None:
         """Append a record and have it take a key; None where another has taken it since."""
         bound = {"key": key, "id": id_bytes(row.id), "until": until}
+        bound["patience"] = "" if connection is not None else LOCK_PATIENCE
         if seen is not None:
             bound["seen"] = id_bytes(seen)
 
@@ -70,7 +75,9 @@ class PostgresLocks(Part):
             with self.room_for(row.log, 1):
                 pos = append(connection)
         else:
-            pos = self._appending(row.log, at_once)
+            pos = self._unheld(
+                "the same unique key", partial(self._appending, row.log, at_once), UNIQUE_TRIES
+            )
         if pos is not None and pos & SIZE >> 1:
             self.think_ahead(pos)
         return pos

@@ -42,8 +42,11 @@ SELECT pos, task, body, meta, 0, id, time, key FROM numbered;
 SELECT l.id, to_regclass('respool.log_' || l.id)::oid::bigint FROM respool.log l WHERE l.id = ANY (%s);
 
 -- name: append_row
--- The same, bell and all, for an id that may be known: then nothing is appended, and no number burnt.
-WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS xid),
+-- The same, bell and all, for an id that may be known: then nothing is appended, and no number burnt. Where an open
+-- transaction has entered the same id, its end is waited for: for no longer than `patience`, if that is given.
+WITH own AS MATERIALIZED (
+    SELECT pg_current_xact_id() AS xid,
+           CASE WHEN %(patience)s::text <> '' THEN set_config('lock_timeout', %(patience)s::text, true) END AS patience),
 entered AS (
     INSERT INTO respool.ids (id, pos, last)
     SELECT %(id)s, numbered.pos, numbered.pos
@@ -57,7 +60,9 @@ SELECT pos, %(task)s, %(body)s, %(meta)s, 0, %(id)s, %(time)s, %(key)s FROM ente
 RETURNING pos;
 
 -- name: append_rows
-WITH own AS MATERIALIZED (SELECT pg_current_xact_id() AS xid),
+WITH own AS MATERIALIZED (
+    SELECT pg_current_xact_id() AS xid,
+           CASE WHEN %(patience)s::text <> '' THEN set_config('lock_timeout', %(patience)s::text, true) END AS patience),
 wanted AS (
     SELECT * FROM unnest(%(ids)b::bytea[], %(tasks)s::text[], %(bodies)b::bytea[], %(metas)s::bytea[],
                          %(times)s::bigint[], %(keys)s::integer[])
@@ -548,11 +553,18 @@ ON CONFLICT (grp, pos) DO UPDATE SET (reason, due, task, retries, deliveries, re
 SELECT key, id, pos, until FROM respool.unique_lock WHERE key = %s;
 
 -- name: take_free_lock
-INSERT INTO respool.unique_lock (key, id, until) VALUES (%(key)s, %(id)s, %(until)s)
+-- `patience` as of `append_row`, here and in `take_lock`.
+WITH own AS MATERIALIZED (
+    SELECT CASE WHEN %(patience)s::text <> '' THEN set_config('lock_timeout', %(patience)s::text, true) END AS patience)
+INSERT INTO respool.unique_lock (key, id, until)
+SELECT %(key)s::text, %(id)s::bytea, %(until)s::float8 FROM own WHERE own.patience IS NULL OR own.patience <> ''
 ON CONFLICT (key) DO NOTHING RETURNING key;
 
 -- name: take_lock
-UPDATE respool.unique_lock SET id = %(id)s, until = %(until)s WHERE key = %(key)s AND id = %(seen)s RETURNING key;
+WITH own AS MATERIALIZED (
+    SELECT CASE WHEN %(patience)s::text <> '' THEN set_config('lock_timeout', %(patience)s::text, true) END AS patience)
+UPDATE respool.unique_lock u SET id = %(id)s::bytea, until = %(until)s::float8 FROM own
+WHERE (own.patience IS NULL OR own.patience <> '') AND u.key = %(key)s AND u.id = %(seen)s RETURNING u.key;
 
 -- name: place_lock
 UPDATE respool.unique_lock SET pos = (SELECT i.pos FROM respool.ids i WHERE i.id = %(id)s)
