@@ -21,6 +21,8 @@ from sqlalchemy.orm import Session
 from tests.engines.kits import PostgresKit
 
 from respool import App, ConfigError, EngineUnavailable, IdConflict, RecordTooLarge, UnknownCall
+from respool.clock import now as wall_clock
+from respool.engines.blobs import PATIENCE
 from respool.testing import work
 
 Opener = Callable[[str], Any]
@@ -194,6 +196,33 @@ def test_who_sends_the_same_as_an_open_transaction_is_refused_and_nobody_else_wa
             work(on_postgres)
             assert [other.get(timeout=5) for other in others] == [4] * 20
             assert again.get(timeout=5)
+
+
+@pytest.mark.parametrize("isolation", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
+def test_large_payloads_in_a_transaction_of_any_isolation(
+    session_database: str, tmp_path: Path, isolation: str
+) -> None:
+    """H18: it is stored beside the transaction, whose snapshot may be older. The sweep spares it."""
+    kit = PostgresKit(session_database, "full")
+    assert kit.url is not None
+    with (
+        App("shop", url=kit.url, blobs=(tmp_path / "blobs").as_uri()) as app,
+        psycopg.connect(session_database) as db,
+    ):
+        length = app.task(name="length")(len)
+        engine: Any = app.engine
+        length.delay(b"x" * 400_000)  # the second to send it touches what is there
+        db.execute(f"SET TRANSACTION ISOLATION LEVEL {isolation}".encode())
+        db.execute("SELECT 1 FROM pg_class LIMIT 1")  # the snapshot
+        with app.transaction(db):
+            sent = [length.delay(letter * 400_000) for letter in (b"x", b"y", b"z")]
+            sent.append(length.apply_async((b"y" * 400_000,), task_id="order-1"))
+        assert engine.doom_blobs(None, wall_clock() - PATIENCE, 10)[0] == 0
+        db.commit()
+        assert engine.doom_blobs(None, wall_clock() + 1, 10)[0] == 0, "each is referred to"
+        work(app)
+        assert [each.get(timeout=5) for each in sent] == [400_000] * 4
+    kit.remove()
 
 
 def test_connections_that_cannot_be_used(on_postgres: App, on_sqlite: App, session_database: str) -> None:

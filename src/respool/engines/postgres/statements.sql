@@ -1118,6 +1118,10 @@ SELECT b.digest, b.stamp FROM respool.blob b
 JOIN unnest(%(digests)s::bytea[], %(stamps)s::bigint[]) AS w (digest, stamp) USING (digest, stamp)
 WHERE b.doomed IS NULL ORDER BY b.digest, b.stamp FOR KEY SHARE OF b;
 
+-- name: sees_commits
+-- Whether a statement sees what was committed since the transaction began.
+SELECT current_setting('transaction_isolation') IN ('read committed', 'read uncommitted');
+
 -- name: refer_to_blobs
 -- From records, by their ids: of one that was there before as well, if it is the same. While a record is there
 -- nobody drops its reference, so one that is known need not be touched: producers may not.
