@@ -816,12 +816,12 @@ class DeliveryMachine(RuleBasedStateMachine):
     def _finish_seek(self, name: str, to: dict[int, int], cursors: dict[int, int]) -> None:
         group, model = self.groups[name]
         now = self.moment()
+        reads = {"positions": True, "returned": ALL}
         for said in (True, False):
-            assert said == self.transact(
-                name,
-                {"positions": True, "returned": ALL},
-                lambda view, change: finish(view, change, to, now),
-            )
+            moved = None
+            while moved is None:  # an engine may not see as far at once
+                moved = self.transact(name, reads, lambda view, change: finish(view, change, to, now))
+            assert moved is said
         model.finish_seek(to, cursors)
         self.touched.update(model.items)
         found = next(each for each in self.engine.groups() if each.id == group.id)

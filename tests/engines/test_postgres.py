@@ -26,6 +26,7 @@ from tests.worker.support import eventually
 
 from respool.delivery.admin import purge
 from respool.delivery.claim import Request, claim
+from respool.delivery.lapse import lapse
 from respool.delivery.model import Change, Lease, NewCall, Parked, Settlement, Verdict, View
 from respool.delivery.order import Claimant
 from respool.delivery.settle import settle
@@ -33,17 +34,18 @@ from respool.delivery.spans import Span
 from respool.engines import open_engine
 from respool.engines.base import Conflict, Engine, Group, LeaseLost, Reads, Registration, Stream
 from respool.engines.moving import Mark
-from respool.engines.postgres import bells, partitions, retention, windows
+from respool.engines.postgres import bells, partitions, retention, view, windows
 from respool.engines.postgres import gaps as kept_gaps
 from respool.engines.postgres.appends import insert
 from respool.engines.postgres.batch import Batch, Reply
 from respool.engines.postgres.connection import Bounded, connect
 from respool.engines.postgres.partitions import SIZE
 from respool.engines.postgres.sql import LIMITS_LOCK, quoted
-from respool.errors import AppendUnknown, EngineError, EngineUnavailable, PartlyAppended
+from respool.errors import AppendUnknown, ConfigError, EngineError, EngineUnavailable, PartlyAppended
 from respool.location import parse_url
 from respool.record import Meta, Row, first_pos, id_of, new_head
-from respool.replay import DeadFilter, check, redrive
+from respool.replay import DeadFilter, check, plan_seek, purgeable, redrive, resume_seek, seek
+from respool.replay import purge as purge_queue
 
 T = TypeVar("T")
 OLD = time.time() - 1000
@@ -666,6 +668,68 @@ def test_a_purge_takes_all_there_is(engine: Any, main: Group, log: int) -> None:
         fill(engine, log, size=2000)
     ended = engine.transact(Reads(main.id, positions=True), lambda v, c: purge(v, c, [], b"", OLD))
     assert (ended, engine.counts(main).pending) == (6000, 0)
+
+
+@pytest.mark.parametrize("sees", [3, 50_000])
+@pytest.mark.parametrize("how", ["purge", "seek", "lapse"])
+def test_what_commits_later_is_not_ended(
+    engine: Any, queue: Stream, main: Group, log: int, writers: Any, monkeypatch: Any, how: str, sees: int
+) -> None:
+    """Be its number near or beyond what is seen at once: it is kept as a gap, and counts for nothing."""
+    monkeypatch.setattr(view, "PASSED", sees)
+    first, late, mine = first_pos(log), writers().begin(), []
+    for _ in range(3):
+        mine += late.append(log, 2)
+        fill(engine, log, 1, 4)
+    others = [first + n for n in range(18) if first + n not in mine]
+    if how == "purge":
+        assert purgeable(engine, "default", app="shop") == 12
+        assert purge_queue(engine, "default", app="shop") == 12
+        assert purgeable(engine, "default", app="shop") == 0
+    elif how == "seek":
+        plan = plan_seek(engine, queue, main, "latest")
+        assert plan.passed == {"add": 12}
+        seek(engine, main, plan.to)
+    else:
+        lost = iter(
+            lambda: engine.transact(
+                Reads(main.id, positions=True), lambda v, c: lapse(v, c, {log: first + 18}, OLD)
+            ),
+            0,
+        )
+        assert sum(lost) == 12
+    assert {engine.status(main, pos).how for pos in others} == {"trimmed" if how == "lapse" else "purged"}
+    assert engine.counts(main).pending == 0
+    assert gaps(engine, main) == 6
+    late.commit()
+    assert [engine.status(main, pos).outcome for pos in mine] == [None] * 6
+    assert Reader(engine, main).drain() == mine
+    assert {engine.status(main, pos).how for pos in mine} == {"done"}
+    sound(engine)
+
+
+@pytest.mark.parametrize("how", ["purge", "seek"])
+def test_where_there_is_no_room_for_gaps_it_goes_no_further(
+    engine: Any, queue: Stream, main: Group, log: int, writers: Any, monkeypatch: Any, how: str
+) -> None:
+    monkeypatch.setattr(kept_gaps, "MAX_GAPS", 1)
+    late, mine = writers().begin(), []
+    for _ in range(3):
+        mine += late.append(log)
+        fill(engine, log, 1, 4)
+    if how == "purge":
+        assert purge_queue(engine, "default", app="shop") == 4
+        assert engine.counts(main).pending == 8
+    else:
+        with pytest.raises(ConfigError, match="resume"):
+            seek(engine, main, plan_seek(engine, queue, main, "latest").to)
+    late.commit()
+    if how == "purge":
+        assert len(Reader(engine, main).drain()) == 8 + 3
+    else:
+        assert resume_seek(engine, main)
+        assert set(Reader(engine, main).drain()) <= set(mine)
+    sound(engine)
 
 
 def test_known_ids_burn_no_numbers(engine: Any, log: int) -> None:

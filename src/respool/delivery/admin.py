@@ -8,6 +8,7 @@ from types import MappingProxyType
 from ..reference import is_reference
 from .model import Change, JournalEntry, Outcome, Parked, View
 from .order import free, keys_of
+from .passing import pass_over
 from .seek import refuse_while_moved
 from .spans import count
 
@@ -81,16 +82,15 @@ def drop(view: View, change: Change, now: float, note: str | None = None, until:
 def purge(view: View, change: Change, waiting: list[Parked], reason: bytes, now: float) -> int:
     """End as REVOKED what a group has not started: pending, given back and waiting records.
 
-    Dead letters stay, and so do all records. Returns how many were ended.
+    Dead letters stay, and so do all records, and what is not committed yet. Pending is what the view sees of
+    it: a caller comes again until no cursor moves. Returns how many were ended.
     """
     refuse_while_moved(view)
     ended = 0
     for at in view.positions:
-        end = at.end if at.stop is None else min(at.end, at.stop)
-        if end > at.cursor:
-            change.cursors.append((at.log, end))
-            change.journal.append(JournalEntry(at.cursor, end, None, 0, now, now, "purged"))
-            ended += end - at.cursor
+        passed, _ = pass_over(view, change, at, at.end)
+        change.journal += [JournalEntry(span.lo, span.hi, None, 0, now, now, "purged") for span in passed]
+        ended += count(passed)
     for lease in view.returned:
         change.dropped_leases.append(lease.id)
         for span in lease.spans:

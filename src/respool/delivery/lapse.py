@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from ..record import OFFSET_BITS
 from .model import MAX_LEASE, Change, JournalEntry, Lease, View
 from .order import free, key_map
+from .passing import pass_over
 from .settle import keep_or_return
 from .spans import Span, count, intersect, subtract
 
@@ -17,7 +18,8 @@ LOST = "lost: trimmed before they were done"
 def lapse(view: View, change: Change, upto: Mapping[int, int], now: float, kept: Sequence[Span] = ()) -> int:
     """Have a group go on at these positions, if it is not so far: what lies below is lost to it.
 
-    Pending records and those that were given back are; what a worker has, and what is parked, is not.
+    Pending records and those that were given back are; what a worker has, what is parked, and what is not
+    committed yet, is not. Of pending ones it is what the view sees: a caller comes again until none is lost.
 
     Parameters:
         upto: by log.
@@ -27,11 +29,7 @@ def lapse(view: View, change: Change, upto: Mapping[int, int], now: float, kept:
     """
     lost: list[Span] = []
     for at in view.positions:
-        end = min(upto.get(at.log, at.cursor), at.end if at.stop is None else min(at.end, at.stop))
-        if end > at.cursor:
-            change.cursors.append((at.log, end))
-            unseen = [(lo, min(hi, end)) for lo, hi in at.missing if lo < end]
-            lost += subtract([Span(at.cursor, end)], unseen)
+        lost += pass_over(view, change, at, upto.get(at.log, at.cursor))[0]
     for lease in view.returned:
         below = _out_of(lease, upto, kept, change)
         lost += below

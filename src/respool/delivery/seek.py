@@ -17,8 +17,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .model import Change, JournalEntry, Lease, View
+from .model import Change, JournalEntry, Lease, Position, View
 from .order import free, keys_of
+from .passing import pass_over
 from .settle import keep_or_return
 from .spans import Span, subtract
 
@@ -116,34 +117,45 @@ def rewind(view: View, change: Change, to: Targets, lo: int, hi: int, now: float
     return True
 
 
-def finish(view: View, change: Change, to: Targets, now: float) -> bool:
-    """Move the cursors; False where that was done before.
+def finish(view: View, change: Change, to: Targets, now: float) -> bool | None:
+    """Move the cursors; False where that was done before, None where a target is further on than is seen.
 
-    What lies between a cursor and a target further on is ended, as by a purge.
+    What lies between a cursor and such a target is ended, as by a purge, step by step: where None is
+    returned, the cursors have moved as far as they could, and the seek is not over.
     """
     if under_way(view.settings) != dict(to):
         return False
     end_leases(view, change, to, now, owned=False)  # what has come late in a gap meanwhile
+    there = [_move_on(view, change, at, to[at.log], now) for at in view.positions if at.log in to]
+    if not all(there):
+        return None
     back = []
     for at in view.positions:
-        target = to.get(at.log)
-        if target is None or target == at.cursor:
-            continue
-        if target > at.cursor:
-            change.journal.append(
-                JournalEntry(
-                    at.cursor, target, None, 0, now, now, "purged", 0, "purged: the group was moved on"
-                )
-            )
-        else:
+        target = to.get(at.log, at.cursor)
+        if target < at.cursor:
             back.append(target)
             change.starts.append((at.log, target))
-        change.cursors.append((at.log, target))
+            change.cursors.append((at.log, target))
     change.settings["seek"] = None
     if back:
         change.generation = view.generation + 1
         change.settings["rewinds"] = rewound(view.settings.get("rewinds", ()), back, change.generation)
     return True
+
+
+def _move_on(view: View, change: Change, at: Position, target: int, now: float) -> bool:
+    """Move a cursor towards a target further on; return whether it is there."""
+    if target <= at.cursor:
+        return True
+    passed, cursor = pass_over(view, change, at._replace(stop=None), target)
+    if at.end <= at.cursor:  # there is nothing on the way
+        passed, cursor = [Span(at.cursor, target)], target
+        change.cursors.append((at.log, target))
+    note = "purged: the group was moved on"
+    change.journal += [
+        JournalEntry(span.lo, span.hi, None, 0, now, now, "purged", 0, note) for span in passed
+    ]
+    return cursor == target
 
 
 def rewound(rewinds: Iterable[Any], targets: Iterable[int], generation: int) -> list[list[int]]:

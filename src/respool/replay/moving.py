@@ -126,7 +126,8 @@ def seek(
     after that it is taken from them, and what they say of it later is refused. The group's generation rises,
     so that calls which records make again are others than those they made before (H8).
 
-    Raises: ConfigError where it is being moved elsewhere.
+    Raises: ConfigError where it is being moved elsewhere, or is not there yet: open transactions left
+        too many gaps on its way.
     """
     now = wall_clock()
     begun = engine.transact(
@@ -169,7 +170,11 @@ def _go_on(
             waiter.sleep(PATIENCE)
     while rewind_slice(engine, group, to, progress):
         pass
-    finish(engine, group, to)
+    if finish(engine, group, to) is None:
+        raise ConfigError(
+            f"group {group.name} cannot be moved past more than a thousand gaps, which open transactions may "
+            f"still fill: end those, then: respool seek {shlex.quote(group.name)} --resume"
+        )
 
 
 def end_leases(engine: Engine, group: Group, to: Mapping[int, int], *, take: bool) -> int:
@@ -207,14 +212,17 @@ def rewind_slice(
     return done is not None
 
 
-def finish(engine: Engine, group: Group, to: Mapping[int, int]) -> bool:
-    """Move the cursors; False where somebody else has."""
+def finish(engine: Engine, group: Group, to: Mapping[int, int]) -> bool | None:
+    """Move the cursors; False where somebody else has, None where that must wait: there are too many gaps."""
     now = wall_clock()
-    moved = engine.transact(
-        Reads(group.id, positions=True, returned=ALL, settings=True),
-        lambda view, change: core.finish(view, change, to, now),
-        synced=True,
-    )
+    moved: bool | None = None
+    goes_on = True
+    while moved is None and goes_on:
+        moved, goes_on = engine.transact(
+            Reads(group.id, positions=True, returned=ALL, settings=True),
+            lambda view, change: (core.finish(view, change, to, now), bool(change.cursors)),
+            synced=True,
+        )
     for log in to:
         engine.ring(log, everyone=True)
         engine.ring_waiters(range(to[log], to[log] + 100))

@@ -18,33 +18,41 @@ def purgeable(source: Source, queue: str, *, app: str | None = None) -> int:
     """Return how many records `purge` would end now."""
     engine, app = sides(source, app)
     counts = engine.counts(_main(engine, app, queue))
-    return int(counts.pending + counts.returned + sum(n for r, n in counts.parked.items() if r != "dead"))
+    return int(
+        counts.pending
+        + counts.returned
+        + sum(n for r, n in counts.parked.items() if r not in ("dead", "gap"))
+    )
 
 
 def purge(source: Source, queue: str, *, app: str | None = None) -> int:
     """End as REVOKED what `main` of a queue has not started; return how many records.
 
-    Records stay, and so do dead letters and what workers hold. What is sent meanwhile may be left.
+    Records stay, and so do dead letters, what workers hold, and calls of transactions that are open: those
+    run once they are committed. What is sent meanwhile may be left.
     """
     engine, app = sides(source, app)
     group = _main(engine, app, queue)
     reason = encode_error(Revoked("purged"))
 
-    def end(reads: Reads) -> tuple[int, int]:
+    def end(reads: Reads) -> tuple[int, bool, int]:
         return transact(
             engine,
             group,
             reads._replace(settings=True),
             lambda view, change: (
                 admin.purge(view, change, list(view.due), reason, wall_clock()),
+                bool(change.cursors),
                 len(view.returned),
             ),
         )
 
     before = engine.positions(group)
-    ended, leases = end(Reads(group.id, positions=True, returned=RETURNED))
-    while leases >= RETURNED:  # lanes, and what came late, are read beyond that
-        more, leases = end(Reads(group.id, returned=RETURNED))
+    ends = {at.log: at.end for at in before}
+    ended, moved, leases = 0, True, RETURNED
+    while moved or leases >= RETURNED:  # lanes, and what came late, are read beyond that
+        more, moved, leases = end(Reads(group.id, positions=moved, returned=RETURNED))
+        moved = moved and any(at.cursor < ends.get(at.log, at.cursor) for at in engine.positions(group))
         ended += more
     for found in parked_slices(engine, group, ParkedFilter((), WAITING)):
         ended += end(Reads(group.id, parked=tuple(pos for pos, _ in found)))[0]

@@ -54,8 +54,9 @@ class Retainer:
     def _keep_one(self, engine: Engine, stream: Stream, limits: Retained, now: float, until: float) -> bool:
         if limits.size is not None and not self._count_bytes(engine, stream, until):
             return True
-        if not stream.settings.get("foreign"):  # what another program writes, it also removes
-            self._take_from_others(engine, stream, limits, now)
+        foreign = stream.settings.get("foreign")  # what another program writes, it also removes
+        if not foreign and self._take_from_others(engine, stream, limits, now, until):
+            return True
         before = 0.0 if limits.age is None else now - limits.age
         upto = self._beyond(engine, stream, Retained(None, limits.size, limits.count), now)
         while engine.trim(stream, before, STEP, upto):
@@ -65,15 +66,20 @@ class Retainer:
 
     # Groups that hold records
 
-    def _take_from_others(self, engine: Engine, stream: Stream, limits: Retained, now: float) -> None:
-        """Let no group but `main` hold more than it may; warn those that come near to that."""
+    def _take_from_others(
+        self, engine: Engine, stream: Stream, limits: Retained, now: float, until: float
+    ) -> bool:
+        """Let no group but `main` hold more than it may; warn those that come near to that.
+
+        Returns: whether time was up before all was done.
+        """
         others = [
             group
             for group in engine.groups()
             if group.stream == stream.id and group.kind != "main" and under_way(group.settings) is None
         ]
         if not others:
-            return
+            return False
         near = self._beyond(engine, stream, limits.times(WARN), now)
         for group in others:
             if not _is_behind(engine, group, near):
@@ -87,14 +93,14 @@ class Retainer:
                     served_as(stream, group), HOLD, shlex.quote(group.name),
                 )  # fmt: skip
             cap = self._beyond(engine, stream, limits.times(HOLD), now)
-            lost = engine.transact(
-                Reads(group.id, positions=True, returned=RETURNED),
-                lambda view, change, cap=cap: lapse(view, change, cap, now),  # type: ignore[misc]
-            )
+            lost = _lose(engine, group, cap, now, until)
             if lost:
                 log.error(
                     "%s has lost %d record(s): trimmed before they were done", served_as(stream, group), lost
                 )
+                if time.monotonic() >= until:
+                    return True
+        return False
 
     # Where the limits are
 
@@ -179,6 +185,19 @@ class _Sizes:
             room -= size
             at = lo
         return at
+
+
+def _lose(engine: Engine, group: Group, cap: Mapping[int, int], now: float, until: float) -> int:
+    """Have a group lose what lies below some positions, step by step; return how many records."""
+    lost = 0
+    while more := engine.transact(
+        Reads(group.id, positions=True, returned=RETURNED),
+        lambda view, change: lapse(view, change, cap, now),
+    ):
+        lost += more
+        if time.monotonic() >= until:
+            break
+    return lost
 
 
 def _is_behind(engine: Engine, group: Group, near: Mapping[int, int]) -> bool:

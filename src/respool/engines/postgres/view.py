@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ...delivery.lanes import RETURNED_OF_LANES, due_of_lanes
-from ...delivery.model import MAX_LEASE, Bucket, Lease, Limits, Ordering, Parked, Position, View
+from ...delivery.model import Bucket, Lease, Limits, Ordering, Parked, Position, View
 from ...record import OFFSET_BITS, log_of
 from ..base import Reads, looked_for
 from ..columns import add_holders, lease_of, positions_of
@@ -16,6 +16,8 @@ from . import gaps
 from .batch import Executes
 from .gaps import GapsFound
 
+PASSED = 50_000
+"""Records of a log that are seen by who does not claim them, but passes over them (`delivery/passing.py`)."""
 PARTITIONS_AT_ONCE = 8
 """Of an ordered group, read in one round trip."""
 NUMBERS_MISLED = 1.0
@@ -77,9 +79,7 @@ def _ask(db: Executes, sql: dict[str, bytes], reads: Reads, known: Known) -> dic
             trusted = time.monotonic() >= known.misled.get(group, 0.0)
             asked["ends"] = db.execute(sql["numbers" if trusted else "positions"], (group,))
         else:
-            asked["claimable"] = db.execute(sql["claimable"], {"grp": group, "want": reads.due or MAX_LEASE})
-            if not reads.due:  # not a claim of anything: it may want all there is
-                asked["ends"] = db.execute(sql["positions"], (group,))
+            asked["claimable"] = db.execute(sql["claimable"], {"grp": group, "want": reads.due or PASSED})
     if reads.settings or reads.ordered is not None:
         asked["settings"] = db.execute(sql["group_settings"], (group,))
     if reads.returned and reads.ordered is None:
@@ -131,9 +131,6 @@ def _understood(
             view.positions, view.near = _seen(seen), bool(reads.due)
             if seen and seen[0][6] is not None:
                 view.settings, view.generation = seen[0][6:8]
-        if not reads.due and reads.ordered is None:
-            ends = {log: end for log, _, end, *_ in asked["ends"].fetchall()}
-            view.positions = [at._replace(end=max(at.end, ends[at.log])) for at in view.positions]
     if reads.settings or reads.ordered is not None:
         view.settings, view.generation = asked["settings"].fetchone() or ({}, 0)
     return view, found
