@@ -93,11 +93,25 @@ def _import(name: str) -> object:
     """Import what is asked for when it is asked for: the command's --help needs none of it."""
     home = _HOMES.get(name)
     if home is None:
+        _refuse_celerys(name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
     value = globals()[name] = getattr(import_module(home, __name__), name)
     return value
+
+
+def _refuse_celerys(name: str) -> None:
+    """Say what to use instead of a name of Celery's, as the statement that asks for it fails.
+
+    `from respool import chain` takes an AttributeError for an absence, and says nothing of ours.
+    """
+    import sys
+
+    from .celery_names import refuse_import
+
+    importing = sys._getframe(2).f_code.co_name == "_handle_fromlist"
+    refuse_import(__name__, name, importing=importing)
 
 
 if not TYPE_CHECKING:  # a type checker would take any name for one of ours

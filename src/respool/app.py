@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, overload
 
-from . import celery_names
+from . import celery_names, pickled
 from .config import settings
 from .declared import (
     DEFAULT_QUEUE,
@@ -26,8 +26,9 @@ from .declared import (
 from .engines.base import Engine, Group, Stream, StreamKind
 from .errors import ConfigError, UnknownName
 from .location import locate
+from .misspelt import suggests
 from .opened import Opened, open_log
-from .options import TaskOptions, check_limit, limit_of, task_options
+from .options import TaskOptions, check_defaults, check_limit, limit_of, task_options
 from .payloads import Payloads
 from .pressure import UNSAID, declared_terms, lag
 from .record import first_pos, parse_id
@@ -69,6 +70,7 @@ class App:
     def __init__(self, name: str, url: str | None = None, **options: Any) -> None:
         self.name = check_name("app", name)
         self.settings = settings(options)
+        check_defaults(self.settings["task_defaults"])
         caller = sys._getframe(1).f_globals.get("__file__")
         self.url, self.location = locate(url, caller)
         self.settings["url"] = self.url
@@ -85,6 +87,10 @@ class App:
 
         def __getattr__(self, name):
             return celery_names.missing(self, celery_names.APP, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by the module that has it; what is open stays here. Raises PicklingError where none has."""
+        return pickled.app_at, pickled.place_of(self)
 
     def __repr__(self) -> str:
         return f"<App {self.name} on {self.location.shown}>"
@@ -126,6 +132,7 @@ class App:
         defaults = {"result_ttl": self.settings["result_ttl"], **self.settings["task_defaults"]}
         return task_options(options, defaults, self.settings["max_deliveries"], what)
 
+    @suggests("queue option")
     def queue(
         self,
         name: str,
@@ -221,6 +228,7 @@ class App:
             raise ConfigError(f"queue {queue.name} is of app {queue.app.name}, not of app {self.name}")
         return queue.name
 
+    @suggests("stream option")
     def stream(
         self,
         name: str,
@@ -411,6 +419,7 @@ class App:
         """Return the handle of a call by its id."""
         return AsyncResult(self, parse_id(id), group)
 
+    @suggests("filter")
     def dead_letters(
         self,
         queue: str | Queue | None = None,

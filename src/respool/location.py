@@ -244,6 +244,9 @@ def find_url(given: str | None, beside: str | None) -> str:
 
     `beside` is the file of the module that makes the App; without one the working directory counts.
     """
+    if given is not None and not isinstance(given, str):
+        kind = type(given).__name__
+        raise ConfigError(f"url is {given!r:.80} ({kind}), not text like 'sqlite:///respool.db'")
     if given:
         return given
     if url := os.environ.get("RESPOOL_URL"):

@@ -364,6 +364,23 @@ def out_of_order(options: TaskOptions) -> str | None:
     return "rate_limit" if options.limit.rate is not None else "max_concurrency"
 
 
+def check_defaults(defaults: Mapping[str, Any]) -> None:
+    """Check `task_defaults` when the app is made, each by itself: what goes with what, a task says.
+
+    Raises UnknownName for one that does not exist, ConfigError for one that cannot be.
+    """
+    for name, value in defaults.items():
+        _option_of(name, "task_defaults").check(value, f"task_defaults: {name}")
+
+
+def _option_of(name: str, what: str) -> Option:
+    if name not in OPTIONS:
+        raise UnknownName(
+            "task option", name, OPTIONS, what, instead=instead(celery_names.TASK_OPTIONS, name)
+        )
+    return OPTIONS[name]
+
+
 def task_options(
     given: Mapping[str, Any], defaults: Mapping[str, Any], max_deliveries: int, what: str
 ) -> TaskOptions:
@@ -372,9 +389,7 @@ def task_options(
     Raises UnknownName for one that does not exist, ConfigError for one that cannot be.
     """
     for name in (*given, *defaults):
-        if name not in OPTIONS:
-            use = instead(celery_names.TASK_OPTIONS, name)
-            raise UnknownName("task option", name, OPTIONS, what, instead=use)
+        _option_of(name, what)
     values = {name: option.default for name, option in OPTIONS.items()}
     for name, value in {**defaults, **given}.items():
         values[name] = OPTIONS[name].check(value, f"{what}: {name}")

@@ -15,6 +15,7 @@ from .encoding.remote import decode_error
 from .engines.base import Engine, Group, Record
 from .engines.moving import told
 from .errors import GetInsideTask, GetTimeout, LogMoved, Refused, ResultExpired, Revoked, UnknownCall
+from .misspelt import suggests
 from .places import Places
 from .record import Id, id_of, id_text
 from .running import current_run
@@ -58,6 +59,13 @@ class AsyncResult(Generic[R]):
 
         def __getattr__(self, name):
             return celery_names.missing(self, celery_names.RESULT, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by its app, which has to be in a module, and its id. Raises PicklingError."""
+        if self._unsent is not None:  # who unpickles it would not find the call
+            self._unsent.flush()
+            self._unsent = None
+        return AsyncResult, (self._app, self._id, self._group, self._namespace)
 
     def __repr__(self) -> str:
         return f"<AsyncResult {self.id}{'' if self._group == 'main' else f' in {self._group}'}>"
@@ -121,6 +129,7 @@ class AsyncResult(Generic[R]):
             return decode_error(body) if body else None
         return self._value(found, propagate=False) if found.state == "SUCCESS" else None
 
+    @suggests("option of get()", celery_names.GET_OPTIONS)
     def get(self, timeout: Any = None, *, propagate: bool = True) -> R:
         """Wait for the call to finish and return what it returned.
 
@@ -309,6 +318,10 @@ class ResultSet(Generic[R]):
         self._runs: list[tuple[bytes, int]] = []
         self._size = 0
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by its app, which has to be in a module, and its ids. Raises PicklingError."""
+        return _result_set, (self._app, self._runs)
+
     def add_run(self, head: bytes, size: int) -> None:
         """Take in a run of `size` calls, whose ids count up from `head`."""
         self._runs.append((head, size))
@@ -442,6 +455,14 @@ class ResultSet(Generic[R]):
         Raises: as `wait` and `AsyncResult.get`.
         """
         return list(self.iterate(timeout, propagate=propagate))
+
+
+def _result_set(app: App, runs: list[tuple[bytes, int]]) -> ResultSet[Any]:
+    """Return the handles of some runs, unpickled."""
+    found: ResultSet[Any] = ResultSet(app)
+    for head, size in runs:
+        found.add_run(head, size)
+    return found
 
 
 def _decoded(app: App, value: bytes) -> Any:

@@ -267,8 +267,9 @@ def check_name(kind: str, name: object) -> str:
     """Return a stream's, queue's, group's or app's name; raise ConfigError for one that cannot be."""
     if isinstance(name, str) and 0 < len(name) <= 200 and name.isprintable() and name == name.strip():
         return name
+    article = "an" if kind[0] in "aeiou" else "a"
     raise ConfigError(
-        f"{name!r} cannot name a {kind}: printable text of 1 to 200 characters, no blanks around it"
+        f"{name!r} cannot name {article} {kind}: printable text of 1 to 200 characters, no blanks around it"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
 
 import msgspec
 
-from . import celery_names
+from . import celery_names, pickled
 from . import result as handles
 from .callkeys import CallKey
 from .celery_names import instead
@@ -67,7 +68,7 @@ class Task(Generic[P, R]):
         self.options = options
         self.fn = fn
         batch: Any = "no" if options["batch"] is None else "events" if event else "calls"
-        self.signature = Signature(fn, bound=options["bind"], name=name, batch=batch)
+        self.parameters = Signature(fn, bound=options["bind"], name=name, batch=batch)
         self.queue: str = options["queue"]
         self.expires = options["expires"]
         self.offload_over = app.payloads.over(options["offload_over"])
@@ -94,6 +95,14 @@ class Task(Generic[P, R]):
 
         def __getattr__(self, name):
             return celery_names.missing(self, celery_names.TASK, name)
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """Pickle by its module and name, else by its app's. Raises PicklingError where neither has it."""
+        if pickled.is_global(self):
+            return str(vars(self)["__qualname__"])
+        if self.app.tasks.get(self.name) is not self:
+            raise pickle.PicklingError(f"task {self.name} is in no module under its function's name")
+        return pickled.task_of, (self.app, self.name)
 
     def __repr__(self) -> str:
         return f"<Task {self.name} of {self.app.name}>"
@@ -185,7 +194,7 @@ class Task(Generic[P, R]):
         """
         each = self._iterable("delay_many", items, "the one argument of each call")
         if self.unique is None and self.key_of is None and self.limit_key is None:
-            encode, check = self.codec.encode, self.signature.check
+            encode, check = self.codec.encode, self.parameters.check
             return self._send_bodies((encode(check((item,), {}), "args") for item in each), self.queue)
         return self._send_many((((item,), {}) for item in each), None)
 
@@ -394,7 +403,7 @@ class Task(Generic[P, R]):
         return check_name("queue", queue if isinstance(queue, str) else self.app.queue_name(queue))
 
     def _encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-        checked = self.signature.check(args, kwargs)
+        checked = self.parameters.check(args, kwargs)
         if self.limit_key is not None:
             self.limit_key.of(args, kwargs)  # here, where it can be mended, and not in a worker
         return self.codec.encode(checked, "args")
@@ -407,7 +416,7 @@ class Task(Generic[P, R]):
         queue: str | Queue | None = None,
         task_id: str | None = None,
     ) -> handles.AsyncResult[R]:
-        checked = self.signature.check(args, kwargs)
+        checked = self.parameters.check(args, kwargs)
         if self.limit_key is not None:
             self.limit_key.of(args, kwargs)  # as in `_encode`, less the call of it
         body = self.codec.encode(checked, "args")

@@ -232,3 +232,14 @@ def _answer(folder, answer):
     os.close(terminal)
     left = json.loads(run("-A", "shop", "lag", "--json", "--queue", "default", cwd=folder).stdout)["pending"]
     return code, left
+
+
+def test_text_that_reads_as_json_says_how_it_is_written(cli, app):
+    told = cli("-A", "shop", "call", "mail", "7", code=2)
+    assert "should be str, got 7 (int)" in told
+    assert """as text it is written '"7"'""" in told
+    assert cli("-A", "shop", "call", "mail", '"7"')
+    assert """as text it is written '"true"'""" in cli(
+        "-A", "shop", "call", "mail", "--kw", "to=true", code=2
+    )
+    assert "as text" not in cli("-A", "shop", "call", "add", "x", "2", code=2)

@@ -355,3 +355,30 @@ def test_an_error_at_import_shows_the_frames_of_its_author_only(cli, folder):
         assert 'sender.py", line 4, in send' in text
         assert "respool/" not in text
         assert "importlib" not in text
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["worker", "--loglevel", "INFO"], "no option --loglevel: logging is set up where the app's module"),
+        (["worker", "--loglevel=INFO"], "no option --loglevel: logging is set up"),
+        (["worker", "-l", "info"], "no option -l: logging is set up where"),
+        (["worker", "-B"], "no option -B: there is no beat"),
+        (["worker", "--autoscale", "10,3"], "no option --autoscale: there is none; -c says how many"),
+        (["worker", "--concurency", "3"], "--concurency"),
+        (["status"], "no command 'status': respool workers; see docs/celery.md"),
+        (["beat"], "no command 'beat': there is no beat; let cron"),
+        (["inspect", "active"], "no command 'inspect': respool workers"),
+        (["control", "shutdown"], "no command 'control': respool groups pause"),
+        (["events"], "no command 'events': respool tail"),
+        (["multi", "start", "w1"], "no command 'multi': let systemd"),
+        (["groups", "beat"], "no command 'beat'; did you mean 'create'?"),
+        (
+            ["worker", "-P", "solo", "-c", "4"],
+            "-P solo runs one call at a time, in this process: leave out -c 4",
+        ),
+    ],
+)
+def test_what_only_celery_has_says_what_to_use(cli, app, args, told):
+    said = cli("-A", "shop", *args, code=2)
+    assert told in " ".join(said.split())

@@ -653,3 +653,10 @@ def test_export_of_a_stream(cli, app, worker, folder):
     assert "--state is that in a group: say which, with --group NAME" in told
     assert "--queue NAME or --stream NAME" in cli(*export, code=2)
     assert "unknown stream 'fast'" in cli(*export, "--stream", "fast", code=2)
+
+
+@pytest.mark.parametrize("command", [("calls",), ("replay", "--group", "v2", "--all-tasks")])
+def test_a_stream_where_a_queue_is_meant_says_that_it_is_one(cli, app, command):
+    app.stream_handles["inference"].publish({"user_id": 1})
+    told = " ".join(cli("-A", "shop", *command, "--queue", "inference", code=2).split())
+    assert "inference is a stream of events, not a queue" in told

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import respool
 from respool import (
     App,
     AsyncResult,
@@ -23,9 +24,12 @@ from respool import (
     UnknownName,
     celery_names,
 )
+from respool.cli import COMMANDS, worker
 from respool.config import SETTINGS
 from respool.options import OPTIONS
 from respool.task import Task
+from respool.testing import work
+from respool.worker.run import Request
 
 NAIVE = datetime(2026, 1, 31, 14, 0)
 
@@ -174,6 +178,34 @@ DECLARED: list[tuple[Callable[[App], Any], type[Exception], str]] = [
         "unknown setting 'include': import the modules",
     ),
     (lambda app: app.task(time_limit=0)(print), ConfigError, "time_limit"),
+    (lambda app: App("c", url=3), ConfigError, "url is 3 (int), not text like 'sqlite:///"),  # type: ignore[arg-type]
+    (lambda app: App(3), ConfigError, "3 cannot name an app"),  # type: ignore[arg-type]
+    (
+        lambda app: App("c", task_defaults={"max_retriez": 3}),
+        UnknownName,
+        "unknown task option 'max_retriez'; did you mean 'max_retries'? (task_defaults)",
+    ),
+    (lambda app: App("c", task_defaults={"time_limit": "long"}), ConfigError, "task_defaults: time_limit"),
+    (
+        lambda app: app.queue("mails", retenton="1d"),  # type: ignore[call-arg]
+        UnknownName,
+        "unknown queue option 'retenton'; did you mean 'retention'?",
+    ),
+    (
+        lambda app: app.stream("visits", retentoin="1d"),  # type: ignore[call-arg]
+        UnknownName,
+        "unknown stream option 'retentoin'; did you mean 'retention'?",
+    ),
+    (
+        lambda app: app.dead_letters(taks="echo"),  # type: ignore[call-arg]
+        UnknownName,
+        "unknown filter 'taks'; did you mean 'task'?",
+    ),
+    (
+        lambda app: app.AsyncResult("a").get(interval=1),  # type: ignore[call-arg]
+        UnknownName,
+        "unknown option of get() 'interval': leave it out: who waits is woken",
+    ),
     (lambda app: app.task(time_limit="long")(print), ConfigError, "time_limit"),
     (lambda app: app.task(autoretry_for=("OSError",))(print), ConfigError, "no exception class"),
     (lambda app: app.task(throws=KeyError(1))(print), ConfigError, "no exception class"),
@@ -204,12 +236,48 @@ DECLARED: list[tuple[Callable[[App], Any], type[Exception], str]] = [
         (lambda app: app.tasks["echo"].apply, "'apply': call the task itself"),
         (lambda app: app.AsyncResult("a").revoke, "'AsyncResult' object has no attribute 'revoke': not yet;"),
         (lambda app: app.AsyncResult("a").forget, "'forget': result_ttl= "),
+        (lambda app: app.on_after_configure, "'on_after_configure': there is no beat"),
+        (lambda app: app.GroupResult, "'GroupResult': keep the ids of the calls"),
+        (lambda app: app.tasks["echo"].signature((1,)), "'signature': there is no canvas"),
+        (lambda app: app.tasks["echo"].max_retries, "'max_retries': an option of the task: self.options"),
+        (lambda app: app.AsyncResult("a").wait(), "'wait': get(timeout=…) waits"),
+        (lambda app: app.AsyncResult("a").collect(), "'collect': get() of each call"),
+        (lambda app: app.AsyncResult("a").date_done, "'date_done': history() says when"),
+        (lambda app: respool.chain, "module 'respool' has no attribute 'chain': there is no canvas"),
+        (lambda app: respool.nonsense, "module 'respool' has no attribute 'nonsense'"),
         (lambda app: app.nonsense, "'App' object has no attribute 'nonsense'"),
     ],
 )
 def test_an_attribute_that_only_celery_has_says_what_to_use(app: App, get: Any, told: str) -> None:
     with pytest.raises(AttributeError, match=re.escape(told)):
         get(app)
+
+
+@pytest.mark.parametrize("name", celery_names.MODULE)
+def test_an_import_of_what_only_celery_has_says_what_to_use(name: str) -> None:
+    with pytest.raises(
+        ImportError, match=f"cannot import name '{name}' from 'respool': .*; see docs/celery.md$"
+    ):
+        exec(f"from respool import {name}")
+    assert not hasattr(respool, name)
+
+
+def test_a_request_says_what_to_use_instead_of_what_celerys_has() -> None:
+    told = dict[str, str]()
+    with App("shop", url="sqlite:///:memory:") as app:
+
+        @app.task(bind=True)
+        def ask(self: Any) -> None:
+            for name in celery_names.REQUEST:
+                try:
+                    getattr(self.request, name)
+                except AttributeError as error:
+                    told[name] = str(error)
+
+        ask.delay()
+        work(app)
+    assert told.keys() == celery_names.REQUEST.keys()
+    assert told["args"].startswith("'Request' object has no attribute 'args': the function has them as its")
 
 
 def test_an_error_of_a_property_stays_what_it_is(monkeypatch: pytest.MonkeyPatch, app: App) -> None:
@@ -229,8 +297,31 @@ def test_each_name_of_celerys_is_none_of_ours() -> None:
         (celery_names.APP, dir(App)),
         (celery_names.TASK, dir(Task)),
         (celery_names.RESULT, dir(AsyncResult)),
+        (celery_names.REQUEST, dir(Request)),
+        (celery_names.MODULE, respool.__all__),
+        (celery_names.GET_OPTIONS, inspect.signature(AsyncResult.get).parameters),
+        (celery_names.COMMANDS, [name for section in COMMANDS.values() for name in section]),
+        (celery_names.WORKER_FLAGS, [flag for each in worker.command.params for flag in each.opts]),
     ]:
         assert not set(theirs) & set(ours) - {"args", "kwargs"}
+
+
+LOOKS: list[Callable[[App], Any]] = [
+    lambda app: app.dead_letters(task="ecoh").count(),
+    lambda app: app.dead_letters(task="ecoh").by_task(),
+    lambda app: app.dead_letters(task="ecoh").by_error(),
+    lambda app: app.dead_letters(task="ecoh").oldest(),
+    lambda app: list(app.dead_letters(task="ecoh")),
+    lambda app: app.dead_letters(task="ecoh").redrive(set={"args.0": 1}),
+    lambda app: app.dead_letters(task="ecoh").drop(),
+]
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_dead_letters_of_a_task_that_nothing_knows(app: App, look: Callable[[App], Any]) -> None:
+    with pytest.raises(UnknownName, match="unknown task 'ecoh'; did you mean 'echo'"):
+        look(app)
+    assert app.dead_letters(task="echo").count() == 0
 
 
 @pytest.mark.parametrize(("declare", "kind", "told"), DECLARED)

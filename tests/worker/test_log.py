@@ -12,11 +12,13 @@ import sys
 from typing import Any
 
 import pytest
-from tests.worker.support import SOURCES, Place, on_each_engine
+from tests.worker.support import SOURCES, Place, eventually, on_each_engine
 
+from respool import App
 from respool.delivery.model import Verdict
 from respool.errors import EngineUnavailable
 from respool.replay import Selection, create_replay
+from respool.testing import work
 from respool.worker import telling
 from respool.worker.options import WorkerOptions, encode
 from respool.worker.telling import MOST_RETRIES, Retries, one_line
@@ -297,6 +299,28 @@ def test_a_storm_of_retries_is_told_in_few_lines(caplog: pytest.LogCaptureFixtur
         assert caplog.messages[-1] == "and 1,100 more retries within 0.0 s: rank (1,100)", (
             "nor those of batches"
         )
+
+
+def test_a_task_that_asks_to_run_again_is_told_at_debug_only(caplog: pytest.LogCaptureFixture) -> None:
+    with App("t", url="sqlite:///:memory:") as app:
+
+        @app.task(bind=True, max_retries=None)
+        def poll(self: Any, error: bool) -> int:
+            if self.request.retries < 3:
+                self.retry(countdown=0, exc=OSError("away") if error else None)
+            return int(self.request.retries)
+
+        def lines(level: int, *, error: bool) -> list[str]:
+            caplog.clear()
+            with caplog.at_level(level, "respool.worker"):
+                result = poll.delay(error)
+                eventually(lambda: (work(app), result.ready())[1])
+            return [message for message in caplog.messages if message.startswith("task poll")]
+
+        assert lines(logging.INFO, error=False) == []
+        (told, *_), of_errors = lines(logging.DEBUG, error=False), lines(logging.INFO, error=True)
+    assert told.startswith("task poll: asks to run again in 0 s; see: respool show 0")
+    assert [each.partition(" in ")[0] for each in of_errors] == [f"task poll: retry {n}" for n in (1, 2, 3)]
 
 
 PRINTS = """

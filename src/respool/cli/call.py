@@ -115,7 +115,8 @@ def command(
             expires=expires,
         )
     except BadArguments as error:
-        raise BadArguments(f"{error}{_by_name(app.tasks[task], args)}") from error
+        hint = _by_name(app.tasks[task], args) or _as_text(str(error), args, kwargs)
+        raise BadArguments(f"{error}{hint}") from error
     if not wait:
         click.echo(json.dumps({"id": result.id}) if as_json else result.id)
         return
@@ -133,9 +134,19 @@ def _value(text: str) -> Any:
 
 def _by_name(task: Any, args: tuple[str, ...]) -> str:
     """Say how arguments are given by name, where that is what somebody seems to have tried."""
-    names = task.signature.accepts or ()
+    names = task.parameters.accepts or ()
     tried = next((text for text in args if "=" in text and text.partition("=")[0] in names), None)
     return "" if tried is None else f"; by name it is --kw {shlex.quote(tried)}"
+
+
+def _as_text(told: str, args: tuple[str, ...], kwargs: tuple[str, ...]) -> str:
+    """Say how text is given that can be read as JSON, where that was the mistake."""
+    given = [*args, *(pair.partition("=")[2] for pair in kwargs)]
+    for text in (each.removeprefix("\0") for each in given):
+        value = _value(text)
+        if not isinstance(value, str) and f"should be str, got {value!r} (" in told:
+            return f"; as text it is written {shlex.quote(json.dumps(text))}"
+    return ""
 
 
 def _pair(text: str) -> tuple[str, Any]:

@@ -61,10 +61,35 @@ class RespoolGroup(click.Group):
                 ctx.exit()
             return self.resolve_command(ctx, [*args[1:], "--help"])
         if name and not name.startswith("-") and name not in known:
+            _refuse_celerys(name, ctx)
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
             raise click.UsageError(f"no command {name!r}; {hint}", ctx)
         return super().resolve_command(ctx, args)
+
+
+def _refuse_celerys(name: str, ctx: click.Context) -> None:
+    """Raise UsageError with what to use instead of a command of Celery's."""
+    from ..celery_names import COMMANDS, instead
+
+    if ctx.parent is None and (told := instead(COMMANDS, name)):
+        raise click.UsageError(f"no command {name!r}: {told}", ctx)
+
+
+class CelerysOptions(click.Command):
+    """A command that says what to use instead of an option that only Celery's worker has."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse as usual. Raises UsageError, with what to use."""
+        from ..celery_names import WORKER_FLAGS, instead
+
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            told = instead(WORKER_FLAGS, error.option_name)
+            if not told:
+                raise
+            raise click.UsageError(f"no option {error.option_name}: {told}", ctx) from None
 
 
 def common(ctx: click.Context | None = None) -> Common:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from ..errors import ConfigError, UnknownName
+from ..errors import ConfigError, UnknownName, suggest
 from .common import common
 from .loading import find_spec, load_app
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ..states import Found
 
 TIMEOUT = 10.0
-SCAN = 50_000  # positions counted in one statement
 
 
 class Target:
@@ -80,6 +79,13 @@ class Target:
         """Return the queues or streams of a name. Raises UnknownName, which suggests the near one."""
         here = [stream for stream in self.streams.values() if stream.kind in kinds]
         found = [stream for stream in here if stream.name == name]
+        if not found and any(
+            stream.name == name for stream in self.streams.values() if stream.kind == "stream"
+        ):
+            raise ConfigError(
+                f"{name} is a stream of events, not a queue{suggest(name, [stream.name for stream in here])} "
+                f"Events are shown by: respool tail {name}, respool export {name}"
+            )
         if not found:
             raise UnknownName(" or ".join(kinds), name, {stream.name for stream in here})
         return found
@@ -89,16 +95,9 @@ class Target:
 
         It reads the streams from end to end: for where nothing was found.
         """
-        known = set(self.app.tasks) if self.app else set()
-        if name in known:
-            return
-        for stream in streams:
-            for _, first, end in self.engine.bounds(stream):
-                for lo in range(first, end, SCAN):
-                    known.update(self.engine.task_counts(lo, min(lo + SCAN, end), None, None))
-        known.discard("")  # events without a type
-        if known and name not in known:
-            raise UnknownName("task", name, known)
+        from ..dead import refuse_unknown_task
+
+        refuse_unknown_task(self.engine, self.app.tasks if self.app else (), name, streams)
 
     def group(self, name: str, stream: Stream) -> Group | None:
         """Return the group of this name that reads a stream."""

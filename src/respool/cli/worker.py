@@ -5,10 +5,10 @@ from __future__ import annotations
 import click
 
 from ..worker.options import WorkerOptions
-from .common import DURATION, common
+from .common import DURATION, CelerysOptions, common
 
 
-@click.command(name="worker")
+@click.command(name="worker", cls=CelerysOptions)
 @click.option(
     "-c", "--concurrency", type=click.IntRange(1, 255), metavar="N", help="Default: one process a processor."
 )
@@ -57,6 +57,10 @@ def command(
     named = None if queues is None else [each.strip() for each in queues.split(",") if each.strip()]
     if named == []:
         raise click.UsageError("--queues names none; leave it out for all, and subscriptions")
+    if pool == "solo" and concurrency not in (None, 1):
+        raise click.UsageError(
+            f"-P solo runs one call at a time, in this process: leave out -c {concurrency}"
+        )
     options = WorkerOptions(
         app=common().require_app(),
         url=common().url,

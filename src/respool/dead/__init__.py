@@ -7,7 +7,7 @@ is needed.
 from .acting import drop, drop_old, notes_of_edits, redrive
 from .causes import Cause, causes
 from .edit import Edit, changed_by, changed_with
-from .find import DeadFilter, DeadLetter, called, count_dead, dead_letters
+from .find import DeadFilter, DeadLetter, called, count_dead, dead_letters, refuse_unknown_task
 from .handle import DeadLetters
 
 __all__ = [
@@ -26,4 +26,5 @@ __all__ = [
     "drop_old",
     "notes_of_edits",
     "redrive",
+    "refuse_unknown_task",
 ]

@@ -90,7 +90,7 @@ class Edit:
             raise BadArguments("the edited arguments must have a list as args and an object as kwargs")
         known = self._tasks.get(task)
         if known is not None:
-            args, kwargs = known.signature.check(tuple(args), kwargs)
+            args, kwargs = known.parameters.check(tuple(args), kwargs)
         return (tuple(args), kwargs)
 
 

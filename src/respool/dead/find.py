@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from ..engines.base import Engine, Group, ParkedFilter, Record, Stream
 from ..errors import ConfigError, CorruptBody, UnknownCall, UnknownName
 from ..record import id_text, log_of, parse_id, unpack_meta
 
+SCAN = 50_000  # positions counted in one statement
 SLICE = 1000  # dead letters looked at, or changed in one transaction
 
 Source = Any
@@ -262,6 +263,23 @@ def _groups(engine: Engine, app: str | None, chosen: DeadFilter) -> list[tuple[S
         if not here:
             raise UnknownName("group", chosen.group, names)
     return here
+
+
+def refuse_unknown_task(engine: Engine, tasks: Iterable[str], name: str, streams: Iterable[Stream]) -> None:
+    """Raise UnknownName, which suggests the near one, where neither the code nor a record has a task.
+
+    It reads the streams from end to end: for where nothing was found.
+    """
+    known = {*tasks}
+    if name in known:
+        return
+    for stream in streams:
+        for _, first, end in engine.bounds(stream):
+            for lo in range(first, end, SCAN):
+                known.update(engine.task_counts(lo, min(lo + SCAN, end), None, None))
+    known.discard("")  # events without a type
+    if known and name not in known:
+        raise UnknownName("task", name, known)
 
 
 def logs_of(positions: Sequence[int]) -> set[int]:

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import ConfigError
+from ..misspelt import suggests
 from ..units import rate as per_second
 from . import acting
 from .causes import Cause, causes
 from .edit import Arguments, Edit, changed_by, changed_with
-from .find import DeadFilter, DeadLetter, count_dead, dead_letters, dead_pages, sides
+from .find import DeadFilter, DeadLetter, count_dead, dead_letters, dead_pages, refuse_unknown_task, sides
 
 if TYPE_CHECKING:
     from ..app import App
 
 
+T = TypeVar("T")
+
+
 class DeadLetters:
-    """The dead letters of an app that match; what matches is looked up anew each time."""
+    """The dead letters of an app that match; what matches is looked up anew each time.
+
+    Where none does, and neither the code nor a record has the task that was named, that is UnknownName.
+    """
 
     def __init__(self, app: App, chosen: DeadFilter) -> None:
         self._app, self.chosen = app, chosen
@@ -29,26 +36,30 @@ class DeadLetters:
     def __iter__(self) -> Iterator[DeadLetter]:
         """Yield them, by group and place in the log, page by page."""
         engine, app = sides(self._app, None)
+        found = 0
         for stream, group, page in dead_pages(engine, app, self.chosen):
+            found += len(page)
             for parked in page:
                 yield DeadLetter(stream, group, parked, engine)
+        self._known(found)
 
     def oldest(self, limit: int = 100) -> list[DeadLetter]:
         """Return those that died first, at most `limit`."""
-        return dead_letters(self._app, self.chosen, limit)
+        return self._known(dead_letters(self._app, self.chosen, limit))
 
     def count(self) -> int:
         """Return how many there are."""
-        return sum(count_dead(self._app, self.chosen).values())
+        return self._known(sum(count_dead(self._app, self.chosen).values()))
 
     def by_task(self) -> dict[str, int]:
         """Return how many there are of each task."""
-        return count_dead(self._app, self.chosen)
+        return self._known(count_dead(self._app, self.chosen))
 
     def by_error(self) -> list[Cause]:
         """Return what they died of, the most frequent first; those with like tracebacks are one cause."""
-        return causes(self._app, self.chosen)
+        return self._known(causes(self._app, self.chosen))
 
+    @suggests("redrive option")
     def redrive(
         self,
         *,
@@ -75,10 +86,20 @@ class DeadLetters:
             change = changed_with(set, self._app.tasks, key, blobs)
         elif edit is not None:
             change = changed_by(edit, self._app.tasks, key, blobs)
-        return acting.redrive(
-            self._app, self.chosen, rate=None if rate is None else per_second(rate), edit=change
+        return self._known(
+            acting.redrive(
+                self._app, self.chosen, rate=None if rate is None else per_second(rate), edit=change
+            )
         )
 
     def drop(self) -> int:
         """End them for good; return how many. Their state stays FAILURE, and their records stay."""
-        return acting.drop(self._app, self.chosen)
+        return self._known(acting.drop(self._app, self.chosen))
+
+    def _known(self, found: T) -> T:
+        """Return what was found; where that is nothing, raise UnknownName for a task that nothing knows."""
+        task = self.chosen.task
+        if not found and task is not None:
+            streams = [each for each in self._app.engine.streams() if each.app in ("", self._app.name)]
+            refuse_unknown_task(self._app.engine, self._app.tasks, task, streams)
+        return found

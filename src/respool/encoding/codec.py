@@ -276,7 +276,7 @@ def _rebuild(value: Any, path: Path, depth: int, leaf: _Pack, key: _Pack) -> Any
     return [_rebuild(v, (path, i), depth - 1, leaf, key) for i, v in enumerate(value)]
 
 
-_NOT_JSON: Final = "which JSON does not have: convert it, or use content type 'msgpack'"
+_NOT_JSON: Final = "which JSON does not have: convert it, or use serializer='msgpack'"
 
 
 def _json_leaf(value: Any, path: Path, depth: int) -> Any:
@@ -305,7 +305,7 @@ def _checked_int(value: int, path: Path) -> int:
     try:
         msgspec.json.encode(value)
     except (ValueError, OverflowError):  # sys.set_int_max_str_digits
-        raise NotEncodable(f"{shown(path)} has too many digits for JSON: use 'msgpack'") from None
+        raise NotEncodable(f"{shown(path)} has too many digits for JSON: use serializer='msgpack'") from None
     return value
 
 

@@ -80,7 +80,7 @@ class Selection(NamedTuple):
         asked = frozenset[str]() if self.where is None else Expression(self.where).arguments
         found = {}
         for name in app.tasks if self.tasks is None else with_aliases(app, self.tasks):
-            names = app.tasks[name].signature.names if name in app.tasks else []
+            names = app.tasks[name].parameters.names if name in app.tasks else []
             places = {each: names.index(each) for each in asked if each in names}
             if places:
                 found[name] = places
@@ -174,7 +174,7 @@ def arguments_nobody_has(app: App, chosen: Selection) -> str:
     if chosen.where is None:
         return ""
     named = [name for name in (chosen.tasks or app.tasks) if name in app.tasks]
-    accepted = [app.tasks[name].signature.accepts for name in named]
+    accepted = [app.tasks[name].parameters.accepts for name in named]
     if not named or None in accepted:
         return ""
     known = sorted(frozenset[str]().union(*(each for each in accepted if each is not None)))

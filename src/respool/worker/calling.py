@@ -22,6 +22,7 @@ from ..errors import (
     CorruptBody,
     NotEncodable,
     RecordTooLarge,
+    Retry,
     SoftTimeLimitExceeded,
 )
 from ..record import NO_META, Meta, Row, unpack_meta
@@ -280,7 +281,8 @@ class Caller:
             note = (verdict.note or "").removeprefix("retry: ")
             number, wait = span.retries + 1, max(verdict.due - now, 0.0)
             most = verdicts.policy_of(runner, error).max_retries
-            self.retries.tell(runner.name, number, most, wait, note, self._id)
+            asked = isinstance(error, Retry) and error.cause is None
+            self.retries.tell(runner.name, number, most, wait, note, self._id, asked=asked)
         if verdict.reason == "dead":
             service = self.run.service
             what = f"task {row[1]}" if row[1] else f"an event, in group {service.group.name},"

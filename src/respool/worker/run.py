@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from .. import celery_names
 from ..clock import now as wall_clock
 from ..delivery.model import MIDDLE, Change, NewCall, View
 from ..delivery.spans import Span, ranges_of
@@ -51,6 +52,11 @@ class Request:
     time: float
     root_id: str | None
     parent_id: str | None
+
+    if not TYPE_CHECKING:  # else any name would do for type checkers
+
+        def __getattr__(self, name):
+            return celery_names.missing(self, celery_names.REQUEST, name)
 
 
 class CurrentRun:

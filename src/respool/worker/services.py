@@ -67,7 +67,7 @@ class Runner:
         self.soft, self.hard = options["soft_time_limit"], options["time_limit"]
         self.max_deliveries: int = options["max_deliveries"]
         self.holds = options["on_dead"] == "block"
-        self.convert = task.signature.convert if task.signature.needs_convert else None
+        self.convert = task.parameters.convert if task.parameters.needs_convert else None
         self.content_type = "json" if event else "msgpack"
         self.decode = codec_for(self.content_type).decode
         self.unpack: Callable[[bytes], Arguments] = self._one_event if event else self._one_call
@@ -76,7 +76,7 @@ class Runner:
         """The option for which it does not run in this, an ordered, group."""
         self.batch: int | None = None if self.misplaced else options["batch"]
         self.stormy = options["breaker"] is not None or options["retry_budget"] is not None
-        self.tuples = task.signature.tuples
+        self.tuples = task.parameters.tuples
         self.batch_key: Any = options["batch_key"]
         self.batch_wait: float = options["batch_wait"] or 0.0
         special = self.coroutine or self.soft or self.hard or self.batch or self.stormy or self.misplaced
@@ -114,7 +114,7 @@ class Runner:
         if len(args) == 1 and not kwargs and not self.tuples:
             return args[0]
         if self.convert is None:  # nothing has looked yet at how many there are
-            args, kwargs = self.task.signature.convert(list(args), kwargs)
+            args, kwargs = self.task.parameters.convert(list(args), kwargs)
         if kwargs:
             raise BadArguments(
                 f"{self.name}() takes batches, and so no argument {next(iter(kwargs))!r} by name"

@@ -151,14 +151,28 @@ class Retries:
         self.withheld: Counter[str] = Counter()  # by task
 
     def tell(
-        self, task: str, number: int, retries: int | None, wait: float, note: str, id: Callable[[], str]
+        self,
+        task: str,
+        number: int,
+        retries: int | None,
+        wait: float,
+        note: str,
+        id: Callable[[], str],
+        *,
+        asked: bool = False,
     ) -> None:
         """Say that a call of a task is to be retried.
 
         Parameters:
             number: which retry it is, of `retries` at most (None: no bound). wait: seconds until then.
             note: what it raised. id: reads its id, as a shell takes it; not of one that is only counted.
+            asked: the task asked for it, and gave no error: it looks again later, which is worth a line at
+                debug.
         """
+        if asked:
+            if log.isEnabledFor(logging.DEBUG):
+                log.debug("task %s: asks to run again in %.3g s; see: respool show %s", task, wait, id())
+            return
         if not self.may_tell(task, 1):
             return
         of = "" if retries is None else f" of {retries}"
