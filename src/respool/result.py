@@ -14,6 +14,7 @@ from .encoding.codec import codec_for
 from .encoding.remote import decode_error
 from .engines.base import Engine, Group, Record
 from .engines.moving import told
+from .engines.turns import GRACE, limited
 from .errors import GetInsideTask, GetTimeout, LogMoved, Refused, ResultExpired, Revoked, UnknownCall
 from .misspelt import suggests
 from .places import Places
@@ -139,8 +140,9 @@ class AsyncResult(Generic[R]):
 
         Raises: the task's own exception, as its own type where that can be imported, with the remote
             traceback; GetTimeout (which says what it waited for), Revoked, ResultExpired, UnknownCall;
-            LogMoved where it waits to be run, and the log is at another URL by now; GetInsideTask inside a
-            running task.
+            LogMoved where it waits to be run, and the log is at another URL by now; EngineUnavailable where
+            the engine does not answer: about a second after the timeout at the latest; GetInsideTask inside
+            a running task.
         """
         if current_run.get() is not None:
             raise GetInsideTask(
@@ -148,6 +150,10 @@ class AsyncResult(Generic[R]):
                 "only one; let that call call the task that needs its value, or come back by self.retry()"
             )
         deadline = None if timeout is None else time.monotonic() + duration(timeout, "timeout")
+        with _limit(self._app, deadline):
+            return self._await(deadline, timeout, propagate)
+
+    def _await(self, deadline: float | None, timeout: Any, propagate: bool) -> R:
         pos, group = self._locate()
         with self._app.engine.waiter(pos) as waiter:
             rung = slept = False
@@ -181,24 +187,28 @@ class AsyncResult(Generic[R]):
         """
         began = time.monotonic()
         deadline = None if timeout is None else began + duration(timeout, "timeout")
-        pos, group = self._locate()
+        limit = _limit(self._app, deadline)
+        with limit:
+            pos, group = self._locate()
         tell_at = None if current_run.get() is None else began + HOLDS
         with self._app.engine.async_waiter(pos) as waiter:
             rung = slept = False
             while True:
-                if not rung:  # as in `get`
-                    waiter.prepare()
-                found = self.find()
-                if found.state in READY or found.state == "UNKNOWN":
-                    return self._value(found, propagate)
-                if slept and not rung:
-                    self._refuse_moved()
+                with limit:
+                    if not rung:  # as in `get`
+                        waiter.prepare()
+                    found = self.find()
+                    if found.state in READY or found.state == "UNKNOWN":
+                        return self._value(found, propagate)
+                    if slept and not rung:
+                        self._refuse_moved()
                 if rung:
                     rung = False
                     continue
                 wait = _next_wait(deadline, self._app.settings["poll_interval"])
                 if wait is None:
-                    raise self._timed_out(timeout, found, pos, group)
+                    with limit:
+                        raise self._timed_out(timeout, found, pos, group)
                 if tell_at is not None and time.monotonic() >= tell_at:
                     tell_at = None
                     log.warning(
@@ -397,20 +407,21 @@ class ResultSet(Generic[R]):
                 "only one; come back by self.retry() until all are ready()"
             )
         deadline = None if timeout is None else time.monotonic() + duration(timeout, "timeout")
-        for group, lo, hi, *_ in self._places():
-            with self._app.engine.waiter(None) as waiter:
-                while True:
-                    waiter.prepare()
-                    left = self._app.engine.unfinished(group, lo, hi)
-                    wait = _next_wait(deadline, self._app.settings["poll_interval"])
-                    if not left:
-                        break
-                    if wait is None:
-                        why = _why(self._app, Found("PENDING", None), lo, group)
-                        raise GetTimeout(
-                            f"{self.unfinished():,} of {self._size:,} calls are not finished: {why}"
-                        )
-                    waiter.sleep(wait)
+        with _limit(self._app, deadline):
+            for group, lo, hi, *_ in self._places():
+                with self._app.engine.waiter(None) as waiter:
+                    while True:
+                        waiter.prepare()
+                        left = self._app.engine.unfinished(group, lo, hi)
+                        wait = _next_wait(deadline, self._app.settings["poll_interval"])
+                        if not left:
+                            break
+                        if wait is None:
+                            why = _why(self._app, Found("PENDING", None), lo, group)
+                            raise GetTimeout(
+                                f"{self.unfinished():,} of {self._size:,} calls are not finished: {why}"
+                            )
+                        waiter.sleep(wait)
 
     def iterate(self, timeout: Any = None, *, propagate: bool = True) -> Iterator[R]:
         """Wait for all calls, then yield what they returned, in order, reading page by page.
@@ -481,6 +492,14 @@ def why_unfinished(result: AsyncResult[Any]) -> str | None:
     if found.status is None or found.state in READY:
         return None
     return _why(result._app, found, *result._locate())
+
+
+def _limit(app: App, deadline: float | None) -> limited:
+    """Return a block whose looks end soon after the time is up: a server that is silent is not waited for.
+
+    The engine is opened before: that may take as long as an append.
+    """
+    return limited(None if deadline is None or app.engine is None else deadline + GRACE)
 
 
 def _next_wait(deadline: float | None, poll: float) -> float | None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from .callkeys import CallKey
 from .clock import now as wall_clock
 from .engines import public_id
+from .engines.turns import GRACE, limited
 from .errors import DuplicateCall, EngineUnavailable
 from .record import id_text
 from .result import AsyncResult
@@ -81,11 +83,14 @@ def send(
     """
     engine, now = app.engine, wall_clock()
     until = None if rule.window is None else now + rule.window
+    looks = app.settings["append_timeout"] + GRACE
     for _ in range(TRIES):
-        lock = engine.lock_of(key, connection)
+        with limited(time.monotonic() + looks):  # not as long as a reader that has all the time
+            lock = engine.lock_of(key, connection)
+            held = lock is not None and lock.id != row.id and _keeps(app, engine, lock, rule, now)
         if lock is not None and lock.id == row.id:  # sent before, by this run or with this id
             return AsyncResult(app, public_id(row.id), pos=lock.pos if lock.placed else None)
-        if lock is not None and rule.on_duplicate != "replace" and holds(app, engine, lock, rule, now):
+        if lock is not None and held:
             existing: AsyncResult[Any] = AsyncResult(app, public_id(lock.id))
             if rule.on_duplicate == "raise":
                 raise DuplicateCall(
@@ -103,6 +108,10 @@ def send(
     raise EngineUnavailable(
         f"{rule.task}: others took the same key {TRIES} times in between; nothing was sent"
     )
+
+
+def _keeps(app: App, engine: Engine, lock: UniqueLock, rule: Unique, now: float) -> bool:
+    return rule.on_duplicate != "replace" and holds(app, engine, lock, rule, now)
 
 
 def holds(app: App, engine: Engine, lock: UniqueLock, rule: Unique, now: float) -> bool:

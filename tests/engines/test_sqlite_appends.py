@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ import pytest
 from tests.engines.kits import SQLiteKit
 from tests.engines.test_conformance import FIRST, NOW, head, ids
 
+from respool.delivery.model import NewCall
 from respool.engines.sqlite.engine import SQLiteEngine
 from respool.engines.sqlite.sql import SQL
-from respool.errors import EngineError
+from respool.errors import EngineError, EngineUnavailable
 from respool.record import first_pos, id_of
 
 
@@ -103,6 +106,27 @@ def test_who_holds_the_lock_is_waited_for(kit: SQLiteKit) -> None:
     assert not sent.is_alive()
     assert seen == ["place_of_run", "append_run_at", "append_run"]
     assert ids(engine, log) == [FIRST, id_of(FIRST, 1)]
+    other.close()
+
+
+def test_threads_behind_who_holds_the_lock_wait_once_and_not_one_after_the_other(kit: SQLiteKit) -> None:
+    """P10: what one waits for other threads is of its time."""
+    engine, log = opened(kit)
+    engine._writer._timeout = 1.0
+    other = apsw.Connection(engine.target)
+    other.execute("BEGIN IMMEDIATE")
+
+    def one(n: int) -> float:
+        began = time.monotonic()
+        with pytest.raises(EngineUnavailable, match="locked by somebody else for more than 1 s"):
+            engine.append_unique(NewCall(log, "add", b"%d" % n, None, head(), NOW), f"k{n}", None, None)
+        return time.monotonic() - began
+
+    with ThreadPoolExecutor(6) as threads:
+        took = list(threads.map(one, range(6)))
+    assert max(took) < 2.5, took
+    other.execute("ROLLBACK")
+    assert ids(engine, log) == []
     other.close()
 
 

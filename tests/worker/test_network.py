@@ -6,9 +6,11 @@ which says whether the call may have been sent; workers stop starting work, keep
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ from tests.worker.support import FINE_AND_SLOW, Place, eventually
 from tests.worker.test_servers import Producer
 
 from respool import App, AppendUnknown, ConfigError
-from respool.errors import EngineUnavailable
+from respool.engines.postgres.connection import SLOW
+from respool.engines.turns import GRACE
+from respool.errors import EngineUnavailable, GetTimeout, RespoolError
 
 ECHO_AND_SHORT = """
 @app.task
@@ -51,7 +55,14 @@ def pay(self, n):
 TABLE = "paid_" + app.url.partition("schema=")[2].partition("&")[0]
 """
 )
+ONLY = """
+
+@app.task(unique=True)
+def only(n):
+    return n
+"""
 TIMEOUT = 2.0
+MANY = 8
 _SAID = b'SFATAL\0VFATAL\0C3D000\0Mdatabase "calls" does not exist\0\0'
 REFUSED = b"E" + (len(_SAID) + 4).to_bytes(4) + _SAID  # what a pooler says whose servers are away
 
@@ -152,6 +163,59 @@ def test_append_into_silence_is_unknown_in_time_and_once_at_last(place: Place, p
     place.burst(1)
     assert place.runs("echo") == {"first": 1, "vanished": 1}
     place.check()
+
+
+def together(do: Callable[[int], object]) -> list[tuple[float, BaseException | None]]:
+    """Have threads do something at once; return how long each took, and what it met."""
+    begin = threading.Barrier(MANY)
+
+    def one(n: int) -> tuple[float, BaseException | None]:
+        begin.wait(10)
+        began = time.monotonic()
+        try:
+            do(n)
+        except RespoolError as error:
+            return time.monotonic() - began, error
+        return time.monotonic() - began, None
+
+    with ThreadPoolExecutor(MANY) as threads:
+        return list(threads.map(one, range(MANY)))
+
+
+def test_threads_behind_a_silent_server_wait_once_and_not_one_after_the_other(
+    place: Place, proxy: Proxy
+) -> None:
+    """P10: what one waits for its turn counts; nothing of theirs was sent."""
+    module = place.module(CODE + ONLY, append_timeout=TIMEOUT)
+    sent = module.only.delay(-1)
+    with pytest.raises(GetTimeout):
+        sent.get(timeout=0)
+    proxy.freeze()
+    for times in range(2):  # the second time there is no connection to wait on
+        for took, error in together(lambda n: module.only.delay(n)):
+            assert isinstance(error, EngineUnavailable), error
+            assert took < TIMEOUT + 2 * GRACE + 1, (times, took)
+        for took, error in together(lambda n: sent.get(timeout=1)):
+            assert isinstance(error, EngineUnavailable | GetTimeout), error
+            assert took < 1 + GRACE + 1, (times, took)
+        for took, error in together(lambda n: module.echo.apply_async(("late",), task_id=f"late-{n}")):
+            assert isinstance(error, EngineUnavailable | AppendUnknown), error
+            assert took < 2 * SLOW + GRACE + 1, (times, took)
+    proxy.thaw()
+    assert module.only.delay(7).id != sent.id
+    with pytest.raises(GetTimeout):
+        sent.get(timeout=1)
+    place.check()
+
+
+def test_who_waits_for_its_turn_has_its_own_time_where_the_server_answers(place: Place, proxy: Proxy) -> None:
+    module = place.module(CODE + ONLY, append_timeout=TIMEOUT)
+    sent = module.only.delay(-1)
+    assert sent.state == "PENDING"
+    proxy.delay = 0.1
+    for took, error in together(lambda n: sent.state):
+        assert error is None, (took, error)
+    proxy.delay = 0.0
 
 
 def test_slow_network_slows_and_breaks_nothing(place: Place, proxy: Proxy) -> None:

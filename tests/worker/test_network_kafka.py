@@ -20,7 +20,7 @@ from tests.services.postgres import PostgresAddress, PostgresServer
 from tests.services.process import free_port
 from tests.services.proxy import Proxy
 from tests.worker.support import FINE_AND_SLOW, Place, eventually
-from tests.worker.test_network import ECHO_AND_SHORT, TIMEOUT, _sent
+from tests.worker.test_network import ECHO_AND_SHORT, ONLY, TIMEOUT, _sent, together
 from tests.worker.test_servers import Producer, _repeats
 
 from respool import AppendUnknown
@@ -114,6 +114,29 @@ def test_append_that_is_cut_is_sent_again_and_stored_once(place: Place, net: Net
         assert happened.is_set(), how
     assert [stored(place, f"cut-{how}") for how in hows] == [1, 1, 1, 0]
     assert sorted(event.value["k"] for event in events.read()) == list(range(20))
+    place.check()
+
+
+def test_threads_behind_silent_brokers_wait_once_and_not_one_after_the_other(place: Place, net: Net) -> None:
+    """P10: what one waits for its turn counts. What is kept is sent later, and what is refused never."""
+    module = place.module(CODE + ONLY, append_timeout=TIMEOUT)
+    module.only.delay(-1)
+    module.echo.delay("first")
+    net.brokers.freeze()
+
+    for each in range(2):
+
+        def send(n: int, each: int = each) -> None:
+            if n:
+                module.only.delay(10 * each + n)
+            else:
+                module.echo.delay("beside")
+
+        for took, error in together(send):
+            assert isinstance(error, EngineUnavailable | AppendUnknown), error
+            assert took < 2 * TIMEOUT + 1, (took, error)
+    net.brokers.heal()
+    place.burst(1)
     place.check()
 
 

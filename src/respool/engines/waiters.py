@@ -17,6 +17,9 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
+from ..errors import EngineUnavailable
+from .turns import NotMyTurn, Turn, left
+
 ALL: Final = (1 << 64) - 1
 IDLE: Final = 4
 """How many sleepers are kept to be used again: making one takes a tenth of a millisecond, or connects."""
@@ -149,13 +152,21 @@ class _Ear:
         self._timer: Any = None
 
     def join(self, one: Any) -> None:
-        with self.lock:
-            one.rung = False
-            if not self.listeners - {one}:  # else it listens already, and another thread may sleep on it
-                self.sleeper.prepare()
-            self.listeners.add(one)
+        seconds = left(MAX_SLEEP)
+        try:
+            with Turn(self.lock.acquire, True, seconds) as mine:  # another may be connecting for all
+                if not mine:
+                    raise NotMyTurn
+                one.rung = False
+                if not self.listeners - {one}:  # else it listens already, and another thread may sleep on it
+                    self.sleeper.prepare()
+                self.listeners.add(one)
+        except NotMyTurn:
+            raise EngineUnavailable(f"nobody could listen within {seconds:.3g} s; nothing was sent") from None
 
     def leave(self, one: Any) -> None:
+        if one not in self.listeners:
+            return
         with self.lock:
             if one not in self.listeners:
                 return

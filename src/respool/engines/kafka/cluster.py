@@ -12,6 +12,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollectio
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 from ...errors import ConfigError, EngineError, EngineUnavailable, RespoolError
+from ..turns import NotMyTurn, Turn, left
 from .options import KafkaOptions
 
 log = logging.getLogger("respool.engine")
@@ -185,10 +186,13 @@ class Cluster:
             return kind(f"{where} cannot be reached: {error.str()}{why}; nothing was sent")
         return EngineError(f"{where}: {error.str()}")
 
-    def again(self, run: Callable[[float], T], what: str = "") -> T:
-        """Run something that may be run again, until it is done or the time is up."""
+    def again(self, run: Callable[[float], T], what: str = "", waited: float = 0.0) -> T:
+        """Run something that may be run again, until it is done or the time is up.
+
+        `waited`: how many seconds of it were waited for others.
+        """
         began = time.monotonic()
-        deadline = began + self.timeout
+        deadline = began + left(self.timeout) - waited
         while True:
             tried = time.monotonic()
             try:
@@ -217,7 +221,7 @@ class Cluster:
 
     def answer(self, future: Any, what: str = "") -> Any:
         """Wait for what the admin client was asked; no longer where it is plain that nobody answers."""
-        deadline = time.monotonic() + self.timeout
+        deadline = time.monotonic() + left(self.timeout)
         while True:
             try:
                 done = future.result(min(0.2, max(deadline - time.monotonic(), 0.01)))
@@ -360,5 +364,14 @@ class Cluster:
 
         if not places:
             return []
-        with self._lock:
-            return self.again(look, ", ".join(sorted({place.topic for place in places})))
+        came, patience = time.monotonic(), left(self.timeout)
+        try:
+            with Turn(self._lock.acquire, True, patience) as mine:
+                if not mine:
+                    raise NotMyTurn
+                waited = time.monotonic() - came
+                return self.again(look, ", ".join(sorted({place.topic for place in places})), waited)
+        except NotMyTurn:
+            raise EngineUnavailable(
+                f"{self.options.shown} was busy with others of this process for {patience:.3g} s"
+            ) from None

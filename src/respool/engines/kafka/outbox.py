@@ -207,7 +207,7 @@ class Outbox(Relay):
             left = [row for row in own if row.id not in done.sent and self._still_here(row.id)]
             error = done.why_not(left)
             if left and error is None:  # put by, where it was sent before; or somebody else is at it
-                again = self.relay(logs, left, everything=True)
+                again = self.relay(logs, left, everything=True, came=done.came)
                 done.sent |= again.sent
                 error = again.why_not(row for row in left if self._still_here(row.id))
             if error is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from random import Random
 
@@ -36,6 +37,7 @@ from ...errors import EngineError, EngineUnavailable, RecordTooLarge, RespoolErr
 from ...record import OFFSET_BITS, Id
 from ...reference import is_reference
 from ..base import Engine, Reads
+from ..turns import Down, NotMyTurn, Turn, left
 from .cluster import TopicGone
 from .message import item
 from .places import KafkaPlaces
@@ -67,7 +69,8 @@ def _number() -> int:
 class Relayed:
     """What came of relaying."""
 
-    def __init__(self) -> None:
+    def __init__(self, came: float | None = None) -> None:
+        self.came = time.monotonic() if came is None else came  # when it was asked for
         self.sent: set[Id] = set()
         self.failed: dict[int, RespoolError] = {}
         """Why a log in Kafka took nothing."""
@@ -111,10 +114,16 @@ class Relay:
         self._lock = threading.Lock()
         self._watched: dict[int, int] = {}  # leases of others, since when we have seen them, in ns
         self._resting: dict[int, tuple[int, RespoolError]] = {}  # logs that took nothing: until when, and why
+        self._down: dict[int, Down] = {}  # by log
         self._look_at: dict[int, int] = {}  # by box, when what is put by is looked at again
 
     def relay(
-        self, logs: Collection[int], own: Sequence[NewCall] = (), *, everything: bool = False
+        self,
+        logs: Collection[int],
+        own: Sequence[NewCall] = (),
+        *,
+        everything: bool = False,
+        came: float | None = None,
     ) -> Relayed:
         """Send all that waits in these logs of the outbox. What cannot be sent waits for another who relays.
 
@@ -126,18 +135,28 @@ class Relay:
             own: the caller's records, as they were given. For those he wakes the workers once all is written;
                 for all others they are woken here.
             everything: look at what is put by, too.
+            came: when the caller began to wait for it, by `time.monotonic()`; None: now.
         """
-        done = Relayed()
-        with self._lock:
-            for box in self.boxes:
-                if box.log in logs:
-                    try:
-                        self._relay_box(
-                            box, done, {row.id for row in own}, {row.log for row in own}, everything
-                        )
-                    except RespoolError as error:  # of the state
-                        done.broken = done.broken or error
+        done = Relayed(came)
+        patience = left(self._timeout)
+        until = done.came + patience
+        try:
+            with Turn(self._lock.acquire, True, max(until - time.monotonic(), 0.0)) as mine:
+                if not mine:
+                    raise NotMyTurn
+                self._relay_boxes([box for box in self.boxes if box.log in logs], done, own, everything)
+        except NotMyTurn:
+            done.broken = EngineUnavailable(f"others of this process have been at it for {patience:.3g} s")
         return done
+
+    def _relay_boxes(
+        self, boxes: Sequence[Box], done: Relayed, own: Sequence[NewCall], everything: bool
+    ) -> None:
+        for box in boxes:
+            try:
+                self._relay_box(box, done, {row.id for row in own}, {row.log for row in own}, everything)
+            except RespoolError as error:  # of the state
+                done.broken = done.broken or error
 
     def _relay_box(self, box: Box, done: Relayed, own: set[Id], to: set[int], everything: bool) -> None:
         held: list[int] = []  # what could not be sent; given back at once, it would head the next lease
@@ -185,6 +204,7 @@ class Relay:
             for target in self._in_turn(by_log, to):
                 if target not in done.failed:
                     try:
+                        self._check_down(target, done.came)
                         found += self._send_or_lose(target, by_log[target], until, rest=target not in to)
                     except RespoolError as error:  # of this topic: what goes elsewhere need not wait
                         done.failed[target] = error
@@ -201,6 +221,12 @@ class Relay:
             if not ids <= own:
                 self._inner.ring(target, everyone=len(ids) > 1)
         return not failed
+
+    def _check_down(self, target: int, came: float) -> None:
+        """Raise where another has waited for a log in vain, while we waited for our turn."""
+        down = self._down.get(target)
+        if down is not None:
+            down.check(came, came + self._timeout)
 
     def _in_turn(self, by_log: dict[int, list[Waiting]], to: set[int]) -> list[int]:
         """Return logs in the order in which they are tried: last those that may use up the time.
@@ -232,7 +258,8 @@ class Relay:
         except RespoolError as error:
             ended = boottime_ns()
             if began <= until:  # else it was not tried
-                waited = ended - began
+                waited, now = ended - began, time.monotonic()
+                self._down.setdefault(target, Down()).note(str(error), now - waited / 1e9, now)
                 self._resting[target] = ended + (2 * waited if waited > LONG * 1e9 else 0), error
             raise
         self._resting.pop(target, None)

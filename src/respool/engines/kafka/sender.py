@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from ...clock import boottime_ns
-from ...errors import AppendUnknown, RecordTooLarge, RespoolError
+from ...errors import AppendUnknown, EngineUnavailable, RecordTooLarge, RespoolError
+from ..turns import Down, NotMyTurn, Turn, left
 from .cluster import Cluster, Place
 
 MANY = 1000  # records between two looks at what was acknowledged
@@ -116,11 +117,18 @@ class Sender:
         self._lock = threading.Lock()
         self._producer: Producer | None = None
         self._made = 0.0
+        self._at_once = Turn(self._lock.acquire, False)
+        self._down: dict[str, Down] = {}  # by topic
 
     def prepare(self) -> None:
         """Begin to connect: what is sent later need not wait for it."""
-        with self._lock:
-            self._opened()
+        try:
+            with self._at_once as mine:
+                if not mine:
+                    raise NotMyTurn
+                self._opened()
+        except NotMyTurn:
+            return  # somebody sends by it
 
     def _opened(self) -> Producer:
         producer = self._producer
@@ -149,28 +157,59 @@ class Sender:
 
         Raises: EngineUnavailable or another refusal where none was stored, AppendUnknown where some may be.
         """
-        with self._lock:
-            producer = self._opened()
-            young = FIRST - (time.monotonic() - self._made)
-            if young > 0:
-                producer.poll(young)
-            batch = _Batch(producer, place)
-            try:
-                batch.hand_over(items, time.monotonic() + self._cluster.timeout, until)
-                # The client gives up each record by when it was handed over: what it still holds may go out.
-                batch.wait(time.monotonic() + self._cluster.timeout + GRACE)
-            except BaseException:
-                self._drop(producer)
-                raise
-            failed = [*batch.failed, *batch.refused]
-            silent = batch.waits()
-            if silent:
-                self._drop(producer)
+        came = time.monotonic()
+        patience = left(self._cluster.timeout)
+        try:
+            with Turn(self._lock.acquire, True, patience) as mine:
+                if not mine:
+                    raise NotMyTurn
+                batch, silent = self._send(place, items, came, until)
+        except NotMyTurn:
+            raise EngineUnavailable(
+                f"{self._cluster.options.shown} was busy with others of this process for {patience:.3g} s; "
+                "nothing was sent"
+            ) from None
+        failed = [*batch.failed, *batch.refused]
         if silent or failed:
             some = bool(batch.offsets) or silent or any(error.code() in _MAYBE for error in batch.failed)
             raise self._error(failed, maybe=some, topic=place.topic)
         self._cluster.answered()
         return Stored(batch.offsets, batch.stored_at)
+
+    def _send(
+        self, place: Place, items: Iterable[Item], came: float, until: int | None
+    ) -> tuple[_Batch, bool]:
+        """Send, and wait for what becomes of it; say whether the client was silent. The lock must be held."""
+        timeout, down = self._cluster.timeout, self._down.get(place.topic)
+        if down is not None:
+            down.check(came, came + timeout)
+        producer = self._opened()
+        began = time.monotonic()
+        young = FIRST - (began - self._made)
+        if young > 0:
+            producer.poll(young)
+        batch = _Batch(producer, place)
+        waited = began - came  # for others: it is of our time
+        try:
+            batch.hand_over(items, time.monotonic() + timeout - waited, until)
+            # The client gives up each record by when it was handed over: what it still holds may go out.
+            batch.wait(time.monotonic() + timeout - waited + GRACE)
+        except BaseException:
+            self._drop(producer)
+            raise
+        silent = batch.waits()
+        if silent:
+            self._drop(producer)
+        failed = [*batch.failed, *batch.refused]
+        if silent or (failed and all(error.code() in _MAYBE for error in failed)):
+            self._note_down(place.topic, failed, began)
+        return batch, silent
+
+    def _note_down(self, topic: str, failed: list[KafkaError], began: float) -> None:
+        """Let those who wait to send to this topic know: it would keep each of them for as long."""
+        what = failed[0].str() if failed else "no answer"
+        why = f"{self._cluster.options.shown}: topic {topic}: {what}; nothing was sent"
+        self._down.setdefault(topic, Down()).note(why, began, time.monotonic())
 
     def _drop(self, producer: Producer) -> None:
         """Give up a producer with all that it holds: nothing of it is to be stored once it was given up."""

@@ -21,6 +21,8 @@ from psycopg import pq
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.errors import error_from_result
 
+from ..turns import left
+
 if TYPE_CHECKING:
     from .connection import Bounded
 
@@ -30,6 +32,14 @@ MOST_PREPARED = 300
 _OK = (int(pq.ExecStatus.TUPLES_OK), int(pq.ExecStatus.COMMAND_OK))
 _BINARY = pq.Format.BINARY
 _PLACE = re.compile(rb"%(?:\((\w+)\))?([sbt%])")
+
+
+class NoAnswer(psycopg.OperationalError):
+    """A server has said nothing for as long as an answer is waited for."""
+
+    def __init__(self, waited: float) -> None:
+        super().__init__(f"no answer within {waited:.3g} s")
+        self.waited = waited
 
 
 class Executes(Protocol):
@@ -327,9 +337,9 @@ class Batch:
     def _next(self) -> Any:
         pg = self._pg
         if pg.is_busy():
-            until = time.monotonic() + self._db.patience
+            until = time.monotonic() + (patience := left(self._db.patience))
             while pg.is_busy():
-                self._wait(self._poll.poll, until)
+                self._wait(self._poll.poll, until, patience)
                 pg.consume_input()
         return pg.get_result()
 
@@ -337,14 +347,14 @@ class Batch:
         pg = self._pg
         if not pg.flush():
             return
-        until = time.monotonic() + self._db.patience
+        until = time.monotonic() + (patience := left(self._db.patience))
         both = select.poll()
         both.register(pg.socket, select.POLLIN | select.POLLOUT)
         while pg.flush():  # the server may not read on until its answers are read
-            self._wait(both.poll, until)
+            self._wait(both.poll, until, patience)
             pg.consume_input()
 
-    def _wait(self, poll: Callable[[int], list[tuple[int, int]]], until: float) -> None:
-        left = until - time.monotonic()
-        if left <= 0 or not poll(int(left * 1000) + 1):
-            raise psycopg.OperationalError(f"no answer within {self._db.patience:g} s")
+    def _wait(self, poll: Callable[[int], list[tuple[int, int]]], until: float, patience: float) -> None:
+        more = until - time.monotonic()
+        if more <= 0 or not poll(int(more * 1000) + 1):
+            raise NoAnswer(patience)

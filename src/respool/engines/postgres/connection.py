@@ -20,7 +20,9 @@ from ...errors import (
     LogMoved,
     RespoolError,
 )
-from .batch import Batch
+from ..turns import GRACE, Down, NotMyTurn, Turn, left, limited
+from .batch import NoAnswer
+from .bounded import Bounded as Bounded
 from .reach import PostgresOptions, away, parameters, resolved, unreachable
 from .sql import statements
 
@@ -34,7 +36,6 @@ SLOW = 3.0
 """Seconds that an answer may take at least."""
 LONG = 3
 BAD = int(psycopg.pq.ConnStatus.BAD)
-GIVEN_UP_FOR = 1000  # milliseconds after which the server sees that a connection is gone while it works
 NOTHING_SENT = "; nothing was sent"
 T = TypeVar("T")
 Db = psycopg.Connection[Any]
@@ -72,31 +73,74 @@ class Connection:
         self._role, self._kind = role, kind or Bounded
         self._db: Bounded | None = None
         self.made = 0  # how often it was opened
+        self._at_once = Turn(self.lock.acquire, False)
+        self._down = Down()
 
     def opened(self) -> Bounded:
         """Return the connection, made where there is none that works. The lock must be held."""
         db = self._db
         if db is None or db.closed:
-            db = self._db = connect(self.options, self._role, self._kind, reached=self.reached)
+            began = time.monotonic()
+            try:
+                db = self._db = connect(self.options, self._role, self._kind, reached=self.reached)
+            except EngineUnavailable as error:
+                self._down.note(str(error), began, time.monotonic())
+                raise
             self.made += 1
             self.reached = True
         return db
 
     @contextmanager
     def using(self) -> Iterator[Bounded]:
-        """Give the connection to this thread; a connection that breaks in the block raises Lost."""
-        with self.lock:
-            db = self.opened()
-            try:
-                yield db
-            except BaseException as error:
-                self._failed(db, error)
-                raise
+        """Give the connection to this thread; a connection that breaks in the block raises Lost.
+
+        Raises: EngineUnavailable where others of this process have it for too long.
+        """
+        came = time.monotonic()
+        try:
+            with self._at_once as mine:
+                if not mine:
+                    raise NotMyTurn
+                yield from self._given()
+                return
+        except NotMyTurn:
+            pass
+        with self._later(came):
+            yield from self._given()
+
+    def _given(self) -> Iterator[Bounded]:
+        db = self.opened()
+        try:
+            yield db
+        except BaseException as error:
+            self._failed(db, error)
+            raise
+
+    @contextmanager
+    def _later(self, came: float) -> Iterator[None]:
+        """Wait for others, for as long as an answer may take; what is left then is for the answer."""
+        most = left(patience(self.options, self._role))
+        until = came + most
+        busy = f"{self.options.shown} was busy with others of this process for {most:.3g} s{NOTHING_SENT}"
+        try:
+            with Turn(self.lock.acquire, True, max(until - time.monotonic(), 0.0)) as mine:
+                if not mine:
+                    raise NotMyTurn
+                self._down.check(came, until)
+                with limited(max(until, time.monotonic() + GRACE)):
+                    if not left(most):  # it would be given up unasked
+                        raise EngineUnavailable(busy)
+                    yield
+        except NotMyTurn:
+            raise EngineUnavailable(busy) from None
 
     def _failed(self, db: Bounded, error: BaseException) -> None:
         """Leave the connection as it should be after an error. Raises Lost where it broke."""
         if isinstance(error, pg.OperationalError | pg.InterfaceError) and _is_broken(db, error):
             self.drop()
+            if isinstance(error, NoAnswer):
+                ended = time.monotonic()
+                self._down.note(f"{self.options.shown}: {error}{NOTHING_SENT}", ended - error.waited, ended)
             raise Lost(error, sent=True) from error
         self._clean(db)
 
@@ -144,21 +188,22 @@ class Connection:
             the first try may have been stored (H20); where that can do no harm, what `broken` returns.
         """
         broken = broken or self._unknown
-        deadline = time.monotonic() + self.options.timeout
+        came = time.monotonic()
+        deadline = came + left(self.options.timeout)
         tries = 0
         lost: Lost | None = None
         then: RespoolError | None = None  # what the last try met
         while True:
             try:
-                with self.lock:  # as `using`, without the cost of a generator
-                    db = self._db
-                    if db is None or db.pgconn.status == BAD:  # as `closed` says
-                        db = self.opened()
-                    try:
-                        return run(db)
-                    except BaseException as error:
-                        self._failed(db, error)
-                        raise
+                try:
+                    with self._at_once as mine:  # as `using`, without the cost of generators
+                        if not mine:
+                            raise NotMyTurn
+                        return self._run(run)
+                except NotMyTurn:
+                    pass
+                with self._later(came):
+                    return self._run(run)
             except Lost as error:
                 lost, then = error, None
             except psycopg.Error as error:
@@ -176,6 +221,17 @@ class Connection:
                 raise broken(lost, then) from lost
             time.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)])
             tries += 1
+            came = time.monotonic()
+
+    def _run(self, run: Callable[[Bounded], T]) -> T:
+        db = self._db
+        if db is None or db.pgconn.status == BAD:  # as `closed` says
+            db = self.opened()
+        try:
+            return run(db)
+        except BaseException as error:
+            self._failed(db, error)
+            raise
 
     def translated(self, error: psycopg.Error) -> RespoolError:
         """Return one of our errors for one of the server's."""
@@ -221,61 +277,6 @@ def moved_told() -> Iterator[None]:
         raise
 
 
-class Bounded(psycopg.Connection[Any]):
-    """Waits for an answer only so long: a server that hangs, or a network that is cut, closes nothing."""
-
-    patience = 10.0
-    pooled = False
-    prepares = True  # PgBouncer before 1.21 has no prepared statements in transaction mode
-    driver_prepares: int | None = None
-    """Uses before the driver prepares a statement; where it does, a rollback has all forgotten, ours too."""
-    _batch: Batch | None = None
-
-    @property
-    def batch(self) -> Batch:
-        """What sends statements together, without cursors."""
-        if self._batch is None:
-            self._batch = Batch(self)
-        return self._batch
-
-    def find_pooler(self) -> None:
-        """See whether a pooler is between: it gives its own number for the server's process.
-
-        What lasts for longer than a transaction (LISTEN, session locks, prepared statements) may then be
-        lost, or be somebody else's.
-        """
-        row = self.execute("SELECT pg_backend_pid()").fetchone()
-        self.pooled = row != (self.info.backend_pid,)
-
-    def end_with_us(self) -> None:
-        """Have the server end what it does for a connection that was given up: it may hold locks.
-
-        A pooler gives the server's connection to others, who know nothing of this; some systems cannot.
-        """
-        if not self.pooled:
-            try:
-                self.execute(f"SET client_connection_check_interval = {GIVEN_UP_FOR}".encode())
-            except pg.InvalidParameterValue:
-                return
-
-    def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
-        """Let one of the driver's operations go on; where nothing comes for too long, close and raise."""
-        return super().wait(self._within(gen), *args, **kwargs)
-
-    def _within(self, gen: Any) -> Any:
-        until = time.monotonic() + self.patience
-        try:
-            wanted = next(gen)
-            while True:
-                ready = yield wanted  # 0: nothing has come for a tenth of a second
-                if not ready and time.monotonic() > until:
-                    self.pgconn.finish()
-                    raise psycopg.OperationalError(f"no answer within {self.patience:g} s")
-                wanted = gen.send(ready)
-        except StopIteration as end:
-            return end.value
-
-
 def connect(
     options: PostgresOptions, role: str, kind: type[Bounded] = Bounded, *, reached: bool = False
 ) -> Bounded:
@@ -298,6 +299,8 @@ def connect(
 
 def _connected(options: PostgresOptions, role: str, kind: type[Bounded]) -> Bounded:
     told, failed = resolved(parameters(options), options), None
+    if not left(options.timeout):
+        raise EngineUnavailable(f"{options.shown}: no time is left to connect{NOTHING_SENT}")
     told["application_name"] = f"respool {role}"
     try:
         db = kind.connect("", autocommit=True, prepare_threshold=kind.driver_prepares, **told)

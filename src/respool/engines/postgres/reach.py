@@ -19,6 +19,7 @@ from psycopg import errors as pg
 from psycopg.conninfo import conninfo_to_dict
 
 from ...errors import ConfigError, EngineUnavailable, RespoolError
+from ..turns import left
 
 SHORTEST = 2
 """Seconds that connecting may take at least: libpq counts no less."""
@@ -75,7 +76,7 @@ def resolved(told: dict[str, Any], options: PostgresOptions) -> dict[str, Any]:
         return told
     ports = str(told.get("port") or os.environ.get("PGPORT") or 5432).split(",")
     lookups = [_Lookup(host) for host in hosts]
-    deadline = time.monotonic() + max(SHORTEST, options.timeout)
+    deadline = time.monotonic() + left(max(SHORTEST, options.timeout))
     places: list[tuple[str, str, str]] = []
     for n, lookup in enumerate(lookups):
         port = ports[n if len(ports) == len(hosts) else 0]

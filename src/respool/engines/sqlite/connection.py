@@ -21,6 +21,7 @@ from ...errors import (
     LogMoved,
 )
 from ..moving import IS_MOVING, WAS_MOVED
+from ..turns import NotMyTurn, Turn
 
 PAGE_SIZE = 2048  # bytes: a commit writes pages, and half the bytes are summed, written and synced
 FRAME_HEADER = 24  # bytes before each page in the write-ahead log
@@ -239,6 +240,27 @@ class Connection:
         """
         return self._writing
 
+    @contextmanager
+    def writing_in_turn(self) -> Iterator[Any]:
+        """Take the lock, and run a write in the block; what was waited for other threads is of its time.
+
+        They may be waiting for the file: with `lock` and `writing` each begins its time after theirs (P10).
+        """
+        until = time.monotonic() + self._timeout
+        try:
+            with Turn(self.lock.acquire, True, self._timeout) as mine:
+                if not mine:
+                    raise NotMyTurn
+                with self._writing as db:
+                    self._deadline = until
+                    yield db
+        except NotMyTurn:
+            raise EngineUnavailable(self._was_locked()) from None
+
+    def _was_locked(self) -> str:
+        where = self._path or "the in-memory database"
+        return f"{where} was locked by somebody else for more than {self._timeout:g} s; nothing was sent"
+
     def _failed(self, error: BaseException) -> None:
         if not self.db.get_autocommit():
             roll_back(self.db)
@@ -254,9 +276,7 @@ class Connection:
     def _translated(self, error: apsw.Error) -> Exception:
         where = self._path or "the in-memory database"
         if isinstance(error, _LOCK_WAITS):
-            return EngineUnavailable(
-                f"{where} was locked by somebody else for more than {self._timeout:g} s; nothing was sent"
-            )
+            return EngineUnavailable(self._was_locked())
         if isinstance(error, apsw.FullError):
             return EngineUnavailable(f"no space left for {where}; nothing was sent")
         if isinstance(error, _OUT_OF_REACH):

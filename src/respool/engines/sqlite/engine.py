@@ -198,7 +198,7 @@ class SQLiteEngine(
         self, log: int, task: str, bodies: Sequence[bytes], meta: bytes | None, head: bytes, now: float
     ) -> None:
         """Append records that share all but their bodies; the same head again appends nothing."""
-        with self._writer.lock, self._writer.writing() as db:
+        with self._writer.writing_in_turn() as db:
             append_run_alone(db, log, task, bodies, meta, head, now)
         self.tidy(2 * WAL_SIZE)
         self.ring(log, everyone=len(bodies) > 1)
@@ -217,7 +217,7 @@ class SQLiteEngine(
     def append_rows(self, rows: Sequence[NewCall], fence: tuple[int, int] | None = None) -> list[Conflict]:
         """Append records of one log, each with an id of its own."""
         lost = False
-        with self._writer.lock, self._writer.writing() as db:
+        with self._writer.writing_in_turn() as db:
             try:
                 conflicts = append_rows(db, rows, fence)
             except LeaseLost:

@@ -43,7 +43,7 @@ class SQLiteLocks(Part):
         if connection is not None:
             return _append(connection, row, key, seen, until, fence)
         lost, pos = False, None
-        with self._writer.lock, self._writer.writing() as db:
+        with self._writer.writing_in_turn() as db:
             try:
                 pos = _append(db, row, key, seen, until, fence)
             except LeaseLost:
@@ -81,7 +81,7 @@ class SQLiteLocks(Part):
 
     def keep_step(self, pos: int, step: str, value: bytes, now: float) -> None:
         """Keep what a step of a call gave."""
-        with self._writer.lock, self._writer.writing() as db:
+        with self._writer.writing_in_turn() as db:
             db.execute(SQL["put_once"], (pos, step, value, now))
 
 
