@@ -17,11 +17,14 @@ from respool.delivery.admin import purge
 from respool.delivery.claim import Request, claim
 from respool.delivery.model import Lease, Parked, Settlement, Verdict
 from respool.delivery.settle import settle
-from respool.engines.base import Group, Reads, Stream
+from respool.engines.base import Group, ParkedFilter, Reads, Stream
+from respool.engines.postgres.sql import in_schema
 from respool.engines.sqlite.engine import SQLiteEngine, SQLiteOptions
 from respool.record import first_pos, id_text, new_head
 from respool.replay import DeadFilter, check, dead_letters, redrive
 from respool.replay.checking import Report
+from respool.worker.housekeeping import keep_house
+from respool.worker.retaining import Retainer
 
 OLD = time.time() - 1000
 CUT = OLD + 500
@@ -382,6 +385,82 @@ def test_a_dead_letter_is_shown_redriven_and_run_after_its_log_was_cut(place: Pl
     assert engine.trim(stream, time.time() + 1, 5000) == 1
     assert results[5].state == "UNKNOWN"
     place.check()
+
+
+KNOWN = ("position", "lease", "parked", "outcome", "journal", "counter")
+
+
+def known_of(engine: Any, table: str, group: Group) -> int:
+    """Return how many rows of a table are a group's."""
+    engine = getattr(engine, "inner", engine)
+    if engine.capabilities.many_hosts:
+        asked = in_schema(f"SELECT count(*) FROM respool.{table} WHERE grp = %s", engine.options.schema)
+        return int(engine._reader.read(lambda db: db.execute(asked.encode(), (group.id,)).fetchone()[0]))
+    with engine._reader.reading() as db:
+        return int(db.execute(f"SELECT count(*) FROM {table} WHERE grp = ?", (group.id,)).get)
+
+
+def settled(engine: SQLiteEngine, group: Group, first: int, size: int) -> None:
+    """Have a group know much of its records: results, what is parked, and the journal."""
+    lease = run_all(engine, group, size, finish=False)
+    assert lease is not None
+    done = [(pos, pos + 1) for pos in range(first, first + size - 5)]
+    results = [(pos, b"r") for pos, _ in done]
+    said = Settlement(lease.id, 1, [(first, first + size)], results=results, started=OLD, ended=OLD)
+    said.verdicts = [
+        Verdict(pos, reason="scheduled", due=OLD + 1e9, task="add")
+        for pos in range(done[-1][1], first + size)
+    ]
+    engine.transact(Reads(group.id, (lease.id,)), lambda v, c: settle(v, c, said))
+
+
+@every_engine
+def test_a_group_goes_in_slices_and_what_was_left_of_it_goes_later(
+    engine: SQLiteEngine, queue: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is out of sight at once; who is killed in the midst leaves the rest to workers, not to `check`."""
+    fill(engine, queue, 1, 60)
+    log, main, first = queue.logs[0], main_of(engine), first_pos(queue.logs[0])
+    bounds = [(log, first, first + 60)]
+    other = engine.create_group(queue, "shop", "v2", "replay", {}, bounds)
+    assert other is not None
+    settled(engine, main, first, 60)
+    settled(engine, other, first, 60)
+
+    def killed(limit: int) -> int:
+        raise KeyboardInterrupt
+
+    def killed_while_it_drops(group: Group) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(getattr(engine, "inner", engine), "forget_dropped", killed)
+            with pytest.raises(KeyboardInterrupt):
+                engine.drop_group(group)
+
+    def left() -> int:
+        return known_of(engine, "outcome", other) + known_of(engine, "parked", other)
+
+    killed_while_it_drops(other)
+    assert [group.name for group in engine.groups()] == ["main"]
+    sound(engine)
+    again = engine.create_group(queue, "shop", "v2", "replay", {}, bounds)
+    assert again is not None
+    settled(engine, again, first, 60)
+    assert left() == 60
+    before = left()
+    while engine.forget_dropped(10):
+        assert 0 <= before - left() <= 11
+        before = left()
+    assert [known_of(engine, table, other) for table in KNOWN] == [0] * len(KNOWN)
+    assert engine.forget_dropped(10) == 0
+    for group in (main, again):
+        assert engine.status(group, first).outcome is not None
+        assert len(list(engine.parked(ParkedFilter((group.id,)), 100))) == 5
+    sound(engine)
+    killed_while_it_drops(again)
+    keep_house(engine, [main], {}, Retainer())
+    assert engine.forget_dropped(10) == 0
+    assert [known_of(engine, table, again) for table in KNOWN] == [0] * len(KNOWN)
+    assert known_of(engine, "outcome", main) == 55
 
 
 @every_engine

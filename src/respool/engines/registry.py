@@ -55,9 +55,16 @@ class Registry(Protocol):
         """
 
     def drop_group(self, group: Group) -> None:
-        """Forget a group and all that it knows, in one transaction; the records stay. Synced.
+        """Forget a group and all that it knows; the records stay. Synced.
 
-        Its leases are gone: settlements and fences that name them find nothing.
+        One transaction takes it out of sight. Its leases are gone: settlements and fences that name them find
+        nothing. The rest goes in slices (`forget_dropped`): who is killed in the midst leaves it to workers.
+        """
+
+    def forget_dropped(self, limit: int) -> int:
+        """Remove what is left of groups that were dropped, about `limit` rows of it, in a short transaction.
+
+        Returns: how many, at least 1 while there may be more; 0: nothing is left. No lock where that is so.
         """
 
     def groups(self) -> list[Group]:

@@ -95,6 +95,7 @@ def _do_some_of_each(
     duties: tuple[Callable[[float], bool], ...] = (
         lambda until: _expire(engine, now, until),
         lambda until: _drop_dead(engine, groups, dead_ttls, until),
+        lambda until: _forget_dropped(engine, until),
         lambda until: _finish_seeks(engine, {group.id for group in groups}, now, until),
         lambda until: retainer.keep(engine, {group.stream for group in groups}, now, until),
     )
@@ -106,6 +107,14 @@ def _do_some_of_each(
 def _expire(engine: Any, now: float, until: float) -> bool:
     """Forget results that were kept long enough; return whether there are more, as the others here do."""
     while engine.expire_outcomes(now, STEP) == STEP:
+        if _is_over(until):
+            return True
+    return False
+
+
+def _forget_dropped(engine: Any, until: float) -> bool:
+    """Remove what is left of groups whose `drop` was killed in the midst."""
+    while engine.forget_dropped(STEP):
         if _is_over(until):
             return True
     return False

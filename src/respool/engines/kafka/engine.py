@@ -85,6 +85,10 @@ class KafkaEngine(KafkaTaking, KafkaBlobs):
         """Forget a group and all that it knows; the records stay."""
         self.inner.drop_group(group)
 
+    def forget_dropped(self, limit: int) -> int:
+        """Remove a slice of what is left of groups that were dropped."""
+        return self.inner.forget_dropped(limit)
+
     def begin_work(self, fence: tuple[int, int]) -> Work:
         """Refuse: what a run does in a database commits with nothing in Kafka."""
         raise ConfigError(f"{self.options.shown}: Kafka takes part in no transaction of a database")

@@ -20,6 +20,7 @@ from .bells import PostgresBells
 from .blobs import PostgresBlobs
 from .connection import Connection, one
 from .enlist import Plain, checked
+from .groups import LeftOver
 from .inspect import PostgresInspect
 from .lent import PostgresLent
 from .locks import PostgresLocks
@@ -66,6 +67,7 @@ class PostgresEngine(
         self._pid = os.getpid()
         self._made: set[int] = set()  # partitions that this process knows to be there
         self._ahead_at = 0.0  # before that none is made ahead
+        self._left_over = LeftOver()
         self._aside: dict[int, Aside] = {}  # by log
         self._look_at: dict[int, float] = {}  # by log: before that its numbers are not looked at (room.py)
         self._cursors_begin: dict[tuple[int, ...], int] = {}  # by group and log; below, versions were deleted

@@ -12,12 +12,13 @@ from ...record import first_pos
 from ..base import Group, Registration, Stream, Worker
 from ..things import GroupKind, StreamKind, lanes_of
 from .connection import Bounded, one
-from .groups import forget_group
+from .groups import LeftOver, take_out_of_sight
 from .moving import refuse_incoming
 from .part import Part
 from .partitions import create_log
 from .sql import GROUP_LOCKS
 
+SLICE = 5000  # rows of a dropped group that go in one transaction
 _LOCKS = 0x5264  # of changes to streams and groups
 
 
@@ -25,6 +26,7 @@ class PostgresRegistry(Part):
     """Which there are."""
 
     rings: dict[int, int]
+    _left_over: LeftOver
     _names: dict[int, tuple[bytes, bytes]]
 
     def create_stream(
@@ -136,9 +138,15 @@ class PostgresRegistry(Part):
         def drop(db: Bounded) -> None:
             with db.transaction():
                 db.execute(self._sql["lock_group"], (GROUP_LOCKS, group.id))
-                forget_group(db, self._sql, group.id)
+                take_out_of_sight(db, self._sql, group.id, group.stream)
 
         self._writer.append(drop)
+        while self.forget_dropped(SLICE):
+            pass
+
+    def forget_dropped(self, limit: int) -> int:
+        """Remove a slice of what is left of groups that were dropped."""
+        return self._state.append(lambda db: self._left_over.forget(db, self._sql, limit))
 
     def register(self, worker: Registration) -> int:
         """Enter a worker that starts; return its number, never used before."""

@@ -857,6 +857,38 @@ DELETE FROM respool.parked WHERE grp = %s;
 -- name: drop_group_outcome
 DELETE FROM respool.outcome WHERE grp = %s;
 
+-- name: note_dropped
+-- What is left of the group goes slice by slice.
+INSERT INTO respool.counter (grp, name, value) VALUES (%s, 'group dropped', %s) ON CONFLICT DO NOTHING;
+
+-- name: dropped_group
+SELECT d.grp, ARRAY(SELECT l.id FROM respool.log l WHERE l.stream = d.value ORDER BY l.id)
+FROM respool.counter d WHERE d.name = 'group dropped' AND d.grp NOT IN (SELECT id FROM respool.grp) ORDER BY d.grp LIMIT 1;
+
+-- name: first_of_parked
+SELECT pos FROM respool.parked WHERE grp = %(grp)s AND pos >= %(lo)s AND pos < %(hi)s ORDER BY pos LIMIT 1;
+
+-- name: drop_some_parked
+DELETE FROM respool.parked WHERE grp = %(grp)s AND pos >= %(lo)s AND pos < %(hi)s;
+
+-- name: first_of_outcome
+SELECT pos FROM respool.outcome WHERE pos >= %(lo)s AND pos < %(hi)s ORDER BY pos LIMIT 1;
+
+-- name: drop_some_outcome
+DELETE FROM respool.outcome WHERE grp = %(grp)s AND pos >= %(lo)s AND pos < %(hi)s;
+
+-- name: first_of_progress
+SELECT pos FROM respool.progress WHERE grp = %(grp)s AND pos >= %(lo)s AND pos < %(hi)s ORDER BY pos LIMIT 1;
+
+-- name: drop_some_progress
+DELETE FROM respool.progress WHERE grp = %(grp)s AND pos >= %(lo)s AND pos < %(hi)s;
+
+-- name: first_of_journal
+SELECT lo FROM respool.journal WHERE grp = %(grp)s AND lo >= %(lo)s AND lo < %(hi)s ORDER BY lo LIMIT 1;
+
+-- name: drop_some_journal
+DELETE FROM respool.journal WHERE grp = %(grp)s AND lo >= %(lo)s AND lo < %(hi)s;
+
 -- name: drop_group_progress
 DELETE FROM respool.progress WHERE grp = %s;
 
@@ -969,6 +1001,7 @@ ORDER BY k.pos LIMIT %s;
 -- name: orphans
 SELECT DISTINCT 'leases', grp FROM respool.lease WHERE grp NOT IN (SELECT id FROM respool.grp)
 UNION SELECT 'parked records', grp FROM respool.parked WHERE grp NOT IN (SELECT id FROM respool.grp)
+    AND grp NOT IN (SELECT grp FROM respool.counter WHERE name = 'group dropped')
 UNION SELECT 'positions', grp FROM respool.position WHERE grp NOT IN (SELECT id FROM respool.grp);
 
 -- name: worker_ids

@@ -14,11 +14,16 @@ from .moving import refuse_incoming
 from .part import Part
 from .sql import SQL
 
+SLICE = 5000  # rows of a dropped group that go in one transaction
+MANY = ("parked", "outcome", "progress", "journal")
+"""What may be much of a group; the rest of it goes with the group itself."""
+
 
 class SQLiteRegistry(Part):
     """Which there are."""
 
     shown: Any
+    tidy: Any
 
     def __init__(self) -> None:
         self._rings: dict[int, int] = {}  # as which log a lane rings
@@ -114,14 +119,33 @@ class SQLiteRegistry(Part):
         """Forget a group and all that it knows; the records stay."""
         with self._writer.lock, self._writer.writing() as db:
             db.execute("BEGIN IMMEDIATE")
-            for table in (
-                *("positions", "leases", "parked", "waiting"),
-                *("outcomes", "progress", "journal", "counters"),
-            ):
+            for table in ("positions", "leases", "waiting", "counters"):
                 db.execute(SQL[f"drop_group_{table}"], (group.id,))
             db.execute(SQL["drop_group"], (group.id,))
+            db.execute(SQL["note_dropped"], (group.id, group.stream))
             db.execute(SQL["open_all"])  # its leases may have had slots
             db.execute("COMMIT")
+        while self.forget_dropped(SLICE):
+            self.tidy()
+
+    def forget_dropped(self, limit: int) -> int:
+        """Remove a slice of what is left of groups that were dropped."""
+        with self._reader.lock, self._reader.reading() as db:
+            group = db.execute(SQL["dropped_group"]).get
+        if group is None:
+            return 0
+        with self._state.lock, self._state.writing() as db:
+            db.execute("BEGIN IMMEDIATE")
+            gone = 0
+            for table in MANY:
+                db.execute(SQL[f"drop_some_{table}"], (group, limit))
+                gone = db.changes()
+                if gone:
+                    break
+            else:
+                db.execute(SQL["drop_group_counters"], (group,))
+            db.execute("COMMIT")
+        return max(gone, 1)
 
     def register(self, worker: Registration) -> int:
         """Enter a worker that starts; return its number, never used before."""

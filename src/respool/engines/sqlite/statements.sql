@@ -499,18 +499,27 @@ DELETE FROM worker WHERE id = ?1;
 DELETE FROM position WHERE grp = ?1;
 -- name: drop_group_leases
 DELETE FROM lease WHERE grp = ?1;
--- name: drop_group_parked
-DELETE FROM parked WHERE grp = ?1;
--- name: drop_group_outcomes
-DELETE FROM outcome WHERE grp = ?1;
--- name: drop_group_progress
-DELETE FROM progress WHERE grp = ?1;
--- name: drop_group_journal
-DELETE FROM journal WHERE grp = ?1;
 -- name: release
 -- What is limited (child -1: see delivery.model.LIMITED) may be claimed.
 UPDATE lease SET since = 0 WHERE grp = ?1 AND owner = 0 AND child = -1;
 
+-- name: note_dropped
+-- What is left of the group goes slice by slice.
+INSERT OR IGNORE INTO counter (grp, name, value) VALUES (?1, 'group dropped', ?2);
+-- name: dropped_group
+SELECT grp FROM counter WHERE name = 'group dropped' AND grp NOT IN (SELECT id FROM grp) LIMIT 1;
+-- name: drop_some_parked
+DELETE FROM parked WHERE grp = ?1 AND pos <= ifnull(
+    (SELECT pos FROM parked WHERE grp = ?1 ORDER BY pos LIMIT 1 OFFSET ?2), 9223372036854775807);
+-- name: drop_some_outcome
+DELETE FROM outcome WHERE grp = ?1 AND pos <= ifnull(
+    (SELECT pos FROM outcome WHERE grp = ?1 ORDER BY pos LIMIT 1 OFFSET ?2), 9223372036854775807);
+-- name: drop_some_progress
+DELETE FROM progress WHERE grp = ?1 AND pos <= ifnull(
+    (SELECT pos FROM progress WHERE grp = ?1 ORDER BY pos LIMIT 1 OFFSET ?2), 9223372036854775807);
+-- name: drop_some_journal
+DELETE FROM journal WHERE grp = ?1 AND lo <= ifnull(
+    (SELECT lo FROM journal WHERE grp = ?1 ORDER BY lo LIMIT 1 OFFSET ?2), 9223372036854775807);
 -- name: drop_group_waiting
 DELETE FROM waiting WHERE grp = ?1;
 -- name: drop_group_counters
@@ -625,6 +634,7 @@ LIMIT ?2;
 -- name: orphans
 SELECT 'leases', grp FROM lease WHERE grp NOT IN (SELECT id FROM grp)
 UNION SELECT 'parked records', grp FROM parked WHERE grp NOT IN (SELECT id FROM grp)
+    AND grp NOT IN (SELECT grp FROM counter WHERE name = 'group dropped')
 UNION SELECT 'positions', grp FROM position WHERE grp NOT IN (SELECT id FROM grp);
 
 -- name: worker_ids
