@@ -80,6 +80,7 @@ class App:
         self.queues: dict[str, Queue] = {DEFAULT_QUEUE: Queue(self, DEFAULT_QUEUE)}
         self.stream_handles: dict[str, StreamHandle] = {}
         self.subscriptions: dict[str, Subscription] = {}
+        self.looks = False  # a command that only looks: opening creates nothing
         self._opening = threading.RLock()
         self._opened: Opened | None = None
 

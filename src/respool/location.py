@@ -29,10 +29,8 @@ class Location(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """The URL for people: full path, no options, no password."""
-        if self.server is not None:
-            return self.server.shown
-        return "sqlite:///:memory:" if self.path is None else f"sqlite:///{self.path}"
+        """The URL for people: with all that says which log it is, and no password nor other option."""
+        return file_url(self.path) if self.server is None else self.server.shown
 
 
 class Secret:
@@ -49,6 +47,13 @@ class Secret:
 
     def __hash__(self) -> int:
         return hash(self.value)
+
+
+def file_url(path: str | os.PathLike[str] | None) -> str:
+    """Return the URL of a file, None: of a log in memory. What would end a path in a URL is quoted."""
+    if path is None:
+        return "sqlite:///:memory:"
+    return "sqlite:///" + re.sub(r"[%?#\x00-\x1f]", lambda found: f"%{ord(found[0]):02X}", os.fspath(path))
 
 
 SQLITE_PRAGMAS = {
@@ -69,7 +74,9 @@ POSTGRES_OPTIONS = {
 """Options of ours in a PostgreSQL URL; what else it has is libpq's (sslmode, target_session_attrs, …)."""
 
 
-_PLACE = ("host", "hostaddr", "port", "dbname", "user")
+_SCHEMA = "respool"
+"""Where a URL names no schema."""
+_PLACE = ("host", "hostaddr", "port", "dbname", "user", "service")
 """Options of libpq's that say which database it is."""
 
 
@@ -105,9 +112,19 @@ def without_password(url: str) -> str:
     from urllib.parse import unquote
 
     outer, mark, state = url.partition("state=")
-    outer = re.sub(r"((?://|^(?!.*//))[^:/?#@]*):.*@", r"\1:…@", outer)
-    outer = re.sub(r"([?&]\w*password=)[^&]*", r"\1…", outer)
-    return outer + mark + (without_password(state if "://" in state else unquote(state)) if mark else "")
+    outer = _SECRETS.sub(r"\1…", re.sub(r"((?://|^(?!.*//))[^:/?#@]*):.*@", r"\1:…@", outer))
+    if not mark or "://" in state:
+        return outer + mark + (without_password(state) if mark else "")
+    state, more, rest = state.partition("&")
+    return outer + mark + _nested(without_password(unquote(state))) + _SECRETS.sub(r"\1…", more + rest)
+
+
+_SECRETS = re.compile(r"([?&][\w.]*(?:password|passphrase|secret|key\.pem)=)[^&]*")
+
+
+def _nested(url: str) -> str:
+    """Return a URL as it stands within another's query: readable, but for what would end it there."""
+    return re.sub(r"[%&#+]", lambda found: f"%{ord(found[0]):02X}", url)
 
 
 def _check_login(parts: SplitResult) -> None:
@@ -134,6 +151,8 @@ def _postgres_location(parts: SplitResult) -> Location:
         if not re.fullmatch(POSTGRES_OPTIONS[name], value):
             raise ConfigError(f"{shown}: {name} cannot be {value!r}")
     where: dict[str, str] = {name: given[name] for name in _PLACE if name in given}
+    if (schema := options.get("schema", _SCHEMA)) != _SCHEMA:
+        where["schema"] = schema
     if where:
         shown += "?" + urlencode(where, quote_via=quote, safe="/")
     conninfo = f"postgresql://{parts.netloc}{parts.path}"
@@ -197,7 +216,9 @@ def _kafka_location(parts: SplitResult) -> Location:
             **client,
         }
     client["bootstrap.servers"] = ",".join(servers)
-    shown = f"{bare}?state={state.shown}"
+    shown = f"{bare}?state={_nested(state.shown)}"
+    if prefix := options.get("prefix"):
+        shown += f"&prefix={prefix}"
     return Location("kafka", None, options, Secret(urlencode(client), shown), state)
 
 
@@ -256,5 +277,5 @@ def find_url(given: str | None, beside: str | None) -> str:
     start = Path(beside).resolve().parent if beside and os.path.exists(beside) else Path.cwd()
     for folder in (start, *start.parents):
         if (folder / "pyproject.toml").exists():
-            return f"sqlite:///{folder / 'respool.db'}"
-    return f"sqlite:///{Path.cwd() / 'respool.db'}"
+            return file_url(folder / "respool.db")
+    return file_url(Path.cwd() / "respool.db")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .config import SETTINGS
-from .declared import check_task, compare
+from .declared import Subscription, check_task, compare
 from .engines import open_engine
 from .engines.base import Engine, Group, Stream, StreamKind
 from .errors import ConfigError, EngineError, LogMoved, UnknownName
@@ -32,6 +32,7 @@ class Opened:
         self.producer = Producer(engine, app.settings["max_record_size"])
         self.streams: dict[tuple[str, str], Stream] = {}  # the declared ones as stored, by kind and name
         self.gates: dict[str, Gate] = {}  # of queues with a max_pending
+        self.differs: list[str] = []  # where it is only looked at: what is stored otherwise than declared
         self._mains: dict[int, Group] = {}  # by the log of their queue
 
     def create_stream(
@@ -43,6 +44,8 @@ class Opened:
         declared: dict[str, Any],
     ) -> Stream:
         """Create a queue or stream where it is new. Raises DeclarationConflict, ConfigError."""
+        if self._app.looks:
+            raise ConfigError(f"{kind} {name} is declared, and not made yet: who first sends or works makes it")
         can = self.engine.capabilities
         if not can.foreign and (declared.get("foreign") or declared.get("cloudevents")):
             option = "foreign" if declared.get("foreign") else "cloudevents"
@@ -51,12 +54,41 @@ class Opened:
             )
         settings = {"retention": DEFAULT_AGE, **declared}
         stream = self.engine.create_stream(kind, app, name, partitions, settings)
-        usual = {"ordered": False, "partitions": 1} if kind == "queue" else {}
-        compare(kind, name, {**usual, **stream.settings}, declared, alters=True)
+        _compare_stream(stream, declared)
         if declared.get("foreign"):
             self._app.stream_handles[name].partitions = stream.partitions
         self.streams[kind, name] = stream
         return stream
+
+    def make_declared(self) -> None:
+        """Create what the app has declared where that is new. Raises DeclarationConflict, ConfigError."""
+        app = self._app
+        for queue in app.queues.values():
+            self.create_stream("queue", app.name, queue.name, queue.partitions, queue.settings)
+        for handle in app.stream_handles.values():
+            self.create_stream("stream", "", handle.name, handle.partitions, handle.settings)
+        groups = self.engine.groups()
+        self.create_subscriptions(groups)
+        self.open_gates(groups)
+
+    def find_declared(self) -> None:
+        """Find what is there of what the app has declared, and note what was declared otherwise."""
+        app, there = self._app, {(s.kind, s.app, s.name): s for s in self.engine.streams()}
+        declared = {("queue", app.name, name): queue.settings for name, queue in app.queues.items()}
+        declared |= {("stream", "", name): handle.settings for name, handle in app.stream_handles.items()}
+        for key, settings in declared.items():
+            if (stream := there.get(key)) is not None:
+                self.streams[stream.kind, stream.name] = stream
+                self._note(_compare_stream, stream, settings)
+        groups = self.engine.groups()
+        for subscription in app.subscriptions.values():
+            self._note(self._find_subscription, subscription, groups)
+
+    def _note(self, compares: Callable[..., object], *given: Any) -> None:
+        try:
+            compares(*given)
+        except ConfigError as error:
+            self.differs.append(str(error))
 
     def open_gates(self, groups: Sequence[Group]) -> None:
         """Store how full queues may become where that is declared, and keep to what is stored."""
@@ -84,21 +116,29 @@ class Opened:
             groups: all there are so far.
         """
         engine, app = self.engine, self._app
-        known = {(g.stream, g.app, g.name): g for g in groups}
         for subscription in app.subscriptions.values():
             name, ordered = subscription.group, subscription.ordered
             stream = self.streams["stream", subscription.stream.name]
-            if (stream.id, app.name, name) in known:
-                kept = known[stream.id, app.name, name].settings.get("ordered", False)
-                compare("subscription", name, {"ordered": kept}, {"ordered": ordered})
+            if self._find_subscription(subscription, groups):
                 continue
-            self._refuse_name_of_replay(name, groups)
             latest = subscription.start == "latest"
             bounds = [(log, end if latest else first, None) for log, first, end in engine.bounds(stream)]
             settings = {"ordered": True} if ordered else {}
             engine.create_group(stream, app.name, name, "subscription", settings, bounds)
 
-    def _refuse_name_of_replay(self, name: str, groups: list[Group]) -> None:
+    def _find_subscription(self, subscription: Subscription, groups: Sequence[Group]) -> bool:
+        """Say whether its group is there. Raises DeclarationConflict, ConfigError for a name that is taken."""
+        name, app = subscription.group, self._app.name
+        stream = self.streams.get(("stream", subscription.stream.name))
+        for group in groups:
+            if stream is not None and (group.stream, group.app, group.name) == (stream.id, app, name):
+                kept = group.settings.get("ordered", False)
+                compare("subscription", name, {"ordered": kept}, {"ordered": subscription.ordered})
+                return True
+        self._refuse_name_of_replay(name, groups)
+        return False
+
+    def _refuse_name_of_replay(self, name: str, groups: Sequence[Group]) -> None:
         """A worker started with --group and this name would serve both."""
         app = self._app.name
         taken = [g for g in groups if (g.app, g.name, g.kind) == (app, name, "replay")]
@@ -135,8 +175,13 @@ class Opened:
         raise UnknownName("log", str(log), ())
 
 
+def _compare_stream(stream: Stream, declared: dict[str, Any]) -> None:
+    usual = {"ordered": False, "partitions": 1} if stream.kind == "queue" else {}
+    compare(stream.kind, stream.name, {**usual, **stream.settings}, declared, alters=True)
+
+
 def open_log(app: App) -> Opened:
-    """Open an app's engine, and create what the app has declared where that is new."""
+    """Open an app's engine, and create what the app has declared where that is new, unless it only looks."""
     durability = app.durability
     SETTINGS["durability"].check(durability, "durability")
     engine = open_engine(app.location, durability, app.settings["append_timeout"])
@@ -144,13 +189,10 @@ def open_log(app: App) -> Opened:
         opened = Opened(app, engine)
         for task in app.tasks.values():
             check_task(task, app.queues.get(task.queue))
-        for queue in app.queues.values():
-            opened.create_stream("queue", app.name, queue.name, queue.partitions, queue.settings)
-        for handle in app.stream_handles.values():
-            opened.create_stream("stream", "", handle.name, handle.partitions, handle.settings)
-        groups = engine.groups()
-        opened.create_subscriptions(groups)
-        opened.open_gates(groups)
+        if app.looks:
+            opened.find_declared()
+        else:
+            opened.make_declared()
     except BaseException:
         engine.close()
         raise

@@ -227,13 +227,17 @@ def test_a_replay_has_no_name_of_a_subscription(cli, app, folder):
     app.close()
     with (folder / "shop.py").open("a") as file:
         file.write("\n@events.subscribe(group='large')\ndef large(event): ...\n")
-    refused = run("-A", "shop", "lag", cwd=folder)
+    taken = "subscription large of app shop: a replay of queue default has that name"
+    refused = run("-A", "shop", "call", "add", "1", "2", cwd=folder)
     assert refused.returncode == 2
-    assert "subscription large of app shop: a replay of queue default has that name" in refused.stderr
+    assert taken in refused.stderr
+    looked = run("-A", "shop", "lag", cwd=folder)
+    assert (looked.returncode, taken in looked.stderr) == (0, True), "it is said, and shown all the same"
     url = f"sqlite:///{folder / 'respool.db'}"
     dropped = run("--url", url, "groups", "drop", "large", "--queue", "default", "--yes", cwd=folder)
     assert dropped.returncode == 0, "the command that the error names does it"
-    assert run("-A", "shop", "lag", cwd=folder).returncode == 0
+    assert taken not in run("-A", "shop", "lag", cwd=folder).stderr
+    assert run("-A", "shop", "call", "add", "1", "2", cwd=folder).returncode == 0
 
 
 def test_dead_redrive_asks_where_there_are_several(cli, failed, worker):
@@ -514,7 +518,26 @@ def test_replay_waits_no_longer_than_it_should(cli, app, worker):
     worker.work(group="v2")
     done = cli.data(*replay)
     assert (done["over"], done["done"], done["dead"]) == (True, 1, 0)
+    assert cli(*replay).endswith("Replay v2 is over: 1 done, 0 failed.\n")
     assert "makes nothing to --wait for" in cli(*replay, "--dry-run", code=2)
+
+
+def test_a_replay_is_told_by_what_it_runs(cli, app, worker, monkeypatch):
+    """What it passes over is no part of it; in a pipe a line now and then says how far it is."""
+    monkeypatch.setattr(output, "SAY_EVERY", 0.0)
+    app.tasks["add"].delay_many([(n, n) for n in range(4)])
+    app.tasks["mail"].delay_many(["a"] * 9)
+    replay = ("-A", "shop", "replay", "--queue", "default", "--group", "v2", "--task", "add", "--wait")
+    text = cli(*replay, "--timeout", "0.1", code=3)
+    assert "running: 0 of 4" in text
+    assert "replay v2 was not over in time: 0 of 4" in text
+    worker.work(group="v2", want=2)
+    assert "2 of 4" in cli(*replay, "--timeout", "0.1", code=3)
+    worker.work(group="v2")
+    text = cli(*replay)
+    assert "running: 4 of 4" in text
+    assert text.endswith("Replay v2 is over: 4 done, 0 failed.\n")
+    assert "running" not in CliRunner().invoke(main, [*replay, "--json"]).stderr
 
 
 def test_a_second_version_on_a_share_of_the_live_calls(cli, app, worker):
@@ -626,7 +649,8 @@ def test_compare(cli, two_versions, folder):
     assert re.search(r"\nsame +9 ", text)
     assert re.search(r"\ndifferent +1 ", text)
     assert re.search(r"\nonly in main +1 ", text)
-    assert "  -8\n  +8.5\n" in text
+    assert "  --- main\n  +++ v2\n" in text
+    assert "  - 8\n  + 8.5\n" in text, "the marks are no signs"
     assert "10 % of 10 calls differ." in text
     assert cli.data("-A", "shop", "compare", "main", "v2")["different"] == 1, "one queue has both"
     data = cli.data(*compare, "--tolerance", "1")
@@ -668,6 +692,15 @@ def test_a_gate_with_nothing_to_compare_is_shut(cli, app):
     cli("-A", "shop", "groups", "create", "v2", "--queue", "default")
     text = cli("-A", "shop", "compare", "main", "v2", "--queue", "default", "--max-diff", "1%", code=1)
     assert "No call is finished in both groups yet." in text
+    assert cli.data("-A", "shop", "compare", "main", "v2", "--queue", "default", code=1)["passed"] is None
+
+
+def test_a_comparison_of_one_call(cli, app, worker):
+    app.tasks["add"].delay(1, 2)
+    cli("-A", "shop", "groups", "create", "v2", "--queue", "default", "--start", "earliest")
+    worker.work()
+    worker.work(group="v2")
+    assert "0 % of 1 call differs." in cli("-A", "shop", "compare", "main", "v2", "--queue", "default")
 
 
 def test_rerun(cli, app, worker, failed):

@@ -30,9 +30,10 @@ def test_a_stopped_task_is_shown_and_released(tmp_path):
         return done.stdout + done.stderr
 
     assert "stopped" not in said("-A", "shop", "tasks")
-    assert "no task is stopped" in said("-A", "shop", "tasks", "release", "fetch", code=2)
+    assert "has no log yet" in said("-A", "shop", "tasks", "release", "fetch", code=2)
     for n in range(3):
         said("-A", "shop", "call", "fetch", str(n))
+    assert "no task is stopped" in said("-A", "shop", "tasks", "release", "fetch", code=2)
     assert "is stopped" in said(*burst)
     said("-A", "shop", "call", "fetch", "7")
     said(*burst)

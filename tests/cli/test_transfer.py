@@ -1,10 +1,13 @@
 """`respool transfer`, as its users run it: between files, to a server and back."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import urllib.parse
 import uuid
+from contextlib import contextmanager
 
 import pytest
 from click.testing import CliRunner
@@ -47,6 +50,7 @@ def test_a_dry_run_changes_nothing(cli, filled, folder):
     assert not (folder / "there.db").exists()
     data = cli.data("transfer", "--from", FROM, "--to", TO, "--dry-run")
     assert (data["records"], data["running"], data["resumes"], data["done"]) == (3, 0, False, False)
+    assert told.endswith("Nothing was changed.\n")
     assert cli("-A", "shop", "--url", FROM, "call", "add", "1", "1")
 
 
@@ -167,6 +171,62 @@ def test_on_a_terminal_it_asks_and_shows_how_far_it_is(filled, folder):
     code, told = in_terminal("transfer", "--from", FROM, "--to", TO, "--yes", cwd=folder, columns=120)
     assert code == 0
     assert "Moved 3 records" in told
+
+
+def test_ctrl_c_while_it_waits_gives_the_claims_back(cli, app, worker, folder):
+    app.tasks["add"].delay(1, 2)
+    held = worker.take()
+    code, told = in_terminal(
+        "transfer", "--from", FROM, "--to", TO, "--yes", cwd=folder, columns=120, interrupt="still running"
+    )
+    assert code == 1
+    assert "interrupted: nothing was moved, and the workers of the source go on" in told
+    assert app.engine.mark() is None
+    worker.settle(*held)
+    app.tasks["add"].delay(3, 4)
+    assert worker.work() == 1
+    assert "Moved 2 records" in cli("transfer", "--from", FROM, "--to", TO, "--yes")
+
+
+def test_ctrl_c_in_the_middle_says_how_to_go_on_and_how_to_give_up(cli, filled, folder, server, monkeypatch):
+    password = urllib.parse.urlsplit(server).password
+
+    @contextmanager
+    def interrupted(quiet):
+        with _telling(quiet) as tell:
+
+            def first(what, done, total):
+                if what == "records":
+                    os.kill(os.getpid(), signal.SIGINT)  # it is heeded when it is told the next time
+                tell(what, done, total)
+
+            yield first
+
+    with monkeypatch.context() as patched:
+        patched.setattr("respool.cli.transfer._telling", interrupted)
+        told = cli("transfer", "--from", FROM, "--to", server, "--yes", code=1)
+    assert password not in told
+    hidden = server.replace(password, "…")
+    again = f"respool transfer --from {FROM} --to '{hidden}'"
+    assert "respool.db stays stopped, no worker claims a call there, and nobody can send. To go on" in told
+    assert told.endswith(f"To go on: {again}; to give it up and have the workers go on: {again} --undo\n")
+    told = cli("-A", "shop", "--url", FROM, "lag")
+    assert f"is being moved to {parse_url(server).shown}" in told
+    assert "?schema=s" in parse_url(server).shown
+    assert "open again" in cli("transfer", "--from", FROM, "--to", server, "--undo")
+    assert "moved" not in cli("-A", "shop", "--url", FROM, "lag")
+    assert "Moved 3 records" in cli("transfer", "--from", FROM, "--to", server, "--yes")
+
+
+def test_who_follows_what_is_said_is_on_the_same_log(cli, filled, server):
+    told = cli("transfer", "--from", FROM, "--to", server, "--yes")
+    schema = server.partition("?")[2]
+    assert re.search(rf"Moved 3 records with \d groups to postgresql://[^ ]*\?{schema} in", told)
+    refused = cli("-A", "shop", "--url", FROM, "call", "add", "1", "1", code=1)
+    assert re.search(rf"this log was moved to postgresql://[^ ]*\?{schema}: set url=", refused)
+    assert re.search(rf"was moved to postgresql://[^ ]*\?{schema}:", cli("--url", FROM, "lag"))
+    nope = server.partition("?")[0] + "?schema=nope"
+    assert re.search(r"there is no log at postgresql://[^ ]*\?schema=nope", cli("--url", nope, "lag", code=2))
 
 
 @pytest.mark.parametrize(

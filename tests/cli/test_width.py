@@ -7,6 +7,7 @@ import pytest
 from tests.cli.support import Worker, write_shop
 
 from respool.cli import output
+from respool.errors import PayloadMissing
 from respool.replay import create_replay
 
 WIDE = """
@@ -79,18 +80,22 @@ def rows(text: str) -> list[str]:
     return found[: min(ends, default=len(found))]
 
 
+def code_of(command: str) -> int:
+    return int(command.startswith("compare"))  # nothing is finished in both groups yet
+
+
 @pytest.mark.parametrize("command", LISTS)
-@pytest.mark.parametrize("columns", [80, 100])
+@pytest.mark.parametrize("columns", [40, 60, 70, 80, 100])
 def test_a_table_fits_the_terminal(cli, much, monkeypatch, columns, command):
     monkeypatch.setattr(output, "width", lambda: columns)
-    table = rows(cli("-A", "shop", *command.split()))
+    table = rows(cli("-A", "shop", *command.split(), code=code_of(command)))
     assert len(table) >= 2, table
     assert max(map(len, table)) <= columns, "\n".join(table)
 
 
 @pytest.mark.parametrize("command", LISTS)
 def test_in_a_pipe_nothing_is_left_out_and_no_cell_makes_a_table_wide(cli, much, command):
-    text = cli("-A", "shop", *command.split())
+    text = cli("-A", "shop", *command.split(), code=code_of(command))
     assert "left out for want of width" not in text
     assert max(map(len, rows(text))) <= 260, text
 
@@ -108,6 +113,33 @@ def test_in_a_pipe_names_and_ids_are_whole_and_long_text_ends_with_a_mark(cli, m
 
 def test_the_tasks_with_most_calls_stay_in_a_narrow_comparison(cli, much, monkeypatch):
     monkeypatch.setattr(output, "width", lambda: 60)
-    text = cli("-A", "shop", *LISTS[-1].split())
+    text = cli("-A", "shop", *LISTS[-1].split(), code=1)
     assert "square" in text.splitlines()[0]
     assert "left out for want of width: a_task_that_was_renamed_last_week, import_supplier_catalogue" in text
+
+
+def test_a_narrow_table_shows_what_an_error_is(cli, much, monkeypatch):
+    """Its module would use up the column: ours is left out."""
+    monkeypatch.setattr(output, "width", lambda: 80)
+    much.task(_stale, name="stale")
+    worker = Worker(much, "another")
+    much.send_task("stale")
+    worker.work()
+    [line] = [line for line in cli("-A", "shop", "dead", "list").splitlines() if " stale " in line]
+    assert "PayloadMissing" in line
+    assert "respool." not in line
+    assert "PayloadMissing" in cli("-A", "shop", "dead", "list", "--by", "error")
+    [data] = [each for each in cli.rows("-A", "shop", "dead", "list") if each["task"] == "stale"]
+    assert data["error"].startswith("respool.errors.PayloadMissing: "), "--json has all"
+
+
+def _stale() -> None:
+    raise PayloadMissing("its record is beyond retention")
+
+
+def test_bounds_say_from_when_to_when(cli, much, monkeypatch):
+    monkeypatch.setattr(output, "width", lambda: 80)
+    day = ("--since", "2026-01-01T10:00", "--until", "2026-01-02T10:00")
+    cli("-A", "shop", "replay", "--queue", "default", "--group", "noon", "--task", "square", *day)
+    line = next(line for line in cli("-A", "shop", "groups", "list").splitlines() if line.startswith("noon"))
+    assert re.search(r"square, from \w+ \d\d \d\d:\d\d to |square, from \d{4}-\d\d-\d\d \d\d:\d\d", line), line

@@ -13,7 +13,7 @@ import pytest
 
 import respool
 from respool import App, ConfigError, UnknownName
-from respool.location import parse_url, without_password
+from respool.location import Location, find_url, parse_url, without_password
 
 SHOP = "from respool import App\napp = App('shop'{url})\nprint(app.location.shown)\n"
 
@@ -114,6 +114,14 @@ def test_a_password_that_is_not_quoted_is_not_shown(url: str) -> None:
         ("postgresql://db/shop?user=a&password=s3cret", "postgresql://db/shop?user=a&password=…"),
         ("kafka://u:s3@h:1?state=postgresql://a:s3@b/c", "kafka://u:…@h:1?state=postgresql://a:…@b/c"),
         ("kafka://h:1?state=postgresql%3A%2F%2Fa%3As3%40b", "kafka://h:1?state=postgresql://a:…@b"),
+        (
+            "kafka://h:1?sasl.password=s3&ssl.key.password=s3&ssl.key.pem=s3&prefix=p-&state=sqlite:///x.db",
+            "kafka://h:1?sasl.password=…&ssl.key.password=…&ssl.key.pem=…&prefix=p-&state=sqlite:///x.db",
+        ),
+        (
+            "kafka://h:1?state=postgresql%3A%2F%2Fa%3As3%40b%3Fschema%3Dx%26user%3Dy&sasl.password=s3",
+            "kafka://h:1?state=postgresql://a:…@b?schema=x%26user=y&sasl.password=…",
+        ),
         ("//me:s3cret@db/shop", "//me:…@db/shop"),
         ("me:s3cret@db/shop", "me:…@db/shop"),
         ("sqlite:///a:b.db", "sqlite:///a:b.db"),
@@ -133,3 +141,46 @@ def test_a_schema_that_no_statement_can_name(name: str) -> None:
     with pytest.raises(ConfigError, match="schema cannot be"):
         parse_url(f"postgresql://db/shop?schema={quote(name)}")
     assert parse_url(f"postgresql://db/shop?schema={quote('Größe a.b-1')}").options["schema"] == "Größe a.b-1"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:s3cret@h/db?sslpassword=s3cret&schema=two", "postgresql://me@h/db?schema=two"),
+        ("postgresql://h/db?schema=two%20%26%20three", "postgresql://h/db?schema=two%20%26%20three"),
+        ("postgresql://h/db?schema=respool&sslmode=disable", "postgresql://h/db"),
+        (
+            "kafka://h:1?state=postgresql://a:s3cret@b/c?schema=two&prefix=two-&sasl.password=s3cret",
+            "kafka://h:1?state=postgresql://a@b/c?schema=two&prefix=two-",
+        ),
+        (
+            "kafka://h:1?prefix=two-&state=postgresql%3A%2F%2Fb%2Fc%3Fuser%3Da%26password%3Ds3cret%26schema%3Dx",
+            "kafka://h:1?state=postgresql://b/c?user=a%26schema=x&prefix=two-",
+        ),
+        ("sqlite:////a/50%25%3F.db?durability=os", "sqlite:////a/50%25%3F.db"),
+        ("kafka://h:1?state=sqlite:////a/50%2525.db", "kafka://h:1?state=sqlite:////a/50%2525.db"),
+    ],
+)
+def test_the_url_that_is_shown_leads_to_the_same_log(url: str, shown: str) -> None:
+    """It is what one is told to use when a log was moved."""
+    given = parse_url(url)
+    assert given.shown == shown
+    again = parse_url(shown)
+    assert again.shown == shown
+    assert _which(again) == _which(given)
+    assert (again.state is None) == (given.state is None)
+    if again.state is not None and given.state is not None:
+        assert _which(again.state) == _which(given.state)
+
+
+def _which(location: Location) -> tuple[str | None, str, str]:
+    options = location.options
+    return location.path, options.get("prefix", ""), options.get("schema", "respool")
+
+
+def test_a_folder_may_be_called_as_urls_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "50%25 #1?"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("RESPOOL_URL", raising=False)
+    assert parse_url(find_url(None, None)).path == str(folder / "respool.db")

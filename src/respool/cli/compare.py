@@ -98,7 +98,7 @@ def command(
             target.source, stream, groups[0], groups[1], tasks=tasks or None, since=low, until=high,
             tolerance=_tolerance(tolerances), comparator=_loaded(comparator), sample=sample, progress=tell,
         )  # fmt: skip
-    failed = max_diff is not None and (not found.compared or found.share > max_diff)
+    failed = not found.compared or (max_diff is not None and found.share > max_diff)
     if as_json:
         document(_data(found, max_diff, failed))
     else:
@@ -166,7 +166,7 @@ def _data(found: Comparison, max_diff: float | None, failed: bool) -> dict[str, 
 
 
 def _print(found: Comparison, max_diff: float | None, failed: bool) -> None:
-    from .output import Column, Table, note, number
+    from .output import Column, Table, counted, note, number
 
     names = {"a": found.a.name, "b": found.b.name}
     calls = {task: sum(counts.values()) for task, counts in found.tasks.items()}
@@ -184,9 +184,10 @@ def _print(found: Comparison, max_diff: float | None, failed: bool) -> None:
     table.show(False, "")
     for each in found.sample:
         click.echo(f"\n{each.id}  {each.task}: {_TITLES[each.verdict].format(**names)}")
-        for text in each.diff((names["a"], names["b"]))[:40]:
-            color = {"+": "green", "-": "red"}.get(text[:1])
-            click.secho(f"  {text}", fg=color)
+        for n, text in enumerate(each.diff((names["a"], names["b"]))[:40]):
+            mark, rest = text[:1], text[1:]
+            apart = " " if n > 1 and mark != "@" else ""  # else a mark reads like the sign of a number
+            click.secho(f"  {mark}{apart}{rest}", fg={"+": "green", "-": "red"}.get(mark))
     if found.differences > len(found.sample):
         note(f"\n{len(found.sample)} of {found.differences:,} differences; --sample shows more")
     if not found.compared:
@@ -195,4 +196,5 @@ def _print(found: Comparison, max_diff: float | None, failed: bool) -> None:
     verdict = (
         "" if max_diff is None else f": {'more than' if failed else 'no more than'} {100 * max_diff:g} %"
     )
-    click.echo(f"\n{100 * found.share:.4g} % of {found.compared:,} calls differ{verdict}.")
+    differ = "differs" if found.compared == 1 else "differ"
+    click.echo(f"\n{100 * found.share:.4g} % of {counted(found.compared, 'call')} {differ}{verdict}.")

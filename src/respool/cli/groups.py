@@ -56,13 +56,13 @@ def list_(queue: str | None, as_json: bool) -> None:
     table = Table(
         Column("group", least=8),
         Column("reads", least=10),
-        Column("kind", drop=1),
+        Column("kind", drop=4),
         Column("done", right=True),
         Column("left", right=True),
         Column("dead", right=True),
-        Column("skipped", right=True, drop=3),
-        Column("dropped", right=True, drop=4),
-        Column("bounds", least=10, drop=2),
+        Column("skipped", right=True, drop=2),
+        Column("dropped", right=True, drop=3),
+        Column("bounds", least=30, drop=1),
     )
     for group in target.groups:
         if group.stream in chosen:

@@ -10,7 +10,7 @@ from ..retention import shown_retention
 from .output import Column, Table, iso, number, when, zone
 
 if TYPE_CHECKING:
-    from ..engines.base import Stream
+    from ..engines.base import Group, Stream
     from ..engines.inspect import Brief
     from .target import Target
 
@@ -49,7 +49,7 @@ def show_holdings(target: Target, kind: str, as_json: bool, empty: str) -> None:
                 *((number(bounds[stream.id]) if stream.id in bounds else "–",) if bounds else ()),
                 *times,
                 shown_retention(stream.settings.get("retention")),
-                ", ".join(data["groups"]),
+                ", ".join(_reader(target, stream, group) for group in _readers(target, stream)),
             )
             data |= {"max_pending": bounds.get(stream.id)} if kind == "queue" else {}
             row = {**data, "oldest": iso(data["oldest"]), "newest": iso(data["newest"])}
@@ -58,6 +58,7 @@ def show_holdings(target: Target, kind: str, as_json: bool, empty: str) -> None:
 
 
 def _data(target: Target, stream: Stream) -> dict[str, Any]:
+    readers = _readers(target, stream)
     held = [(lo, hi) for _, lo, hi in target.engine.bounds(stream) if hi > lo]
     ends = [record.time for lo, hi in held for at in (lo, hi - 1) for record in _at(target, at)]
     return {
@@ -71,8 +72,23 @@ def _data(target: Target, stream: Stream) -> dict[str, Any]:
         "oldest": min(ends, default=None),
         "newest": max(ends, default=None),
         "created": iso(stream.created),
-        "groups": [group.name for group in target.groups if group.stream == stream.id],
+        "groups": [group.name for group in readers],
+        **({} if stream.kind == "queue" else {"readers": [_named(group) for group in readers]}),
     }
+
+
+def _readers(target: Target, stream: Stream) -> list[Group]:
+    """Return all that read it: a stream is shared, and apps besides the one that was named may do so."""
+    return [group for group in target.engine.groups() if group.stream == stream.id]
+
+
+def _named(group: Group) -> dict[str, str]:
+    return {"app": group.app, "group": group.name}
+
+
+def _reader(target: Target, stream: Stream, group: Group) -> str:
+    """Name a group; with its app where that is not the one that was named, or the queue's own."""
+    return group.name if group.app in (target.only, stream.app) else f"{group.app}/{group.name}"
 
 
 def _at(target: Target, pos: int) -> list[Brief]:

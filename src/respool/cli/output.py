@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,8 +18,12 @@ import click
 
 GAP = 2  # blanks between columns
 WIDE = 100_000  # a pipe has no width: no column is left out, no name or number cut
+SAY_EVERY = 5.0  # seconds, where it is not a terminal that is told how far something is
 TEXT = 60  # characters of free text in a pipe, so that one long message does not move all that is behind it
 LAST = 120  # the same in the last column
+
+
+LEAST = 8  # characters of a column, where nothing more can be left out
 
 
 class Column(NamedTuple):
@@ -88,23 +94,37 @@ class Table:
         while (wide := self._cut(kept, natural, most)) is None:
             goes = max(kept, key=lambda index: (self.columns[index].drop, index))
             if not self.columns[goes].drop:
-                return [(index, natural[index]) for index in kept], left_out
+                wide = self._cut(kept, natural, most, LEAST) or [natural[index] for index in kept]
+                break
             kept.remove(goes)
             left_out.append(self.columns[goes].title)
         return list(zip(kept, wide, strict=True)), left_out
 
-    def _cut(self, kept: Sequence[int], natural: Sequence[int], most: int) -> list[int] | None:
-        """Return the widths at which the columns fit, None where they cannot."""
+    def _cut(
+        self, kept: Sequence[int], natural: Sequence[int], most: int, least: int = 0
+    ) -> list[int] | None:
+        """Return the widths at which the columns fit, None where they cannot.
+
+        Parameters:
+            least: cut further, down to this: text and names first, then all but numbers.
+        """
         wide = {index: natural[index] for index in kept}
         over = sum(wide.values()) + GAP * (len(kept) - 1) - most
-        soft = [index for index in kept if self.columns[index].least]
-        while over > 0 and soft:
-            index = max(soft, key=lambda index: wide[index])
-            if wide[index] <= max(self.columns[index].least, len(self.columns[index].title)):
-                soft.remove(index)
-                continue
-            wide[index] -= 1
-            over -= 1
+        columns = self.columns
+        floors = [
+            {i: max(columns[i].least, len(columns[i].title)) for i in kept if columns[i].least},
+            {i: least for i in kept if least and columns[i].least},
+            {i: least for i in kept if least and not columns[i].right},
+        ]
+        for floor in floors:
+            soft = list(floor)
+            while over > 0 and soft:
+                index = max(soft, key=lambda index: wide[index])
+                if wide[index] <= floor[index]:
+                    soft.remove(index)
+                    continue
+                wide[index] -= 1
+                over -= 1
         return None if over > 0 else [wide[index] for index in kept]
 
 
@@ -206,11 +226,20 @@ def number(value: int) -> str:
     return f"{value:,}" if value else "·"
 
 
+def error_shown(text: str) -> str:
+    """Return an error's type, and what it says, for a narrow column: ours without their module."""
+    return re.sub(r"^respool\.(\w+\.)*", "", text)
+
+
 @contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Show how far something is, on a terminal's stderr; else give None."""
+def progress(what: str, *, piped: bool = False) -> Iterator[Callable[[int, int], None] | None]:
+    """Show how far something is, on a terminal's stderr; else give None.
+
+    Parameters:
+        piped: where it is no terminal, tell it by a line once in a while.
+    """
     if not sys.stderr.isatty():
-        yield None
+        yield _teller(what) if piped else None
         return
     shown = -1
 
@@ -226,3 +255,15 @@ def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
     finally:
         if shown >= 0:
             click.echo("\r" + " " * (len(what) + 8) + "\r", err=True, nl=False)
+
+
+def _teller(what: str) -> Callable[[int, int], None]:
+    said, said_at = -1, time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal said, said_at
+        if done != said and time.monotonic() - said_at >= SAY_EVERY:
+            said, said_at = done, time.monotonic()
+            click.echo(f"{what}: {done:,} of {total:,}", err=True)
+
+    return tell

@@ -142,14 +142,16 @@ def command(
     if not as_json:
         made = next((each for each in target.engine.groups() if each.id == summary.id), None)
         _print(summary, None if dry_run or made is None else worker_command(made))
-    far = _wait(target, summary, timeout) if wait else None
+    far = _wait(target, summary, timeout, quiet=as_json) if wait else None
     if as_json:
         document(_data(summary, far))
     if far is not None and not far.over:
-        raise NotInTime(f"replay {group} was not over in time: {far.done:,} of {far.total:,}")
+        raise NotInTime(f"replay {group} was not over in time: {far.run:,} of {summary.total:,}")
+    if far is not None and not as_json:
+        click.echo(f"Replay {group} is over: {far.run - far.dead:,} done, {far.dead:,} failed.")
 
 
-def _wait(target: Target, summary: ReplaySummary, timeout: float | None) -> HowFar:
+def _wait(target: Target, summary: ReplaySummary, timeout: float | None, *, quiet: bool) -> HowFar:
     """Show how far a replay is, until it is over."""
     from ..replay import follow, how_far
     from ..why import worker_command
@@ -158,9 +160,9 @@ def _wait(target: Target, summary: ReplaySummary, timeout: float | None) -> HowF
     group: Group = next(g for g in target.engine.groups() if g.id == summary.id)
     if not target.serving(group) and not how_far(target.engine, group).over:
         click.echo(f"No worker serves it yet; start one: {worker_command(group)}", err=True)
-    with progress("running") as tell:
+    with progress("running", piped=not quiet) as tell:
         return follow(
-            target.engine, group, lambda far: None if tell is None else tell(far.done, far.total), timeout
+            target.engine, group, lambda far: None if tell is None else tell(far.run, summary.total), timeout
         )
 
 
@@ -169,9 +171,10 @@ def _data(summary: ReplaySummary, far: HowFar | None) -> dict[str, Any]:
 
     kept = summary.settings
     names = ("tasks", "key", "headers", "where", "share", "state")
-    ended = (
-        {} if far is None else {"over": far.over, "done": far.done, "dead": far.dead, "skipped": far.skipped}
-    )
+    ended = {}
+    if far is not None:
+        done = far.run - far.dead
+        ended = {"over": far.over, "done": done, "dead": far.dead, "skipped": far.skipped}
     return {
         "queue": summary.queue.name,
         "group": summary.group,

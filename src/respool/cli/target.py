@@ -241,8 +241,9 @@ def open_target(*, code: bool = False, creates: bool = False, writes: bool = Fal
         code: the app's code is needed: an App must be named.
         creates: the command may be the first to use the log. Others do not make an empty one by mistake.
         writes: the command changes what is there: on a log that was moved it fails, and its error says so.
+            One that does not write creates nothing that the app has declared, either.
     """
-    target = _found_target(code, creates)
+    target = _found_target(code, creates, writes)
     if not writes and (mark := target.moved) is not None:
         _say_moved(mark, target.engine.shown)
     return target
@@ -259,15 +260,15 @@ def _say_moved(mark: Mark, shown: str) -> None:
     click.echo(text, err=True)
 
 
-def _found_target(code: bool, creates: bool) -> Target:
+def _found_target(code: bool, creates: bool, writes: bool) -> Target:
     given = common()
     if code:
-        return _of_app(load_app(given.app, given.url), creates)
+        return _of_app(load_app(given.app, given.url), creates, writes)
     if given.url and (target := _named_in(given.url, given.app)) is not None:
         return target
     if find_spec(given.app) is None:
         return _of_default()
-    return _of_app(load_app(given.app, given.url), creates)
+    return _of_app(load_app(given.app, given.url), creates, writes)
 
 
 def open_stored() -> Target:
@@ -295,17 +296,43 @@ def _named_in(url: str, app: str | None) -> Target | None:
     return target
 
 
-def _of_app(app: App, creates: bool) -> Target:
+def _of_app(app: App, creates: bool, writes: bool) -> Target:
     from ..location import parse_url, refuse_memory
 
     location = parse_url(app.url)
     refuse_memory(location, f"app {app.name}")
     if not creates and not _is_there(location):
-        raise ConfigError(
-            f"app {app.name} has no log yet at {location.shown}: send a call first, or give the right --url"
-        )
-    _at_the_end(app.close)
+        raise ConfigError(_none_of(app, "send a call first, or give the right --url"))
+    _at_the_end(lambda: _left(app))
+    if not creates:
+        _look(app, writes)
     return Target(app.engine, app, app.name, location)
+
+
+def _look(app: App, writes: bool) -> None:
+    """Open an app's log, which has something of the app's; create what is new only where it is written to."""
+    from ..engines.moving import INCOMING
+
+    app.looks = True
+    there = {stream.app for stream in app.engine.streams() if not stream.app.startswith(INCOMING)} - {""}
+    if app.name not in there:
+        whose = f"what is there is of app {', '.join(sorted(there))}" if there else "nothing is there"
+        raise ConfigError(_none_of(app, f"{whose}. Send a call first, or give the right --url"))
+    if writes:
+        app.looks = False
+        app.opened.make_declared()
+    for differs in app.opened.differs:
+        if not writes:
+            click.echo(differs, err=True)
+
+
+def _left(app: App) -> None:
+    app.close()
+    app.looks = False
+
+
+def _none_of(app: App, more: str) -> str:
+    return f"app {app.name} has no log yet at {app.location.shown}: {more}"
 
 
 def _of_url(url: str) -> Target:

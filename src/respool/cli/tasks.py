@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -37,10 +36,11 @@ def command(context: click.Context, as_json: bool) -> None:
 def release(name: str) -> None:
     """Let the calls of a task run again that a breaker has stopped."""
     from ..replay.storms import release as let_run
-    from .loading import load_app
+    from .target import open_target
 
-    with load_app(common().app, common().url) as app:
-        groups = let_run(app, name)
+    app = open_target(code=True, writes=True).app
+    assert app is not None
+    groups = let_run(app, name)
     click.echo(f"{name} runs again" + (f", in {groups} groups" if groups > 1 else ""))
 
 
@@ -71,11 +71,17 @@ def _none(app: str) -> str:
 
 def _stopped(app: App) -> dict[str, Stopped]:
     """Return the tasks that are stopped, where there is a log to look into."""
+    from ..engines import is_there
     from ..replay.storms import stopped_tasks
 
-    if app.location.path is not None and not os.path.exists(app.location.path):
+    if app.location.in_memory or not is_there(app.location):
         return {}  # looking would make an empty one
-    return {each.task: each for each in stopped_tasks(app)}
+    app.looks = True
+    try:
+        return {each.task: each for each in stopped_tasks(app)}
+    finally:
+        app.close()
+        app.looks = False
 
 
 def _add(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from .common import DURATION, confirm, document_option, yes_option
+from .common import DURATION, Failure, confirm, document_option, yes_option
 
 if TYPE_CHECKING:
     from ..location import Location
@@ -86,6 +88,8 @@ def command(
                 made = plan(source, target, target_at.shown, into)
         if dry_run:
             document(_data(made)) if as_json else _show(made)
+            if not as_json:
+                click.echo("Nothing was changed.")
             return
         if made.done:
             _say_moved(made, None, as_json)
@@ -94,7 +98,8 @@ def command(
             _show(made)
         stores, kept = _stores(source, source_at, target_at, blobs_from, blobs_to)
         _ask(made, yes)
-        with _opened(target_at) as target, _telling(as_json) as tell:
+        given = _Given(from_url, to_url, into, blobs_from, blobs_to)
+        with _opened(target_at) as target, _interrupted(source, given), _telling(as_json) as tell:
             done = transfer(source, target, into=into, wait=wait, stores=stores, tell=tell)
         _say_moved(made, done, as_json)
         if kept and not as_json:
@@ -251,21 +256,70 @@ def _data(made: Plan) -> dict[str, Any]:
     }
 
 
+class _Given(NamedTuple):
+    """What says which transfer it is, as it was typed."""
+
+    source: str
+    target: str
+    into: bool
+    blobs_from: str | None
+    blobs_to: str | None
+
+    def command(self, *, undo: bool = False) -> str:
+        """Return the command that goes on with it, or gives it up."""
+        from ..location import without_password
+
+        words = {"--from": self.source, "--to": self.target}
+        if not undo:
+            words |= {"--blobs-from": self.blobs_from or "", "--blobs-to": self.blobs_to or ""}
+        told = [f"{name} {shlex.quote(without_password(url))}" for name, url in words.items() if url]
+        told += ["--undo"] if undo else ["--into"] if self.into else []
+        return " ".join(["respool transfer", *told])
+
+
+@contextmanager
+def _interrupted(source: Any, given: _Given) -> Iterator[None]:
+    """Say after Ctrl-C how things are, and how to go on. Raises Failure then."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        mark = source.mark()
+    else:
+        return
+    if mark is None:
+        raise Failure("interrupted: nothing was moved, and the workers of the source go on")
+    if mark.phase == "moved":
+        raise Failure(f"interrupted at the very end; to end it: {given.command()}")
+    what = "no worker claims a call there" + ("" if mark.phase == "draining" else ", and nobody can send")
+    raise Failure(
+        f"interrupted: {source.shown} stays stopped, {what}. To go on: {given.command()}; "
+        f"to give it up and have the workers go on: {given.command(undo=True)}"
+    )
+
+
 @contextmanager
 def _telling(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     """Tell how far it is on stderr: in place on a terminal, else a line once in a while, or nothing.
 
     A step that was said to be under way is said to be over when the next one begins: a short one is told once
-    only, somewhere in its midst.
+    only, somewhere in its midst. It is told between two steps: Ctrl-C is heeded there, the second at once.
     """
     live = sys.stderr.isatty()
-    last, share, said_at = "", "", 0.0
+    last, share, said_at, stop = "", "", 0.0, False
+
+    def heed(signum: int, frame: Any) -> None:
+        nonlocal stop
+        if stop:
+            raise KeyboardInterrupt
+        stop = True
 
     def say(text: str) -> None:
         click.echo(f"\r{text:<60}" if live else text, err=True, nl=not live)
 
     def tell(what: str, done: int, total: int) -> None:
         nonlocal last, share, said_at
+        if stop:
+            raise KeyboardInterrupt
         now = time.monotonic()
         if quiet and not live:
             return
@@ -278,8 +332,10 @@ def _telling(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
         say(f"{what}: {share}" if share else what)
         last, said_at = what, now
 
+    before = signal.signal(signal.SIGINT, heed)
     try:
         yield tell
     finally:
+        signal.signal(signal.SIGINT, before)
         if live:
             click.echo("\r" + " " * 60 + "\r", err=True, nl=False)

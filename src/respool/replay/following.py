@@ -23,6 +23,11 @@ class HowFar(NamedTuple):
     held: str | None  # paused, or moved by a seek
 
     @property
+    def run(self) -> int:
+        """How many it has run: what it has passed over is not among them, what failed is."""
+        return max(self.done - self.skipped, 0)
+
+    @property
     def over(self) -> bool:
         """Whether nothing is left to run, dead letters not among it."""
         return self.done >= self.total

@@ -58,7 +58,8 @@ def transfer(
     Returns: what was moved. The source stays as it was, closed, and says where all is now.
     Raises: ConfigError where it cannot be; StillRunning, nothing was moved, the source is open again;
         EngineError where the target is not what the source is: both stay closed, until this is run again or
-        undone.
+        undone. KeyboardInterrupt, which `tell` may raise: where nothing was copied yet, the source is open
+        again; else both stay closed.
 
     >>> transfer(open_engine(old, "full", 10.0), open_engine(new, "full", 10.0))  # doctest: +SKIP
     """
@@ -133,21 +134,22 @@ def _close(source: Engine, target: Engine, mark: Mark, wait: float, tell: Tell) 
     """Stop claims, wait for what runs, then let nobody write any more."""
     if source.mark() is None:
         source.set_mark(_source_mark(mark, "draining", target))
-    tell("claims are stopped", 1, 1)
-    for stream in source.streams():
-        for log in stream.logs:
-            source.ring(log, everyone=True)
     try:
+        tell("claims are stopped", 1, 1)
+        for stream in source.streams():
+            for log in stream.logs:
+                source.ring(log, everyone=True)
         drain(source, wait, tell)
         source.set_mark(_source_mark(mark, "closed", target))
         refuse_seeks(source)
+        tell("the source is closed", 1, 1)
     except (
         EngineUnavailable,
         ConfigError,
+        KeyboardInterrupt,
     ):  # or what runs has not ended: nothing was moved, and nobody is to be held up
         undo(source, target)
         raise
-    tell("the source is closed", 1, 1)
 
 
 def undo(source: Engine | None, target: Engine | None) -> list[str]:

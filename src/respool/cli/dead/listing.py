@@ -44,7 +44,7 @@ def list_(by: str | None, limit: int, as_json: bool, **given: Any) -> None:
 
 def _list_letters(target: Target, chosen: DeadFilter, limit: int, as_json: bool) -> None:
     from ...dead import called, count_dead, dead_letters
-    from ..output import Column, Table, iso, note, when, zone
+    from ..output import Column, Table, error_shown, iso, note, when, zone
 
     letters = dead_letters(target.source, chosen, limit + 1, app=target.only)
     if not letters:
@@ -61,7 +61,8 @@ def _list_letters(target: Target, chosen: DeadFilter, limit: int, as_json: bool)
         data = _data(target, letter)
         name = called(letter.stream, letter.group, letter.parked.task)
         cells = (data["id"], target.shown(letter.stream), letter.group.name, name)
-        table.add((*cells, when(letter.parked.at), data["error"]), {**data, "since": iso(letter.parked.at)})
+        error = error_shown(data["error"])
+        table.add((*cells, when(letter.parked.at), error), {**data, "since": iso(letter.parked.at)})
     table.show(as_json, none_told(chosen))
     if not as_json and len(letters) > limit:
         total = sum(count_dead(target.source, chosen, app=target.only).values())
@@ -70,7 +71,7 @@ def _list_letters(target: Target, chosen: DeadFilter, limit: int, as_json: bool)
 
 def _list_causes(target: Target, chosen: DeadFilter, limit: int, as_json: bool) -> None:
     from ...dead import causes
-    from ..output import Column, Table, iso, note, number, when, zone
+    from ..output import Column, Table, error_shown, iso, note, number, when, zone
 
     found = causes(target.source, chosen, app=target.only)
     if not found:
@@ -89,7 +90,7 @@ def _list_causes(target: Target, chosen: DeadFilter, limit: int, as_json: bool) 
         example = _id_at(target, cause.position)
         table.add(
             (
-                number(cause.count), cause.error, cause.where, tasks,
+                number(cause.count), error_shown(cause.error), cause.where, tasks,
                 when(cause.first), when(cause.last), cause.message,
             ),
             {

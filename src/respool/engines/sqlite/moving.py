@@ -11,6 +11,7 @@ import msgspec
 
 from ...delivery.model import Lease
 from ...errors import ConfigError, EngineError, LogMoved
+from ...location import file_url
 from ...record import OFFSET_BITS, first_pos
 from ..inspect import Bounds
 from ..moving import (
@@ -54,7 +55,7 @@ class SQLiteMoving(Part):
     @property
     def shown(self) -> str:
         """The URL, for people."""
-        return f"sqlite:///{self.options.path or ':memory:'}"
+        return file_url(self.options.path)
 
     def set_mark(self, mark: Mark | None) -> None:
         """Store a mark, with the triggers that keep to it."""
