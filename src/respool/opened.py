@@ -45,7 +45,9 @@ class Opened:
     ) -> Stream:
         """Create a queue or stream where it is new. Raises DeclarationConflict, ConfigError."""
         if self._app.looks:
-            raise ConfigError(f"{kind} {name} is declared, and not made yet: who first sends or works makes it")
+            raise ConfigError(
+                f"{kind} {name} is declared, and not made yet: who first sends or works makes it"
+            )
         can = self.engine.capabilities
         if not can.foreign and (declared.get("foreign") or declared.get("cloudevents")):
             option = "foreign" if declared.get("foreign") else "cloudevents"
@@ -74,6 +76,7 @@ class Opened:
     def find_declared(self) -> None:
         """Find what is there of what the app has declared, and note what was declared otherwise."""
         app, there = self._app, {(s.kind, s.app, s.name): s for s in self.engine.streams()}
+        declared: dict[tuple[StreamKind, str, str], dict[str, Any]]
         declared = {("queue", app.name, name): queue.settings for name, queue in app.queues.items()}
         declared |= {("stream", "", name): handle.settings for name, handle in app.stream_handles.items()}
         for key, settings in declared.items():
@@ -127,7 +130,7 @@ class Opened:
             engine.create_group(stream, app.name, name, "subscription", settings, bounds)
 
     def _find_subscription(self, subscription: Subscription, groups: Sequence[Group]) -> bool:
-        """Say whether its group is there. Raises DeclarationConflict, ConfigError for a name that is taken."""
+        """Say whether it is there. Raises DeclarationConflict; ConfigError for a name that is taken."""
         name, app = subscription.group, self._app.name
         stream = self.streams.get(("stream", subscription.stream.name))
         for group in groups:

@@ -10,11 +10,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from tests.cli.support import python, run, write_shop
 
 import respool
 from respool import clock
-from respool.cli import moments
+from respool.cli import main, moments, output
 from respool.cli.dead import acting
 from respool.dead import Edit
 from respool.delivery.model import Verdict
@@ -525,7 +526,7 @@ def test_replay_waits_no_longer_than_it_should(cli, app, worker):
 def test_a_replay_is_told_by_what_it_runs(cli, app, worker, monkeypatch):
     """What it passes over is no part of it; in a pipe a line now and then says how far it is."""
     monkeypatch.setattr(output, "SAY_EVERY", 0.0)
-    app.tasks["add"].delay_many([(n, n) for n in range(4)])
+    app.tasks["add"].apply_many([((n, n), {}) for n in range(4)])
     app.tasks["mail"].delay_many(["a"] * 9)
     replay = ("-A", "shop", "replay", "--queue", "default", "--group", "v2", "--task", "add", "--wait")
     text = cli(*replay, "--timeout", "0.1", code=3)

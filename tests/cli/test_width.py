@@ -7,7 +7,7 @@ import pytest
 from tests.cli.support import Worker, write_shop
 
 from respool.cli import output
-from respool.errors import PayloadMissing
+from respool.errors import GetInsideTask
 from respool.replay import create_replay
 
 WIDE = """
@@ -85,12 +85,19 @@ def code_of(command: str) -> int:
 
 
 @pytest.mark.parametrize("command", LISTS)
-@pytest.mark.parametrize("columns", [40, 60, 70, 80, 100])
+@pytest.mark.parametrize("columns", [60, 70, 80, 100])
 def test_a_table_fits_the_terminal(cli, much, monkeypatch, columns, command):
     monkeypatch.setattr(output, "width", lambda: columns)
     table = rows(cli("-A", "shop", *command.split(), code=code_of(command)))
     assert len(table) >= 2, table
     assert max(map(len, table)) <= columns, "\n".join(table)
+
+
+@pytest.mark.parametrize("command", ["calls", "dead list", "dead list --by error"])
+def test_a_very_narrow_table_is_cut(cli, much, monkeypatch, command):
+    monkeypatch.setattr(output, "width", lambda: 40)
+    table = rows(cli("-A", "shop", *command.split()))
+    assert max(map(len, table)) <= 40, "\n".join(table)
 
 
 @pytest.mark.parametrize("command", LISTS)
@@ -124,22 +131,23 @@ def test_a_narrow_table_shows_what_an_error_is(cli, much, monkeypatch):
     much.task(_stale, name="stale")
     worker = Worker(much, "another")
     much.send_task("stale")
-    worker.work()
+    while worker.work(want=1000):
+        pass
     [line] = [line for line in cli("-A", "shop", "dead", "list").splitlines() if " stale " in line]
-    assert "PayloadMissing" in line
+    assert "GetInsideTask" in line
     assert "respool." not in line
-    assert "PayloadMissing" in cli("-A", "shop", "dead", "list", "--by", "error")
+    assert "GetInsideTask" in cli("-A", "shop", "dead", "list", "--by", "error")
     [data] = [each for each in cli.rows("-A", "shop", "dead", "list") if each["task"] == "stale"]
-    assert data["error"].startswith("respool.errors.PayloadMissing: "), "--json has all"
+    assert data["error"].startswith("respool.errors.GetInsideTask: "), "--json has all"
 
 
 def _stale() -> None:
-    raise PayloadMissing("its record is beyond retention")
+    raise GetInsideTask("its record is beyond retention")
 
 
 def test_bounds_say_from_when_to_when(cli, much, monkeypatch):
     monkeypatch.setattr(output, "width", lambda: 80)
-    day = ("--since", "2026-01-01T10:00", "--until", "2026-01-02T10:00")
-    cli("-A", "shop", "replay", "--queue", "default", "--group", "noon", "--task", "square", *day)
+    since = ("--since", "2025-01-01T10:00")
+    cli("-A", "shop", "replay", "--queue", "default", "--group", "noon", "--task", "square", *since)
     line = next(line for line in cli("-A", "shop", "groups", "list").splitlines() if line.startswith("noon"))
-    assert re.search(r"square, from \w+ \d\d \d\d:\d\d to |square, from \d{4}-\d\d-\d\d \d\d:\d\d", line), line
+    assert line.endswith("square, from 2025-01-01 10:00")

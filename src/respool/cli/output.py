@@ -23,7 +23,7 @@ TEXT = 60  # characters of free text in a pipe, so that one long message does no
 LAST = 120  # the same in the last column
 
 
-LEAST = 8  # characters of a column, where nothing more can be left out
+LEAST = 6  # characters of a column, where nothing more can be left out
 
 
 class Column(NamedTuple):
@@ -94,7 +94,7 @@ class Table:
         while (wide := self._cut(kept, natural, most)) is None:
             goes = max(kept, key=lambda index: (self.columns[index].drop, index))
             if not self.columns[goes].drop:
-                wide = self._cut(kept, natural, most, LEAST) or [natural[index] for index in kept]
+                wide = self._cut(kept, natural, most, LEAST) or []
                 break
             kept.remove(goes)
             left_out.append(self.columns[goes].title)
@@ -106,7 +106,7 @@ class Table:
         """Return the widths at which the columns fit, None where they cannot.
 
         Parameters:
-            least: cut further, down to this: text and names first, then all but numbers.
+            least: cut further, down to this, as far as that goes: text and names first, then all but numbers.
         """
         wide = {index: natural[index] for index in kept}
         over = sum(wide.values()) + GAP * (len(kept) - 1) - most
@@ -125,7 +125,7 @@ class Table:
                     continue
                 wide[index] -= 1
                 over -= 1
-        return None if over > 0 else [wide[index] for index in kept]
+        return None if over > 0 and not least else [wide[index] for index in kept]
 
 
 def width() -> int:
