@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from tests.engines.kits import KITS, SHARED
 from tests.engines.test_conformance import finish
 from tests.worker.support import Mark, Place, eventually
 
 from respool import App, BadArguments, ConfigError, DeclarationConflict, GetTimeout
+from respool.cli import main
 from respool.cli.lag import lag_table
 from respool.cli.target import Target
 from respool.delivery.claim import Request, claim
@@ -172,7 +174,7 @@ def test_a_dead_letter_blocks_nobody_unless_it_is_to(app: App) -> None:
     assert ran(seen, "b") == ran(seen, "c") == [0]
     target = Target(app.engine, app, app.name, app.location)
     (shown,) = (data for data in lag_table(target, target.groups).data if data["name"] == "orders")
-    assert len(shown["held_keys"]) == 2, "a is held up by nobody"
+    assert shown["held_keys"] == 2, "a is held up by nobody"
     late = blocks.delay("b", 4)  # no claim has come upon it
     for explained in (late, handles[1]):
         assert re.search(told, why_unfinished(explained) or "")
@@ -551,3 +553,29 @@ def test_a_burst_does_not_end_while_another_holds_the_key(monkeypatch: pytest.Mo
     work(app)
     assert host.all_done(engine, [main], {main.id})
     app.close()
+
+
+def test_lag_says_which_dead_letter_holds_up_a_key(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'log.db'}"
+    with App("shop", url=url) as app:
+        app.queue("orders", ordered=True, partitions=4)
+
+        @app.task(queue="orders", key="user", on_dead="block")
+        def blocks(user: str) -> None:
+            raise ValueError(user)
+
+        def told() -> str:
+            result = CliRunner().invoke(main, ["--url", url, "lag"])
+            assert result.exit_code == 0, result.output
+            return " ".join(result.output.split())
+
+        first = blocks.delay("a")
+        work(app)
+        given = f"respool dead redrive --id {first.id}, or respool dead drop --id {first.id}"
+        assert f"shop/orders: 1 dead letter holds up its key, and what comes of it waits: {given}" in told()
+        blocks.delay("b")
+        work(app)
+        assert (
+            "shop/orders: 2 dead letters hold up their keys, and what comes of it waits: see: respool"
+            in told()
+        )

@@ -94,11 +94,8 @@ def command(queue: str | None, group: str | None, as_json: bool) -> None:
         if data["blocked"]:
             note(f"{served}: {counted(data['blocked'], 'call')} waiting for an earlier one of the same key")
         if data["held_keys"]:
-            hold = "holds up its key" if len(data["held_keys"]) == 1 else "hold up their keys"
-            letters, do = (
-                counted(len(data["held_keys"]), "dead letter"),
-                _what_to_do(target, data["held_keys"]),
-            )
+            hold = "holds up its key" if data["held_keys"] == 1 else "hold up their keys"
+            letters, do = counted(data["held_keys"], "dead letter"), _what_to_do(target, each)
             note(f"{served}: {letters} {hold}, and what comes of it waits: {do}")
         if data["stalled"]:
             note(f"{served}: no more may wait so in {data['stalled']} of its partitions; what follows waits")
@@ -106,10 +103,11 @@ def command(queue: str | None, group: str | None, as_json: bool) -> None:
             note(f"{served}: due was counted among the first {LOOK:,} that are parked")
 
 
-def _what_to_do(target: Target, positions: list[int]) -> str:
-    from ..why import dead_commands
+def _what_to_do(target: Target, group: Group) -> str:
+    from ..why import dead_commands, held_keys
 
-    one = dead_commands(target.engine, positions[0]) if len(positions) == 1 else []
+    dead = held_keys(target.engine, group)
+    one = dead_commands(target.engine, dead[0].pos) if len(dead) == 1 else []
     return one[0] if one else "see: respool dead list"
 
 
@@ -224,14 +222,14 @@ def _gaps(target: Target, group: Group, now: float) -> dict[str, Any] | None:
     return {"numbers": found.numbers, "ranges": found.ranges, "most": found.most, "age": age}
 
 
-def _held_keys(target: Target, group: Group, counts: Counts) -> list[int]:
-    """Return where the dead letters are that hold up their keys, of some that there are."""
+def _held_keys(target: Target, group: Group, counts: Counts) -> int:
+    """Return how many dead letters hold up their keys, of the first that there are."""
     from ..engines.things import is_ordered
     from ..why import held_keys
 
     if not counts.parked.get("dead") or not is_ordered(target.streams[group.stream], group):
-        return []
-    return [dead.pos for dead in held_keys(target.engine, group)]
+        return 0
+    return len(held_keys(target.engine, group))
 
 
 def _stalled(target: Target, group: Group, counts: Counts) -> int:

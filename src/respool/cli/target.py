@@ -84,7 +84,7 @@ class Target:
         ):
             raise ConfigError(
                 f"{name} is a stream of events, not a queue{suggest(name, [stream.name for stream in here])} "
-                f"Events are shown by: respool tail {name}, respool export {name}"
+                f"(its events: respool tail {name}, respool export {name})"
             )
         if not found:
             raise UnknownName(" or ".join(kinds), name, {stream.name for stream in here})
