@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import psycopg
 import pytest
 from tests.engines.kits import PostgresKit
 from tests.engines.test_postgres import (
@@ -31,8 +32,9 @@ from respool.delivery.spans import Span
 from respool.engines import open_engine
 from respool.engines.base import Group, Reads, Stream
 from respool.engines.postgres import aside
+from respool.engines.postgres.migrate import bring_up_to_date
 from respool.engines.postgres.partitions import SIZE
-from respool.engines.postgres.sql import GROUP_LOCKS
+from respool.engines.postgres.sql import GROUP_LOCKS, indexes
 from respool.location import parse_url
 from respool.record import first_pos, id_of
 
@@ -123,3 +125,29 @@ def test_what_is_parked_again_after_its_slice_is_moved_with_the_last(
     assert [each.pos - first for each in engine.records(first, first + 200, 200)] == list(range(30))
     assert engine.find("shop", id_of(head, 4)) == first + 4
     sound(engine)
+
+
+def test_indexes_that_were_made_by_hand_are_left_alone(engine: Any, queue: Stream, log: int) -> None:
+    """As `docs/operations.md` says, for tables that are large: partition by partition, and nobody waits."""
+    options, names = engine.options, ("journal_purged", "parked_blocked")
+    said = {name: indexes(options.schema)[name].rstrip(";") for name in names}
+    with psycopg.connect(options.conninfo, autocommit=True) as db:
+        db.execute(f"DROP INDEX {', '.join(f'{options.schema}.{name}' for name in names)}".encode())
+        db.execute(said["parked_blocked"].replace("INDEX", "INDEX CONCURRENTLY").encode())
+        db.execute(said["journal_purged"].replace(" ON ", " ON ONLY ").encode())
+        for part in (f"journal_{log}_0", "journal_rest"):
+            own = said["journal_purged"].replace(".journal ", f".{part} ")
+            own = own.replace("INDEX journal_purged", f"INDEX CONCURRENTLY {part}_purged")
+            db.execute(own.encode())
+            attach = (
+                f"ALTER INDEX {options.schema}.journal_purged ATTACH PARTITION {options.schema}.{part}_purged"
+            )
+            db.execute(attach.encode())
+        made = (
+            "SELECT oid, indisvalid FROM pg_class JOIN pg_index ON indexrelid = oid WHERE relname = ANY (%s) "
+        )
+        made += "AND relnamespace = %s::regnamespace ORDER BY oid"
+        before = db.execute(made.encode(), (list(names), options.schema)).fetchall()
+        assert [valid for _, valid in before] == [True, True]
+        assert not bring_up_to_date(db, options)
+        assert db.execute(made.encode(), (list(names), options.schema)).fetchall() == before
