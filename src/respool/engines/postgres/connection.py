@@ -73,7 +73,6 @@ class Connection:
         self._role, self._kind = role, kind or Bounded
         self._db: Bounded | None = None
         self.made = 0  # how often it was opened
-        self._at_once = Turn(self.lock.acquire, False)
         self._down = Down()
 
     def opened(self) -> Bounded:
@@ -97,17 +96,17 @@ class Connection:
         Raises: EngineUnavailable where others of this process have it for too long.
         """
         came = time.monotonic()
-        try:
-            with self._at_once as mine:
-                if not mine:
-                    raise NotMyTurn
-                yield from self._given()
-                return
-        except NotMyTurn:
-            pass
-        with self._later(came):
-            yield from self._given()
+        if self.lock.acquire(False):
+            try:
+                with self._given() as db:
+                    yield db
+            finally:
+                self.lock.release()
+            return
+        with self._later(came), self._given() as db:
+            yield db
 
+    @contextmanager
     def _given(self) -> Iterator[Bounded]:
         db = self.opened()
         try:
@@ -160,9 +159,14 @@ class Connection:
             self._db = None
 
     def close(self) -> None:
-        """Close the connection, once nobody uses it."""
-        with self.lock:
-            self.drop()
+        """Close the connection, once nobody uses it; one that somebody keeps to himself stays his."""
+        try:
+            with Turn(self.lock.acquire, True, patience(self.options, self._role)) as mine:
+                if not mine:
+                    raise NotMyTurn
+                self.drop()
+        except NotMyTurn:
+            return
 
     def read(self, run: Callable[[Bounded], T]) -> T:
         """Run reads; where the connection breaks, once more on another within the timeout."""
@@ -188,22 +192,26 @@ class Connection:
             the first try may have been stored (H20); where that can do no harm, what `broken` returns.
         """
         broken = broken or self._unknown
-        came = time.monotonic()
-        deadline = came + left(self.options.timeout)
-        tries = 0
+        came = first = time.monotonic()
+        lock, tries = self.lock, 0
         lost: Lost | None = None
         then: RespoolError | None = None  # what the last try met
         while True:
             try:
-                try:
-                    with self._at_once as mine:  # as `using`, without the cost of generators
-                        if not mine:
-                            raise NotMyTurn
-                        return self._run(run)
-                except NotMyTurn:
-                    pass
-                with self._later(came):
-                    return self._run(run)
+                if lock.acquire(False):  # as `using`, without the cost of generators
+                    try:
+                        db = self._db
+                        if db is None or db.pgconn.status == BAD:  # as `closed` says
+                            db = self.opened()
+                        try:
+                            return run(db)
+                        except BaseException as error:
+                            self._failed(db, error)
+                            raise
+                    finally:
+                        lock.release()
+                with self._later(came), self._given() as db:
+                    return run(db)
             except Lost as error:
                 lost, then = error, None
             except psycopg.Error as error:
@@ -217,21 +225,11 @@ class Connection:
             assert lost is not None
             if then is not None and not isinstance(then, EngineUnavailable):
                 raise broken(lost, then) from then  # only what is away may come back in time
-            if time.monotonic() > deadline:
+            if left(self.options.timeout + first - time.monotonic()) <= 0:
                 raise broken(lost, then) from lost
             time.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)])
             tries += 1
             came = time.monotonic()
-
-    def _run(self, run: Callable[[Bounded], T]) -> T:
-        db = self._db
-        if db is None or db.pgconn.status == BAD:  # as `closed` says
-            db = self.opened()
-        try:
-            return run(db)
-        except BaseException as error:
-            self._failed(db, error)
-            raise
 
     def translated(self, error: psycopg.Error) -> RespoolError:
         """Return one of our errors for one of the server's."""
