@@ -38,7 +38,7 @@ def app_at(module: str, name: str) -> Any:
 def is_global(task: Any) -> bool:
     """Say whether a task is what its module has under the function's name, as a function would be."""
     found: Any = sys.modules.get(task.__module__)
-    for part in task.__qualname__.split("."):
+    for part in getattr(task, "__qualname__", "").split("."):  # a callable object has none
         found = getattr(found, part, None)
     return found is task
 

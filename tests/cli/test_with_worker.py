@@ -244,6 +244,6 @@ def test_a_worker_of_processes_refuses_a_log_in_memory_and_leaves_nothing(folder
     result = run("-A", "shop", "worker", "-c", "1", *args, cwd=folder, **memory)
     assert result.returncode == 2
     assert "app shop keeps its log in memory, where no other process sees it; give it a file" in result.stderr
-    assert list(temporary.iterdir()) == []
     solo = run("-A", "shop", "worker", "-P", "solo", "--burst", cwd=folder, **memory)
     assert solo.returncode == 0, solo.stderr
+    assert list(temporary.iterdir()) == []

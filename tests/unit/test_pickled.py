@@ -27,6 +27,12 @@ def count(page: str) -> int:
 def plain(n: int) -> int:
     return n
 
+class Twice:
+    def __call__(self, n: int) -> int:
+        return 2 * n
+
+twice = app.task(name="twice")(Twice())
+
 renamed = app.task(name="other")(plain)
 
 def state(result):
@@ -46,7 +52,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_they_come_back_as_they_were(shop: Any) -> None:
-    for each in (shop.app, shop.count, shop.renamed):
+    for each in (shop.app, shop.count, shop.renamed, shop.twice):
         assert pickle.loads(pickle.dumps(each)) is each
     sent, many = shop.count.delay("a b"), shop.count.delay_many(["a", "b"])
     again, all_again = pickle.loads(pickle.dumps(sent)), pickle.loads(pickle.dumps(many))

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TextIO
 
+from ..app import App
 from ..engines.base import Group, Stream
 from ..errors import ConfigError
 from ..loading import load_app
@@ -31,23 +32,27 @@ def start(options: WorkerOptions, out: TextIO | None = None) -> int:
     logs = Logging(out, "worker")
     if options.pool == "solo":
         print_by_lines()
-        app = load_app(options.app, options.url)
-        logs.hand_over()
-        served = services(app, options.queues, options.group)
-        tasks = sorted({name for service in served for name in service.runners})
-        place = _Place(app.engine, app.name, app.location.shown)
-        _banner(out, options, place, [(service.stream, service.group) for service in served], tasks, 1)
-        if any(runner.hard for service in served for runner in service.runners.values()):
-            logging.getLogger("respool.worker").warning(
-                "the solo pool cannot keep time_limit: only soft limits work"
-            )
-        return Solo(app, served, options).run()
+        with load_app(options.app, options.url) as app:  # it is closed: one in memory leaves no folder
+            logs.hand_over()
+            return _work_alone(app, options, out)
     if options.pool != "processes":
         raise ConfigError(f"no pool {options.pool!r}; there are: {', '.join(POOLS)}")
     logs.hand_over()  # its children have the app
     supervisor = Supervisor(options)
     supervisor.on_started = _on_started(out, options, supervisor)
     return supervisor.run()
+
+
+def _work_alone(app: App, options: WorkerOptions, out: TextIO) -> int:
+    served = services(app, options.queues, options.group)
+    tasks = sorted({name for service in served for name in service.runners})
+    place = _Place(app.engine, app.name, app.location.shown)
+    _banner(out, options, place, [(service.stream, service.group) for service in served], tasks, 1)
+    if any(runner.hard for service in served for runner in service.runners.values()):
+        logging.getLogger("respool.worker").warning(
+            "the solo pool cannot keep time_limit: only soft limits work"
+        )
+    return Solo(app, served, options).run()
 
 
 def _on_started(out: TextIO, options: WorkerOptions, supervisor: Supervisor) -> Callable[[Hello], None]:
