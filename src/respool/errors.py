@@ -14,12 +14,14 @@ RespoolError
 │   │   ├── LogMoved            the log is being moved to another URL, or was
 │   │   ├── DuplicateCall       a call like it is there already: of a task with `unique=`
 │   │   └── EngineUnavailable   locked, full, read-only or out of reach for longer than allowed
-│   │       └── BlobsUnavailable  the same of the store of large payloads
+│   │       ├── BlobsUnavailable  the same of the store of large payloads
+│   │       └── StreamUnavailable the same of one queue or stream; the others can be used
 │   └── AppendUnknown           it may have been sent: send the same id again
 │       └── PartlyAppended      of many, some are stored; what the others met is `error`
 ├── EngineError                 the file or server itself
 │   ├── EngineTooOld            a library or server version that is not safe to use
 │   ├── SchemaTooNew            written by a newer Respool
+│   ├── StreamBroken            the log of one queue or stream is gone, or another; others are whole
 │   └── DatabaseGone            the file was deleted or replaced while in use
 ├── CorruptBody                 a record that cannot be decoded
 │   └── BlobLost                its payload is gone from the blob store, or damaged there
@@ -131,6 +133,10 @@ class BlobsUnavailable(EngineUnavailable):
     """The blob store that large payloads are kept in cannot be used. Nothing was sent."""
 
 
+class StreamUnavailable(EngineUnavailable):
+    """The log of one queue or stream could not be reached within the time allowed; that of others can be."""
+
+
 class AppendUnknown(AppendError):
     """The record may or may not have been stored.
 
@@ -168,6 +174,14 @@ class SchemaTooNew(EngineError):
 
 class DatabaseGone(EngineError):
     """The database file was deleted or replaced while it was open."""
+
+
+class StreamBroken(EngineError):
+    """The log of one queue or stream is gone, or is not the one that it was. That of others is whole."""
+
+
+OF_ONE_STREAM = (StreamBroken, StreamUnavailable)
+"""What concerns one queue or stream alone: whoever serves or shows several goes on with the others."""
 
 
 class CorruptBody(RespoolError):

@@ -11,7 +11,7 @@ from .config import SETTINGS
 from .declared import Subscription, check_task, compare
 from .engines import open_engine
 from .engines.base import Engine, Group, Stream, StreamKind
-from .errors import ConfigError, EngineError, LogMoved, UnknownName
+from .errors import OF_ONE_STREAM, ConfigError, EngineError, LogMoved, UnknownName
 from .pressure import UNSAID, Gate, store_terms, terms_of
 from .producer import Producer
 from .record import log_of
@@ -125,7 +125,12 @@ class Opened:
             if self._find_subscription(subscription, groups):
                 continue
             latest = subscription.start == "latest"
-            bounds = [(log, end if latest else first, None) for log, first, end in engine.bounds(stream)]
+            try:
+                held = engine.bounds(stream)
+            except OF_ONE_STREAM as error:
+                log.error("subscription %s is not made: %s", name, error)
+                continue
+            bounds = [(each, end if latest else first, None) for each, first, end in held]
             settings = {"ordered": True} if ordered else {}
             engine.create_group(stream, app.name, name, "subscription", settings, bounds)
 

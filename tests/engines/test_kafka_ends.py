@@ -31,9 +31,9 @@ def asked(engine: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     moments: list[int] = []
     offsets = engine.cluster.offsets
 
-    def counted(places: Any, moment: int) -> Any:
+    def counted(places: Any, moment: int, **more: Any) -> Any:
         moments.append(moment)
-        return offsets(places, moment)
+        return offsets(places, moment, **more)
 
     monkeypatch.setattr(engine.cluster, "offsets", counted)
     return moments

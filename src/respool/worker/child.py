@@ -162,7 +162,9 @@ class Child:
             if (not worked or executor.exhausted) and not executor.stopping:
                 self.busy(False)
                 poll = app.settings["poll_interval"]
-                woken = idle(app.engine, executor.services, sleeper, poll, patient=True)
+                woken = idle(
+                    app.engine, executor.services, sleeper, poll, patient=True, resting=executor.resting
+                )
                 if woken is Woken.BY_TIME:  # else it is looked at when there is nothing to do
                     self._drain()
         return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..clock import now as wall_clock
@@ -15,7 +16,7 @@ from ..delivery.order import Claimant
 from ..delivery.settle import settle
 from ..delivery.spans import Finder
 from ..engines.base import Reads
-from ..errors import LogMoved
+from ..errors import LogMoved, RespoolError
 from .host import PATIENCE
 from .limiting import OPEN_BUCKETS
 from .services import Service
@@ -99,11 +100,14 @@ class Exchange:
         elif settlement is not None:
             reads = reads._replace(known=ex.known(service, settlement))
         try:
-            lease: Lease | None = ex.transact(reads, decide)
+            lease, error = self._tried(service, lambda: ex.transact(reads, decide), claims=claim_next)
         except LogMoved as moved:
             if not claim_next:
                 raise  # closed, though we had a lease: it is not ours any more
             self._claim_nothing(service, settlement, moved)
+            return None
+        if error is not None:
+            self._only_settle(service, settlement)
             return None
         if service.stormy:
             ex.storms.told(service)
@@ -120,7 +124,22 @@ class Exchange:
             if claim_next and settlement is None and not reads.tasks:
                 service.offered = 0.0  # nothing else to do: there may be some of these
             return None
-        return self.read(service, lease, now)
+        claimed = lease
+        lease, error = self._tried(service, lambda: self.read(service, claimed, now), claims=True)
+        if error is not None:
+            ex.rows = []
+            ex.put_back(group, claimed)
+            ex.slot.settled()
+            return None
+        return lease
+
+    def _tried(
+        self, service: Service, do: Callable[[], Lease | None], *, claims: bool
+    ) -> tuple[Lease | None, RespoolError | None]:
+        """Do something that needs the service's log; return why that rests now, if it does."""
+        if not claims:
+            return do(), None
+        return self._executor.resting.tried(service.group.id, service.shown, do)
 
     def _ring_for_order(self, lease: Lease | None, *, crowded: bool) -> None:
         """Wake those who may go on in the partitions that we leave, or of whose keys some are free now."""
@@ -132,14 +151,17 @@ class Exchange:
     def _claim_nothing(self, service: Service, settlement: Settlement | None, moved: LogMoved) -> None:
         """The log is moved elsewhere: settle what we have, claim no more, and look again after a while."""
         ex = self._executor
-        if settlement is not None:
-            self.next(service, settlement, claim_next=False)
-        else:
-            ex.slot.settled()
+        self._only_settle(service, settlement)
         if self._moved != str(moved):
             self._moved = str(moved)
             log.warning("%s", self._moved.removesuffix("; nothing was sent"))
         ex.host.pause(PATIENCE[-1])
+
+    def _only_settle(self, service: Service, settlement: Settlement | None) -> None:
+        if settlement is not None:
+            self.next(service, settlement, claim_next=False)
+        else:
+            self._executor.slot.settled()
 
     def _offer(self, service: Service) -> tuple[str, ...]:
         """Once a second, ask for calls of our tasks that nobody knew so far (P11)."""

@@ -18,7 +18,7 @@ from ..delivery.settle import give_back, settle
 from ..delivery.sizing import LeaseSizer
 from ..delivery.spans import Span
 from ..engines.base import Engine, Reads
-from ..errors import EngineUnavailable, NotEncodable
+from ..errors import EngineUnavailable, NotEncodable, StreamUnavailable
 from ..record import Row
 from ..running import current_run
 from . import page as p
@@ -29,6 +29,7 @@ from .holds import say_lost
 from .host import LONGEST, PATIENCE, UNSETTLED, Woken, has_work, ring_for
 from .lease_run import LeaseRun
 from .own_work import Finished, Kept, OwnWork
+from .resting import Resting
 from .run import CurrentRun
 from .services import Service
 from .storms import Storms
@@ -86,6 +87,7 @@ class Executor:
         self._forked = False
         self.skip: frozenset[int] = frozenset()
         self.keyless: dict[int, Exception] = {}  # of which nobody can tell whose limit they are under
+        self.resting = Resting(alone=len(services) == 1)
         self.exchange = Exchange(self)
         self.batching = Batching(self)
         self.storms = self.caller.storms = Storms(self)
@@ -136,13 +138,15 @@ class Executor:
         """
         if self.engine.breaks != self._breaks:
             self._give_back_what_came_back()
-        sure = woken is not Woken.BY_TIME and len(self.services) == 1
+        sure = woken is not Woken.BY_TIME and len(self.services) == 1 and not self.resting
         self._one_by_one = self._one_by_one and woken is Woken.BY_BELL
         worked, before, self._awaited = False, self.done, False
         self.exhausted = False
         for service in self.services:
             if self.stopping:
                 break
+            if self.resting and self.resting.left(service.group.id) is not None:
+                continue
             # What waits for more is work only for those who do not wait.
             if sure or self.has_work(service) or (service.batch and not self.patient):
                 worked = self._serve(service) or worked
@@ -161,25 +165,27 @@ class Executor:
         try:
             for group, lease in self.engine.leases_of(self.worker):
                 if lease.child == self.child:
-                    ranges = [(span.lo, span.hi) for span in lease.spans]
-                    back = partial(
-                        give_back,
-                        lease_id=lease.id,
-                        owner=self.worker,
-                        ranges=ranges,
-                        new_id=self.next_lease(),
-                    )
-                    self.transact(Reads(group, (lease.id,)), back)
+                    self.put_back(group, lease)
                     log.warning("a lease that was settled came back with the server: its records run again")
         except EngineUnavailable as error:
             log.debug("%s", error)  # who looks for work says so
             return
         self._breaks = breaks
 
+    def put_back(self, group: int, lease: Lease) -> None:
+        """Give a lease back of which nothing was run."""
+        ranges = [(span.lo, span.hi) for span in lease.spans]
+        back = partial(
+            give_back, lease_id=lease.id, owner=self.worker, ranges=ranges, new_id=self.next_lease()
+        )
+        self.transact(Reads(group, (lease.id,)), back)
+
     def has_work(self, service: Service) -> bool:
         """Look without the write lock, which others may want."""
         try:
-            found = has_work(self.engine, service, wall_clock())
+            found = self.resting.look(
+                service.group.id, service.shown, lambda: has_work(self.engine, service, wall_clock())
+            )
         except EngineUnavailable as error:
             if self._reachable:
                 log.error("waiting for the engine: %s", error)
@@ -187,7 +193,7 @@ class Executor:
             self.host.pause(PATIENCE[-1])
             return False
         self._reachable = True
-        return bool(found)
+        return found
 
     def _serve(self, service: Service) -> bool:
         """Run leases of one service: for a while where there are others."""
@@ -196,6 +202,8 @@ class Executor:
         if lease is None:
             return False
         self.host.busy(True)
+        if self.resting:
+            self.resting.over(service.group.id, service.shown)
         while lease is not None:
             if len(self.rows) > 1:
                 self.host.watch()
@@ -231,13 +239,16 @@ class Executor:
     def transact(self, reads: Reads, decide: Callable[[View, Change], Any], *, synced: bool = False) -> Any:
         """Run a decision; where the engine cannot be reached nothing was changed, and it is tried again.
 
-        Any other error ends the process: its supervisor then finds out what was left.
+        But for a claim from a log that alone cannot be reached. Any other error ends the process: its
+        supervisor then finds out what was left.
         """
         tries = 0
         while True:
             try:
                 return self.engine.transact(reads, decide, synced=synced)
             except EngineUnavailable as error:
+                if reads.due and isinstance(error, StreamUnavailable):
+                    raise
                 if tries == 0:
                     log.error("waiting for the engine: %s", error)
                 if self.stopping and tries >= len(PATIENCE):

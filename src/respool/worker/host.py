@@ -19,8 +19,9 @@ from ..delivery.seek import held
 from ..delivery.spans import ranges_of
 from ..engines.base import Counts, Engine, Group, Reads, Worker
 from ..engines.moving import told
-from ..errors import DatabaseGone, EngineUnavailable, LogMoved, RespoolError
+from ..errors import OF_ONE_STREAM, DatabaseGone, EngineUnavailable, LogMoved, RespoolError, StreamBroken
 from .holds import held_back
+from .resting import Resting
 from .services import Service
 
 RARELY = 20.0  # seconds between two looks of who hears the bell: a ring is lost only with who would ring
@@ -115,9 +116,14 @@ def farewell(engine: Any, groups: Sequence[Any], handled: int, seconds: float) -
     noun = "record" if any(group.kind == "subscription" for group in groups) else "call"
     done = f"stopped after {seconds:.1f} s; worked through {handled:,} {noun}{'' if handled == 1 else 's'}"
     left = dict.fromkeys(("pending", "leased", "scheduled", "retry", "unknown", "dead"), 0)
+    unseen = []
     try:
         for group in groups:
-            counts = engine.counts(group)
+            try:
+                counts = engine.counts(group)
+            except OF_ONE_STREAM as error:
+                unseen.append(f"of group {group.name}, what is left cannot be seen: {error}")
+                continue
             left["pending"] += counts.pending + counts.returned
             left["leased"] += counts.leased
             for reason, number in counts.parked.items():
@@ -126,7 +132,7 @@ def farewell(engine: Any, groups: Sequence[Any], handled: int, seconds: float) -
     except RespoolError as error:
         return f"{done}; what is left cannot be seen: {error}"
     shown = ", ".join(f"{number:,} {reason}" for reason, number in left.items() if number)
-    return "; ".join([f"{done}; left: {shown or 'nothing'}", *stopped])
+    return "; ".join([f"{done}; left: {shown or 'nothing'}", *stopped, *unseen])
 
 
 def has_work(engine: Any, service: Service, now: float) -> bool:
@@ -171,24 +177,35 @@ class Woken(Enum):
 
 
 def idle(
-    engine: Any, services: Sequence[Service], sleeper: Any, poll: float, *, patient: bool = False
+    engine: Any,
+    services: Sequence[Service],
+    sleeper: Any,
+    poll: float,
+    *,
+    patient: bool = False,
+    resting: Resting | None = None,
 ) -> Woken:
     """Sleep until there may be something to do, or somebody wants something; say which.
 
     Parameters:
         patient: where the sleeper is sure to hear the bell, look far less often than every `poll` seconds,
             and come back only when there is something.
+        resting: the services that rest.
     """
+    resting = Resting(alone=len(services) == 1) if resting is None else resting
     while True:
         sleeper.prepare()
         wait = max(poll, RARELY) if patient and getattr(sleeper, "hears", False) else poll
         now, paced = wall_clock(), False
         try:
             for service in services:
+                if resting and (left := resting.left(service.group.id)) is not None:
+                    wait = min(wait, left)
+                    continue
                 if service.limiter is not None and service.limiter.full:
                     paced = True  # what is new is not to be claimed; what is given back is looked for
                     wait = min(wait, HELD)
-                elif has_work(engine, service, now):
+                elif _has_work(engine, service, now, resting):
                     if service.rate is None:
                         sleeper.cancel()
                         return Woken.BY_WORK
@@ -199,6 +216,8 @@ def idle(
                 due = engine.next_due(service.group.id, now)
                 if due is not None:
                     wait = min(wait, max(due - now, 0.0))
+                if resting and (left := resting.left(service.group.id)) is not None:
+                    wait = min(wait, left)
         except EngineUnavailable:
             # The executor looks again after that, and says what is wrong.
             return Woken.BY_BELL if sleeper.sleep(poll) else Woken.BY_TIME
@@ -209,6 +228,10 @@ def idle(
             continue
         if paced or not patient or time.monotonic() < until:
             return Woken.BY_TIME
+
+
+def _has_work(engine: Any, service: Service, now: float, resting: Resting) -> bool:
+    return resting.look(service.group.id, service.shown, lambda: has_work(engine, service, now))
 
 
 def ring_for(engine: Engine, verdicts: Sequence[Verdict]) -> None:
@@ -237,11 +260,15 @@ def all_done(engine: Any, groups: Sequence[Any], ordered: Collection[int]) -> bo
     """Say whether `--burst` has nothing to wait for: pending, taken, due, to be retried, or over a limit.
 
     In an ordered group what is pending may wait for its key, and so for somebody to act. Calls of a task that
-    its breaker has stopped are not waited for: nobody knows how long that would be.
+    its breaker has stopped are not waited for: nobody knows how long that would be. Nor is what a broken log
+    may hold.
     """
     now = wall_clock()
     for group in groups:
-        counts = engine.counts(group)
+        try:
+            counts = engine.counts(group)
+        except StreamBroken:
+            continue
         waits = counts.parked.get("retry", 0) or engine.limited(group.id, 1)
         pending = counts.pending and (
             group.id not in ordered or not _stands_still(engine, group, counts, now)

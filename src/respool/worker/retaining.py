@@ -10,12 +10,14 @@ import logging
 import shlex
 import time
 from collections.abc import Collection, Mapping
+from functools import partial
 
 from ..delivery.lapse import lapse
 from ..delivery.seek import under_way
 from ..engines.base import Engine, Group, Reads, Stream
 from ..retention import HOLD, Retained, retained
 from ..why import served_as
+from .resting import Resting
 
 log = logging.getLogger("respool.worker")
 
@@ -35,6 +37,7 @@ class Retainer:
         self._sizes: dict[int, _Sizes] = {}  # by log
         self._look_at: dict[int, float] = {}  # by stream
         self._warned: set[tuple[int, int]] = set()
+        self._resting = Resting("is not trimmed")
 
     def keep(self, engine: Engine, streams: Collection[int], now: float, until: float) -> bool:
         """Do what is to be done, until then (monotonic); return whether there is more.
@@ -46,7 +49,16 @@ class Retainer:
             limits = retained(stream.settings) if stream.id in streams else None
             if limits is None or time.monotonic() < self._look_at.get(stream.id, 0.0):
                 continue
-            if self._keep_one(engine, stream, limits, now, until):
+            more, error = self._resting.tried(
+                stream.id,
+                f"{stream.kind} {stream.name}",
+                partial(self._keep_one, engine, stream, limits, now, until),
+            )
+            if error is not None:
+                self._look_at[stream.id] = time.monotonic() + (self._resting.left(stream.id) or 0.0)
+                continue
+            self._resting.over(stream.id, f"{stream.kind} {stream.name}")
+            if more:
                 return True
             self._look_at[stream.id] = time.monotonic() + _pause(limits)
         return False

@@ -137,7 +137,7 @@ class Solo:
             if self.options.burst and all_done(self.engine, groups, ordered):
                 break
             poll = 0.05 if self.options.burst else self.app.settings["poll_interval"]
-            woken = idle(self.engine, self.services, sleeper, poll)
+            woken = idle(self.engine, self.services, sleeper, poll, resting=executor.resting)
         sleeper.close()
 
     def _finish(self) -> None:

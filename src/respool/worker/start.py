@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TextIO
 
 from ..app import App
 from ..engines.base import Group, Stream
-from ..errors import ConfigError
+from ..errors import OF_ONE_STREAM, ConfigError
 from ..loading import load_app
 from ..why import how_held, served_as
 from .host import is_gone
@@ -115,7 +115,10 @@ def _of_other_apps(engine: Any, app: str) -> list[str]:
     for group in engine.groups():
         stream = streams[group.stream]
         if group.kind == "main" and stream.app != app and group.id not in taken:
-            counts = engine.counts(group)
+            try:
+                counts = engine.counts(group)
+            except OF_ONE_STREAM:  # no affair of this worker's
+                continue
             waiting = counts.pending + counts.leased + counts.returned + sum(counts.parked.values())
             waiting -= counts.parked.get("dead", 0)
             if waiting:

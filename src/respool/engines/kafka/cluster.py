@@ -11,7 +11,14 @@ from typing import Any, NamedTuple, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
-from ...errors import ConfigError, EngineError, EngineUnavailable, RespoolError
+from ...errors import (
+    ConfigError,
+    EngineError,
+    EngineUnavailable,
+    RespoolError,
+    StreamBroken,
+    StreamUnavailable,
+)
 from ..turns import NotMyTurn, Turn, left
 from .options import KafkaOptions
 
@@ -72,11 +79,11 @@ class Place(NamedTuple):
     partition: int
 
 
-class TopicGone(EngineError):
+class TopicGone(StreamBroken):
     """A topic that is not there, or not the one that it was (K3)."""
 
 
-class TopicUnknown(EngineUnavailable):
+class TopicUnknown(StreamUnavailable):
     """A client has not heard of a topic from any broker: it may be gone (`KafkaPlaces.check_topic`)."""
 
 
@@ -186,10 +193,18 @@ class Cluster:
             return kind(f"{where} cannot be reached: {error.str()}{why}; nothing was sent")
         return EngineError(f"{where}: {error.str()}")
 
-    def again(self, run: Callable[[float], T], what: str = "", waited: float = 0.0) -> T:
+    def again(
+        self,
+        run: Callable[[float], T],
+        what: str = "",
+        waited: float = 0.0,
+        *,
+        unheard: float | None = None,
+    ) -> T:
         """Run something that may be run again, until it is done or the time is up.
 
         `waited`: how many seconds of it were waited for others.
+        `unheard`: seconds after which a topic that the client has not heard of is given up.
         """
         began = time.monotonic()
         deadline = began + left(self.timeout) - waited
@@ -210,6 +225,8 @@ class Cluster:
                 passes = failed.code() in _PASSING or (
                     failed.code() in _GONE and time.monotonic() < began + SHORTEST
                 )
+                if unheard is not None and failed.code() in _UNHEARD:
+                    passes = passes and time.monotonic() < began + unheard
                 if not passes or isinstance(said, ConfigError):
                     raise said from None
                 if time.monotonic() > deadline:
@@ -341,11 +358,13 @@ class Cluster:
 
     # Offsets
 
-    def offsets(self, places: Sequence[Place], moment: int) -> list[tuple[int, int]]:
+    def offsets(
+        self, places: Sequence[Place], moment: int, *, unheard: float | None = None
+    ) -> list[tuple[int, int]]:
         """Return (offset, leader's epoch) of each place: of its first record at or after a time in ms.
 
         LATEST: where it ends, for those who see only what was committed. EARLIEST: where it begins. One
-        round trip to each broker; -1 where there is no such record.
+        round trip to each broker; -1 where there is no such record. `unheard`: see `again`.
         """
 
         def look(left: float) -> list[tuple[int, int]]:
@@ -370,8 +389,22 @@ class Cluster:
                 if not mine:
                     raise NotMyTurn
                 waited = time.monotonic() - came
-                return self.again(look, ", ".join(sorted({place.topic for place in places})), waited)
+                what = ", ".join(sorted({place.topic for place in places}))
+                return self.again(look, what, waited, unheard=unheard)
         except NotMyTurn:
             raise EngineUnavailable(
                 f"{self.options.shown} was busy with others of this process for {patience:.3g} s"
             ) from None
+
+    def leaderless(self, places: Sequence[Place]) -> list[Place]:
+        """Return those of the places that no broker leads, as brokers say; none where they say nothing."""
+        found = []
+        for topic in sorted({place.topic for place in places}):
+            try:
+                partitions = self.looker.list_topics(topic, timeout=self._one_try).topics[topic].partitions
+            except KafkaException as error:
+                _driver.debug("%s", error)  # that nobody answers is said by who asks for this
+                return []
+            led = {number for number, each in partitions.items() if each.leader >= 0}
+            found += [place for place in places if place.topic == topic and place.partition not in led]
+        return found

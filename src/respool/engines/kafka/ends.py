@@ -46,7 +46,7 @@ class KafkaEnds(KafkaLog):
         KafkaLog.__init__(self)
         self._cursors: dict[int, dict[int, int]] = {}  # of groups, as seen last
         self._cursors_at: dict[int, float] = {}
-        self._looked_at = 0.0  # when topics were looked at last (K3)
+        self._looked_at: dict[int, float] = {}  # when the topics of streams were looked at last (K3)
 
     def ends_for(self, reads: Reads, logs: Sequence[int], *, ask: bool = False) -> Ends:
         """Return where the logs of a decision end; for a claim, once it is seen that they are what they were.
@@ -105,11 +105,10 @@ class KafkaEnds(KafkaLog):
     def _look_at_topics(self, logs: Sequence[int]) -> None:
         """Now and then see whether topics are those that they were: a claim is no look at a name (K3)."""
         now = time.monotonic()
-        if now - self._looked_at < LOOK:
-            return
-        self._looked_at = now
         for stream in {self.stream_of_log(each).id: self.stream_of_log(each) for each in logs}.values():
-            self.check_topic(stream)
+            if now - self._looked_at.get(stream.id, 0.0) >= LOOK:
+                self._looked_at[stream.id] = now
+                self.check_topic(stream)
 
     def _look_at_epochs(self, group: int, logs: Sequence[int]) -> None:
         """See whether logs that another leader leads now hold what the group has read of them (K3)."""
@@ -137,6 +136,8 @@ class KafkaEnds(KafkaLog):
         known = self._cursors.get(group)
         ends = self.ends(logs)
         led = self.epochs.changed(group, {log: self._epochs_seen[log] for log in logs})
+        if known is not None and any(ends[each] < known.get(each, 0) for each in logs):
+            self._look_at_topics(logs)  # one made again may have less than was read
         fresh = time.monotonic() - self._cursors_at.get(group, 0.0) < LOOK  # a seek moves them back
         if (
             not led

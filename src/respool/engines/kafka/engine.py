@@ -131,6 +131,6 @@ class KafkaEngine(KafkaTaking, KafkaBlobs):
         """Return a sleeper that is woken when one of these logs has grown."""
         known = self.known_logs(logs)
         if known:
-            self.reader.prepare(self.place(known[0]))
+            self.reader.prepare(self.known_place(known[0]))
         foreign = any(self.stream_of_log(log).settings.get("foreign") for log in known)
         return KafkaSleeper(self.inner.sleeper(logs, service, wake_fds), self.reader, unheard=foreign)

@@ -18,7 +18,7 @@ from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from ...clock import now as wall_clock
 from ...delivery.model import Change, Outcome, View
-from ...errors import EngineError, EngineUnavailable
+from ...errors import EngineUnavailable, StreamBroken
 from ...record import first_pos
 from ..base import Engine, Reads
 from .cluster import EARLIEST, GROUP, LATEST, Cluster, Place
@@ -30,7 +30,7 @@ _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(int).decode
 
 
-class LogTruncated(EngineError):
+class LogTruncated(StreamBroken):
     """A topic has lost records that a group had read."""
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ...delivery.spans import Span
+from ...errors import OF_ONE_STREAM, RespoolError
 from ...record import Id, Row, first_pos, log_of
 from ..base import Stream
 from . import header as h
@@ -87,11 +88,17 @@ class KafkaFinding(KafkaReading):
 
     def _find_by_time(self, namespace: str, id: bytes) -> int | None:
         at = time_of(id)
+        unseen: RespoolError | None = None
         for stream in self._streams_of(namespace):
-            for log in stream.logs:
-                pos = self._look_for(log, {id}, at, at + LATE).get(id)
-                if pos is not None:
-                    return pos
+            try:
+                for log in stream.logs:
+                    pos = self._look_for(log, {id}, at, at + LATE).get(id)
+                    if pos is not None:
+                        return pos
+            except OF_ONE_STREAM as error:  # it may be in another
+                unseen = error
+        if unseen is not None:
+            raise unseen
         return None
 
     def _look_for(self, log: int, wanted: set[Id], since: float, until: float | None = None) -> dict[Id, int]:

@@ -73,6 +73,7 @@ class KafkaLog(KafkaFinding):
             return self._append_fresh([row])[0]
         done = None if self._is_new(row) else self._sent_before(row)
         if done is None:
+            self.place(row.log)
             done = self.outbox.append_one(row)
             self.inner.ring(row.log)
         return done
@@ -113,6 +114,8 @@ class KafkaLog(KafkaFinding):
             elif isinstance(done, Conflict):
                 conflicts.append(done._replace(row=n))
         if new:
+            if fence is None:  # else they are of a run, whose settlement nothing holds up
+                self.place(new[0].log)
             found = self.outbox.append(new, fence)
             conflicts += [each._replace(row=places[each.row]) for each in found]
             self.inner.ring(rows[0].log, everyone=len(rows) > 1)

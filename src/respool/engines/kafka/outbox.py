@@ -74,7 +74,7 @@ class Outbox(Relay):
         `lock`: the key that they take.
         """
         for log in {row.log for row in rows}:
-            self._places.place(log)
+            self._places.known_place(log)  # what never gets there is counted as lost
         keyed = {row.log for row in rows if row.key is not None}  # what comes together stays in its order
         return [put_by(row, self._keyed if row.log in keyed else self._plain, lock) for row in rows]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...delivery.model import Parked, View
 from ...delivery.spans import Span
+from ...errors import StreamBroken
 from ...record import Row, log_of
 from .losing import KafkaLosing
 from .message import header_of
@@ -64,8 +65,11 @@ class KafkaParking(KafkaLosing):
         if not self.known_logs([log_of(pos)]):
             return None
         found: dict[int, Any] = {}
-        if self.starts([log_of(pos)])[log_of(pos)] <= pos < self.ends([log_of(pos)])[log_of(pos)]:
-            self._read_into(found, self.seeker, [(pos, pos + 1)])
+        try:
+            if self.starts([log_of(pos)])[log_of(pos)] <= pos < self.ends([log_of(pos)])[log_of(pos)]:
+                self._read_into(found, self.seeker, [(pos, pos + 1)])
+        except StreamBroken:  # as gone as its topic; what parks it is settled all the same
+            return None
         for row, message in found.values():
             return Row(pos, row[1], row[2], header_of(message))
         return None

@@ -5,16 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import msgspec
 
 from ...delivery.model import MIDDLE
-from ...errors import ConfigError, EngineError, EngineUnavailable
+from ...errors import ConfigError, EngineError, EngineUnavailable, StreamUnavailable
 from ...record import first_pos
 from ..base import Group, GroupKind, Stream, StreamKind
 from ..lent import LendsState
-from .cluster import EARLIEST, LATEST, Cluster, Place, TopicGone
+from .cluster import EARLIEST, LATEST, SHORTEST, Cluster, Place, TopicGone, TopicUnknown
 from .names import topic_name
 
 KEPT = "kafka"
@@ -22,6 +23,8 @@ KEPT = "kafka"
 
 HIDDEN = "\x01kafka"
 """The app of what is stored for our own use: no app of a user can have that name."""
+
+AGAIN = 1.0  # seconds at least before a topic that is gone is looked at again
 
 _NO_LOG = "log {} does not exist: its stream was dropped"
 
@@ -32,6 +35,13 @@ FOR_GOOD = {
     "message.timestamp.type": "LogAppendTime",  # K5: the time of a record is in its header
     "max.message.bytes": str(8 << 20),
 }
+
+
+class Gone(NamedTuple):
+    """Why a stream's topic cannot be used, and until when (monotonic) nobody looks again."""
+
+    said: str
+    until: float
 
 
 class KafkaPlaces:
@@ -47,6 +57,7 @@ class KafkaPlaces:
         self._logs_of_group: dict[int, tuple[int, ...]] = {}
         self._groups_at = 0.0  # when that was read
         self._checked: set[int] = set()  # streams whose topics were looked at
+        self._gone: dict[int, Gone] = {}  # of those, whose topics are gone, or others
         self._ends_seen: dict[int, int] = {}
         self._ends_at: dict[int, float] = {}  # when they were asked for
         self._epochs_seen: dict[int, int] = {}  # of the leaders that said so
@@ -82,7 +93,26 @@ class KafkaPlaces:
             self._checked.clear()
 
     def place(self, log: int) -> Place:
-        """Return where a log is. Raises EngineError where there is no such log."""
+        """Return where a log is. Raises EngineError where there is no such log, or its topic is gone."""
+        if self._gone:
+            self._refuse_gone(log)
+        return self.known_place(log)
+
+    def _refuse_gone(self, log: int) -> None:
+        """Raise TopicGone where that was found of a log's topic: nothing is read or written there (K3).
+
+        Now and then it is looked again.
+        """
+        stream = self.stream_of_log(log)
+        gone = self._gone.get(stream.id)
+        if gone is None:
+            return
+        if time.monotonic() < gone.until:
+            raise TopicGone(gone.said)
+        self.check_topic(stream)
+
+    def known_place(self, log: int) -> Place:
+        """Return where a log is, or was. Raises EngineError where there is no such log."""
         found = self._places.get(log)
         if found is None:
             found = self._read_anew()[1].get(log)
@@ -122,7 +152,7 @@ class KafkaPlaces:
     def ends(self, logs: Sequence[int]) -> dict[int, int]:
         """Return one past the last record of each log that readers may see."""
         now = time.monotonic()
-        found = self.cluster.offsets([self.place(log) for log in logs], LATEST)
+        found = self._offsets(logs, LATEST)
         ends = {log: first_pos(log) + offset for log, (offset, _) in zip(logs, found, strict=True)}
         self._ends_seen |= ends
         self._ends_at |= dict.fromkeys(logs, now)
@@ -131,8 +161,32 @@ class KafkaPlaces:
 
     def starts(self, logs: Sequence[int]) -> dict[int, int]:
         """Return where each log begins now."""
-        found = self.cluster.offsets([self.place(log) for log in logs], EARLIEST)
+        found = self._offsets(logs, EARLIEST)
         return {log: first_pos(log) + offset for log, (offset, _) in zip(logs, found, strict=True)}
+
+    def _offsets(self, logs: Sequence[int], moment: int) -> list[tuple[int, int]]:
+        """Ask for offsets of logs. Raises TopicGone, StreamUnavailable where that is all that is wrong."""
+        places = [self.place(log) for log in logs]
+        try:
+            return self.cluster.offsets(places, moment, unheard=SHORTEST)
+        except TopicUnknown:  # it may be gone: nobody waits for that
+            for stream in {self.stream_of_log(log).id: self.stream_of_log(log) for log in logs}.values():
+                self.check_topic(stream)
+        except EngineUnavailable as error:
+            self._say_leaderless(places, error)
+            raise
+        return self.cluster.offsets(places, moment)
+
+    def _say_leaderless(self, places: Sequence[Place], error: EngineUnavailable) -> None:
+        """Raise StreamUnavailable where there are brokers, and none of them leads a partition."""
+        found = self.cluster.leaderless(places)
+        if found:
+            which = ", ".join(str(place.partition) for place in found[:5])
+            more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+            raise StreamUnavailable(
+                f"{self.cluster.options.shown}: no broker leads partition {which}{more} of topic "
+                f"{found[0].topic}; nothing was sent"
+            ) from error
 
     def bounds(self, stream: Stream) -> list[tuple[int, int, int]]:
         """Return (log, first, one past the last) position there is."""
@@ -145,7 +199,10 @@ class KafkaPlaces:
     def create_stream(
         self, kind: StreamKind, app: str, name: str, partitions: int, settings: dict[str, Any]
     ) -> Stream:
-        """Create a stream with its topic, or check that the topic is the one it was; return it as stored."""
+        """Create a stream with its topic, or check that the topic is the one it was; return it as stored.
+
+        One whose topic is gone is returned, too: it is refused to who uses it, and others can be used.
+        """
         for stream in self.refresh():
             if (stream.kind, stream.app, stream.name) == (kind, app, name):
                 self._check_topic(stream)
@@ -196,11 +253,26 @@ class KafkaPlaces:
     def _check_topic(self, stream: Stream) -> None:
         """Look whether a stream's topic is the one it was (K3); once in each process."""
         if stream.id not in self._checked:
-            self.check_topic(stream)
+            with suppress(TopicGone):  # it is kept, and said to who uses it
+                self.check_topic(stream)
             self._checked.add(stream.id)
 
     def check_topic(self, stream: Stream) -> None:
-        """Raise TopicGone where a stream's topic is not there, or another one."""
+        """Raise TopicGone where a stream's topic is not there, or another one; that holds for a while."""
+        began = time.monotonic()
+        try:
+            self._compare_topic(stream)
+        except TopicGone as error:
+            ended = time.monotonic()
+            self._gone[stream.id] = Gone(str(error), ended + max(AGAIN, 2 * (ended - began)))
+            raise
+        self._gone.pop(stream.id, None)
+
+    def is_gone(self, stream: Stream) -> bool:
+        """Say whether a stream's topic was found to be gone, or another one."""
+        return stream.id in self._gone
+
+    def _compare_topic(self, stream: Stream) -> None:
         kept = stream.settings.get(KEPT)
         if kept is None:
             return

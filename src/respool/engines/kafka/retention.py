@@ -39,6 +39,7 @@ class KafkaRetention(KafkaInspect):
         self._tidying: threading.Thread | None = None
         self._wanted = threading.Event()
         self._ended = False
+        self._said: dict[int, str] = {}  # by stream, what was said of its topic
 
     def byte_count(self, lo: int, hi: int) -> int:
         """Return how many bytes the bodies of the records at lo <= p < hi have."""
@@ -189,8 +190,11 @@ class KafkaRetention(KafkaInspect):
             try:
                 self.check_topic(stream)
             except EngineError as error:
-                log.error("%s", error)
+                if self._said.get(stream.id) != str(error):
+                    self._said[stream.id] = str(error)
+                    log.error("%s", error)
                 continue
+            self._said.pop(stream.id, None)
             if mark is not None and mark.phase in ("closed", "moved"):
                 continue
             self.inner.drop_kept(stream, KEPT_A_STEP)
@@ -202,7 +206,7 @@ class KafkaRetention(KafkaInspect):
             self._mirror = Mirror(self.cluster)
         for group in self.groups():
             stream = self._stored.get(group.stream)
-            if stream is not None and KEPT in stream.settings:
+            if stream is not None and KEPT in stream.settings and not self.is_gone(stream):
                 name = group_name(self.options.prefix, group.app or stream.app, group.name)
                 positions = self.inner.positions(group)
                 self.inner.reserve([at.cursor for at in positions], ahead=True)

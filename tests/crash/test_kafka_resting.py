@@ -1,0 +1,156 @@
+"""Kafka: a topic that is gone, made again, or led by nobody holds up its own queue, and no other."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from tests.crash.test_kafka import placed
+from tests.services.kafka import cluster
+from tests.worker.support import SOURCES, Place, eventually
+
+from respool.engines.kafka.names import topic_name
+
+on_kafka = pytest.mark.parametrize("place", ["kafka"], indirect=True)
+CODE = """
+@app.task
+def mark(n):
+    with noted("mark", n):
+        return n
+
+
+@app.task(queue="gone")
+def gone(n):
+    with noted("gone", n):
+        return n
+"""
+
+
+def topic_of(place: Place, queue: str) -> str:
+    engine: Any = place.app.engine
+    return str(engine.known_place(place.app.stream_of("queue", queue).logs[0]).topic)
+
+
+def delete(place: Place, queue: str) -> str:
+    """Delete the topic of a queue, as somebody may by Kafka's own tools."""
+    engine: Any = place.app.engine
+    topic = topic_of(place, queue)
+    for future in engine.cluster.admin.delete_topics([topic]).values():
+        future.result(20)
+    eventually(lambda: engine.cluster.describe(topic) is None)
+    return topic
+
+
+def make_again(place: Place, topic: str, records: int) -> None:
+    engine: Any = place.app.engine
+    engine.cluster.create(topic, 1, {})
+    eventually(lambda: engine.cluster.describe(topic) is not None)
+    other = Producer({"bootstrap.servers": engine.options.client["bootstrap.servers"]})
+    for _ in range(records):
+        other.produce(topic, b"another one's", partition=0)
+    assert not other.flush(30)
+
+
+def run(place: Place, module: Any, first: int, calls: int, within: float) -> float:
+    """Run calls of the other queue one by one; return how long the slowest took."""
+    slowest = 0.0
+    for n in range(first, first + calls):
+        began = time.monotonic()
+        assert module.mark.delay(n).get(timeout=within) == n
+        slowest = max(slowest, time.monotonic() - began)
+    return slowest
+
+
+def respool(place: Place, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "respool", "-A", str(place.path), *arguments]
+    return subprocess.run(
+        command,
+        cwd=place.folder,
+        env={"PYTHONPATH": SOURCES, "PATH": "", "COLUMNS": "200", "TZ": "UTC"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@on_kafka
+@pytest.mark.parametrize("pool", ["processes", "solo"])
+def test_a_topic_made_again_rests_and_the_others_run(place: Place, pool: str) -> None:
+    """K3: nothing of it is run, or sent there. Who serves it, and who starts anew, goes on with others."""
+    module = place.module(CODE)
+    worker = place.worker(1, pool=pool)
+    assert module.gone.delay(1).get(timeout=20) == 1
+    run(place, module, 0, 1, 20)
+    (pid,) = place.children()
+    topic = delete(place, "gone")
+    make_again(place, topic, 5)
+    run(place, module, 1, 5, 10)
+    worker.said(f"queue gone rests: {place.app.location.shown}: topic {topic}")
+    run(place, module, 6, 5, 10)
+    assert place.children() == [pid], "its process goes on"
+    second = place.worker(1, pool=pool)  # which finds it so when it opens
+    second.said("queue gone rests")
+    assert worker.stop() == 0
+    run(place, module, 11, 5, 10)
+    assert second.stop() == 0
+    assert "what is left cannot be seen" in second.log
+    for each in (worker, second):
+        assert each.log.count("queue gone rests") == 1, each.log
+        assert "ended right after its start" not in each.log
+    assert place.runs("gone") == {"1": 1}
+    assert place.runs("mark") == {str(n): 1 for n in range(16)}
+
+
+@on_kafka
+def test_a_topic_that_is_gone_is_seldom_looked_at(place: Place) -> None:
+    module = place.module(CODE)
+    worker = place.worker(1)
+    assert module.gone.delay(1).get(timeout=20) == 1
+    run(place, module, 0, 1, 20)
+    delete(place, "gone")
+    worker.said("queue gone rests", 30)
+    began = time.monotonic()
+    slowest = []
+    while time.monotonic() - began < 15:
+        slowest.append(run(place, module, len(slowest) + 1, 1, 10))
+    late = [each for each in slowest if each > 1.0]
+    assert len(late) <= 4, (late, worker.log)
+    assert sum(late) < 8, (late, worker.log)
+    assert len(slowest) > 100
+    assert worker.stop() == 0
+    assert worker.log.count("queue gone rests") == 1
+
+
+def test_a_topic_that_no_broker_leads_holds_up_no_other(tmp_path: Path, session_database: str) -> None:
+    with cluster() as brokers, placed(tmp_path, brokers.url(), session_database) as place:
+        only = brokers.servers[-1]
+        admin = AdminClient({"bootstrap.servers": brokers.address})
+        name = topic_name("t-", "queue", "t", "gone")
+        made = NewTopic(name, 1, replica_assignment=[[only.node]])
+        for future in admin.create_topics([made]).values():
+            future.result(20)
+        module = place.module(CODE, append_timeout=3.0)
+        worker = place.worker(1)
+        assert module.gone.delay(1).get(timeout=30) == 1
+        run(place, module, 0, 1, 30)
+        (pid,) = place.children()
+        only.kill()
+        worker.said("queue gone rests", 60)
+        assert f"no broker leads partition 0 of topic {name}" in worker.log
+        began, took = time.monotonic(), []
+        while time.monotonic() - began < 15:
+            took.append(run(place, module, len(took) + 1, 1, 20))
+        late = [each for each in took if each > 1.0]
+        assert len(late) <= 3, (late, worker.log)
+        assert sum(late) < 11, (late, worker.log)
+        only.start()
+        worker.said("queue gone goes on", 60)
+        assert module.gone.delay(2).get(timeout=30) == 2
+        assert place.children() == [pid], "it is the same process"
+        assert worker.stop() == 0
