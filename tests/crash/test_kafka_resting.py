@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -99,12 +100,32 @@ def test_a_topic_made_again_rests_and_the_others_run(place: Place, pool: str) ->
     assert worker.stop() == 0
     run(place, module, 11, 5, 10)
     assert second.stop() == 0
+    shown_by_commands(place)
     assert "what is left cannot be seen" in second.log
     for each in (worker, second):
         assert each.log.count("queue gone rests") == 1, each.log
         assert "ended right after its start" not in each.log
     assert place.runs("gone") == {"1": 1}
     assert place.runs("mark") == {str(n): 1 for n in range(16)}
+
+
+def shown_by_commands(place: Place) -> None:
+    """What begins anew sends to the others, and is told of the one, as are those who list."""
+    refused = respool(place, "call", "gone", "7")
+    assert refused.returncode == 1
+    assert "was deleted and made again" in refused.stderr
+    assert respool(place, "call", "mark", "99").returncode == 0
+    lag = respool(place, "lag")
+    assert lag.returncode == 1
+    assert re.search(r"default +main +1 ", lag.stdout), lag.stdout
+    assert "t/gone cannot be read" in lag.stdout
+    queues = respool(place, "queues")
+    assert queues.returncode == 1
+    assert "queue gone cannot be read" in queues.stdout
+    checked = respool(place, "check")
+    assert checked.returncode == 1
+    assert "Wrong: a log cannot be read" in checked.stdout
+    assert re.search(r"default +main .* ok", checked.stdout), checked.stdout
 
 
 @on_kafka

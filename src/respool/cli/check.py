@@ -53,7 +53,12 @@ def command(as_json: bool) -> None:
 
 def _returned(target: Target, report: GroupReport) -> int:
     """Return how many of the leased have no owner. Counted later than they were, so never more than these."""
-    return min(target.engine.counts(report.group).returned, report.leased) if report.leased else 0
+    from ..errors import OF_ONE_STREAM
+
+    try:
+        return min(target.engine.counts(report.group).returned, report.leased) if report.leased else 0
+    except OF_ONE_STREAM:  # which stands in the report
+        return 0
 
 
 def _data(report: Report, returned: dict[int, int]) -> dict[str, Any]:

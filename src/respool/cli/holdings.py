@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..delivery.model import MIDDLE
+from ..errors import OF_ONE_STREAM
 from ..pressure import terms_of
 from ..retention import shown_retention
-from .output import Column, Table, iso, number, when, zone
+from .output import UNREAD, Column, Table, iso, number, say_unread, when, zone
 
 if TYPE_CHECKING:
     from ..engines.base import Group, Stream
@@ -42,7 +43,7 @@ def show_holdings(target: Target, kind: str, as_json: bool, empty: str) -> None:
             key = (str(data["key"] or "–"),) if kind == "stream" else ()
             times = (when(data["oldest"]), when(data["newest"]))
             cells = (
-                number(data["records"]),
+                number(data["records"]) if data["error"] is None else UNREAD,
                 str(data["partitions"]),
                 *((", ".join(map(str, data["priorities"])),) if lanes else ()),
                 *key,
@@ -55,16 +56,22 @@ def show_holdings(target: Target, kind: str, as_json: bool, empty: str) -> None:
             row = {**data, "oldest": iso(data["oldest"]), "newest": iso(data["newest"])}
             table.add((target.shown(stream), *cells), row)
     table.show(as_json, empty)
+    say_unread([(f"{kind} {data['name']}", data["error"]) for data in table.data], as_json)
 
 
 def _data(target: Target, stream: Stream) -> dict[str, Any]:
     readers = _readers(target, stream)
-    held = [(lo, hi) for _, lo, hi in target.engine.bounds(stream) if hi > lo]
-    ends = [record.time for lo, hi in held for at in (lo, hi - 1) for record in _at(target, at)]
+    error, records, ends = None, None, []
+    try:
+        held = [(lo, hi) for _, lo, hi in target.engine.bounds(stream) if hi > lo]
+        ends = [record.time for lo, hi in held for at in (lo, hi - 1) for record in _at(target, at)]
+        records = sum(hi - lo for lo, hi in held)
+    except OF_ONE_STREAM as unread:
+        error = str(unread)
     return {
         "name": stream.name,
         "app": stream.app,
-        "records": sum(hi - lo for lo, hi in held),
+        "records": records,
         "partitions": stream.partitions,
         "priorities": sorted({MIDDLE, *stream.lanes}, reverse=True),
         **({} if stream.kind == "queue" else {"key": stream.settings.get("key")}),
@@ -74,6 +81,7 @@ def _data(target: Target, stream: Stream) -> dict[str, Any]:
         "created": iso(stream.created),
         "groups": [group.name for group in readers],
         **({} if stream.kind == "queue" else {"readers": [_named(group) for group in readers]}),
+        "error": error,
     }
 
 

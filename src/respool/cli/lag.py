@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 _SHOWN = {"scheduled": "sched", "retry": "retry", "dead": "dead", "limited": "limited"}
 _WAITS = ("pending", "returned", "due", "scheduled", "retry", "limited", "leased")  # the last by the dead
 HELD = 10.0  # seconds that others' transactions may hold numbers before it is worth saying
+_FIGURES = (
+    *("reads", "name", "app", "group", "pending", "lanes", "returned", "leased", "running", "due"),
+    *("due_capped", *_SHOWN, "gaps", "blocked", "stalled", "unknown", "unknown_tasks", "oldest_waiting"),
+    *("oldest_running", "running_task", "next_due", "workers", "held", "lost", "error"),
+)  # what a line of --json has
 LOOK = 100_000  # parked records that are looked at to tell which are due
 
 
@@ -44,7 +49,8 @@ def command(queue: str | None, group: str | None, as_json: bool) -> None:
     running  how long the oldest run has been going on, and of which task
     workers  how many serve it
 
-    A · stands for none, a – for nothing to tell. `respool check` counts by the same words, and has all
+    A · stands for none, a – for nothing to tell. A ? stands for what cannot be read: why is said below the
+    table, and the exit code is 1. `respool check` counts by the same words, and has all
     that is parked, which is sched, retry, limited, unknown, dead and those due again, in one column.
 
     \b
@@ -54,7 +60,7 @@ def command(queue: str | None, group: str | None, as_json: bool) -> None:
     from ..delivery.storms import gauges
     from ..errors import UnknownName
     from ..why import how_held, how_to_serve, served_as
-    from .output import counted, note
+    from .output import counted, note, say_unread
     from .target import open_target
 
     target = open_target()
@@ -66,12 +72,17 @@ def command(queue: str | None, group: str | None, as_json: bool) -> None:
     table = lag_table(target, groups)
     table.show(as_json, "No queues and no groups yet: send a call first, for instance respool -A shop call …")
     if as_json:
+        say_unread([("", data["error"]) for data in table.data], as_json)
         return
     for loss in target.engine.losses():
         note(loss)
+    unread: list[tuple[str, str | None]] = []
     for each, data in zip(groups, table.data, strict=True):
         stream = target.streams[each.stream]
         served = served_as(stream, each)
+        if data["error"] is not None:
+            unread.append((served, data["error"]))
+            continue
         if data["unknown"]:
             tasks = ", ".join(data["unknown_tasks"])
             waiting = f"{counted(data['unknown'], 'call')} of tasks that no worker has had so far"
@@ -101,6 +112,7 @@ def command(queue: str | None, group: str | None, as_json: bool) -> None:
             note(f"{served}: no more may wait so in {data['stalled']} of its partitions; what follows waits")
         if data["due_capped"]:
             note(f"{served}: due was counted among the first {LOOK:,} that are parked")
+    say_unread(unread, as_json)
 
 
 def _what_to_do(target: Target, group: Group) -> str:
@@ -127,11 +139,12 @@ def _note_gaps(served: str, gaps: dict[str, Any] | None) -> None:
 
 def lag_table(target: Target, groups: list[Group]) -> Any:
     """Return the table, for the demo as well."""
-    from .output import Column, Table, age, number
+    from .output import UNREAD, Column, Table, age, number
 
-    found = [(group, _data(target, group)) for group in groups]
-    again = any(data["returned"] + data["due"] for _, data in found)
-    seldom = [name for name in ("limited", "unknown") if any(data[name] for _, data in found)]
+    found = [(group, _data_or_error(target, group)) for group in groups]
+    read = [data for _, data in found if data["error"] is None]
+    again = any(data["returned"] + data["due"] for data in read)
+    seldom = [name for name in ("limited", "unknown") if any(data[name] for data in read)]
     table = Table(
         Column("queue", least=16),
         Column("group", least=10),
@@ -146,6 +159,10 @@ def lag_table(target: Target, groups: list[Group]) -> Any:
         Column("workers", right=True, drop=5),
     )
     for group, data in found:
+        if data["error"] is not None:
+            named = (target.shown(target.streams[group.stream]), group.name)
+            table.add((*named, *[UNREAD] * (len(table.columns) - 3), number(data["workers"])), data)
+            continue
         running = (
             f"{age(data['oldest_running'])} {data['running_task']}"
             if data["running_task"] is not None
@@ -166,6 +183,27 @@ def lag_table(target: Target, groups: list[Group]) -> Any:
 class _Run(NamedTuple):
     since: float
     pos: int
+
+
+def _data_or_error(target: Target, group: Group) -> dict[str, Any]:
+    """Return a group's figures; where its queue or stream alone cannot be read, why: its figures are None."""
+    from ..delivery.seek import held
+    from ..errors import OF_ONE_STREAM
+
+    try:
+        return _data(target, group)
+    except OF_ONE_STREAM as error:
+        stream = target.streams[group.stream]
+        return {
+            **dict.fromkeys(_FIGURES),
+            "reads": stream.kind,
+            "name": stream.name,
+            "app": group.app,
+            "group": group.name,
+            "workers": len(target.serving(group)),
+            "held": held(group.settings),
+            "error": str(error),
+        }
 
 
 def _data(target: Target, group: Group) -> dict[str, Any]:
@@ -211,6 +249,7 @@ def _data(target: Target, group: Group) -> dict[str, Any]:
         "workers": len(target.serving(group)),
         "held": held(group.settings),
         "lost": target.engine.counters(group.id).get(LOST, 0),
+        "error": None,
     }
 
 

@@ -36,6 +36,19 @@ class Column(NamedTuple):
     text: bool = False  # arguments, messages: of any length, and shortened in a pipe, too
 
 
+UNREAD = "?"
+"""Stands for what cannot be read."""
+
+
+def say_unread(why: Sequence[tuple[str, str | None]], as_json: bool) -> None:
+    """Say why lines of a listing have no figures, unless JSON does; where any has none, exit with code 1."""
+    unread = [(name, error) for name, error in why if error is not None]
+    for name, error in () if as_json else unread:
+        note(f"{name} cannot be read: {error}")
+    if unread:
+        click.get_current_context().exit(1)
+
+
 class Table:
     """Rows, each as cells for people and as data for scripts."""
 

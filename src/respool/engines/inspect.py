@@ -66,6 +66,7 @@ class LogState(NamedTuple):
     floor: int
     first: int
     end: int
+    error: str = ""  # why it cannot be read: then nothing is known of the range
 
 
 class Gaps(NamedTuple):

@@ -15,7 +15,7 @@ from ..blobs import Store
 from ..delivery.model import Lease, Parked
 from ..delivery.seek import held
 from ..engines.base import Engine, Group, ParkedFilter, Stream
-from ..errors import BlobsUnavailable, EngineError
+from ..errors import OF_ONE_STREAM, BlobsUnavailable, EngineError, StreamUnavailable
 from ..record import log_of, offset_of
 from .find import Source, sides
 from .intervals import common, minus, overlaps, size, union
@@ -141,7 +141,7 @@ def _check_payloads(engine: Engine, store: Store | None, report: Report) -> None
         return
     try:
         lost, ids = lost_payloads(engine, store)
-    except BlobsUnavailable as error:
+    except (BlobsUnavailable, *OF_ONE_STREAM) as error:
         report.problems.append(f"large payloads cannot be looked at: {error}")
         return
     if lost:
@@ -170,11 +170,15 @@ def _places(ranges: Iterable[tuple[int, int]]) -> list[str]:
 
 
 def _check_logs(engine: Engine, logs: Sequence[LogState], report: Report, meter: _Meter) -> None:
-    problems = Problems()
+    problems, unread = Problems(), dict[str, None]()
     edge = 0
     for state in logs:
         if state.stream is None:
             report.problems.append(f"log {state.log} belongs to a stream that is gone")
+        if state.error:
+            unread.setdefault(state.error)
+            edge = state.log + 1 << 40
+            continue
         _check_no_log(engine, edge, state.log << 40, problems)
         edge = state.log + 1 << 40
         for lo, hi in _pages(state.log << 40, state.end, engine.first_record):
@@ -184,6 +188,7 @@ def _check_logs(engine: Engine, logs: Sequence[LogState], report: Report, meter:
                 problems.add("records without id or time: their run has no head", [place(p) for p in broken])
             meter.advance(hi - max(lo, state.first))
     _check_no_log(engine, edge, 1 << 62, problems)
+    report.problems += [f"a log cannot be read: {error}" for error in unread]
     report.problems += problems.texts()
 
 
@@ -204,7 +209,7 @@ def _check_group(engine: Engine, stream: Stream, group: Group, meter: _Meter) ->
     report, problems, warnings = GroupReport(stream, group), Problems(), Problems()
     try:
         _look_through(engine, report, problems, warnings, meter)
-    except EngineError as error:
+    except (EngineError, StreamUnavailable) as error:
         problems.add(f"part that cannot be read: {error}")
     report.problems, report.warnings = problems.texts(), warnings.texts()
     return report

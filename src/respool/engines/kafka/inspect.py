@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ...delivery.model import Parked
 from ...delivery.spans import Span
+from ...errors import OF_ONE_STREAM
 from ...record import first_pos, offset_of
 from ..base import Group, ParkedFilter, Record
 from ..inspect import Bounds, Brief, Gaps, GroupPage, GroupState, LogState
@@ -110,10 +111,22 @@ class KafkaInspect(KafkaState):
         """Return all logs, by number, those whose stream is gone among them."""
         hidden = {log for stream in self.refresh() if stream.app == HIDDEN for log in stream.logs}
         states = [state for state in self.inner.log_states() if state.log not in hidden]
-        known = self.known_logs([state.log for state in states])
-        starts, ends = self.starts(known), self.ends(known)
+        by_stream: dict[int, list[int]] = {}
+        for log in self.known_logs([state.log for state in states]):
+            by_stream.setdefault(self.stream_of_log(log).id, []).append(log)
+        starts: dict[int, int] = {}
+        ends: dict[int, int] = {}
+        unread: dict[int, str] = {}
+        for logs in by_stream.values():
+            try:
+                starts |= self.starts(logs)
+                ends |= self.ends(logs)
+            except OF_ONE_STREAM as error:
+                unread |= dict.fromkeys(logs, str(error))
         return [
-            state._replace(floor=starts[state.log], first=starts[state.log], end=ends[state.log])
+            state._replace(error=unread[state.log])
+            if state.log in unread
+            else state._replace(floor=starts[state.log], first=starts[state.log], end=ends[state.log])
             if state.log in starts
             else state
             for state in states

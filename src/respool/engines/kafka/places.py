@@ -175,7 +175,11 @@ class KafkaPlaces:
         except EngineUnavailable as error:
             self._say_leaderless(places, error)
             raise
-        return self.cluster.offsets(places, moment)
+        try:
+            return self.cluster.offsets(places, moment)
+        except EngineUnavailable as error:
+            self._say_leaderless(places, error)
+            raise
 
     def _say_leaderless(self, places: Sequence[Place], error: EngineUnavailable) -> None:
         """Raise StreamUnavailable where there are brokers, and none of them leads a partition."""
