@@ -144,14 +144,14 @@ def test_an_end_is_not_believed_of_who_leads_no_more(
     epoch = engine._epochs_seen[log]
     engine._ends_seen.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(engine.cluster, "offsets", lambda places, moment: [(5, epoch)] * len(places))
+        patch.setattr(engine.cluster, "offsets", lambda places, moment, **more: [(5, epoch)] * len(places))
         patch.setattr(engine.epochs, "_stored", lambda *_: epoch + 1)
         with pytest.raises(EngineUnavailable, match="leads it no more"):
             engine.rows(lease.spans)
     assert engine._lost == []
     assert len(engine.rows(lease.spans)) == 10
     with monkeypatch.context() as patch:
-        patch.setattr(engine.cluster, "offsets", lambda places, moment: [(5, epoch)] * len(places))
+        patch.setattr(engine.cluster, "offsets", lambda places, moment, **more: [(5, epoch)] * len(places))
         engine._ends_seen.clear()
         assert len(engine.rows(lease.spans)) == 5, "who leads it is believed"
     assert engine._lost == [(first_pos(log) + 5, first_pos(log) + 10)]
