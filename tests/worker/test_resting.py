@@ -199,3 +199,25 @@ def test_a_claim_that_fails_after_a_run_settles_it(place: Place) -> None:
     assert worker.stop() == 0
     assert [attempt.how for attempt in broke.history()] == ["done"]
     place.check()
+
+
+@pytest.mark.parametrize("pool", ["processes", "solo"])
+def test_a_burst_ends_with_the_others_and_says_what_it_left(place: Place, pool: str) -> None:
+    module = place.module(CODE)
+    results = [module.fine.delay(n) for n in range(5)]
+    group = place.group(queue="bad")
+    (place.folder / "broken-has_work").write_text(f"broken {group.id}")
+    counts = f"""
+        from respool.engines.sqlite.engine import SQLiteEngine
+        from respool.errors import StreamBroken
+        inner = SQLiteEngine.counts
+        def counts(self, group):
+            if group.id == {group.id}:
+                raise StreamBroken("the topic is gone")
+            return inner(self, group)
+        SQLiteEngine.counts = counts
+    """
+    worker = place.worker(1, pool=pool, burst=True, before=counts)
+    assert worker.wait() == 1, "not all was looked at"
+    assert [each.get(timeout=1) for each in results] == [0, 1, 2, 3, 4]
+    assert "of group main, what is left cannot be seen: the topic is gone" in worker.log

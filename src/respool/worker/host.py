@@ -256,18 +256,22 @@ def refuse_moved(engine: Any, *, waits: bool = True) -> None:
         raise LogMoved(told(mark, engine.shown).removesuffix("; nothing was sent"))
 
 
-def all_done(engine: Any, groups: Sequence[Any], ordered: Collection[int]) -> bool:
+def all_done(
+    engine: Any, groups: Sequence[Any], ordered: Collection[int], unread: list[RespoolError] | None = None
+) -> bool:
     """Say whether `--burst` has nothing to wait for: pending, taken, due, to be retried, or over a limit.
 
     In an ordered group what is pending may wait for its key, and so for somebody to act. Calls of a task that
     its breaker has stopped are not waited for: nobody knows how long that would be. Nor is what a broken log
-    may hold.
+    may hold: why it is one is added to `unread`.
     """
     now = wall_clock()
     for group in groups:
         try:
             counts = engine.counts(group)
-        except StreamBroken:
+        except StreamBroken as error:
+            if unread is not None:
+                unread.append(error)
             continue
         waits = counts.parked.get("retry", 0) or engine.limited(group.id, 1)
         pending = counts.pending and (

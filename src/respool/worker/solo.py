@@ -77,6 +77,7 @@ class Solo:
         self._looked = 0
         self._signals = 0
         self._deposed = False
+        self._unread: list[RespoolError] = []  # why a burst ends though there may be more to do
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         os.set_blocking(self._wake_read, False)
@@ -114,7 +115,7 @@ class Solo:
             self._finish()
         groups = [service.group for service in self.services]
         log.info("%s", farewell(self.engine, groups, executor.done, time.monotonic() - began))
-        return 1 if self._deposed else 0
+        return 1 if self._deposed or self._unread else 0
 
     def _serve(self, executor: Executor) -> None:
         logs = [log_ for service in self.services for log_ in service.stream.logs]
@@ -134,7 +135,8 @@ class Solo:
                 break
             if worked:
                 continue
-            if self.options.burst and all_done(self.engine, groups, ordered):
+            self._unread.clear()
+            if self.options.burst and all_done(self.engine, groups, ordered, self._unread):
                 break
             poll = 0.05 if self.options.burst else self.app.settings["poll_interval"]
             woken = idle(self.engine, self.services, sleeper, poll, resting=executor.resting)

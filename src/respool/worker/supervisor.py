@@ -323,7 +323,13 @@ class Supervisor:
 
     def _nothing_left(self) -> bool:
         ready = all(child.ready and not child.busy for child in self.children.values())
-        return ready and bool(self.children) and all_done(self.engine, self.groups, self.hello.ordered)
+        unread: list[RespoolError] = []
+        done = (
+            ready and bool(self.children) and all_done(self.engine, self.groups, self.hello.ordered, unread)
+        )
+        if done and unread:
+            self._status = 1  # what it may hold was not run; which one it is, is said at the end
+        return done
 
     def _hear(self) -> None:
         for child in list(self.children.values()):

@@ -169,9 +169,12 @@ class KafkaPlaces:
         places = [self.place(log) for log in logs]
         try:
             return self.cluster.offsets(places, moment, unheard=SHORTEST)
-        except TopicUnknown:  # it may be gone: nobody waits for that
+        except TopicUnknown as error:  # it may be gone: nobody waits for that
             for stream in {self.stream_of_log(log).id: self.stream_of_log(log) for log in logs}.values():
                 self.check_topic(stream)
+            if self.cluster.timeout <= SHORTEST:
+                self._say_leaderless(places, error)
+                raise
         except EngineUnavailable as error:
             self._say_leaderless(places, error)
             raise
