@@ -18,7 +18,17 @@ _WAITS = ("pending", "returned", "due", "scheduled", "retry", "limited", "leased
 HELD = 10.0  # seconds that others' transactions may hold numbers before it is worth saying
 _FIGURES = (
     *("reads", "name", "app", "group", "pending", "lanes", "returned", "leased", "running", "due"),
-    *("due_capped", *_SHOWN, "gaps", "blocked", "stalled", "unknown", "unknown_tasks", "oldest_waiting"),
+    *(
+        "due_capped",
+        *_SHOWN,
+        "gaps",
+        "blocked",
+        "held_keys",
+        "stalled",
+        "unknown",
+        "unknown_tasks",
+        "oldest_waiting",
+    ),
     *("oldest_running", "running_task", "next_due", "workers", "held", "lost", "error"),
 )  # what a line of --json has
 LOOK = 100_000  # parked records that are looked at to tell which are due
