@@ -90,9 +90,10 @@ def test_a_topic_made_again_rests_and_the_others_run(place: Place, pool: str) ->
     run(place, module, 0, 1, 20)
     (pid,) = place.children()
     topic = delete(place, "gone")
+    worker.said(f"queue gone rests: {place.app.location.shown}: topic {topic} of queue gone was deleted,", 40)
     make_again(place, topic, 5)
     run(place, module, 1, 5, 10)
-    worker.said(f"queue gone rests: {place.app.location.shown}: topic {topic}")
+    worker.said("queue gone was deleted and made again", 40)
     run(place, module, 6, 5, 10)
     assert place.children() == [pid], "its process goes on"
     second = place.worker(1, pool=pool)  # which finds it so when it opens
@@ -102,8 +103,8 @@ def test_a_topic_made_again_rests_and_the_others_run(place: Place, pool: str) ->
     assert second.stop() == 0
     shown_by_commands(place)
     assert "what is left cannot be seen" in second.log
-    for each in (worker, second):
-        assert each.log.count("queue gone rests") == 1, each.log
+    for each, times in ((worker, 2), (second, 1)):  # once for each reason
+        assert each.log.count("queue gone rests") == times, each.log
         assert "ended right after its start" not in each.log
     assert place.runs("gone") == {"1": 1}
     assert place.runs("mark") == {str(n): 1 for n in range(16)}

@@ -556,6 +556,8 @@ def test_a_topic_made_again_is_an_error_not_a_resumption(
         each._looked_at.clear()
         with pytest.raises(TopicGone, match="made again"):
             grant(each, main, 5)
+    with pytest.raises(TopicGone, match="made again"):
+        kit.open().has_work(main.id, time.time(), ())
     assert engine.inner.positions(main)[0].cursor == first_pos(log) + 1, "nothing was taken"
 
 

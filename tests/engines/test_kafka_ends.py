@@ -21,7 +21,7 @@ from respool.engines import stored_id
 from respool.engines.base import Group, Reads, Stream
 from respool.engines.kafka import ends
 from respool.engines.kafka.reader import Came, Reader
-from respool.errors import AppendUnknown, EngineUnavailable
+from respool.errors import AppendUnknown, EngineUnavailable, StreamUnavailable
 from respool.record import first_pos, new_head
 
 
@@ -242,3 +242,28 @@ def test_a_partition_is_read_at_once_by_who_has_just_begun(engine: Any, queue: S
         took.append(time.monotonic() - begun)
         reader.close()
     assert sorted(took)[3] < 0.3
+
+
+def test_what_no_broker_leads_concerns_one_stream_alone(
+    engine: Any, queue: Stream, main: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = queue.logs[0]
+    fill(engine, log, 3)
+    lease = grant(engine, main, 3)
+    assert lease is not None
+
+    def away(*_: Any, **__: Any) -> Any:
+        raise EngineUnavailable("nobody answered in time")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.reader, "read", away)
+        patch.setattr(engine.cluster, "offsets", away)
+        for ask in (lambda: engine.rows(lease.spans), lambda: engine.ends([log])):
+            with pytest.raises(EngineUnavailable, match="nobody answered in time") as told:
+                ask()
+            assert not isinstance(told.value, StreamUnavailable), "its broker leads it"
+        patch.setattr(engine.cluster, "leaderless", lambda places: list(places))
+        for ask in (lambda: engine.rows(lease.spans), lambda: engine.ends([log])):
+            with pytest.raises(StreamUnavailable, match="no broker leads partition 0 of topic"):
+                ask()
+    assert len(engine.rows(lease.spans)) == 3

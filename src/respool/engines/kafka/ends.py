@@ -103,7 +103,7 @@ class KafkaEnds(KafkaLog):
         return Ends(ends, 0) if there >= MUCH else None
 
     def _look_at_topics(self, logs: Sequence[int]) -> None:
-        """Now and then see whether topics are those that they were: a claim is no look at a name (K3)."""
+        """Now and then see whether topics are those that they were: ends and claims go by names (K3)."""
         now = time.monotonic()
         for stream in {self.stream_of_log(each).id: self.stream_of_log(each) for each in logs}.values():
             if now - self._looked_at.get(stream.id, 0.0) >= LOOK:
@@ -134,10 +134,9 @@ class KafkaEnds(KafkaLog):
         """Say whether there are records that nobody has claimed, and that may be."""
         logs = self.logs_of(group, fresh=LOOK)
         known = self._cursors.get(group)
+        self._look_at_topics(logs)  # in one made again there may be nothing to claim, and to be seen by that
         ends = self.ends(logs)
         led = self.epochs.changed(group, {log: self._epochs_seen[log] for log in logs})
-        if known is not None and any(ends[each] < known.get(each, 0) for each in logs):
-            self._look_at_topics(logs)  # one made again may have less than was read
         fresh = time.monotonic() - self._cursors_at.get(group, 0.0) < LOOK  # a seek moves them back
         if (
             not led

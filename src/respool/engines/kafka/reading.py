@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any
 
 from ...delivery.spans import Span
+from ...errors import EngineUnavailable
 from ...record import Row, first_pos, log_of, offset_of
 from ..base import Record
 from . import header as h
@@ -90,6 +91,9 @@ class KafkaReading(KafkaPlaces):
         asked = [(self.place(log_of(lo)), offset_of(lo), offset_of(lo) + hi - lo) for lo, hi in ranges]
         try:
             read = reader.read(asked)
+        except EngineUnavailable as error:
+            self._say_leaderless([place for place, _, _ in asked], error)
+            raise
         except Trimmed:
             starts = self.starts([log_of(lo) for lo, _ in ranges])
             ends = self.ends([log_of(lo) for lo, _ in ranges])
