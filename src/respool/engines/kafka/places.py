@@ -15,6 +15,7 @@ from ...errors import ConfigError, EngineError, EngineUnavailable, StreamUnavail
 from ...record import first_pos
 from ..base import Group, GroupKind, Stream, StreamKind
 from ..lent import LendsState
+from ..moving import INCOMING
 from .cluster import EARLIEST, LATEST, SHORTEST, Cluster, Place, TopicGone, TopicUnknown
 from .names import topic_name
 
@@ -166,6 +167,10 @@ class KafkaPlaces:
 
     def _offsets(self, logs: Sequence[int], moment: int) -> list[tuple[int, int]]:
         """Ask for offsets of logs. Raises TopicGone, StreamUnavailable where that is all that is wrong."""
+        for log in logs:  # once in each process: who only reads has declared nothing
+            stream = self._of_log.get(log) or self.stream_of_log(log)
+            if stream.id not in self._checked and not stream.app.startswith(INCOMING):
+                self._check_topic(stream)
         places = [self.place(log) for log in logs]
         try:
             return self.cluster.offsets(places, moment, unheard=SHORTEST)
