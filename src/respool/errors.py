@@ -293,3 +293,8 @@ def suggest(name: str, known: Iterable[str]) -> str:
         return "; none is declared"
     shown = ", ".join(sorted(known)[:10]) + (", …" if len(known) > 10 else "")
     return f"; known: {shown}"
+
+
+def unsent(error: RespoolError) -> str:
+    """Return what an error says, for one who was sending nothing: without that nothing was sent."""
+    return str(error).removesuffix("; nothing was sent")

@@ -115,6 +115,10 @@ def test_server_that_cannot_be_reached(folder, url):
         assert result.returncode == 1
         assert "cannot connect to postgresql://" in result.stderr
         assert urllib.parse.urlsplit(url).password not in result.stdout + result.stderr
+        assert ("nothing was sent" in result.stderr) == ("call" in args)
+    worker = run("-A", "shop", "worker", "--burst", cwd=folder, RESPOOL_URL=away)
+    assert worker.returncode == 1
+    assert worker.stderr.endswith("Connection refused\n"), "a worker sends nothing"
 
 
 def test_a_command_that_looks_makes_no_schema(folder, cli, url, monkeypatch):

@@ -106,12 +106,12 @@ def _explained(error: BaseException, debug: bool, sends: bool) -> str:
     """
     import traceback
 
-    from ..errors import EngineUnavailable, LogMoved
+    from ..errors import EngineUnavailable, LogMoved, unsent
     from ..loading import AppImportError
 
     told = str(error)
     if isinstance(error, EngineUnavailable | LogMoved) and not sends:
-        told = told.removesuffix("; nothing was sent")
+        told = unsent(error)
     if debug:
         return f"{told}\n\n{''.join(traceback.format_exception(error)).rstrip()}"
     if isinstance(error, AppImportError) and error.__cause__ is not None:

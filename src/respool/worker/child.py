@@ -20,7 +20,7 @@ import msgspec
 from ..app import App
 from ..clock import boottime_ns
 from ..encoding.remote import raised_in
-from ..errors import AppendUnknown, EngineUnavailable, RespoolError
+from ..errors import AppendUnknown, EngineUnavailable, RespoolError, unsent
 from ..loading import AppImportError, is_misuse, load_app
 from ..location import refuse_memory
 from . import page as p
@@ -107,7 +107,7 @@ class Child:
             traceback.print_exception(error.__cause__ or error)
             self.say(Refusal(str(error), usage=is_misuse(error)))
         except RespoolError as error:
-            self.say(Refusal(str(error), usage=is_misuse(error)))
+            self.say(Refusal(unsent(error), usage=is_misuse(error)))
         return None
 
     def _check_log(self) -> None:

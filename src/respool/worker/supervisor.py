@@ -22,7 +22,7 @@ from ..clock import now as wall_clock
 from ..delivery.death import Cause
 from ..engines import open_engine
 from ..engines.base import Registration
-from ..errors import AppendUnknown, DatabaseGone, EngineUnavailable, LogMoved, RespoolError
+from ..errors import AppendUnknown, DatabaseGone, EngineUnavailable, LogMoved, RespoolError, unsent
 from ..loading import is_misuse
 from ..location import Location, parse_url
 from . import importing
@@ -122,7 +122,7 @@ class Supervisor:
                     pause = self._restarts.pause()
                     self._wait_for_file()
                 except RespoolError as error:
-                    log.error("Error: %s", error)
+                    log.error("Error: %s", unsent(error))
                     return 2 if is_misuse(error) else 1
                 finally:
                     self._end_session()
