@@ -61,7 +61,9 @@ def test_calls_from_their_sending_to_a_replay(shop, folder):
     assert "v2" in shop("groups", "list")
     lag = [json.loads(line) for line in shop("lag", "--json").splitlines()]
     assert {row["group"] for row in lag} >= {"main", "v2", "audit"}
-    assert re.search(r"records in postgresql://\w+@[\d.:]+/\w+: each is in one place", shop("check"))
+    assert re.search(
+        r"records in postgresql://\w+@[\d.:]+/\w+\?schema=\w+: each is in one place", shop("check")
+    )
     assert shop("workers").startswith("No workers.")
     assert not list(folder.glob("respool.db*"))
 

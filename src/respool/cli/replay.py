@@ -173,8 +173,7 @@ def _data(summary: ReplaySummary, far: HowFar | None) -> dict[str, Any]:
     names = ("tasks", "key", "headers", "where", "share", "state")
     ended = {}
     if far is not None:
-        done = far.run - far.dead
-        ended = {"over": far.over, "done": done, "dead": far.dead, "skipped": far.skipped}
+        ended = {"over": far.over, "done": far.run, "dead": far.dead, "skipped": far.skipped}
     return {
         "queue": summary.queue.name,
         "group": summary.group,
