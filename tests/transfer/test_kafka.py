@@ -110,11 +110,10 @@ def test_no_broker_takes_records_of_a_log_that_was_moved(
 
 
 def test_a_record_that_is_too_large_is_still_that(broker: Any) -> None:
-    queue = filled(broker, 1)
+    queue, now = filled(broker, 1), time.time()
+    row = NewCall(queue.logs[0], "add", b"x" * (9 << 20), None, new_head(now), now)
     with pytest.raises(Exception, match=r"raise its max\.message\.bytes"):
-        broker.append_row(
-            NewCall(queue.logs[0], "add", b"x" * (9 << 20), None, new_head(time.time()), time.time())
-        )
+        broker.append_row(row)
 
 
 def test_what_waits_in_the_outbox_is_sent_first(
