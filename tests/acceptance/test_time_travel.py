@@ -83,7 +83,7 @@ def test_a_replay_runs_what_is_chosen(stage: Stage) -> None:
     ):
         assert replayed(stage, f"v{n}", calls, *options) == expected, options
     half = replayed(stage, "half", calls, *score, "--share", "50%")
-    assert 2 < len(half) < 18
+    assert 0 < len(half) < 20
     assert replayed(stage, "same", calls, *score, "--share", "50%") == half, "by a hash of the id"
     made = stage.data(
         "replay", "--queue", "orders", "--group", "ada", "--all-tasks", "--key", "ada", "--dry-run"
