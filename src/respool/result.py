@@ -497,9 +497,12 @@ def why_unfinished(result: AsyncResult[Any]) -> str | None:
 def _limit(app: App, deadline: float | None) -> limited:
     """Return a block whose looks end soon after the time is up: a server that is silent is not waited for.
 
-    The engine is opened before: that may take as long as an append.
+    The engine is opened before: that may take as long as an append, and leaves time for a look nevertheless.
     """
-    return limited(None if deadline is None or app.engine is None else deadline + GRACE)
+    if deadline is None:
+        return limited(None)
+    app.engine  # noqa: B018
+    return limited(max(deadline, time.monotonic()) + GRACE)
 
 
 def _next_wait(deadline: float | None, poll: float) -> float | None:

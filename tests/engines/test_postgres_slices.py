@@ -81,7 +81,10 @@ def test_what_is_parked_is_moved_in_slices_and_no_group_waits(
         assert [each.pos - first for each in engine.records(first, first + 200, 200)] == list(range(95))
         assert len(engine.rows([Span(first, first + 95)])) == 95
         assert [engine.find("shop", id_of(head, n)) for n in (0, 42, 94)] == [first, first + 42, first + 94]
-        assert promptly(lambda: hasty.trim(queue, CUT, 5000)) == (10 if slice < 9 else 5)
+        gone = [promptly(lambda: hasty.trim(queue, CUT, 5000))]
+        while not gone[-1] and len(gone) < 20:  # some steps may be given up, for want of time
+            gone.append(promptly(lambda: hasty.trim(queue, CUT, 5000)))
+        assert gone[-1] == (10 if slice < 9 else 5)
     last = started(lambda: hasty.trim(queue, CUT, 5000))
     waits = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND classid::bigint = %s"
     eventually(lambda: tell(engine, waits, (GROUP_LOCKS,)))
