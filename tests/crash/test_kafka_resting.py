@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from tests.crash.test_kafka import DELETED as CODE
 from tests.crash.test_kafka import placed
 from tests.services.kafka import cluster
 from tests.worker.support import SOURCES, Place, eventually
@@ -19,18 +20,6 @@ from tests.worker.support import SOURCES, Place, eventually
 from respool.engines.kafka.names import topic_name
 
 on_kafka = pytest.mark.parametrize("place", ["kafka"], indirect=True)
-CODE = """
-@app.task
-def mark(n):
-    with noted("mark", n):
-        return n
-
-
-@app.task(queue="gone")
-def gone(n):
-    with noted("gone", n):
-        return n
-"""
 
 
 def topic_of(place: Place, queue: str) -> str:

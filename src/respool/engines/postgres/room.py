@@ -21,9 +21,7 @@ from .partitions import LOCK_PATIENCE, SIZE, add, next_number, partition_of
 
 HALF = SIZE >> 1
 AHEAD_AGAIN = 10.0  # seconds before a partition that could not be made ahead is tried again
-LOOK_AGAIN = (
-    1.0  # seconds before a single call in a caller's transaction has us look again at a log's numbers
-)
+LOOK_AGAIN = 1.0  # seconds before a single call of a caller's has us look again at a log's numbers
 log = logging.getLogger("respool")
 
 
