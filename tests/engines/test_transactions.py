@@ -13,11 +13,7 @@ from typing import Any, TypeVar
 import apsw
 import psycopg
 import pytest
-import sqlalchemy
-from django.conf import settings as django_settings
-from django.db.backends.postgresql.base import DatabaseWrapper
 from psycopg.rows import dict_row
-from sqlalchemy.orm import Session
 from tests.engines.kits import PostgresKit
 
 from respool import App, ConfigError, EngineUnavailable, IdConflict, RecordTooLarge, UnknownCall
@@ -71,6 +67,8 @@ def _autocommit(url: str) -> Iterator[tuple[Any, Callable[[], None], Callable[[]
 
 @contextmanager
 def _sqlalchemy(url: str) -> Iterator[tuple[Any, Callable[[], None], Callable[[], None]]]:
+    import sqlalchemy  # here: each worker collects this module, and it takes a sixth of a second
+
     engine = sqlalchemy.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
     with engine.connect() as db:
         yield db, db.commit, db.rollback
@@ -79,16 +77,21 @@ def _sqlalchemy(url: str) -> Iterator[tuple[Any, Callable[[], None], Callable[[]
 
 @contextmanager
 def _session(url: str) -> Iterator[tuple[Any, Callable[[], None], Callable[[], None]]]:
+    import sqlalchemy.orm
+
     engine = sqlalchemy.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
-    with Session(engine) as db:
+    with sqlalchemy.orm.Session(engine) as db:
         yield db, db.commit, db.rollback
     engine.dispose()
 
 
 @contextmanager
 def _django(url: str) -> Iterator[tuple[Any, Callable[[], None], Callable[[], None]]]:
-    if not django_settings.configured:
-        django_settings.configure(USE_TZ=True)
+    from django.conf import settings
+    from django.db.backends.postgresql.base import DatabaseWrapper
+
+    if not settings.configured:
+        settings.configure(USE_TZ=True)
     parts = psycopg.conninfo.conninfo_to_dict(url)
     db = DatabaseWrapper(
         {
