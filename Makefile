@@ -11,7 +11,7 @@ STAMP := .venv/.stamp
 BENCH_STAMP := bench/.venv/.stamp
 
 # What the caller's shell sets for another Python must not reach this one.
-unexport PYTHONHOME PYTHONPATH
+unexport PYTHONHOME PYTHONPATH PYTHONDONTWRITEBYTECODE
 
 # An environment is tied to its folder: one that came along with a copied or moved tree is made anew.
 ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
@@ -39,10 +39,12 @@ demo: $(STAMP) ## a short show of what it does
 	@$(BIN)/respool demo $(ARGS)
 
 test: $(STAMP) ## all tests but the soak
+	@$(BIN)/python -m compileall -q src
 	@$(BIN)/python -m tests.services --prepare
 	@$(BIN)/python -m pytest -n 6 --dist worksteal $(ARGS)
 
 test-fast: $(STAMP) ## those tests that need no server
+	@$(BIN)/python -m compileall -q src
 	@$(BIN)/python -m pytest -n 4 --dist worksteal -m "not server" $(ARGS)
 
 services: $(STAMP) ## real PostgreSQL, PgBouncer and Kafka for tests, until Ctrl-C

@@ -1,6 +1,7 @@
 """Hypothesis profiles: `dev` by default, `ci` where CI is set, `soak` where SOAK is.
 
-Another: `pytest --hypothesis-profile=soak`. And the mark of what needs a server: `pytest -m "not server"`.
+Another: `pytest --hypothesis-profile=soak`. The mark of what needs a server: `pytest -m "not server"`. And
+what makes the collecting of some thousands of tests quick.
 """
 
 from __future__ import annotations
@@ -8,10 +9,12 @@ from __future__ import annotations
 import gc
 import os
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
+from tests.rewriting import rewrite_share
 
 _SLOW = [HealthCheck.too_slow, HealthCheck.filter_too_much]  # a machine's steps are slow beside a function's
 
@@ -36,6 +39,19 @@ _SERVERS = ("postgres", "kafka", "newest", "oldest", "pgbouncer", "server")
 """How fixtures begin that start a server, and parameters that name one."""
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Collect without collections of garbage, which would look again and again through what is kept."""
+    gc.disable()
+    try:
+        worker = getattr(session.config, "workerinput", None)
+        if worker is not None:
+            rewrite_share(session.config, int(worker["workerid"].removeprefix("gw")), worker["workercount"])
+        return (yield)
+    finally:
+        gc.enable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs a server, by its fixtures or by what it is run for."""
     for item in items:
@@ -45,9 +61,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leave what was collected out of all later collections of garbage: it is much, and stays."""
+    """Leave what was collected out of all collections of garbage: it is much, and stays.
+
+    And keep no byte code of what tests write: two versions made within a second would be taken for one.
+    """
     gc.collect()
     gc.freeze()
+    sys.dont_write_bytecode = True
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 
 _OF_SERVERS = ("database", "session_database", "session_newest", "session_oldest", "session_pooled")
