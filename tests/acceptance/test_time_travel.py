@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
 import sys
 from typing import Any
 
 import pytest
+from tests import warm
 from tests.acceptance.stage import Stage
 from tests.worker.support import SOURCES, eventually
 
@@ -183,7 +183,7 @@ def test_the_past_in_hand(stage: Stage) -> None:
     made = stage.data("capture", "--task", "score", "--sample", "200", "-o", "past")
     assert made["calls"] == CALLS
     for passes in (True, False):
-        done = subprocess.run(
+        done = warm.run(
             [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", made["test"]],
             cwd=stage.folder, env={"PYTHONPATH": f"{SOURCES}:{stage.folder}", "PATH": ""},
             capture_output=True, text=True, timeout=60,
@@ -227,7 +227,7 @@ def test_another_version_runs_a_share_of_the_live_calls(stage: Stage) -> None:
     v2 = stage.folder / "shop_v2.py"
     v2.write_text(stage.path.read_text().replace("return n * factor", "return 1 + n * factor"))
     for group in ("v2", "past"):
-        done = subprocess.run(
+        done = warm.run(
             [sys.executable, "-m", "respool", "-A", str(v2), "worker", "--group", group, "--burst"],
             cwd=stage.folder, env={"PYTHONPATH": SOURCES, "PATH": ""},
             capture_output=True, text=True, timeout=60,

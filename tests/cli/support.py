@@ -8,9 +8,11 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from click.testing import CliRunner
+from tests import warm
 
 from respool.cli import main
 from respool.delivery.claim import Request, claim
@@ -74,14 +76,18 @@ class Cli:
 
 def run(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """Run `python -m respool` in a process of its own."""
-    return python("-m", "respool", *args, cwd=cwd, **env)
+    return _run(warm.run, "-m", "respool", *args, cwd=cwd, **env)
 
 
 def python(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in a process of its own, without a terminal."""
+    """Start Python, without a terminal."""
+    return _run(subprocess.run, *args, cwd=cwd, **env)
+
+
+def _run(runner: Callable, *args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RESPOOL_")}
     clean["PYTHONPATH"] = str(Path(sys.modules["respool"].__file__).parents[1])
-    return subprocess.run(
+    return runner(
         [sys.executable, *args],
         cwd=cwd,
         env=clean | env,
@@ -96,7 +102,7 @@ def start(*args: str, cwd: Path) -> subprocess.Popen[str]:
     """Start `python -m respool` in a process of its own, without waiting for its end."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RESPOOL_")}
     clean["PYTHONPATH"] = str(Path(sys.modules["respool"].__file__).parents[1])
-    return subprocess.Popen(
+    return warm.WarmPopen(
         [sys.executable, "-m", "respool", *args],
         cwd=cwd,
         env=clean,

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from tests.cli.support import run, start, write_shop
+from tests.warm import WarmPopen
 
 from respool.errors import DatabaseGone
 from respool.worker.host import farewell
@@ -221,7 +222,7 @@ def test_a_replay_by_commands_alone(folder):
 
 def _worker(folder):
     source = str(Path(sys.modules["respool"].__file__).parents[1])
-    return subprocess.Popen(
+    return WarmPopen(
         [sys.executable, "-m", "respool", "-A", "shop", "worker", "-c", "1", "-n", "bee"],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": source},

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.warm import WarmPopen
 from tests.worker.support import LINE, SOURCES, Place, eventually
 
 CODE = """
@@ -93,7 +94,7 @@ class Producers:
         first = str(self.kills * 1_000_000)
         arguments = [str(self.place.folder), self.place.path.stem, first, way, str(out)]
         env = {**os.environ, "PYTHONPATH": SOURCES}
-        return subprocess.Popen([sys.executable, "-c", PRODUCER, *arguments], env=env), out
+        return WarmPopen([sys.executable, "-c", PRODUCER, *arguments], env=env), out
 
     def _records(self) -> list[str]:
         engine = self.place.app.engine

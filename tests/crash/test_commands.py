@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 
 import pytest
+from tests.warm import WarmPopen
 from tests.worker.support import SOURCES, Place, eventually, on_every_engine
 
 from respool.replay import seek
@@ -34,7 +35,7 @@ def killed(place: Place, *command: str, when: Callable[[], bool], slices: str) -
         "main(sys.argv[1:])\n"
     )  # fmt: skip
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([SOURCES, str(place.folder)])}
-    process = subprocess.Popen(
+    process = WarmPopen(
         [sys.executable, "-c", code, "-A", str(place.path), *command],
         cwd=place.folder, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

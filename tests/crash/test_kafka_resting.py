@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from tests import warm
 from tests.crash.test_kafka import DELETED as CODE
 from tests.crash.test_kafka import placed
 from tests.services.kafka import cluster
@@ -59,7 +60,7 @@ def run(place: Place, module: Any, first: int, calls: int, within: float) -> flo
 
 def respool(place: Place, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "respool", "-A", str(place.path), *arguments]
-    return subprocess.run(
+    return warm.run(
         command,
         cwd=place.folder,
         env={"PYTHONPATH": SOURCES, "PATH": "", "COLUMNS": "200", "TZ": "UTC"},

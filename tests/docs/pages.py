@@ -29,6 +29,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests import warm
+from tests.warm import WarmPopen
+
 import respool
 
 ROOT = Path(__file__).parents[2]
@@ -118,7 +121,7 @@ class Session:
 
     def _run_python(self, block: Block) -> None:
         if self._python is None:
-            self._python = subprocess.Popen(
+            self._python = WarmPopen(
                 [sys.executable, str(RUNNER)], cwd=self.folder, env=self.env, text=True,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             )  # fmt: skip
@@ -155,7 +158,7 @@ class Session:
         if "worker" in words and "--burst" not in words and "--help" not in words:
             self._start_worker(arguments)
             return
-        done = subprocess.run(
+        done = warm.run(
             arguments, cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL, text=True, timeout=PATIENCE,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
@@ -170,7 +173,7 @@ class Session:
     def _start_worker(self, arguments: list[str]) -> None:
         log = self.folder / f"worker-{len(self._workers)}.log"
         with log.open("wb") as out:
-            worker = subprocess.Popen(
+            worker = WarmPopen(
                 arguments, cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL, stdout=out, stderr=out
             )
         self._workers.append(worker)

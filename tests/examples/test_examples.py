@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests import warm
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SAYS = {
@@ -87,7 +87,7 @@ def run(name: str, folder: Path, url: str | None = None) -> str:
     """Run an example in a folder; return what it printed."""
     environ = {**os.environ, "PYTHONPATH": str(EXAMPLES)}
     environ["RESPOOL_URL"] = url or f"sqlite:///{folder / 'example.db'}"
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, str(EXAMPLES / f"{name}.py")],
         cwd=folder, env=environ, capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip

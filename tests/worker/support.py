@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import pytest
+from tests.warm import WarmPopen
 
 import respool
 from respool import App
@@ -143,7 +144,7 @@ class WorkerProcess:
         self.log_path = place.folder / f"worker-{next(_names)}.log"
         path = os.pathsep.join([SOURCES, *filter(None, [os.environ.get("PYTHONPATH")])])
         with self.log_path.open("wb") as out:
-            self.process = subprocess.Popen(
+            self.process = WarmPopen(
                 [sys.executable, "-c", textwrap.dedent(before) + _RUN, encode(options).decode()],
                 cwd=place.folder,
                 env={**os.environ, "PYTHONPATH": path, "IN_WORKER": "1", "TMPDIR": str(place.folder), **env},
