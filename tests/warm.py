@@ -34,6 +34,7 @@ CLONE_PARENT = 0x8000
 _CLONE = {"x86_64": 56, "aarch64": 220}.get(platform.machine()) if sys.platform == "linux" else None
 _LARGEST = 150_000  # bytes of a request, within what a socket's buffer takes
 _MOST_FILES = 16
+_ANSWERS_WITHIN = 60.0  # seconds, the first time with all that is imported
 _HIGH = 500  # file descriptors from here on are none that a command asked for
 _CHILD = "respool.worker.child"
 _STARTS_MORE = ("worker", "demo", ".py")  # ends of words of commands that start workers
@@ -143,6 +144,7 @@ def _start() -> socket.socket:
             start_new_session=True,
             env={**os.environ, "PYTHONPATH": _sources()},
         )
+    ours.settimeout(_ANSWERS_WITHIN)
     _server, _server_of = ours, os.getpid()
     return ours
 
@@ -208,14 +210,17 @@ def _become(request: Request, files: list[int], path: list[str]) -> None:
     sys.path[:] = [first, *filter(None, request.env.get("PYTHONPATH", "").split(os.pathsep)), *path]
     sys.path_importer_cache.clear()
     unbuffered = "PYTHONUNBUFFERED" in request.env
-    sys.stdin = sys.__stdin__ = _text(0, "r", "strict", False)
-    sys.stdout = sys.__stdout__ = _text(1, "w", "strict", unbuffered)
-    sys.stderr = sys.__stderr__ = _text(2, "w", "backslashreplace", True)
+    sys.stdin = sys.__stdin__ = _text(sys.stdin, "r", False)
+    sys.stdout = sys.__stdout__ = _text(sys.stdout, "w", unbuffered)
+    sys.stderr = sys.__stderr__ = _text(sys.stderr, "w", True)
 
 
-def _text(file: int, mode: str, errors: str, through: bool) -> io.TextIOWrapper:
+def _text(like: Any, mode: str, through: bool) -> io.TextIOWrapper:
+    """Open a standard file anew, which is another than the one that Python started with."""
+    file: int = like.fileno()
     raw = open(file, mode + "b", -1 if mode == "r" or not through else 0, closefd=False)  # noqa: SIM115
-    return io.TextIOWrapper(raw, errors=errors, write_through=through, line_buffering=os.isatty(file))
+    lines = file == 2 or os.isatty(file)
+    return io.TextIOWrapper(raw, like.encoding, like.errors, write_through=through, line_buffering=lines)
 
 
 def _run(command: list[str]) -> None:
@@ -243,6 +248,7 @@ def _fork_server() -> None:
         ours.close()
         _work_in(theirs)
     theirs.close()
+    ours.settimeout(_ANSWERS_WITHIN)
     _server, _server_of = ours, os.getpid()
     subprocess.Popen = WarmPopen  # type: ignore[misc]
 
