@@ -93,8 +93,8 @@ def test_a_redriven_call_does_not_expire(app: App) -> None:
             raise ValueError("not yet")
         return "done"
 
-    r = once.apply_async(expires=0.2)
-    late = once.apply_async(countdown=0.3, expires=0.2)
+    r = once.apply_async(expires=2)
+    late = once.apply_async(countdown=2.1, expires=2)
     work(app)
     assert r.state == "FAILURE"
     fail[0] = False
