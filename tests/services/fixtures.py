@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.services.keeper import joined
@@ -23,6 +25,13 @@ class Run:
 
     folder: Path
     controller: int
+    in_memory: bool = True  # servers may keep their files there
+
+    def joined(
+        self, service: str, given: dict[str, object] | None = None
+    ) -> AbstractContextManager[dict[str, Any]]:
+        """Use one of its servers."""
+        return joined(self.folder, service, self.controller, given or {"in_memory": self.in_memory})
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,11 @@ class KafkaAddress:
 
 @pytest.fixture(scope="session")
 def services_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Return the run."""
+    return run_of(request, tmp_path_factory)
+
+
+def run_of(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Return the run: xdist's workers are children of its controller, their folders below its folder."""
     folder = tmp_path_factory.getbasetemp()
     if hasattr(request.config, "workerinput"):
@@ -48,35 +62,35 @@ def services_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 @pytest.fixture(scope="session")
 def postgres(services_run: Run) -> Iterator[PostgresAddress]:
     """Yield the run's PostgreSQL server, Debian's."""
-    with joined(services_run.folder, "postgres", services_run.controller) as told:
+    with services_run.joined("postgres") as told:
         yield PostgresAddress(**told)
 
 
 @pytest.fixture(scope="session")
 def newest_postgres(services_run: Run) -> Iterator[PostgresAddress]:
     """Yield the run's PostgreSQL server of the newest version."""
-    with joined(services_run.folder, "newest", services_run.controller) as told:
+    with services_run.joined("newest") as told:
         yield PostgresAddress(**told)
 
 
 @pytest.fixture(scope="session")
 def oldest_postgres(services_run: Run) -> Iterator[PostgresAddress]:
     """Yield the run's PostgreSQL server of the oldest version that is supported."""
-    with joined(services_run.folder, "oldest", services_run.controller) as told:
+    with services_run.joined("oldest") as told:
         yield PostgresAddress(**told)
 
 
 @pytest.fixture(scope="session")
 def pgbouncer(services_run: Run, postgres: PostgresAddress) -> Iterator[PostgresAddress]:
     """Yield the run's PgBouncer, before `postgres`: `pgbouncer.url(name)` is a database of that, pooled."""
-    with joined(services_run.folder, "pgbouncer", services_run.controller, postgres.to_json()) as told:
+    with services_run.joined("pgbouncer", postgres.to_json()) as told:
         yield PostgresAddress(**told)
 
 
 @pytest.fixture(scope="session")
 def kafka(services_run: Run) -> Iterator[KafkaAddress]:
     """Yield the run's broker."""
-    with joined(services_run.folder, "kafka", services_run.controller) as told:
+    with services_run.joined("kafka") as told:
         yield KafkaAddress(**told)
 
 

@@ -84,18 +84,22 @@ class KafkaServer(Server):
     Parameters:
         settings: More for server.properties.
         listeners: More ways in, beside the plain one.
+        parent: Where its folder is to be; else where temporary files are.
     """
 
     name: ClassVar[str] = "kafka"
     quit: ClassVar[signal.Signals] = signal.SIGKILL  # its folder goes with it: nothing is worth a flush
 
     def __init__(
-        self, settings: Mapping[str, str | int] | None = None, listeners: Sequence[Listener] = ()
+        self,
+        settings: Mapping[str, str | int] | None = None,
+        listeners: Sequence[Listener] = (),
+        parent: Path | None = None,
     ) -> None:
         program = java()
         if program is None or not present():
             raise ServiceError(f"Kafka or Java is missing. Run: {PREPARE} --only kafka")
-        super().__init__()
+        super().__init__(parent)
         self._java, self._settings, self._listeners = program, dict(settings or {}), tuple(listeners)
         self.node = 1
         self.port, self.controller_port = free_port(), free_port()

@@ -26,7 +26,7 @@ from tests.services.install import require
 from tests.services.kafka import KafkaServer
 from tests.services.pgbouncer import PgBouncer
 from tests.services.postgres import PostgresAddress, PostgresServer
-from tests.services.process import Server, ServiceError
+from tests.services.process import Server, ServiceError, memory_folder
 from tests.services.versions import OTHERS
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -37,15 +37,18 @@ def make(service: str, given: dict[str, Any]) -> Server:
     """Return a service's server, not started.
 
     PostgreSQL doesn't wait for the disk: a shared server's databases are gone with the run.
+
+    Parameters:
+        given: To PgBouncer, the server behind it; to others `in_memory`, whether their files may be there.
     """
     require(service)
-    if service == "postgres":
-        return PostgresServer(fsync=False)
-    if service in OTHERS:
-        return PostgresServer(OTHERS[service].programs(), fsync=False)
     if service == "pgbouncer":
         return PgBouncer(PostgresAddress(**given))
-    return KafkaServer()
+    parent = memory_folder() if given.get("in_memory") else None
+    if service == "kafka":
+        return KafkaServer(parent=parent)
+    programs = OTHERS[service].programs() if service in OTHERS else None
+    return PostgresServer(programs, fsync=False, parent=parent)
 
 
 def address(server: Server) -> dict[str, object]:
@@ -66,7 +69,7 @@ def joined(
         run: The folder of the run, the same for all its processes.
         service: postgres, newest, oldest, pgbouncer or kafka.
         controller: The process with whose end the run ends.
-        given: What the server is told: PgBouncer, the server behind it.
+        given: What the server is told: see `make`.
     """
     with _locked(run / f"{service}.lock"):
         connection = _connect(run, service)

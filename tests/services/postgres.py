@@ -100,6 +100,7 @@ class PostgresServer(Server):
         programs: The folder with initdb and postgres; else they are looked for.
         fsync: False makes it faster and unsafe against a crash of the machine, not against `kill`.
         settings: More for postgresql.conf.
+        parent: Where its folder is to be; else where temporary files are.
     """
 
     name: ClassVar[str] = "postgres"
@@ -111,12 +112,13 @@ class PostgresServer(Server):
         *,
         fsync: bool = True,
         settings: Mapping[str, str | int | bool] | None = None,
+        parent: Path | None = None,
     ) -> None:
         found = find_programs(programs)
         if found is None:
             where = "on PATH or in /usr/lib/postgresql" if programs is None else f"in {programs}"
             raise ServiceError(f"No initdb and postgres {where}: python -m tests.services --prepare")
-        super().__init__()
+        super().__init__(parent)
         self.programs = found
         self.address = PostgresAddress(free_port(), "respool", secrets.token_hex(16))
         self._fsync, self._settings = fsync, dict(settings or {})

@@ -21,6 +21,8 @@ from tests.services.guard import Guard, end, family
 
 POLL = 0.01  # seconds between two looks at something that has no way to tell
 
+_ROOM = 4 << 30  # bytes; a run of all tests takes less than 2 GiB
+
 _guard = Guard()
 _given: set[int] = set()  # ports given out in this process: a server that is down keeps its
 
@@ -62,6 +64,22 @@ def reachable(path: Path) -> bool:
     return True
 
 
+def memory_folder() -> Path | None:
+    """Return a folder of files in memory, None where the machine has too little of it for servers' data.
+
+    There, files cost a third of the processor time: a disk's file system looks for a free inode among all
+    those that were deleted lately, and tests delete many.
+    """
+    folder = Path("/dev/shm")
+    try:
+        known = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        room = shutil.disk_usage(folder).free
+    except FileNotFoundError:  # not Linux
+        return None
+    available = int(known["MemAvailable"].split()[0]) << 10
+    return folder if os.path.ismount(folder) and room >= _ROOM and available >= 2 * _ROOM else None
+
+
 def free_port() -> int:
     """Return a port on 127.0.0.1 that nothing listens on.
 
@@ -98,15 +116,18 @@ class Server(ABC):
     `start` and `stop` may follow each other any number of times; `close` ends it at once and removes the
     folder. As a context manager it is started on entry and closed on exit. Whatever ends this process, the
     server ends and the folder goes (see guard.py).
+
+    Parameters:
+        parent: Where its folder is to be; else where temporary files are.
     """
 
     name: ClassVar[str]
     quit: ClassVar[signal.Signals]  # ends it at once, leaving nothing outside its folder
     start_timeout: ClassVar[float] = 60.0
 
-    def __init__(self) -> None:
+    def __init__(self, parent: Path | None = None) -> None:
         user = unprivileged()
-        self._folder = Path(tempfile.mkdtemp(prefix=f"respool-{self.name}-"))
+        self._folder = Path(tempfile.mkdtemp(prefix=f"respool-{self.name}-", dir=parent))
         _guard.hold(self._folder)
         self._process: subprocess.Popen[bytes] | None = None
         self._paused = False
