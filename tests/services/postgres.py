@@ -5,7 +5,10 @@ Needs no client to start one. What asks a server something (making a database, a
 
 from __future__ import annotations
 
+import base64
 import ctypes
+import hashlib
+import hmac
 import os
 import secrets
 import shutil
@@ -198,7 +201,7 @@ class PostgresServer(Server):
         """Make the data directory, once."""
         if self.data.exists():
             return
-        password = self.write("password", self.address.password)
+        password = self.write("password", _hashed(self.address.password))
         self.run(
             [
                 self.programs / "initdb",
@@ -343,6 +346,18 @@ class _Standby(PostgresServer):
                     continue
                 (target / file).chmod(0o600)
                 own(target / file)
+
+
+def _hashed(password: str) -> str:
+    """Return a password as the server keeps it, but hashed once: no more is needed where chance made it.
+
+    The usual 4,096 rounds are most of what it costs a client to connect: 2 ms of its processor.
+    """
+    salt = secrets.token_bytes(16)
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, 1)
+    client = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+    kept = [base64.b64encode(x).decode() for x in (salt, client, hmac.digest(salted, b"Server Key", "sha256"))]
+    return "SCRAM-SHA-256$1:{}${}:{}".format(*kept)
 
 
 def _quoted(value: str | int | bool) -> str:
