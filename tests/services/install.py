@@ -160,6 +160,10 @@ def prepare(services: Collection[str], tell: Callable[[str], object] = print) ->
         raise ServiceError(
             f"{' and '.join(need.what for need in left)} is still missing, though all was installed."
         )
+    if "kafka" in services:
+        from tests.services import kafka
+
+        kafka.make_head_start()
 
 
 def _install(packages: Collection[str], lacking: Collection[Need], tell: Callable[[str], object]) -> None:

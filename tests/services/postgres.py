@@ -356,7 +356,9 @@ def _hashed(password: str) -> str:
     salt = secrets.token_bytes(16)
     salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, 1)
     client = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
-    kept = [base64.b64encode(x).decode() for x in (salt, client, hmac.digest(salted, b"Server Key", "sha256"))]
+    kept = [
+        base64.b64encode(x).decode() for x in (salt, client, hmac.digest(salted, b"Server Key", "sha256"))
+    ]
     return "SCRAM-SHA-256$1:{}${}:{}".format(*kept)
 
 

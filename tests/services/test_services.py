@@ -148,6 +148,24 @@ def test_kafka_starts_answers_and_leaves_nothing():
     assert gone(pids, server.folder, server.port)
 
 
+def test_kafka_starts_without_a_head_start_and_with_a_broken_one(monkeypatch):
+    with tempfile.TemporaryDirectory() as broken:
+        os.chmod(broken, 0o755)
+        Path(broken, "classes.jsa").write_bytes(bytes(range(256)) * 100)
+        monkeypatch.setattr(kafka, "head_start", lambda: Path(broken))
+        with KafkaServer() as server:
+            assert brokers(server.port) == {server.port}
+            formatted = (server.folder / "data/meta.properties").read_text()
+    monkeypatch.undo()
+    kafka.make_head_start()
+    assert {path.name for path in kafka.head_start().iterdir()} == {"classes.jsa", "bootstrap.checkpoint"}
+    with KafkaServer() as server:
+        assert brokers(server.port) == {server.port}
+        names = [line.split("=")[0] for line in formatted.splitlines() if not line.startswith("#")]
+        written = (server.folder / "data/meta.properties").read_text()
+        assert sorted(names) == sorted(line.split("=")[0] for line in written.splitlines() if line[0] != "#")
+
+
 def test_kafka_cluster_goes_on_without_one():
     with kafka.cluster() as cluster:
         ports = {server.port for server in cluster.servers}
