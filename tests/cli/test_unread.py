@@ -67,6 +67,15 @@ def test_queues(cli, broken):
     assert cli("-A", "shop", "streams"), "all of which can be read"
 
 
+def test_groups(cli, broken):
+    rows = by_name(cli("-A", "shop", "groups", "list", "--json", code=1))
+    assert (rows["default"]["left"], rows["default"]["error"]) == (2, None)
+    assert (rows["fast"]["left"], rows["fast"]["error"]) == (None, "topic fast is away")
+    text = cli("-A", "shop", "groups", "list", code=1)
+    assert "queue fast cannot be read: topic fast is away" in text
+    assert cli("-A", "shop", "groups", "list", "--queue", "default")
+
+
 def test_check(cli, broken):
     found = cli.data("-A", "shop", "check", code=1)
     assert not found["ok"]

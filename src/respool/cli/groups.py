@@ -47,7 +47,7 @@ def list_(queue: str | None, as_json: bool) -> None:
     respool -A shop groups list --queue default
     """
     from ..why import served_as
-    from .output import Column, Table, note, number
+    from .output import UNREAD, Column, Table, note, number, say_unread
     from .target import open_target
 
     target = open_target()
@@ -68,7 +68,8 @@ def list_(queue: str | None, as_json: bool) -> None:
         if group.stream in chosen:
             data = _data(target, group)
             cells = [group.name, f"{data['reads']} {target.shown(target.streams[group.stream])}", group.kind]
-            cells += [number(data[name]) for name in ("done", "left", "dead", "skipped", "calls_dropped")]
+            counted = [data[name] for name in ("done", "left", "dead", "skipped", "calls_dropped")]
+            cells += [UNREAD if each is None else number(each) for each in counted]
             table.add((*cells, _bounds(group)), data)
             served = served_as(target.streams[group.stream], group)
             notes += [f"{served}: {told}" for told in _told(data["counters"])]
@@ -77,6 +78,7 @@ def list_(queue: str | None, as_json: bool) -> None:
     )
     for text in [] if as_json else notes:
         note(text)
+    say_unread([(f"{data['reads']} {data['name']}", data["error"]) for data in table.data], as_json)
 
 
 _COUNTED = {
@@ -93,26 +95,24 @@ def _told(counters: Mapping[str, int]) -> list[str]:
 
 
 def _data(target: Target, group: Group) -> dict[str, Any]:
+    from ..errors import OF_ONE_STREAM
     from .output import iso
 
-    stream = target.streams[group.stream]
-    counts, counters = target.engine.counts(group), target.engine.counters(group.id)
-    left = counts.pending + counts.leased + counts.returned + sum(counts.parked.values())
-    ends = {log: end for log, _, end in target.engine.bounds(stream)}
-    bounds = target.engine.group_bounds(group)
-    total = sum(
-        max((ends[at.log] if at.stop is None else min(at.stop, ends[at.log])) - at.start, 0) for at in bounds
-    )
+    stream, counters = target.streams[group.stream], target.engine.counters(group.id)
     kept = group.settings
+    error: str | None = None
+    progress: dict[str, int | None] = dict.fromkeys(("done", "left", "dead"))
+    try:
+        progress = _progress(target, group, counters.get("skipped", 0))
+    except OF_ONE_STREAM as unread:
+        error = str(unread)
     return {
         "group": group.name,
         "reads": stream.kind,
         "name": stream.name,
         "app": group.app,
         "kind": group.kind,
-        "done": max(total - left - counters.get("skipped", 0), 0),
-        "left": left - counts.parked.get("dead", 0),
-        "dead": counts.parked.get("dead", 0),
+        **progress,
         "skipped": counters.get("skipped", 0),
         "calls_dropped": counters.get("calls dropped", 0),
         "refused": counters.get("refused settlements", 0),
@@ -126,7 +126,20 @@ def _data(target: Target, group: Group) -> dict[str, Any]:
         "generation": group.generation,
         "created": iso(group.created),
         "workers": [worker.name for worker in target.serving(group)],
+        "error": error,
     }
+
+
+def _progress(target: Target, group: Group, skipped: int) -> dict[str, int | None]:
+    stream, counts = target.streams[group.stream], target.engine.counts(group)
+    left = counts.pending + counts.leased + counts.returned + sum(counts.parked.values())
+    ends = {log: end for log, _, end in target.engine.bounds(stream)}
+    total = sum(
+        max((ends[at.log] if at.stop is None else min(at.stop, ends[at.log])) - at.start, 0)
+        for at in target.engine.group_bounds(group)
+    )
+    dead = counts.parked.get("dead", 0)
+    return {"done": max(total - left - skipped, 0), "left": left - dead, "dead": dead}
 
 
 _WINDOW = {"since": "from", "until": "up to"}
