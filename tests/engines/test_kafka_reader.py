@@ -80,6 +80,25 @@ def test_what_makes_reading_fast_is_set(
     }.items()  # fmt: skip
 
 
+def test_a_topic_is_asked_for_before_it_is_first_read(
+    engine: Any, place: Place, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """K6: a consumer that comes to another topic looks for its leader by itself up to a second later."""
+    met: list[str] = []
+    meet = engine.cluster.meet
+    monkeypatch.setattr(
+        engine.cluster, "meet", lambda client, topic: (met.append(topic), meet(client, topic))[1]
+    )
+    logs = [engine.create_stream("queue", "shop", f"other-{n}", 1, {}).logs[0] for n in range(3)]
+    for log in logs:
+        fill(engine, log, 3)
+    others = [engine.place(log) for log in logs]
+    reader.prepare(place)
+    for other in (*others, *others):
+        assert offsets(reader, other, 0, 3) == [0, 1, 2]
+    assert met == [place.topic, *(other.topic for other in others)], "each once"
+
+
 def test_who_reads_slowly_and_has_plenty_at_hand_asks_no_broker(
     engine: Any, log: int, place: Place, reader: Reader
 ) -> None:

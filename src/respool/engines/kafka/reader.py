@@ -65,6 +65,7 @@ class Reader:
         self._consumer: Consumer | None = None
         self._parts: dict[Place, _Part] = {}
         self._used = 0.0
+        self._met: set[str] = set()  # topics whose metadata the consumer has asked for
 
     def _opened(self, topic: str) -> Consumer:
         consumer = self._consumer
@@ -87,9 +88,15 @@ class Reader:
                     "enable.partition.eof": True,
                 },
             )
-            self._cluster.meet(consumer, topic)
-            self._consumer = consumer
+            self._consumer, self._met = consumer, set()
+        self._meet(consumer, topic)
         return consumer
+
+    def _meet(self, consumer: Consumer, topic: str) -> None:
+        """Ask for a topic's metadata before it is first read; by itself the consumer may be a second late."""
+        if topic not in self._met:
+            self._met.add(topic)
+            self._cluster.meet(consumer, topic)
 
     def prepare(self, place: Place) -> None:
         """Connect: what is read first need not wait for it."""
@@ -232,6 +239,8 @@ class Reader:
                 self._parts[place] = part  # the last: the first of all is the longest unused
             while len(self._parts) > max(MOST, len(ranges)):
                 self._leave(consumer, next(iter(self._parts)))
+            for each in fresh:
+                self._meet(consumer, each.topic)
             if fresh:
                 consumer.incremental_assign(fresh)
         except KafkaException as error:
