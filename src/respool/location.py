@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from urllib.parse import SplitResult
 
 
+class NothingThere(ConfigError):
+    """There is no store at a URL, and none was to be made."""
+
+
 class Location(NamedTuple):
     """A URL taken apart. Printing one shows no password."""
 

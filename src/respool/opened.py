@@ -192,7 +192,7 @@ def open_log(app: App) -> Opened:
     """Open an app's engine, and create what the app has declared where that is new, unless it only looks."""
     durability = app.durability
     SETTINGS["durability"].check(durability, "durability")
-    engine = open_engine(app.location, durability, app.settings["append_timeout"])
+    engine = open_engine(app.location, durability, app.settings["append_timeout"], make=not app.looks)
     try:
         opened = Opened(app, engine)
         for task in app.tasks.values():

@@ -15,6 +15,7 @@ from tests.services.fixtures import postgres as postgres
 from tests.services.fixtures import services_run as services_run
 
 from respool import App
+from respool.engines.postgres import connection
 from respool.testing import work
 
 
@@ -39,6 +40,23 @@ def shop(folder, cli, url):
         return told
 
     return command
+
+
+@pytest.mark.parametrize("whose", [("-A", "shop"), ()])
+def test_a_command_that_looks_connects_once(folder, cli, shop, url, whose, monkeypatch):
+    """A connection is a process of the server's."""
+    shop("call", "add", "2", "3")
+    roles, connect = [], connection.connect
+
+    def counted(options, role, *args, **more):
+        roles.append(role)
+        return connect(options, role, *args, **more)
+
+    monkeypatch.setattr(connection, "connect", counted)
+    for command in ("lag", "groups list", "queues", "streams", "calls", "workers", "check", "dead list"):
+        roles.clear()
+        cli(*whose, "--url", url, *command.split())
+        assert roles == ["reader"], command
 
 
 def test_calls_from_their_sending_to_a_replay(shop, folder):

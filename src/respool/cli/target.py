@@ -297,15 +297,16 @@ def _named_in(url: str, app: str | None) -> Target | None:
 
 
 def _of_app(app: App, creates: bool, writes: bool) -> Target:
-    from ..location import parse_url, refuse_memory
+    from ..location import NothingThere, parse_url, refuse_memory
 
     location = parse_url(app.url)
     refuse_memory(location, f"app {app.name}")
-    if not creates and not _is_there(location):
-        raise ConfigError(_none_of(app, "send a call first, or give the right --url"))
     _at_the_end(lambda: _left(app))
     if not creates:
-        _look(app, writes)
+        try:
+            _look(app, writes)
+        except NothingThere:
+            raise ConfigError(_none_of(app, "send a call first, or give the right --url")) from None
     return Target(app.engine, app, app.name, location)
 
 
@@ -336,15 +337,18 @@ def _none_of(app: App, more: str) -> str:
 
 
 def _of_url(url: str) -> Target:
-    from ..location import parse_url, refuse_memory
+    from ..location import NothingThere, parse_url, refuse_memory
 
     location = parse_url(url)
     refuse_memory(location, "--url")
-    if not _is_there(location):
+    try:
+        return _opened(location)
+    except NothingThere:
         if location.path is not None:
-            raise ConfigError(f"there is no database at {location.path}")
-        raise ConfigError(f"there is no log at {location.shown}: an app makes one when it first uses it")
-    return _opened(location)
+            raise ConfigError(f"there is no database at {location.path}") from None
+        raise ConfigError(
+            f"there is no log at {location.shown}: an app makes one when it first uses it"
+        ) from None
 
 
 def _opened(location: Location) -> Target:
@@ -353,29 +357,23 @@ def _opened(location: Location) -> Target:
 
     durability = location.options.get("durability", "full")
     SETTINGS["durability"].check(durability, "durability")
-    engine = open_engine(location, durability, TIMEOUT)
+    engine = open_engine(location, durability, TIMEOUT, make=False)
     _at_the_end(engine.close)
     return Target(engine, None, None, location)
 
 
 def _of_default() -> Target:
-    from ..location import locate, refuse_memory
+    from ..location import NothingThere, locate, refuse_memory
 
     _, location = locate(None, None)
     refuse_memory(location, "RESPOOL_URL")
-    if not _is_there(location):
+    try:
+        return _opened(location)
+    except NothingThere:
         raise ConfigError(
             "no app and no log: name an app with -A shop, RESPOOL_APP or [tool.respool] in pyproject.toml, "
             f"or a log with --url (there is none at {location.shown})"
-        )
-    return _opened(location)
-
-
-def _is_there(location: Location) -> bool:
-    """Say whether there is a log; asking makes none."""
-    from ..engines import is_there
-
-    return is_there(location)
+        ) from None
 
 
 def _at_the_end(close: Any) -> None:

@@ -71,14 +71,16 @@ def _none(app: str) -> str:
 
 def _stopped(app: App) -> dict[str, Stopped]:
     """Return the tasks that are stopped, where there is a log to look into."""
-    from ..engines import is_there
+    from ..location import NothingThere
     from ..replay.storms import stopped_tasks
 
-    if app.location.in_memory or not is_there(app.location):
-        return {}  # looking would make an empty one
+    if app.location.in_memory:
+        return {}
     app.looks = True
     try:
         return {each.task: each for each in stopped_tasks(app)}
+    except NothingThere:
+        return {}
     finally:
         app.close()
         app.looks = False

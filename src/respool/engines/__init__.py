@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
-from ..location import Location
+from ..location import Location, NothingThere
 from ..record import Id
 
 if TYPE_CHECKING:
@@ -23,17 +23,15 @@ if TYPE_CHECKING:
     from .postgres.reach import PostgresOptions
 
 
-def open_engine(location: Location, durability: str, timeout: float) -> Engine:
-    """Open the engine that a URL names, creating its tables where there are none.
+def open_engine(location: Location, durability: str, timeout: float, *, make: bool = True) -> Engine:
+    """Open the engine that a URL names, creating its tables where there are none, unless `make` is False.
 
-    Raises: ConfigError where the engine's extra is not installed, or the server refuses us;
+    Raises: ConfigError where the engine's extra is not installed, or the server refuses us; NothingThere;
         EngineUnavailable where it cannot be reached.
     """
     if location.state is not None:
-        return _open_kafka(location, location.state, durability, timeout)
-    if location.server is not None:
-        return _open_postgres(location, durability, timeout)
-    return _open_sqlite(location, durability, timeout)
+        return _open_kafka(location, location.state, durability, timeout, make)
+    return _open_lender(location, durability, timeout, make)
 
 
 def is_there(location: Location) -> bool:
@@ -42,7 +40,7 @@ def is_there(location: Location) -> bool:
         _kafka(location)  # what is not installed is said first
         return is_there(location.state)
     if location.server is None:
-        return location.path is None or os.path.isfile(location.path)
+        return _file_is_there(location)
     options = _postgres_options(location, "full", 10.0)
     from .postgres.connection import Connection
     from .postgres.migrate import stored_version
@@ -52,6 +50,10 @@ def is_there(location: Location) -> bool:
         return connection.read(lambda db: stored_version(db, options)) is not None
     finally:
         connection.close()
+
+
+def _file_is_there(location: Location) -> bool:
+    return location.path is None or os.path.isfile(location.path)
 
 
 def migrate(location: Location) -> bool:
@@ -110,7 +112,9 @@ def schema_of(location: Location) -> str:
     return schema_text(location.options.get("schema", "respool"))
 
 
-def _open_sqlite(location: Location, durability: str, timeout: float) -> LendsState:
+def _open_sqlite(location: Location, durability: str, timeout: float, make: bool) -> LendsState:
+    if not make and not _file_is_there(location):
+        raise NothingThere(f"there is no database at {location.path}")
     from pathlib import Path
 
     from .sqlite.engine import SQLiteEngine, SQLiteOptions
@@ -120,9 +124,9 @@ def _open_sqlite(location: Location, durability: str, timeout: float) -> LendsSt
     return SQLiteEngine(SQLiteOptions(path, durability, timeout, pragmas))  # type: ignore[arg-type]
 
 
-def _open_kafka(location: Location, state: Location, durability: str, timeout: float) -> Engine:
+def _open_kafka(location: Location, state: Location, durability: str, timeout: float, make: bool) -> Engine:
     engine, options = _kafka(location)
-    inner = _open_lender(state, state.options.get("durability", durability), timeout)
+    inner = _open_lender(state, state.options.get("durability", durability), timeout, make)
     return engine(options(location, timeout), inner)
 
 
@@ -138,17 +142,17 @@ def _kafka(location: Location) -> tuple[type[KafkaEngine], Callable[[Location, f
     return KafkaEngine, kafka_options
 
 
-def _open_lender(location: Location, durability: str, timeout: float) -> LendsState:
+def _open_lender(location: Location, durability: str, timeout: float, make: bool) -> LendsState:
     if location.server is not None:
-        return _open_postgres(location, durability, timeout)
-    return _open_sqlite(location, durability, timeout)
+        return _open_postgres(location, durability, timeout, make)
+    return _open_sqlite(location, durability, timeout, make)
 
 
-def _open_postgres(location: Location, durability: str, timeout: float) -> LendsState:
+def _open_postgres(location: Location, durability: str, timeout: float, make: bool) -> LendsState:
     options = _postgres_options(location, durability, timeout)
     from .postgres.engine import PostgresEngine
 
-    return PostgresEngine(options)
+    return PostgresEngine(options, make)
 
 
 def _postgres_options(location: Location, durability: str, timeout: float) -> PostgresOptions:

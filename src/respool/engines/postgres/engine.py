@@ -56,7 +56,7 @@ class PostgresEngine(
 
     capabilities = CAPABILITIES["postgresql://"]
 
-    def __init__(self, options: PostgresOptions) -> None:
+    def __init__(self, options: PostgresOptions, make: bool = True) -> None:
         PostgresBells.__init__(self)
         PostgresWorks.__init__(self)
         self.options = options
@@ -76,7 +76,9 @@ class PostgresEngine(
         self._sequences: dict[int, int] = {}
         self._names: dict[int, tuple[bytes, bytes]] = {}
         try:
-            self._writer.read(lambda db: ensure_schema(db, options))
+            # Who makes nothing may only look, and needs no other connection for that.
+            first = self._writer if make else self._reader
+            first.read(lambda db: ensure_schema(db, options, make))
         except BaseException:
             self.close()
             raise

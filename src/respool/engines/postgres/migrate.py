@@ -5,6 +5,7 @@ from __future__ import annotations
 from psycopg import errors as pg
 
 from ...errors import ConfigError, SchemaTooNew
+from ...location import NothingThere
 from .connection import Db
 from .reach import PostgresOptions
 from .sql import grants_text, indexes, quoted, schema_text
@@ -36,9 +37,14 @@ def bring_up_to_date(db: Db, options: PostgresOptions) -> bool:
     return made
 
 
-def ensure_schema(db: Db, options: PostgresOptions) -> bool:
-    """Create the schema where there is none; return whether it was. Raises SchemaTooNew, ConfigError."""
+def ensure_schema(db: Db, options: PostgresOptions, make: bool = True) -> bool:
+    """Create the schema where there is none, or with `make=False` raise NothingThere; return whether it was.
+
+    Raises: SchemaTooNew, ConfigError.
+    """
     if (version := stored_version(db, options)) is None:
+        if not make:
+            raise NothingThere(f"{options.shown} has no schema {options.schema} yet")
         try:
             with db.transaction():
                 db.execute("SELECT pg_advisory_xact_lock(%s, 0)", (_LOCK,))
