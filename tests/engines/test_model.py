@@ -760,8 +760,8 @@ class DeliveryMachine(RuleBasedStateMachine):
         )
         assert said == model.lapse(upto)
 
-    @rule(pick=picks, back=st.tuples(picks, picks), far=st.booleans())
-    def seek(self, pick: int, back: tuple[int, int], far: bool) -> None:
+    @rule(pick=picks, back=st.tuples(picks, picks), far=st.booleans(), forth=st.integers(0, 2))
+    def seek(self, pick: int, back: tuple[int, int], far: bool, forth: int) -> None:
         """A group is moved, in steps that may each be done twice; meanwhile it is granted nothing (H14)."""
         name = sorted(self.groups)[pick % len(self.groups)]
         group, model = self.groups[name]
@@ -773,7 +773,7 @@ class DeliveryMachine(RuleBasedStateMachine):
             lo = bounds[log].start
             hi = max(ends[log] if far else cursors[log], cursors[log])
             to[log] = lo + chosen % (hi - lo + 1)
-        self._begin_seek(name, to)
+        to = self._begin_seek(name, to, set(self.queue.logs[:forth]), cursors)
         for owned in (False, True, True):
             ids, now = tuple(lease.id for lease in self.engine.leases(group)), self.moment()
             left = self.transact(
@@ -798,20 +798,25 @@ class DeliveryMachine(RuleBasedStateMachine):
             self.agrees()
         self._finish_seek(name, to, cursors)
 
-    def _begin_seek(self, name: str, to: dict[int, int]) -> None:
+    def _begin_seek(
+        self, name: str, to: dict[int, int], forth: set[int], cursors: dict[int, int]
+    ) -> dict[int, int]:
+        """Begin it; in logs where it leads `forth`, they may have been read past the target since (P3)."""
         now = self.moment()
-        elsewhere = {log: pos + 1 for log, pos in to.items()}
-        for wanted, said in ((to, True), (to, True), (elsewhere, False)):
+        there = {log: max(pos, cursors[log]) if log in forth else pos for log, pos in to.items()}
+        elsewhere = {log: pos + 1 for log, pos in there.items()}
+        for wanted, said in ((to, there), (to, there), (elsewhere, None)):
             assert said == self.transact(
                 name,
-                {"settings": True},
-                lambda view, change, wanted=wanted: begin(view, change, wanted, now),
+                {"positions": True, "settings": True},
+                lambda view, change, wanted=wanted: begin(view, change, wanted, now, forth),
             )
         request, _, reads = self._request(name, 1, 0, 20, 0, GHOSTS)
         assert self.transact(name, reads, lambda view, change: claim(view, change, request)) is None
         assert not self.engine.has_work(self.groups[name][0].id, self.now, GHOSTS)
         with pytest.raises(SeekUnderWay):
             self.transact(name, {"settings": True}, lambda view, change: redrive(view, [], change, now))
+        return there
 
     def _finish_seek(self, name: str, to: dict[int, int], cursors: dict[int, int]) -> None:
         group, model = self.groups[name]

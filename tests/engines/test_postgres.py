@@ -689,7 +689,7 @@ def test_what_commits_later_is_not_ended(
     elif how == "seek":
         plan = plan_seek(engine, queue, main, "latest")
         assert plan.passed == {"add": 12}
-        seek(engine, main, plan.to)
+        seek(engine, main, plan)
     else:
         lost = iter(
             lambda: engine.transact(
@@ -722,7 +722,7 @@ def test_where_there_is_no_room_for_gaps_it_goes_no_further(
         assert engine.counts(main).pending == 8
     else:
         with pytest.raises(ConfigError, match="resume"):
-            seek(engine, main, plan_seek(engine, queue, main, "latest").to)
+            seek(engine, main, plan_seek(engine, queue, main, "latest"))
     late.commit()
     if how == "purge":
         assert len(Reader(engine, main).drain()) == 8 + 3

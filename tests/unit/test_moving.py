@@ -2,6 +2,7 @@
 
 import time
 from datetime import datetime
+from unittest.mock import Mock
 
 import pytest
 from tests.cli.support import Worker
@@ -48,7 +49,7 @@ def parts(app, queue="default", name="main"):
 def move(app, to, **given):
     stream, group = parts(app)
     plan = plan_seek(app.engine, stream, group, to)
-    seek(app.engine, group, plan.to, **given)
+    seek(app.engine, group, plan, **given)
     return plan
 
 
@@ -106,6 +107,30 @@ def test_going_forth_ends_what_lies_between(app, ran):
     work(app)
     assert ran == [4, 5, 0, 1, 2, 3, 4, 5]
     assert handles.get(timeout=0) == list(range(6))
+    assert check(app).ok
+
+
+@pytest.mark.parametrize("to", ["latest", "4", "2"])
+def test_going_forth_runs_nothing_again_that_was_done_since_it_was_planned(app, ran, to, monkeypatch):
+    """P3: workers go on for as long as a question stands there; also where the seek is left, and resumed."""
+    count, (stream, group) = app.tasks["count"], parts(app)
+    count.delay_many(range(2))
+    if to == "2":  # it is there already
+        work(app, queues=["default"])
+    count.delay_many(range(2, 4))
+    plan = plan_seek(app.engine, stream, group, to)
+    assert plan.again == {}
+    count.delay_many(range(4, 6))
+    work(app, queues=["default"])
+    count.delay(6)
+    with monkeypatch.context() as killed:
+        killed.setattr(steps, "end_leases", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            seek(app.engine, group, plan)
+    assert seek(app.engine, group, plan) == {stream.logs[0]: first_pos(stream.logs[0]) + 6}
+    work(app, queues=["default"])
+    assert ran == list(range(7))
+    assert parts(app)[1].generation == 0
     assert check(app).ok
 
 

@@ -101,7 +101,7 @@ def test_a_group_that_is_moved_does_its_work_again(ran: Place) -> None:
     stream, group = group_of(app, "default", "main")
     plan = plan_seek(app.engine, stream, group, "10")
     assert plan.again == {"score": 20}
-    seek(app.engine, group, plan.to)
+    seek(app.engine, group, plan)
     assert app.AsyncResult("call-13").state == "PENDING"
     assert app.AsyncResult("call-9").state == "SUCCESS"
     ran.check()

@@ -82,7 +82,7 @@ def command(
         click.echo(_summary(target, plan))
     confirm(f"Move group {group} of {stream.kind} {stream.name}?", yes)
     with progress("moving") as tell:
-        move(target.engine, found, plan.to, grace, tell)
+        plan.to = dict(move(target.engine, found, plan, grace, tell))
     _say(target, plan, as_json, moved=True)
 
 

@@ -3,7 +3,7 @@
 A seek is an intent among the group's settings, and steps that may each be done twice (H14): whoever is
 killed in the middle leaves a group that is held, and that anybody can bring to the end.
 
-    begin      the intent is written: nothing is granted from now on
+    begin      the intent is written, with where it leads: nothing is granted from now on
     end_leases what is leased at or past the target is settled by its workers, or taken from them
     rewind     slice by slice: what is known of records at or past the target is made history
     finish     the generation rises, the cursors move, the intent goes
@@ -14,7 +14,7 @@ one place all the time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from .model import Change, JournalEntry, Lease, Position, View
@@ -61,13 +61,21 @@ def through(settings: Mapping[str, Any]) -> dict[int, int]:
     return {int(log): int(pos) for log, pos in seek.get("through", ())}
 
 
-def begin(view: View, change: Change, to: Targets, now: float) -> bool:
-    """Write down where a group is to be moved; False where it is being moved elsewhere."""
+def begin(
+    view: View, change: Change, to: Targets, now: float, forth: Container[int] = ()
+) -> dict[int, int] | None:
+    """Write down where a group is to be moved, and return it; None where it is being moved elsewhere.
+
+    In the logs `forth` it is not moved back, though it has come past the target since that was chosen: it
+    stays where it is. Of those the view has the positions.
+    """
+    cursors = {at.log: at.cursor for at in view.positions if at.log in forth}
+    settled = {log: max(target, cursors.get(log, target)) for log, target in to.items()}
     there = under_way(view.settings)
-    if there is not None:
-        return there == dict(to)
-    change.settings["seek"] = {"to": sorted(to.items()), "at": now}
-    return True
+    if there is not None:  # no cursor has moved since but towards a target
+        return settled if there == settled else None
+    change.settings["seek"] = {"to": sorted(settled.items()), "at": now}
+    return settled
 
 
 def end_leases(view: View, change: Change, to: Targets, now: float, *, owned: bool) -> int:

@@ -34,6 +34,9 @@ class SeekPlan:
     stream: Stream
     group: Group
     to: dict[int, int]  # by log, the position from which on it reads
+    forth: set[int] = field(
+        default_factory=set
+    )  # logs in which it does not go back, whatever is done until it is moved
     again: dict[str, int] = field(default_factory=dict)  # by task, records that will be done again
     passed: dict[str, int] = field(
         default_factory=dict
@@ -61,6 +64,8 @@ def plan_seek(engine: Engine, stream: Stream, group: Group, to: str | float) -> 
             continue
         _refuse_outside(group, at, wanted[at.log])
         plan.to[at.log] = wanted[at.log]
+        if wanted[at.log] >= at.cursor and to != "earliest":
+            plan.forth.add(at.log)
         for counts, lo, hi in (
             (plan.again, wanted[at.log], at.cursor),
             (plan.passed, at.cursor, wanted[at.log]),
@@ -118,27 +123,41 @@ def _refuse_outside(group: Group, at: Any, target: int) -> None:
 
 
 def seek(
-    engine: Engine, group: Group, to: Mapping[int, int], grace: float = 30.0, progress: Progress | None = None
-) -> None:
+    engine: Engine,
+    group: Group,
+    to: SeekPlan | Mapping[int, int],
+    grace: float = 30.0,
+    progress: Progress | None = None,
+) -> Mapping[int, int]:
     """Move a group: from now on it reads from these positions on, by log.
 
     Workers take nothing of it meanwhile. What they hold past a target they may finish within `grace` seconds;
     after that it is taken from them, and what they say of it later is refused. The group's generation rises,
     so that calls which records make again are others than those they made before (H8).
 
+    Parameters:
+        to: a plan, or positions by log. Where a plan leads forth, the group is never moved back, though
+            workers have come past the target since; with positions, what is done by now decides.
+
+    Returns: where it was moved.
+
     Raises: ConfigError where it is being moved elsewhere, or is not there yet: open transactions left
         too many gaps on its way.
     """
     now = wall_clock()
+    wanted, forth = (to.to, to.forth) if isinstance(to, SeekPlan) else (to, set())
     begun = engine.transact(
-        Reads(group.id, settings=True), lambda view, change: core.begin(view, change, to, now), synced=True
+        Reads(group.id, positions=bool(forth), settings=True),
+        lambda view, change: core.begin(view, change, wanted, now, forth),
+        synced=True,
     )
-    if not begun:
+    if begun is None:
         raise ConfigError(
             f"group {group.name} is being moved elsewhere; bring that to its end first: respool seek "
             f"{shlex.quote(group.name)} --resume"
         )
-    _go_on(engine, group, to, grace, progress)
+    _go_on(engine, group, begun, grace, progress)
+    return begun
 
 
 def resume_seek(engine: Engine, group: Group, grace: float = 30.0, progress: Progress | None = None) -> bool:
