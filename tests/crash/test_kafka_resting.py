@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -117,6 +119,55 @@ def shown_by_commands(place: Place) -> None:
     assert checked.returncode == 1
     assert "Wrong: a log cannot be read" in checked.stdout
     assert re.search(r"default +main .* ok", checked.stdout), checked.stdout
+
+
+HELD = """
+@app.task(queue="gone")
+def hold(n):
+    note("start", "hold", n)
+    wait_for("never", 180)
+
+
+@app.task
+def slow(n):
+    with noted("slow", n):
+        wait_for("go", 180)
+        return n
+"""
+
+
+@on_kafka
+def test_a_process_that_dies_in_a_call_of_a_topic_that_is_gone(place: Place) -> None:
+    """K3, P3: its worker goes on with the others; one that dies as a whole is taken over from."""
+    module = place.module(CODE + HELD)
+    worker = place.worker(3)
+    for n in range(2):
+        module.hold.delay(n)
+        place.await_start("hold", str(n))
+    delete(place, "gone")
+    dead = place.marks("start", "hold")[0].pid
+    os.kill(dead, signal.SIGKILL)
+    run(place, module, 0, 5, 20)
+    worker.said(f"(pid {dead})")
+    assert worker.process.poll() is None, worker.log
+    kept = module.slow.delay(7)
+    place.await_start("slow", "7")
+    worker.kill_group()
+    second = place.worker(1, before=TIDIED)
+    place.touch("go")
+    assert kept.get(timeout=30) == 7
+    second.said("is dead: took over", 30)
+    rounds = second.log.count("tidied")
+    eventually(lambda: second.log.count("tidied") > rounds + 2, "housekeeping goes on")
+    assert len(place.registered()) == 1
+    assert second.stop() == 0
+
+
+TIDIED = """
+from respool.worker.housekeeping import House
+tidy = House.tidy
+House.tidy = lambda self, **how: (print("tidied", flush=True), tidy(self, **how))[1]
+"""
 
 
 @on_kafka

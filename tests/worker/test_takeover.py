@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.worker.support import Place, on_each_engine
+from tests.worker.support import Place, eventually, on_each_engine
 
 from respool import App
 from respool.delivery.claim import Request, claim
 from respool.engines.base import Group, Reads, Registration, Worker
-from respool.errors import EngineUnavailable, WorkerLost
+from respool.errors import EngineUnavailable, StreamBroken, StreamUnavailable, WorkerLost
 from respool.worker import page as p
 from respool.worker.page import WorkerFile
 from respool.worker.rules import deliveries_of, patience, told
@@ -164,6 +164,50 @@ def test_takeover_that_fails_half_way_is_tried_again_with_what_the_file_says(
     assert not file.path.exists()
     counts = app.engine.counts(group)
     assert (counts.pending, counts.leased, counts.returned) == (1, 0, 1), "what had finished is done"
+
+
+def test_takeover_of_a_call_whose_log_is_gone(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """K3: nobody can tell its task any more; what the worker held goes back all the same."""
+    group, file = _claimed(app)
+    file.close()
+    monkeypatch.setattr(app.engine, "rows", _raise(StreamBroken("its log is gone")))
+    assert Watch(app.engine, "boot", SETTINGS, {}).look(0, beaten=False) == 1
+    counts = app.engine.counts(group)
+    assert (counts.leased, counts.returned) == (0, 1)
+
+
+def test_worker_whose_log_is_out_of_reach_holds_up_no_other(
+    app: App, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """P3: it is taken over once its call can be judged by its own rules; others, and the rest, at once."""
+    group, file = _claimed(app)
+    worker = int(file.path.name.rpartition("-")[2])
+    number = p.lease_number(worker, 0) + 2
+    reads = Reads(group.id, (), positions=True)
+    app.engine.transact(reads, lambda v, c: claim(v, c, Request(1, worker, 0, number, 1.0)))
+    file.close()
+    second = _as_stored(app, {})
+    WorkerFile(file_of(app.engine, second.id), 1, create=True).close()
+    watch, rows = Watch(app.engine, "boot", SETTINGS, {}), app.engine.rows
+    monkeypatch.setattr(app.engine, "rows", _raise(StreamUnavailable("nobody leads it")))
+    assert watch.look(0, beaten=False) == 1
+    assert [each.id for each in app.engine.workers()] == [worker]
+    counts = app.engine.counts(group)
+    assert (counts.leased, counts.returned) == (2, 1), "what it ran waits, with all of that lease"
+    assert file.path.exists()
+    assert watch.look(0, beaten=False) == 0
+    assert caplog.text.count("cannot be taken over: nobody leads it") == 1
+    monkeypatch.setattr(app.engine, "rows", rows)
+    eventually(lambda: watch.look(0, beaten=False))
+    counts = app.engine.counts(group)
+    assert (counts.leased, counts.returned) == (0, 2)
+
+
+def _raise(error: Exception) -> Any:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    return refuse
 
 
 def _unavailable(*args: Any, **kwargs: Any) -> Any:

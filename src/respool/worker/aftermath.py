@@ -15,9 +15,10 @@ from ..delivery.settle import settle
 from ..delivery.spans import Span, ranges_of
 from ..encoding.remote import encode_error
 from ..engines.base import Engine, Reads
-from ..errors import TimeLimitExceeded, WorkerLost
+from ..errors import StreamBroken, TimeLimitExceeded, WorkerLost
 from .host import ring_for
 from .page import Snapshot
+from .resting import Apart
 from .telling import named, where_seen
 
 log = logging.getLogger("respool.worker")
@@ -54,22 +55,30 @@ class Aftermath:
         return named.get(self._owner, f"number {self._owner}")
 
     def of_child(self, child: int, seen: Snapshot | None, cause: Cause, how: str) -> int:
-        """Give back what a dead child held; `seen` are its last words. Returns how many leases it had."""
+        """Give back what a dead child held; `seen` are its last words. Returns how many leases it had.
+
+        Raises: StreamUnavailable, once all others are given back, where one is of a log that is out of reach.
+        """
         held = [
             (group, lease) for group, lease in self._engine.leases_of(self._owner) if lease.child == child
         ]
+        apart = Apart()
         for group, lease in held:
-            if seen is not None and lease.id == seen.lease:
-                self._bury(group, lease, seen, cause, how)
-            else:  # claimed, and not begun: nobody is to blame
-                self._bury(group, lease, None, Cause.ORDERED, how)
+            with apart:
+                if seen is not None and lease.id == seen.lease:
+                    self._bury(group, lease, seen, cause, how)
+                else:  # claimed, and not begun: nobody is to blame
+                    self._bury(group, lease, None, Cause.ORDERED, how)
+        apart.end()
         return len(held)
 
     def of_stranger(self, cause: Cause) -> int:
         """Give back all that a worker held of whose children nothing is known any more."""
-        held = self._engine.leases_of(self._owner)
+        held, apart = self._engine.leases_of(self._owner), Apart()
         for group, lease in held:
-            self._bury(group, lease, None, cause, "its machine or its worker was lost")
+            with apart:
+                self._bury(group, lease, None, cause, "its machine or its worker was lost")
+        apart.end()
         return len(held)
 
     def _bury(self, group: int, lease: Lease, seen: Snapshot | None, cause: Cause, how: str) -> None:
@@ -127,7 +136,14 @@ class Aftermath:
         return [Suspect(pos, task, most, how, error, began, holds) for pos in seen.running]
 
     def _task_of(self, pos: int) -> str:
-        rows = self._engine.rows([Span(pos, pos + 1)])
+        """Return a record's task; nothing where it is gone, if need be with its whole log.
+
+        One that is out of reach is waited for: a task that may run only once must not be judged as others.
+        """
+        try:
+            rows = self._engine.rows([Span(pos, pos + 1)])
+        except StreamBroken:
+            return ""
         return rows[0][1] if rows else ""
 
     def _allowed(self, group: int, task: str) -> tuple[int, bool]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from types import TracebackType
 from typing import NamedTuple, TypeVar
 
 from ..errors import OF_ONE_STREAM, RespoolError, StreamUnavailable
@@ -87,3 +88,29 @@ class Resting:
         if id in self._rests and self.left(id) is None:
             del self._rests[id]
             log.info("%s goes on", shown)
+
+
+class Apart:
+    """Keeps what goes wrong with one queue or stream from holding up what is done for the others after it.
+
+    `with apart:` around each of them; `end` says at last what went wrong first.
+    """
+
+    def __init__(self) -> None:
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, OF_ONE_STREAM):
+            return False
+        self._error = self._error or error
+        return True
+
+    def end(self) -> None:
+        """Raise what went wrong first, if anything did."""
+        if self._error is not None:
+            raise self._error

@@ -22,7 +22,15 @@ from ..clock import now as wall_clock
 from ..delivery.death import Cause
 from ..engines import open_engine
 from ..engines.base import Registration
-from ..errors import AppendUnknown, DatabaseGone, EngineUnavailable, LogMoved, RespoolError, unsent
+from ..errors import (
+    AppendUnknown,
+    DatabaseGone,
+    EngineUnavailable,
+    LogMoved,
+    RespoolError,
+    StreamUnavailable,
+    unsent,
+)
 from ..loading import is_misuse
 from ..location import Location, parse_url
 from . import importing
@@ -478,6 +486,8 @@ class Supervisor:
                     self._unreachable("clear up after a process", error)
                     self._bury_at = time.monotonic() + AGAIN
                     if not self._gives_up():
+                        if isinstance(error, StreamUnavailable):
+                            continue  # what the others held is of queues that can be used
                         return
                     log.error("what a process held is left to the worker that comes next: %s", error)
                 del self.children[child.index]

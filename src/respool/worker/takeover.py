@@ -12,6 +12,7 @@ from ..delivery.liveness import BeatObserver
 from ..engines.base import Engine, Worker
 from .aftermath import Aftermath, Deliveries
 from .page import WorkerFile
+from .resting import Apart, Resting
 from .rules import LEAST_PATIENCE, deliveries_of, patience
 from .telling import leases, named
 
@@ -53,11 +54,14 @@ class Watch:
         self._every = LOOK_EVERY if engine.capabilities.many_hosts else 1
         self._looks = 0
         self._others: list[Worker] = []
+        self._resting = Resting("cannot be taken over")
 
     def look(self, own: int, *, beaten: bool) -> int:
         """Take over from those who are dead; `beaten` says that our own beat was committed before.
 
-        Returns how many workers were found dead.
+        One that held calls of a queue which is out of reach is taken over later, and holds up nobody.
+
+        Returns: how many workers were taken over from.
         """
         fresh = self._looks % self._every == 0
         self._looks += 1
@@ -69,7 +73,14 @@ class Watch:
             silent = self._observer.beat_committed(seen)
         if not fresh:
             silent = []  # they may have beaten since
-        return sum(self._take_over(worker, worker.id in silent) for worker in self._others)
+        return sum(self._look_at(worker, worker.id in silent) for worker in self._others)
+
+    def _look_at(self, worker: Worker, silent: bool) -> bool:
+        if self._resting and self._resting.left(worker.id) is not None:
+            return False
+        shown = f"worker {worker.name}"
+        taken, _ = self._resting.tried(worker.id, shown, lambda: self._take_over(worker, silent))
+        return bool(taken)
 
     def _take_over(self, worker: Worker, silent: bool) -> bool:
         path = file_of(self._engine, worker.id)
@@ -113,12 +124,14 @@ class Watch:
         try:
             worker = next((each for each in self._engine.workers() if each.id == worker.id), worker)
             aftermath = self._aftermath(worker)
-            left, ran = 0, list[str]()
+            left, ran, apart = 0, list[str](), Apart()
             for child in range(file.children):
                 seen = file.slot(child).last_words()
                 if seen is not None and seen.running and len(ran) < MOST_NAMED:
                     ran.append(named(self._engine, seen.running))
-                left += aftermath.of_child(child, seen, _cause(worker), "its worker was killed")
+                with apart:
+                    left += aftermath.of_child(child, seen, _cause(worker), "its worker was killed")
+            apart.end()  # before nobody is blamed for what is left
             left += aftermath.of_stranger(Cause.ORDERED)  # claimed, and not begun
             self._engine.drop_worker(worker.id)
             cleared = True
