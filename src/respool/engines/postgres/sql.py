@@ -12,6 +12,8 @@ GROUP_LOCKS = 0x5265
 """The first half of a group's advisory lock; the second is its number."""
 LIMITS_LOCK = 0x5269
 """That of the buckets of limits, taken after the group's."""
+_OURS = re.compile(r"respool\.(?<!\wrespool\.)")
+"""As \\brespool\\. is, which would be searched for letter by letter."""
 
 
 def _read(name: str) -> str:
@@ -24,16 +26,17 @@ def _read(name: str) -> str:
 @cache
 def statements(schema: str) -> dict[str, bytes]:
     """Return every statement, with the schema's name in place of `respool`."""
-    parts = re.split(r"^-- name: (\w+)\n", _read("statements.sql"), flags=re.MULTILINE)[1:]
+    text = in_schema(_uncommented(), schema)
+    parts = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)[1:]
     return {
-        name: in_schema(_bare(body), schema).encode()
-        for name, body in zip(parts[::2], parts[1::2], strict=True)
+        name: body.strip().rstrip(";").encode() for name, body in zip(parts[::2], parts[1::2], strict=True)
     }
 
 
 def in_schema(text: str, schema: str) -> str:
     """Return statements that name the schema, quoted where it needs to be."""
-    return text if schema == DEFAULT_SCHEMA else re.sub(r"\brespool\.", quoted(schema) + ".", text)
+    there = quoted(schema) + "."
+    return text if schema == DEFAULT_SCHEMA else _OURS.sub(lambda _: there, text)
 
 
 def quoted(name: str) -> str:
@@ -61,6 +64,7 @@ def grants_text(schema: str, role: str, owner: str) -> str:
     return text.replace("respool_owner", owner).replace("respool_role", quoted(role))
 
 
-def _bare(statement: str) -> str:
-    lines = [line for line in statement.splitlines() if not line.lstrip().startswith("--")]
-    return "\n".join(lines).strip().rstrip(";")
+@cache
+def _uncommented() -> str:
+    """Return all statements without the lines that are comments, but for those that name them."""
+    return re.sub(r"^[ \t]*--(?! name: ).*\n", "", _read("statements.sql"), flags=re.MULTILINE)
