@@ -34,10 +34,12 @@ from respool.delivery.spans import Span
 from respool.engines import open_engine
 from respool.engines.base import Conflict, Engine, Group, LeaseLost, Reads, Registration, Stream
 from respool.engines.moving import Mark
-from respool.engines.postgres import bells, partitions, retention, view, windows
+from respool.engines.postgres import bells, partitions, retention, state, view, windows
 from respool.engines.postgres import gaps as kept_gaps
+from respool.engines.postgres import work as works
 from respool.engines.postgres.appends import insert
 from respool.engines.postgres.batch import Batch, Reply
+from respool.engines.postgres.change import write_change
 from respool.engines.postgres.connection import Bounded, connect
 from respool.engines.postgres.partitions import SIZE
 from respool.engines.postgres.sql import LIMITS_LOCK, quoted
@@ -1367,6 +1369,59 @@ def test_those_appended_together_with_what_is_held_up_are_stored(
     caller.commit()
     assert engine.append_rows(rows) == [], "each is there, and is the same"
     assert len(engine.records(first_pos(log), first_pos(log + 1), 9)) == 4
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["settlement", "own transaction"])
+def test_a_settlement_that_an_open_transaction_holds_up_holds_up_no_other(
+    kit: PostgresKit,
+    engine: Any,
+    main: Group,
+    log: int,
+    caller: psycopg.Connection[Any],
+    monkeypatch: Any,
+    own: bool,
+) -> None:
+    """P10: a run sends a call by an id that somebody else has sent: who waits for it lets go of the lock."""
+    sent, patience, tries, again = row(log, id="shop\0order-1"), [], itertools.count(1), threading.Event()
+    fill(engine, log, size=10)
+    tell(engine, f"CREATE TABLE {kit.own_table} (n int)")
+    lease = engine.transact(
+        Reads(main.id, positions=True, due=5), lambda v, c: claim(v, c, Request(5, 2, 0, 2 << 40, OLD))
+    )
+    said = Settlement(lease.id, 2, [(span.lo, span.hi) for span in lease.spans])
+    engine.append_enlisted(engine.enlist(caller), [sent])
+
+    def decide(view: View, change: Change) -> bool:
+        if next(tries) > 1:
+            again.set()
+        change.calls += sent, row(log)
+        return bool(settle(view, change, said))
+
+    def write(db: Any, *given: Any) -> None:
+        patience.extend(db.execute(b"SHOW lock_timeout").fetchone())
+        write_change(db, *given)
+
+    monkeypatch.setattr(works if own else state, "write_change", write)
+    reads = Reads(main.id, (lease.id,))
+    if own:
+        work = engine.begin_work((lease.id, 2))
+        work.connection.execute(f"INSERT INTO {kit.own_table} VALUES (1)")
+        settled = started(lambda: work.settle(reads, decide))
+        assert again.wait(PATIENCE), "the lock was let go"
+        caller.commit()
+        assert settled.result(PATIENCE)
+        assert tell(engine, f"SELECT n FROM {kit.own_table}") == [(1,)], "what it did was kept meanwhile"
+    else:
+        with pytest.raises(EngineUnavailable, match="sent a call of the same id as a run has: nothing"):
+            promptly(lambda: engine.transact(reads, decide))
+        assert engine.leases(main) == [lease]
+        caller.commit()
+        assert engine.transact(reads, decide)
+    assert patience == ["10s"], "others are waited for as ever"
+    assert engine.leases(main) == []
+    assert len(Reader(engine, main).drain()) == 5 + 2
+    tell(engine, f"DROP TABLE {kit.own_table}")
+    sound(engine)
 
 
 def test_streams_and_groups_are_made_beside_open_transactions(

@@ -256,6 +256,11 @@ class Connection:
         return EngineError(f"{where}: {what}")
 
 
+def milliseconds(options: PostgresOptions) -> str:
+    """Return for how long a lock is waited for, as the server's settings have it."""
+    return f"{int(options.timeout * 1000)}ms"
+
+
 def patience(options: PostgresOptions, role: str) -> float:
     """Return for how many seconds an answer is waited for. What asks for long are commands, by the reader.
 

@@ -29,10 +29,11 @@ from . import gaps
 from .appends import ROWS_A_STATEMENT, insert
 from .batch import Batch, Executes, Reply
 from .change import write_change
-from .connection import Bounded, Lost, one
+from .connection import Bounded, Lost, milliseconds, one
 from .gaps import GapsFound
 from .limits import PostgresLimits
 from .looks import PostgresLooks
+from .partitions import LOCK_PATIENCE
 from .sql import GROUP_LOCKS, LIMITS_LOCK
 from .view import Known, look_at, read_view
 
@@ -45,6 +46,10 @@ class NoPartition(Exception):
     def __init__(self, log: int) -> None:
         super().__init__(log)
         self.log = log
+
+
+class HeldUp(EngineUnavailable):
+    """An open transaction has sent a call with the id of one that a run has made; nothing was written."""
 
 
 class _Otherwise(Exception):
@@ -164,10 +169,14 @@ class PostgresState(PostgresLooks, PostgresLimits):
 
     def _lock(self, batch: Batch, reads: Reads, synced: bool) -> None:
         """Begin a transaction, and lock the group."""
-        milliseconds = f"{int(self.options.timeout * 1000)}ms"
         commit = "on" if synced and self.options.durability == "full" else "off"
         batch.execute(b"BEGIN ISOLATION LEVEL READ COMMITTED")
-        bound = {"patience": milliseconds, "commit": commit, "locks": GROUP_LOCKS, "grp": reads.group}
+        bound = {
+            "patience": milliseconds(self.options),
+            "commit": commit,
+            "locks": GROUP_LOCKS,
+            "grp": reads.group,
+        }
         batch.execute(self._sql["begin"], bound)
 
     def _commit(self, batch: Batch, group: int, change: Change) -> Reply:
@@ -199,19 +208,33 @@ class PostgresState(PostgresLooks, PostgresLimits):
         return self._reader.read(run)
 
     def append_calls(self, db: Executes, calls: Sequence[NewCall]) -> int:
-        """Append the calls of runs; return how many were refused since their id is another record's."""
-        return sum(
+        """Append the calls of runs; return how many were refused since their id is another record's.
+
+        The caller holds its group's lock: an open transaction that has one of the ids is waited for no longer
+        than anybody should stand behind that. Raises HeldUp.
+        """
+        refused = sum(
             not conflict.same
             for log, some in by_log(calls).items()
             for start in range(0, len(some), ROWS_A_STATEMENT)
             for conflict in self._inserted(db, log, some[start : start + ROWS_A_STATEMENT])
         )
+        most = milliseconds(self.options)
+        db.execute(self._sql["lock_patience"], (most,))  # for the rest of the settlement
+        return refused
 
     def _inserted(self, db: Executes, log: int, calls: Sequence[NewCall]) -> list[Conflict]:
         try:
-            return insert(db, self._sql, self._sequence, calls, 0, None, settling=True)
+            return insert(
+                db, self._sql, self._sequence, calls, 0, None, settling=True, patience=LOCK_PATIENCE
+            )
         except pg.CheckViolation as error:
             raise NoPartition(log) from error
+        except pg.LockNotAvailable as error:
+            raise HeldUp(
+                f"{self.options.shown}: an open transaction has sent a call of the same id as a run has: "
+                "nothing was written, which goes on when that has ended"
+            ) from error
 
     def set_progress(self, group: int, pos: int, value: bytes, fence: tuple[int, int] | None = None) -> None:
         """Keep what a running task says of itself, unless it lost its lease: one statement."""

@@ -288,6 +288,9 @@ SELECT set_config('respool_run.lease', %s, true), EXISTS (SELECT 1 FROM respool.
 -- name: work_of
 SELECT current_setting('respool_run.lease', true);
 
+-- name: lock_patience
+SELECT set_config('lock_timeout', %s, true);
+
 -- name: work_settings
 SELECT set_config('lock_timeout', %s, true), set_config('idle_in_transaction_session_timeout', %s, true);
 

@@ -7,12 +7,14 @@
     writes; COMMIT                                  another
 
 The group's lock is taken only at the end: nobody waits for what the user does. The transaction reads anew
-with each statement (READ COMMITTED), so what the settlement sees was committed before the lock (G3).
+with each statement (READ COMMITTED), so what the settlement sees was committed before the lock (G3). Where
+another open transaction holds up a call that the run has made, the lock is let go and taken again.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -25,13 +27,15 @@ from ...delivery.model import Change, NewCall, View
 from ...errors import AppendUnknown, ConfigError, EngineUnavailable
 from ..base import Conflict, LeaseLost, Reads
 from .change import write_change
-from .connection import Bounded, Connection, Db, Lost, patience
+from .connection import Bounded, Connection, Db, Lost, milliseconds, patience
 from .enlist import Plain
 from .sql import GROUP_LOCKS
-from .state import NoPartition
+from .state import HeldUp, NoPartition
 
 if TYPE_CHECKING:
     from .engine import PostgresEngine
+
+HELD_PAUSE = 0.5  # seconds without the group's lock, where others' open transactions hold up a settlement
 
 
 class RunsOwn(Bounded):
@@ -136,6 +140,17 @@ class PostgresWork:
             self._end()
 
     def _settle(self, db: Db, reads: Reads, decide: Callable[[View, Change], bool]) -> bool:
+        until = time.monotonic() + self._engine.options.timeout
+        while True:
+            try:
+                return self._settle_now(db, reads, decide)
+            except HeldUp:
+                db.execute("ROLLBACK TO SAVEPOINT respool_settles")  # which lets go of the lock, too
+                if time.monotonic() >= until:
+                    raise
+            time.sleep(HELD_PAUSE)
+
+    def _settle_now(self, db: Db, reads: Reads, decide: Callable[[View, Change], bool]) -> bool:
         engine, rung = self._engine, None
         # One pipeline for all: psycopg leaves one with a Flush behind the Sync, and that stops the clock by
         # which the server ends who is idle in a transaction (G7).
@@ -160,13 +175,18 @@ class PostgresWork:
 
     def _locked(self, db: Db, pipeline: psycopg.Pipeline, reads: Reads) -> View:
         """Check what was deferred, while nobody waits for us; then lock. See that it is our transaction."""
-        sql, milliseconds = self._connection.sql, f"{int(self._engine.options.timeout * 1000)}ms"
+        sql, most = self._connection.sql, milliseconds(self._engine.options)
         db.execute("SET CONSTRAINTS ALL IMMEDIATE")
         found = db.execute(sql["work_of"])
-        db.execute(sql["work_settings"], (milliseconds, milliseconds))
+        db.execute("SAVEPOINT respool_settles")
+        db.execute(sql["work_settings"], (most, most))
         db.execute(sql["lock_group"], (GROUP_LOCKS, reads.group))
-        view, _ = self._engine.read(db, reads, pipeline.sync)
-        if found.fetchone() != (str(self._lease),):
+        try:
+            view, _ = self._engine.read(db, reads, pipeline.sync)
+            ours = found.fetchone() == (str(self._lease),)
+        except pg.NoActiveSqlTransaction:  # for a savepoint
+            ours = False
+        if not ours:
             raise ConfigError(
                 "the task ended self.transaction() by a COMMIT or ROLLBACK of its own: what it did "
                 "is no part of its settlement"
