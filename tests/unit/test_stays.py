@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from respool.delivery.model import Lease, Ordering, Position, View
+from respool.delivery.claim import Request, claim
+from respool.delivery.lanes import unread
+from respool.delivery.model import WAITING, Change, Lease, Ordering, Parked, Position, View
 from respool.delivery.order import Claimant, choose
 from respool.delivery.spans import Span
 from respool.engines.kafka import stays as module
@@ -29,6 +31,41 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(module, "time", made)
     monkeypatch.setattr(module.os, "getpid", lambda: 23)
     return made
+
+
+MIDDLE_LOGS, HIGH_LOGS = (10, 11), (12, 13)
+
+
+def offered(stays: Stays, *, lanes: bool) -> View:
+    """Return what a claim sees that stays on partition 11 of those with much to be read."""
+    view = View()
+    view.positions = [Position(log, first_pos(log), first_pos(log) + MUCH) for log in MIDDLE_LOGS]
+    if lanes:
+        view.positions += [Position(log, *[first_pos(log) + 9] * 2, None, (), 9) for log in HIGH_LOGS]
+    stays.among(1, view.positions)
+    view.positions = stays.among(1, view.positions)
+    assert [at.log for at in view.positions if unread(at)] == [11]
+    return view
+
+
+@pytest.mark.parametrize("lanes", [False, True])
+def test_what_is_due_given_back_or_waits_may_be_of_a_partition_that_is_not_offered(
+    clock: Clock, lanes: bool
+) -> None:
+    """Its lane is known nevertheless: be it a group with priorities, or one whose batches wait for more."""
+    view, pos = offered(Stays(), lanes=lanes), first_pos(10)
+    view.due = [Parked(pos + 3, "retry", 0.0, "t")]
+    view.returned = [
+        Lease(7, None, 0, [Span(pos + 4, pos + 5)], {}, 0.0),
+        Lease(8, WAITING, 0, [Span(pos + 6, pos + 8)], {}, clock.now + 5),
+    ]
+    change = Change()
+    lease = claim(view, change, Request(9, 1, 0, 99, clock.now))
+    assert lease is not None
+    assert {span.lo >> 40 for span in lease.spans} == {10, 11}
+    assert [each for span in lease.spans for each in range(span.lo, span.hi) if each >> 40 == 10] == [
+        pos + n for n in (3, 4, 6, 7)
+    ], "what waits goes along, as its lane has more"
 
 
 def order(stays: Stays, *, held: Any = (), at_hand: bool = False, gone: Any = ()) -> list[int]:

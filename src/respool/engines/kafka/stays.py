@@ -27,7 +27,10 @@ class Stays:
         self._on: dict[int, tuple[int, float]] = {}  # ordered group: log, since when
 
     def among(self, group: int, positions: Sequence[Position]) -> list[Position]:
-        """Return those of a group's positions that are offered to a claim now."""
+        """Return a group's positions as they are offered to a claim now; the others with nothing to be read.
+
+        What is due, was given back or waits may be of any of them, and a claim asks for its lane.
+        """
         lanes: dict[int, list[Position]] = {}
         for at in positions:
             lanes.setdefault(at.priority, []).append(at)
@@ -79,10 +82,8 @@ class Stays:
             self._now.pop(key, None)
             return lane
         log, until = self._now.get(key, (None, 0.0))
-        if now < until:
-            for at in much:
-                if at.log == log:
-                    return [at]
+        if now < until and any(at.log == log for at in much):
+            return [at if at.log == log else at._replace(end=at.cursor) for at in lane]
         logs = [at.log for at in much]
         place = logs.index(log) + 1 if log in logs else os.getpid()
         self._now[key] = logs[place % len(logs)], now + STAY
