@@ -32,6 +32,9 @@ from tests.services.versions import OTHERS
 _ROOT = Path(__file__).resolve().parents[2]
 _PATIENCE = 100.0  # seconds for a server to start or stop; it has shorter limits of its own
 
+_SHORT: dict[str, str | int | bool] = {"autovacuum_naptime": "5min", "max_wal_size": "256MB"}
+"""PostgreSQL's settings for a run of minutes: autovacuum takes a tenth of its processor time otherwise."""
+
 
 def make(service: str, given: dict[str, Any]) -> Server:
     """Return a service's server, not started.
@@ -48,7 +51,8 @@ def make(service: str, given: dict[str, Any]) -> Server:
     if service == "kafka":
         return KafkaServer(parent=parent)
     programs = OTHERS[service].programs() if service in OTHERS else None
-    return PostgresServer(programs, fsync=False, parent=parent)
+    settings = _SHORT if given.get("in_memory") else {}
+    return PostgresServer(programs, fsync=False, settings=settings, parent=parent)
 
 
 def address(server: Server) -> dict[str, object]:
