@@ -21,7 +21,7 @@ from tests.engines.test_blobs import BODY, large, swept
 from tests.engines.test_conformance import fill, finish, grant, granted, head, row, write
 from tests.services.fixtures import KafkaAddress
 from tests.services.install import java
-from tests.services.kafka import libraries
+from tests.services.kafka import JVM, libraries
 
 from respool import App, AppendUnknown, ConfigError, EngineUnavailable, keys
 from respool.blobs import Blobs, Store
@@ -74,7 +74,7 @@ def console(kafka: KafkaAddress, tool: str, *arguments: str, said: str | None = 
     """Run one of Kafka's own commands; `said`: what it reads."""
     program = java()
     assert program is not None
-    command = [program, "-Xmx128m", "-cp", f"{libraries()}/*", f"org.apache.kafka.tools.{tool}"]
+    command = [program, "-Xmx128m", *JVM, "-cp", f"{libraries()}/*", f"org.apache.kafka.tools.{tool}"]
     done = subprocess.run(
         [*command, "--bootstrap-server", kafka.bootstrap, *arguments],
         capture_output=True, text=True, timeout=90, input=said,

@@ -26,7 +26,8 @@ _ARTIFACTS = (
     ("org.apache.logging.log4j", "log4j-core", "2.25.2"),
     ("org.apache.logging.log4j", "log4j-slf4j-impl", "2.25.2"),
 )
-_JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData")  # a quick start; nothing in /tmp
+JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData")  # a quick start; nothing in /tmp
+"""How Java is run."""
 _CLASSES = "classes.jsa"
 _CHECKPOINT = "data/bootstrap.checkpoint"
 _LOGGING = """
@@ -83,7 +84,7 @@ def head_start() -> Path:
     program = java()
     assert program is not None
     modules = Path(program).resolve().parents[1] / "lib" / "modules"
-    about = f"{modules} {modules.stat().st_mtime_ns if modules.exists() else 0} {_JVM}"
+    about = f"{modules} {modules.stat().st_mtime_ns if modules.exists() else 0} {JVM}"
     return (
         cache_folder() / f"kafka-{VERSION}-start-{hashlib.blake2b(about.encode(), digest_size=6).hexdigest()}"
     )
@@ -240,7 +241,7 @@ class KafkaServer(Server):
             self._java,
             f"-Xms{least}m",
             f"-Xmx{most}m",
-            *_JVM,
+            *JVM,
             f"-Djava.io.tmpdir={self._folder}",
             f"-Dlog4j2.configurationFile={self._folder / 'log4j2.properties'}",
             "-cp",
