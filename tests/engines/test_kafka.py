@@ -291,7 +291,7 @@ def test_a_topic_that_some_broker_knows_is_not_gone(
     call = row(queue.logs[0], b"one", "shop\0given", time.time())
     with monkeypatch.context() as patch:
         patch.setattr(engine.sender, "append", fails)
-        patch.setattr(engine.cluster, "describe", lambda topic: None)
+        patch.setattr(engine.cluster, "describe_all", dict.fromkeys)
         patch.setattr(cluster_module, "SHORTEST", 0.1)
         with pytest.raises(EngineUnavailable, match="a broker does not know of it that others know of"):
             engine.check_topic(engine.stream_of_log(queue.logs[0]))
@@ -561,6 +561,54 @@ def test_a_topic_made_again_is_an_error_not_a_resumption(
     assert engine.inner.positions(main)[0].cursor == first_pos(log) + 1, "nothing was taken"
 
 
+@pytest.mark.parametrize("older", [False, True], ids=["kept", "made when no id was kept"])
+def test_a_lane_made_again_is_an_error_not_a_resumption(
+    kit: KafkaKit, engine: Any, queue: Stream, main: Group, older: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is sent there is refused, nothing is claimed, and what goes to other lanes is not lost."""
+    with monkeypatch.context() as patched:
+        if older:
+            patched.setattr(engine.inner, "set_within", lambda *given: None)
+        (lane,) = engine.add_lane(queue, 9).lanes[9]
+    fill(engine, lane, 3)
+    assert grant(engine, main, 1) is not None
+    topic = engine.place(lane).topic
+    if older:
+        kit.open().tidy_now()  # type: ignore[attr-defined]
+    remade = engine.cluster.describe(topic)
+    for future in engine.cluster.admin.delete_topics([topic]).values():
+        future.result(20)
+    eventually(lambda: engine.cluster.describe(topic) is None)
+    engine.cluster.create(topic, 1, {})
+    eventually(lambda: engine.cluster.describe(topic) not in (None, remade))
+    now = time.time()
+    for each in (engine, kit.open()):
+        each._looked_at.clear()
+        with pytest.raises(TopicGone, match=f"topic {topic} of queue default was deleted and made again"):
+            grant(each, main, 5)
+        with pytest.raises(TopicGone, match="made again"):
+            each.append_row(row(lane, id=new_head(now), time=now))
+        each.append_row(row(queue.logs[0], b"one", "shop\0given", now))
+        assert each.outbox.lost() == 0
+    assert engine.bounds(queue)[0][2] == first_pos(queue.logs[0]) + 1
+
+
+def test_lanes_are_looked_at_together(
+    kit: KafkaKit, engine: Any, queue: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """K3 once a second costs one request, whatever lanes there are."""
+    for priority in (0, 9):
+        queue = engine.add_lane(queue, priority)
+    asked: list[Any] = []
+    inner = engine.cluster.admin.describe_topics
+    client = type(
+        "Client", (), {"describe_topics": lambda self, *a, **b: asked.append(a) or inner(*a, **b)}
+    )()
+    monkeypatch.setattr(engine.cluster, "_admin", client)
+    engine.check_topic(engine.stream_of_log(queue.logs[0]))
+    assert len(asked) == 1
+
+
 def test_what_a_client_drops_is_asked_for_its_topic(
     kit: KafkaKit, engine: Any, queue: Stream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -599,6 +647,45 @@ def test_records_that_no_state_knows_are_not_taken_over(
     with pytest.raises(ConfigError, match="belongs to another state; set prefix="):
         other.create_stream("queue", "shop", "default", 1, {})
     other.close()
+
+
+def test_a_lane_that_no_state_knows_is_not_taken_over(
+    kafka: KafkaAddress, kit: KafkaKit, tmp_path: Path
+) -> None:
+    """The same of two environments whose calls all have a priority: their common topic is empty."""
+    engine: Any = kit.open()
+    queue = engine.create_stream("queue", "shop", "default", 1, {})
+    url = f"{kafka.url()}?prefix={kit.prefix}&state={quote(f'sqlite:///{tmp_path}/other.db', safe='')}"
+    other: Any = open_engine(parse_url(url), "full", 10.0)
+    same = other.create_stream("queue", "shop", "default", 1, {})
+    fill(engine, engine.add_lane(queue, 9).lanes[9][0], 1)
+    with pytest.raises(
+        ConfigError, match="knows no priority 9 of queue default: it belongs to another state"
+    ):
+        other.add_lane(same, 9)
+    assert list(other.add_lane(same, 8).lanes) == [8]
+    engine.cluster.create(engine.place(queue.logs[0]).topic + "--lane--7", 2, {})
+    with pytest.raises(ConfigError, match=r"wants 1 partition\(s\), topic .*--lane--7 has 2"):
+        other.add_lane(same, 7)
+    other.close()
+
+
+def test_a_lane_that_another_process_has_just_filled_is_the_same(
+    kit: KafkaKit, engine: Any, queue: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looked when there was none, and asks where the topic ends when the other has appended to it."""
+    other: Any = kit.open()
+    made: list[Stream] = []
+    inner = engine.cluster.offsets
+
+    def offsets(*given: Any, **more: Any) -> Any:
+        if not made:
+            made.append(other.add_lane(queue, 9))
+            fill(other, made[0].lanes[9][0], 1)
+        return inner(*given, **more)
+
+    monkeypatch.setattr(engine.cluster, "offsets", offsets)
+    assert engine.add_lane(queue, 9) == made[0]
 
 
 # K4, K5: retention

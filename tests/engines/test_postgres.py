@@ -1820,6 +1820,18 @@ def test_what_is_known_of_a_lent_logs_records_goes_with_their_partition(engine: 
     assert [engine.step_done(pos, "charge") for pos in places] == [None, None, b"done"]
 
 
+def test_what_a_setting_holds_is_set_by_name_by_several_at_once(kit: PostgresKit, engine: Any) -> None:
+    """One does not undo what others set: ids of topics (K3), and how long records stay."""
+    stream = engine.create_stream("queue", "shop", "wide", 1, {"kafka": {"topic": "t"}})
+    engines = [engine, kit.open()]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: engines[n % 2].set_within(stream, "kafka", f"id {n}", f"{n}"), range(10)))
+    engine.set_retention(stream, "1d")
+    (found,) = [each for each in engine.streams() if each.id == stream.id]
+    ids = {f"id {n}": f"{n}" for n in range(10)}
+    assert found.settings == {"kafka": {"topic": "t", **ids}, "retention": "1d"}
+
+
 # Locks and bells: G7
 
 

@@ -30,6 +30,12 @@ class LendsState(Engine, Protocol):
         nothing for now.
         """
 
+    def set_within(self, stream: Stream, setting: str, name: str, value: str) -> None:
+        """Set one of what a stream's setting holds by name; the rest stays, whatever it has become meanwhile.
+
+        Synced.
+        """
+
     def find_kept(self, begins: bytes) -> int | None:
         """Return where a kept record is whose attributes begin so; None: there is none."""
 

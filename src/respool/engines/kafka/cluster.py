@@ -265,20 +265,27 @@ class Cluster:
 
     def describe(self, topic: str) -> tuple[str, int] | None:
         """Return a topic's id and how many partitions it has; None where there is none."""
+        return self.describe_all([topic])[topic]
 
-        def look(left: float) -> tuple[str, int] | None:
+    def describe_all(self, topics: Sequence[str]) -> dict[str, tuple[str, int] | None]:
+        """Return the same of several topics, by name: one request."""
+
+        def look(left: float) -> dict[str, tuple[str, int] | None]:
             once = min(left, self._one_try)
-            futures = self.admin.describe_topics(TopicCollection([topic]), request_timeout=once)
-            try:
-                found = futures[topic].result(once + 1)
-            except KafkaException as error:
-                if error.args[0].code() in _GONE:
-                    return None
-                self._ask_for_controller(topic)
-                raise
-            return str(found.topic_id), len(found.partitions)
+            futures = self.admin.describe_topics(TopicCollection(list(topics)), request_timeout=once)
+            return {topic: self._described(topic, future, once) for topic, future in futures.items()}
 
-        return self.again(look, f"topic {topic}")
+        return self.again(look, f"topic {', '.join(topics)}") if topics else {}
+
+    def _described(self, topic: str, future: Any, timeout: float) -> tuple[str, int] | None:
+        try:
+            found = future.result(timeout + 1)
+        except KafkaException as error:
+            if error.args[0].code() in _GONE:
+                return None
+            self._ask_for_controller(topic)
+            raise
+        return str(found.topic_id), len(found.partitions)
 
     def _ask_for_controller(self, topic: str) -> None:
         """Have the admin client ask who the controller is, through a topic's metadata.

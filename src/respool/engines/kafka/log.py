@@ -155,12 +155,12 @@ class KafkaLog(KafkaFinding):
         try:
             yield
         except TopicUnknown:
-            self.check_topic(self.stream_of_log(log))
+            self.check_log(log)
             raise
         except AppendUnknown as error:
             if isinstance(error, AppendDropped):
                 with suppress(EngineUnavailable):  # which says that nothing was sent
-                    self.check_topic(self.stream_of_log(log))
+                    self.check_log(log)
             with self._remembering:
                 self._doubtful.update(ids)
                 if len(self._doubtful) > RECENT:  # beyond `id_window` they would be appended anew anyhow

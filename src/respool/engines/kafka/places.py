@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
-import msgspec
-
-from ...delivery.model import MIDDLE
 from ...errors import ConfigError, EngineError, EngineUnavailable, StreamUnavailable
 from ...record import first_pos
 from ..base import Group, GroupKind, Stream, StreamKind
@@ -18,9 +16,7 @@ from ..lent import LendsState
 from ..moving import INCOMING
 from .cluster import EARLIEST, LATEST, SHORTEST, Cluster, Place, TopicGone, TopicUnknown
 from .names import topic_name
-
-KEPT = "kafka"
-"""Where a stream's settings keep what its topic is; shown to nobody."""
+from .topics import KEPT, compare, id_name, lane_topic, lanes_without_id, place_of, public, topics_of
 
 HIDDEN = "\x01kafka"
 """The app of what is stored for our own use: no app of a user can have that name."""
@@ -39,7 +35,7 @@ FOR_GOOD = {
 
 
 class Gone(NamedTuple):
-    """Why a stream's topic cannot be used, and until when (monotonic) nobody looks again."""
+    """Why a topic cannot be used, and until when (monotonic) nobody looks again."""
 
     said: str
     until: float
@@ -58,7 +54,9 @@ class KafkaPlaces:
         self._logs_of_group: dict[int, tuple[int, ...]] = {}
         self._groups_at = 0.0  # when that was read
         self._checked: set[int] = set()  # streams whose topics were looked at
-        self._gone: dict[int, Gone] = {}  # of those, whose topics are gone, or others
+        self._gone: dict[
+            tuple[int, int], Gone
+        ] = {}  # by stream and priority: topics that are gone, or others
         self._ends_seen: dict[int, int] = {}
         self._ends_at: dict[int, float] = {}  # when they were asked for
         self._epochs_seen: dict[int, int] = {}  # of the leaders that said so
@@ -105,12 +103,12 @@ class KafkaPlaces:
         Now and then it is looked again.
         """
         stream = self.stream_of_log(log)
-        gone = self._gone.get(stream.id)
+        gone = self._gone.get((stream.id, stream.place(log)[1]))
         if gone is None:
             return
         if time.monotonic() < gone.until:
             raise TopicGone(gone.said)
-        self.check_topic(stream)
+        self.check_log(log)
 
     def known_place(self, log: int) -> Place:
         """Return where a log is, or was. Raises EngineError where there is no such log."""
@@ -239,6 +237,15 @@ class KafkaPlaces:
                 )
             return {"topic": name, "id": found[0], "partitions": found[1]}
         topic = topic_name(self.cluster.options.prefix, kind, app, name)
+        id = self._take_topic(topic, partitions, what, lambda: self._just_made(kind, app, name))
+        return {"topic": topic, "id": id, "partitions": partitions}
+
+    def _take_topic(self, topic: str, partitions: int, what: str, just_made: Callable[[], bool]) -> str:
+        """Make a topic, or see that it is one that nobody uses; return its id.
+
+        Parameters:
+            just_made: says whether another process has, and appended to it, since we looked.
+        """
         found = self.cluster.describe(topic)
         if found is None:
             self.cluster.create(topic, partitions, FOR_GOOD)
@@ -251,61 +258,67 @@ class KafkaPlaces:
             )
         places = [Place(topic, partition) for partition in range(partitions)]
         used = any(offset for offset, _ in self.cluster.offsets(places, LATEST))
-        if used and not self._just_made(kind, app, name):
+        if used and not just_made():
             raise ConfigError(
                 f"{self.cluster.options.shown}: topic {topic} holds records, but the state knows no {what}: "
                 "it belongs to another state; set prefix=… in the URL to keep them apart, or name that state"
             )
-        return {"topic": topic, "id": id, "partitions": partitions}
+        return id
 
     def _just_made(self, kind: str, app: str, name: str) -> bool:
         """Say whether another process has made the stream, and appended to it, since we looked."""
         return any((s.kind, s.app, s.name) == (kind, app, name) for s in self.refresh())
 
     def _check_topic(self, stream: Stream) -> None:
-        """Look whether a stream's topic is the one it was (K3); once in each process."""
+        """Look whether a stream's topics are those that they were (K3); once in each process."""
         if stream.id not in self._checked:
             with suppress(TopicGone):  # it is kept, and said to who uses it
                 self.check_topic(stream)
             self._checked.add(stream.id)
 
     def check_topic(self, stream: Stream) -> None:
-        """Raise TopicGone where a stream's topic is not there, or another one; that holds for a while."""
-        began = time.monotonic()
-        try:
-            self._compare_topic(stream)
-        except TopicGone as error:
-            ended = time.monotonic()
-            self._gone[stream.id] = Gone(str(error), ended + max(AGAIN, 2 * (ended - began)))
-            raise
-        self._gone.pop(stream.id, None)
+        """Raise TopicGone where a topic of a stream is not there, or another one; that holds for a while."""
+        self._check(stream, topics_of(stream))
+
+    def check_log(self, log: int) -> None:
+        """Raise TopicGone where the topic of a log is not there, or another one: whatever others there are.
+
+        What is sent to one lane is not lost since that of another is gone.
+        """
+        stream = self.stream_of_log(log)
+        priority = stream.place(log)[1]
+        self._check(stream, {each: topic for each, topic in topics_of(stream).items() if each == priority})
+
+    def _check(self, stream: Stream, topics: dict[int, str]) -> None:
+        if lanes_without_id(stream):  # somebody may have kept them since it was read
+            self.refresh()
+            stream = self._stored.get(stream.id, stream)
+        began, first = time.monotonic(), None
+        found = self.cluster.describe_all(list(topics.values()))
+        for priority, topic in topics.items():
+            try:
+                compare(self.cluster, stream, priority, found[topic])
+            except TopicGone as error:
+                ended = time.monotonic()
+                until = ended + max(AGAIN, 2 * (ended - began))
+                self._gone[stream.id, priority] = Gone(str(error), until)
+                first = first or error
+            else:
+                self._gone.pop((stream.id, priority), None)
+        if first is not None:
+            raise first
 
     def is_gone(self, stream: Stream) -> bool:
-        """Say whether a stream's topic was found to be gone, or another one."""
-        return stream.id in self._gone
+        """Say whether a topic of a stream was found to be gone, or another one."""
+        return any((stream.id, priority) in self._gone for priority in topics_of(stream))
 
-    def _compare_topic(self, stream: Stream) -> None:
-        kept = stream.settings.get(KEPT)
-        if kept is None:
-            return
-        found = self.cluster.describe(kept["topic"]) or self.cluster.described_later(kept["topic"])
-        what = f"{self.cluster.options.shown}: topic {kept['topic']} of {stream.kind} {stream.name}"
-        if found is None and not self.cluster.known_to_none(kept["topic"]):
-            raise EngineUnavailable(
-                f"{what}: a broker does not know of it that others know of; nothing was sent"
-            )
-        if found is None:
-            raise TopicGone(
-                f"{what} was deleted, and its records with it; the state still has what was known of them. "
-                "Declare it under another name, or begin with another state"
-            )
-        if found[0] != kept["id"]:
-            raise TopicGone(
-                f"{what} was deleted and made again: what the state knows is not of its records. "
-                "Declare it under another name, or begin with another state"
-            )
-        if found[1] < kept["partitions"]:
-            raise TopicGone(f"{what} has {found[1]} partition(s), and had {kept['partitions']}")
+    def keep_ids(self, stream: Stream) -> None:
+        """Keep what the topics of a stream's lanes are, where that was not done when they were made."""
+        new = lanes_without_id(stream)
+        for priority, topic in new.items():
+            found = self.cluster.describe(topic)
+            if found is not None:
+                self.inner.set_within(stream, KEPT, id_name(priority), found[0])
 
     def set_retention(self, stream: Stream, retention: Any) -> None:
         """Change how long a stream's records stay: workers see to that, its topic is told nothing (K4)."""
@@ -317,13 +330,18 @@ class KafkaPlaces:
         stored = next(each for each in self.refresh() if each.id == stream.id)
         kept = stored.settings[KEPT]
         topic = lane_topic(kept["topic"], priority)
-        if self.cluster.describe(topic) is None:
-            self.cluster.create(topic, kept["partitions"], FOR_GOOD)
-            self.cluster.described(topic)
+        if stored.lane(priority) is None:
+            what = f"priority {priority} of {stored.kind} {stored.name}"
+            just_made = partial(self._has_lane, stream.id, priority)
+            id = self._take_topic(topic, kept["partitions"], what, just_made)
+            self.inner.set_within(stored, KEPT, id_name(priority), id)
         made = self.inner.add_lane(stored, priority)
         self.forget()
         self.refresh()
         return public(made)
+
+    def _has_lane(self, stream: int, priority: int) -> bool:
+        return any(s.id == stream and s.lane(priority) is not None for s in self.refresh())
 
     def streams(self) -> list[Stream]:
         """Return all streams."""
@@ -349,22 +367,3 @@ class KafkaPlaces:
     ) -> Group | None:
         """Create a group that reads lo <= p < hi (None: no end) of each log; None where it exists."""
         return self.inner.create_group(stream, app, name, kind, settings, bounds)
-
-
-def place_of(kept: dict[str, Any], partition: int, priority: int) -> Place:
-    """Return where a log is. A lane is a topic of its own."""
-    return Place(lane_topic(kept["topic"], priority), partition)
-
-
-def lane_topic(topic: str, priority: int) -> str:
-    """Return the topic of a lane; the common one is the stream's own."""
-    return topic if priority == MIDDLE else f"{topic}--lane--{priority}"
-
-
-def public(stream: Stream) -> Stream:
-    """Return a stream as others know it."""
-    if KEPT not in stream.settings:
-        return stream
-    return msgspec.structs.replace(
-        stream, settings={name: value for name, value in stream.settings.items() if name != KEPT}
-    )

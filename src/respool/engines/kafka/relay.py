@@ -294,7 +294,7 @@ class Relay:
         A broker that was just started, or has just lost one beside it, may not know of it: all are asked.
         """
         try:
-            self._places.check_topic(self._places.stream_of_log(target))
+            self._places.check_log(target)
         except EngineError:
             return
         raise EngineUnavailable("a broker does not know of a topic that is there; nothing was sent")

@@ -19,8 +19,9 @@ from .inspect import KafkaInspect
 from .mirror import Mirror
 from .moved import end_of
 from .names import group_name
-from .places import HIDDEN, KEPT
+from .places import HIDDEN
 from .reading import PAGE
+from .topics import KEPT
 
 log = logging.getLogger("respool.engine")
 MIRROR = 1.0  # seconds between two commits of the groups' cursors (K6)
@@ -189,6 +190,7 @@ class KafkaRetention(KafkaInspect):
                 continue
             try:
                 self.check_topic(stream)
+                self.keep_ids(stream)
             except EngineError as error:
                 if self._said.get(stream.id) != str(error):
                     self._said[stream.id] = str(error)

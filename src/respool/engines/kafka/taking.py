@@ -29,8 +29,9 @@ from .message import item_of
 from .moved import says_time
 from .moving import OWN, KafkaMoving
 from .names import topic_name
-from .places import FOR_GOOD, KEPT, lane_topic
+from .places import FOR_GOOD
 from .reading import header_at_hand
+from .topics import KEPT, id_name, lane_topic
 
 NEAR, TOGETHER = 100, 500  # offsets that are read over; that are read at once
 
@@ -47,7 +48,8 @@ class KafkaTaking(KafkaMoving):
         priorities = {MIDDLE if place.priority is None else place.priority for place in places}
         topic = topic_name(self.options.prefix, stream.kind, stream.app, stream.name)
         ids = {each: self._make_empty(lane_topic(topic, each), stream.partitions) for each in priorities}
-        kept = {"topic": topic, "id": ids[MIDDLE], "partitions": stream.partitions}
+        kept = {"topic": topic, "partitions": stream.partitions}
+        kept |= {id_name(each): id for each, id in ids.items()}
         settings = {**stream.settings, KEPT: kept}
         taken = self.inner.take_stream(mark, msgspec.structs.replace(stream, settings=settings), places)
         self.forget()

@@ -65,6 +65,11 @@ class PostgresRegistry(Part):
         bound = (Jsonb(retention), stream.id)
         self._writer.append(lambda db: db.execute(self._sql["set_retention"], bound))
 
+    def set_within(self, stream: Stream, setting: str, name: str, value: str) -> None:
+        """Set one of what a stream's setting holds by name."""
+        bound = ([setting, name], Jsonb(value), stream.id)
+        self._writer.append(lambda db: db.execute(self._sql["set_within"], bound))
+
     def add_lane(self, stream: Stream, priority: int) -> Stream:
         """Make the logs of a priority, which the stream's groups read from 0 (H10), unless they are there."""
         which = (stream.kind, stream.app, stream.name)

@@ -180,6 +180,9 @@ INSERT INTO respool.stream (kind, app, name, settings, created) VALUES (%s, %s, 
 -- name: set_retention
 UPDATE respool.stream SET settings = jsonb_set(settings, '{retention}', %s) WHERE id = %s;
 
+-- name: set_within
+UPDATE respool.stream SET settings = jsonb_set(settings, %s, %s) WHERE id = %s;
+
 -- name: add_log
 INSERT INTO respool.log (stream, partition, priority) VALUES (%s, %s, %s) RETURNING id;
 

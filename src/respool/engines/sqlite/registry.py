@@ -60,6 +60,12 @@ class SQLiteRegistry(Part):
         with self._writer.lock, self._writer.writing() as db:
             db.execute(SQL["set_retention"], (stream.id, json.dumps(retention)))
 
+    def set_within(self, stream: Stream, setting: str, name: str, value: str) -> None:
+        """Set one of what a stream's setting holds by name."""
+        path = f'$."{setting}"."{name}"'
+        with self._writer.lock, self._writer.writing() as db:
+            db.execute(SQL["set_within"], (stream.id, path, value))
+
     def add_lane(self, stream: Stream, priority: int) -> Stream:
         """Make the logs of a priority, which the stream's groups read from 0 (H10), unless they are there."""
         with self._writer.lock, self._writer.writing() as db:

@@ -99,6 +99,9 @@ INSERT INTO stream (kind, app, name, settings, created) VALUES (?, ?, ?, ?, ?) R
 -- name: set_retention
 UPDATE stream SET settings = json_set(settings, '$.retention', json(?2)) WHERE id = ?1;
 
+-- name: set_within
+UPDATE stream SET settings = json_set(settings, ?2, ?3) WHERE id = ?1;
+
 -- name: logs
 SELECT id, priority FROM log WHERE stream = ?1 ORDER BY id;
 
