@@ -29,7 +29,7 @@ class Opened:
     def __init__(self, app: App, engine: Engine) -> None:
         self._app = app
         self.engine = engine
-        self.producer = Producer(engine, app.settings["max_record_size"])
+        self.producer = Producer(engine, app.settings["max_record_size"], app.settings["append_timeout"])
         self.streams: dict[tuple[str, str], Stream] = {}  # the declared ones as stored, by kind and name
         self.gates: dict[str, Gate] = {}  # of queues with a max_pending
         self.differs: list[str] = []  # where it is only looked at: what is stored otherwise than declared

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -10,7 +12,17 @@ from typing import Any
 
 from .delivery.model import NewCall
 from .engines.base import Conflict, Engine
-from .errors import AppendUnknown, IdConflict, PartlyAppended, RecordTooLarge, RespoolError
+from .engines.turns import GRACE, limited
+from .errors import (
+    AppendUnknown,
+    BlobsUnavailable,
+    EngineUnavailable,
+    IdConflict,
+    PartlyAppended,
+    RecordTooLarge,
+    RespoolError,
+    StreamUnavailable,
+)
 from .record import RUN_BITS, id_text, new_head
 
 CHUNK_RECORDS = 5000
@@ -18,6 +30,7 @@ CHUNK_BYTES = 1 << 20
 FIRST_STEP = 16  # bodies taken before it is known how large they are
 PATIENCE = 1.0  # seconds after which one who waits looks again whether nobody leads: who led was interrupted
 MAX_TOGETHER = 256  # callers whose records are appended in one statement
+IN_VAIN = 2  # logs that could not be appended to, after which it is taken to be all of them
 
 _RUN_LENGTH = 1 << RUN_BITS
 assert CHUNK_RECORDS < _RUN_LENGTH
@@ -29,9 +42,10 @@ class _Pending:
     `wake` is set when it is finished or when its caller should lead; a spurious one does no harm.
     """
 
-    __slots__ = ("error", "finished", "row", "wake")
+    __slots__ = ("came", "error", "finished", "row", "wake")
 
     def __init__(self, row: NewCall, wake: Any) -> None:
+        self.came = time.monotonic()
         self.row = row
         self.wake = wake
         self.finished = False
@@ -62,11 +76,17 @@ class Producer:
     The first caller to come leads: it takes the lock and appends for all who wait. A leader cannot be
     cancelled in the middle (the append is one call into the engine), and who waits takes over the lead
     when it becomes free (H17).
+
+    Parameters:
+        timeout: seconds that a caller waits at most, and a little more, whatever others wait for (P10).
     """
 
-    def __init__(self, engine: Engine, max_record_size: int) -> None:
+    def __init__(self, engine: Engine, max_record_size: int, timeout: float = math.inf) -> None:
         self._engine = engine
         self._max = max_record_size
+        self._timeout = timeout
+        self._failed: dict[int, float] = {}  # logs, and when they could not be appended to
+        self._why = ""  # the last of them could not be
         self._lead = threading.Lock()
         self._waiting: deque[_Pending] = deque()
 
@@ -82,7 +102,11 @@ class Producer:
             return None
         try:  # nobody to combine with: alone, or with who came at the same moment right behind
             with self._lead:
-                done = self._engine.append_row(row)
+                try:
+                    done = self._engine.append_row(row)
+                except (AppendUnknown, EngineUnavailable) as error:
+                    self._note_failed(row.log, error)
+                    raise
         except AppendUnknown as error:
             raise _with_ids(error, (row,)) from error.__cause__
         finally:
@@ -163,11 +187,32 @@ class Producer:
             pending.error = AppendUnknown("the append was interrupted", (id_text(_given(pending.row.id)),))
         try:
             for together in by_log.values():
-                self._append_to_log(together)
+                self._append_in_time(together)
         finally:
             for pending in batch:
                 pending.finished = True
                 pending.wake.set()
+
+    def _append_in_time(self, together: list[_Pending]) -> None:
+        """Append to one log in what is left of its callers' time: who came before them may have used it up.
+
+        Then there is a moment left, as one log may be away by itself; but none once others have failed, too.
+        """
+        now, came = time.monotonic(), together[-1].came
+        until = came + self._timeout
+        if until - now < GRACE:
+            if sum(at > came for at in self._failed.values()) >= IN_VAIN:
+                error = EngineUnavailable(f"nothing was sent, after what others met: {self._why}")
+                for pending in together:
+                    pending.error = error
+                return
+            until = now + GRACE
+        with limited(until):
+            self._append_to_log(together)
+
+    def _note_failed(self, log: int, error: RespoolError) -> None:
+        if not isinstance(error, StreamUnavailable | BlobsUnavailable):
+            self._failed[log], self._why = time.monotonic(), str(error)
 
     def _append_to_log(self, together: list[_Pending]) -> None:
         try:
@@ -177,9 +222,12 @@ class Producer:
                 pending.error = None if n in error.places else _with_ids(error.error, (pending.row,))
             return
         except RespoolError as error:
+            if isinstance(error, AppendUnknown | EngineUnavailable):
+                self._note_failed(together[0].row.log, error)
             for pending in together:
                 pending.error = _with_ids(error, (pending.row,))
             return
+        self._failed.clear()
         for pending in together:
             pending.error = None
         for conflict in conflicts:

@@ -17,6 +17,7 @@ from tests.engines.test_conformance import FIRST, NOW, head, ids
 from respool.delivery.model import NewCall
 from respool.engines.sqlite.engine import SQLiteEngine
 from respool.engines.sqlite.sql import SQL
+from respool.engines.turns import limited
 from respool.errors import EngineError, EngineUnavailable
 from respool.record import first_pos, id_of
 
@@ -140,3 +141,15 @@ def test_a_run_leaves_no_snapshot_behind(kit: SQLiteKit) -> None:
         engine.append_run(log + 9, "add", [b"a"], None, head(), NOW)
     engine.append_run(log, "add", [b"a"], None, head(), NOW)
     assert engine._state.checkpoint("TRUNCATE") == 0
+
+
+def test_who_has_little_time_left_waits_no_longer_for_the_file(kit: SQLiteKit) -> None:
+    """P10: callers who have waited for others before have what is left of their time."""
+    engine, log = opened(kit)
+    holder = apsw.Connection(str(engine.options.path))
+    holder.execute("BEGIN IMMEDIATE")
+    began = time.monotonic()
+    with limited(began + 0.2), pytest.raises(EngineUnavailable, match="was locked by somebody else"):
+        engine.append_rows([NewCall(log, "t", b"x", None, head(), NOW)])
+    assert 0.2 <= time.monotonic() - began < engine.options.timeout / 2
+    holder.close()

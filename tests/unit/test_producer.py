@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from respool import producer as module
 from respool.delivery.model import NewCall
-from respool.errors import AppendUnknown, EngineUnavailable
+from respool.engines import turns
+from respool.engines.turns import GRACE, left
+from respool.errors import AppendUnknown, EngineUnavailable, StreamUnavailable
 from respool.producer import MAX_TOGETHER, Producer
 
 
@@ -47,8 +51,8 @@ def producer(log: Log) -> Producer:
     return Producer(log, 1 << 20)  # type: ignore[arg-type]
 
 
-def row(n: int) -> NewCall:
-    return NewCall(1, "t", b"%d" % n, None, n.to_bytes(13, "big") + b"\0\0\0", 0.0)
+def row(n: int, log: int = 1) -> NewCall:
+    return NewCall(log, "t", b"%d" % n, None, n.to_bytes(13, "big") + b"\0\0\0", 0.0)
 
 
 def test_who_was_to_lead_and_is_cancelled_passes_the_lead_on(log: Log, producer: Producer) -> None:
@@ -115,3 +119,94 @@ def test_each_hears_whether_it_was_sent(log: Log, producer: Producer) -> None:
     assert {type(each) for each in unknown} == {AppendUnknown}
     assert len({each.ids for each in unknown}) == 3, "each with its own id, to be sent again"
     assert all(each.ids[0] in str(each) for each in unknown)
+
+
+class Clock:
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Silent(Log):
+    """An engine that answers nothing to what is appended to some of its logs."""
+
+    def __init__(self, clock: Clock, error: Exception, logs: int) -> None:
+        super().__init__()
+        self.clock, self.silent, self.logs = clock, error, logs
+        self.waited: list[float] = []
+        self.sent = 0
+
+    def append_rows(self, rows: Sequence[NewCall]) -> list[Any]:
+        if rows[0].log > self.logs:
+            self.sent += len(rows)
+            return []
+        self.waited.append(left(TIMEOUT))
+        self.clock.now += self.waited[-1]
+        raise self.silent
+
+
+TIMEOUT, UNKNOWN, AWAY = 3.0, AppendUnknown("no answer"), EngineUnavailable("locked")
+ONE_AWAY = StreamUnavailable("no leader")
+
+
+@pytest.mark.parametrize(
+    ("error", "logs", "waited", "sent", "errors"),
+    [
+        (AWAY, 8, [TIMEOUT, GRACE], 0, {EngineUnavailable: 16}),
+        (UNKNOWN, 8, [TIMEOUT, GRACE], 0, {AppendUnknown: 4, EngineUnavailable: 12}),
+        (UNKNOWN, 1, [TIMEOUT], 14, {AppendUnknown: 2, type(None): 14}),
+        (ONE_AWAY, 3, [TIMEOUT, GRACE, GRACE], 10, {StreamUnavailable: 6, type(None): 10}),
+    ],
+    ids=["locked", "silent", "one is silent", "each by itself"],
+)
+def test_waits_do_not_add_up_over_queues(
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    logs: int,
+    waited: list[float],
+    sent: int,
+    errors: dict[type, int],
+) -> None:
+    """P10: each has its error in its own time, however many others send to other queues."""
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(turns, "time", clock)
+    silent = Silent(clock, error, logs)
+    producer = Producer(silent, 1 << 20, TIMEOUT)  # type: ignore[arg-type]
+
+    async def main() -> list[Any]:
+        with producer._lead:
+            rows = [row(n, 1 + n % 8) for n in range(16)]
+            tasks = [asyncio.create_task(producer.aappend(each)) for each in rows]
+            while len(producer._waiting) < len(tasks):
+                await asyncio.sleep(0)
+        producer._wake_next()
+        return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
+
+    told = asyncio.run(main())
+    assert silent.waited == waited
+    assert silent.sent == sent
+    assert Counter(map(type, told)) == errors
+    assert clock.now - Clock.now == sum(waited)
+
+
+def test_who_stood_behind_one_that_waited_in_vain_is_tried_for_a_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(turns, "time", clock)
+    silent = Silent(clock, AWAY, 8)
+    producer = Producer(silent, 1 << 20, TIMEOUT)  # type: ignore[arg-type]
+    behind = [module._Pending(row(n, n), threading.Event()) for n in range(2, 6)]
+    with pytest.raises(EngineUnavailable):
+        producer.append(row(1))
+    producer._waiting.extend(behind)
+    late = module._Pending(row(6, 6), threading.Event())
+    producer._waiting.append(late)
+    producer._append_waiting()
+    assert silent.waited == [TIMEOUT, GRACE, TIMEOUT - GRACE], "who came later has its own time"
+    assert [str(each.error) for each in behind] == ["locked"] + 3 * [
+        "nothing was sent, after what others met: locked"
+    ]

@@ -21,7 +21,7 @@ from ...errors import (
     LogMoved,
 )
 from ..moving import IS_MOVING, WAS_MOVED
-from ..turns import NotMyTurn, Turn
+from ..turns import NotMyTurn, Turn, left
 
 PAGE_SIZE = 2048  # bytes: a commit writes pages, and half the bytes are summed, written and synced
 FRAME_HEADER = 24  # bytes before each page in the write-ahead log
@@ -246,9 +246,10 @@ class Connection:
 
         They may be waiting for the file: with `lock` and `writing` each begins its time after theirs (P10).
         """
-        until = time.monotonic() + self._timeout
+        patience = left(self._timeout)
+        until = time.monotonic() + patience
         try:
-            with Turn(self.lock.acquire, True, self._timeout) as mine:
+            with Turn(self.lock.acquire, True, patience) as mine:
                 if not mine:
                     raise NotMyTurn
                 with self._writing as db:
