@@ -21,12 +21,14 @@ from respool import App, AppendUnknown
 from respool.delivery.claim import Request, claim
 from respool.delivery.model import Lease, NewCall, Verdict
 from respool.delivery.order import Claimant
+from respool.delivery.settle import give_back
+from respool.delivery.spans import ranges_of
 from respool.engines.base import Group, Reads, Stream
 from respool.engines.kafka import ahead
 from respool.engines.kafka.outbox import Outbox
 from respool.engines.kafka.stays import MUCH
 from respool.keys import key_hash
-from respool.record import Meta, first_pos, new_head
+from respool.record import Meta, first_pos, log_of, new_head
 from respool.testing import work
 
 NOW = 1_700_000_000.0
@@ -184,6 +186,42 @@ def test_what_is_blocked_outlives_its_topics_records(
     assert [r[2] for r in other.rows(again.spans)] == [b"1", b"2"], "the first was not read before it was cut"
     finish(other, main, again)
     assert other.counts(main).leased == 1
+
+
+def test_what_a_supervisor_gives_back_is_fetched_together(
+    kit: KafkaKit, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P5: nobody beats meanwhile, however much a long run gives back. It is kept whole (H15)."""
+    wide = engine.create_stream("queue", "shop", "wide", 2, {"ordered": True})
+    main = next(group for group in engine.groups() if group.stream == wide.id)
+    blocked: dict[int, bytes] = {}
+    for log in wide.logs:
+        keys = ["a" if n < 600 or n % 250 == 0 else "b" for n in range(1200)]
+        calls = [keyed(log, f"{key}{log}", b"%d" % n) for n, key in enumerate(keys)]
+        engine.append_rows(calls)
+        blocked |= {first_pos(log) + n: b"%d" % n for n, key in enumerate(keys) if n and key == "a"}
+    lease = grant(engine, main, 5000)
+    assert lease is not None
+    assert {log_of(pos) for pos in granted(lease)} == set(wide.logs), "both in one"
+    id, ranges, other = lease.id, ranges_of(blocked), kit.open()
+    done: list[str] = []
+
+    with monkeypatch.context() as patched:
+        for what, name in ((other.inner, "rows"), (other.cluster, "offsets"), (other.seeker, "read")):
+            inner = getattr(what, name)
+            patched.setattr(
+                what, name, lambda *a, i=inner, n=name, **k: (done.append(n) if a[0] else 0, i(*a, **k))[1]
+            )
+        given = other.transact(
+            Reads(main.id, (id,)), lambda v, c: give_back(v, c, id, 1, ranges, 1 << 32 | next(numbers))
+        )
+    assert given == len(blocked)
+    assert other.counts(main).parked == {"blocked": len(blocked)}
+    assert (done.count("rows"), done.count("offsets")) == (1, 2), "where they begin, and end"
+    assert done.count("read") <= 5
+    for log in wide.logs:
+        kit.cut(log, first_pos(log), first_pos(log) + 1200)
+    assert {each.pos: each.body for each in other.records(min(blocked), max(blocked) + 1, 9999)} == blocked
 
 
 def test_a_cursor_below_what_was_trimmed_goes_on_and_says_what_is_lost(

@@ -5,16 +5,16 @@ The log may be trimmed before it is run. A worker has just read what it parks; w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from ...delivery.model import Parked, View
-from ...delivery.spans import Span
+from ...delivery.spans import Span, ranges_of
 from ...errors import StreamBroken
 from ...record import Row, log_of
 from .losing import KafkaLosing
-from .message import header_of
-from .reading import header_at_hand
+from .reading import header_at_hand, near
 
 
 class NotAtHand(Exception):
@@ -58,18 +58,36 @@ class KafkaParking(KafkaLosing):
             raise NotAtHand(missing)
         return kept
 
-    def _fetch(self, pos: int) -> Row | None:
-        """Return a record as it is kept, from the state or from Kafka; None where it is nowhere."""
-        for row in self.inner.rows([Span(pos, pos + 1)]):
-            return Row(*row)
-        if not self.known_logs([log_of(pos)]):
-            return None
-        found: dict[int, Any] = {}
+    def _fetch(self, positions: Sequence[int]) -> dict[int, Row]:
+        """Return records as they are kept, from the state or from Kafka, but for those that are nowhere.
+
+        All of them together: there may be as many as a long run gives back, and nobody beats meanwhile.
+        """
+        kept = self.inner.rows([Span(lo, hi) for lo, hi in ranges_of(positions)])
+        found = {row[0]: Row(*row) for row in kept}
+        by_log: dict[int, list[int]] = {}
+        for pos in positions:
+            if pos not in found:
+                by_log.setdefault(log_of(pos), []).append(pos)
+        return found | self._fetch_from(self.known_logs(sorted(by_log)), by_log)
+
+    def _fetch_from(self, logs: Sequence[int], by_log: Mapping[int, Sequence[int]]) -> dict[int, Row]:
+        """Return what there is in logs at some positions of each."""
+        found: dict[int, Row] = {}
+        if not logs:
+            return found
         try:
-            if self.starts([log_of(pos)])[log_of(pos)] <= pos < self.ends([log_of(pos)])[log_of(pos)]:
-                self._read_into(found, self.seeker, [(pos, pos + 1)])
+            starts, ends = self.starts(logs), self.ends(logs)
+            there = {log: [pos for pos in by_log[log] if starts[log] <= pos < ends[log]] for log in logs}
+            for together in zip_longest(*(near(each) for each in there.values())):  # one range of each log
+                ranges = [each for each in together if each is not None]
+                read: dict[int, Any] = {}
+                self._read_into(read, self.seeker, [(lo, hi) for lo, hi, _ in ranges])
+                for pos in set().union(*(wanted for _, _, wanted in ranges)).intersection(read):
+                    row, message = read[pos]
+                    found[pos] = Row(pos, row[1], row[2], header_at_hand(message))
         except StreamBroken:  # as gone as its topic; what parks it is settled all the same
-            return None
-        for row, message in found.values():
-            return Row(pos, row[1], row[2], header_of(message))
-        return None
+            if len(logs) == 1:
+                return {}
+            return {pos: row for log in logs for pos, row in self._fetch_from([log], by_log).items()}
+        return found

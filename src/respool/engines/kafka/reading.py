@@ -20,6 +20,7 @@ from .reader import Reader, Trimmed
 PAGE = 2000  # offsets read at a time where nobody says how many
 FEW = 200  # as many at first, and where records are large:
 MUCH = 1 << 20  # bytes of a page
+NEAR, TOGETHER = 100, 500  # offsets that are read over; that are read at once
 
 
 class KafkaReading(KafkaPlaces):
@@ -211,3 +212,15 @@ def _full(pos: int, known: tuple[Row, Any]) -> Record:
 
 def _within(order: Sequence[int], lo: int, hi: int) -> Sequence[int]:
     return order[bisect_left(order, lo) : bisect_left(order, hi)]
+
+
+def near(positions: Iterable[int]) -> Iterator[tuple[int, int, set[int]]]:
+    """Yield (lo, hi, positions in there): ranges of one log that are read at once, and hold little else."""
+    some: list[int] = []
+    for pos in sorted(positions):
+        if some and (pos - some[-1] > NEAR or pos - some[0] >= TOGETHER):
+            yield some[0], some[-1] + 1, set(some)
+            some = []
+        some.append(pos)
+    if some:
+        yield some[0], some[-1] + 1, set(some)

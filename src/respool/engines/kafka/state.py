@@ -96,12 +96,8 @@ class KafkaState(KafkaAsked):
                 gone = dict.fromkeys(found.logs, 0)  # unless its stream is there
                 ends.by_log.update(gone | ends.by_log | self.ends(self.logs_of(reads.group)))
             except NotAtHand as missing:
-                for pos in missing.positions:
-                    row = self._fetch(pos)
-                    if row is None:
-                        absent.add(pos)
-                    else:
-                        fetched[pos] = row
+                fetched |= self._fetch(missing.positions)
+                absent.update(pos for pos in missing.positions if pos not in fetched)
         if told:
             self._forget_lost(told)
         if calls:

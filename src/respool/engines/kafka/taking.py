@@ -9,7 +9,7 @@ sent and not told by the mark is found at the topic's end.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -30,10 +30,8 @@ from .moved import says_time
 from .moving import OWN, KafkaMoving
 from .names import topic_name
 from .places import FOR_GOOD
-from .reading import header_at_hand
+from .reading import header_at_hand, near
 from .topics import KEPT, id_name, lane_topic
-
-NEAR, TOGETHER = 100, 500  # offsets that are read over; that are read at once
 
 
 class KafkaTaking(KafkaMoving):
@@ -122,7 +120,7 @@ class KafkaTaking(KafkaMoving):
 
     def _keep(self, positions: Sequence[int], group: int) -> None:
         """Have the state keep records, as if they had just been parked."""
-        for lo, hi, wanted in _near(positions):
+        for lo, hi, wanted in near(positions):
             found: dict[int, Any] = {}
             self._read_into(found, self.seeker, [(lo, hi)])
             kept = [
@@ -204,15 +202,3 @@ class KafkaTaking(KafkaMoving):
 
 def _call(log: int, row: RawRecord) -> NewCall:
     return NewCall(log, row.task, row.body, row.meta, id_of(row.head, row.seq), row.micros / h.MICRO)
-
-
-def _near(positions: Sequence[int]) -> Iterator[tuple[int, int, set[int]]]:
-    """Yield (lo, hi, positions in there): ranges that are read at once, and hold little else."""
-    some: list[int] = []
-    for pos in sorted(positions):
-        if some and (pos - some[-1] > NEAR or pos - some[0] >= TOGETHER):
-            yield some[0], some[-1] + 1, set(some)
-            some = []
-        some.append(pos)
-    if some:
-        yield some[0], some[-1] + 1, set(some)
