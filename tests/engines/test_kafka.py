@@ -691,6 +691,22 @@ def test_a_lane_that_another_process_has_just_filled_is_the_same(
 # K4, K5: retention
 
 
+def test_a_round_of_trimming_asks_for_all_partitions_at_once(
+    engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P5: a supervisor does not beat meanwhile, and an ordered queue has 64 of them."""
+    wide = engine.create_stream("queue", "shop", "wide", 12, {"ordered": True})
+    for log in wide.logs[::2]:
+        fill(engine, log, 2)
+    asked: list[int] = []
+    inner = engine.cluster.offsets
+    monkeypatch.setattr(
+        engine.cluster, "offsets", lambda places, *a, **k: asked.append(len(places)) or inner(places, *a, **k)
+    )
+    assert engine.trim(wide, time.time() - 60, 100) == 0, "main has them all before it"
+    assert len([each for each in asked if each]) <= 5
+
+
 def test_workers_trim_and_kafka_does_not(engine: Any, queue: Stream, main: Group) -> None:
     """Old times are no reason for a broker to delete, as they are by its own settings (K5)."""
     log = queue.logs[0]

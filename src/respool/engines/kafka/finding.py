@@ -132,10 +132,14 @@ class KafkaFinding(KafkaReading):
 
     def _first_stored(self, log: int, moment: float) -> int:
         """Return the first position that was stored at or after a moment; the end where none was."""
-        place = self.place(log)
+        return self._first_stored_in([log], moment)[log]
+
+    def _first_stored_in(self, logs: Sequence[int], moment: float) -> dict[int, int]:
+        """Return the same of several logs."""
         milliseconds = min(max(int(moment * 1000), 0), (1 << 62))
-        ((offset, _),) = self.cluster.offsets([place], milliseconds)
-        return first_pos(log) + offset if offset >= 0 else self.ends([log])[log]
+        found = self.cluster.offsets([self.place(log) for log in logs], milliseconds)
+        stored = {log: first_pos(log) + at for log, (at, _) in zip(logs, found, strict=True) if at >= 0}
+        return self.ends([log for log in logs if log not in stored]) | stored
 
     def _lateness(self, log: int) -> float:
         """Return how many seconds after its time a record of a log was stored at most."""

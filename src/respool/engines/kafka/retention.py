@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from confluent_kafka import TopicPartition
 
 from ...clock import now as wall_clock
+from ...delivery.spans import Span
 from ...errors import EngineError, RespoolError
 from ...record import first_pos, log_of, offset_of
 from ..base import Stream
@@ -53,13 +54,18 @@ class KafkaRetention(KafkaInspect):
         """
         stored = self._as_stored(stream)
         foreign = bool(stored.settings.get("foreign"))
-        starts = self.starts(self.known_logs(stored.logs))
-        cut = 0
+        logs = self.known_logs(stored.logs)
+        starts, cut = self.starts(logs), 0
+        if not foreign:  # of all at once: nobody beats meanwhile
+            ends = self.ends(logs)
+            moment = before - min(self._earliness(), EARLIEST)
+            since = self._first_stored_in(logs, moment) if before > 0 else {}
         for each, start in starts.items():
             end = start
             if not foreign:
-                old = self._older(each, start, before, limit) if before > 0 else start
-                least = min((upto or {}).get(each, 0), self.ends([each])[each])
+                there = Span(start, ends[each])
+                old = self._older(each, there, before, since[each], limit) if before > 0 else start
+                least = min((upto or {}).get(each, 0), ends[each])
                 end = min(max(old, least), *self._needed(stored, each, start))
                 if end > start:
                     self._delete(each, end)
@@ -72,12 +78,16 @@ class KafkaRetention(KafkaInspect):
     def _as_stored(self, stream: Stream) -> Stream:
         return self._stored.get(stream.id) or next(s for s in self.refresh() if s.id == stream.id)
 
-    def _older(self, log: int, start: int, before: float, limit: int) -> int:
+    def _older(self, log: int, there: Span, before: float, stored: int, limit: int) -> int:
         """Return up to where all records have a time before a moment; no further than that is easily told.
 
         What was stored before it is older. What was stored later is looked at where that may be old, too.
+
+        Parameters:
+            there: where the log begins and ends.
+            stored: the first position that was stored at or after it, or so long before as clocks were ahead.
         """
-        micros, last = int(before * 1_000_000), self.ends([log])[log]
+        micros, start, last = int(before * 1_000_000), there.lo, there.hi
         pages = self._pages(log)
         old = start
         for page in pages:  # what came from another engine was stored long after its time
@@ -88,7 +98,6 @@ class KafkaRetention(KafkaInspect):
                 if young:
                     return old
         start = max(start, end_of(pages, start))
-        stored = self._first_stored(log, before - min(self._earliness(), EARLIEST))
         if stored > start:
             old = start = min(stored, last)
         if self._lateness(log) > LATE:
