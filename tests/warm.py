@@ -19,6 +19,7 @@ import json
 import os
 import pkgutil
 import platform
+import re
 import runpy
 import signal
 import socket
@@ -37,7 +38,7 @@ _MOST_FILES = 16
 _ANSWERS_WITHIN = 60.0  # seconds, the first time with all that is imported
 _HIGH = 500  # file descriptors from here on are none that a command asked for
 _CHILD = "respool.worker.child"
-_STARTS_MORE = ("worker", "demo", ".py")  # ends of words of commands that start workers
+_STARTS_MORE = re.compile(r"worker|demo|\.py")  # in commands that start workers
 _KEPT = {"PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"}  # `_become` looks at them
 _LATCHED = ("PYTHON", "LD_", "LC_", "LANG")  # how those begin that are looked at when a program is started
 _bind = inspect.signature(subprocess.Popen._execute_child).bind  # type: ignore[attr-defined]
@@ -257,7 +258,7 @@ def _work_in(control: socket.socket) -> None:
     """Serve; each process that is made goes on here."""
     request, files = _serve(control)
     _become(request, files, _PATH)
-    if _CHILD not in request.command and any(part.endswith(_STARTS_MORE) for part in request.command):
+    if _CHILD not in request.command and any(map(_STARTS_MORE.search, request.command)):
         _fork_server()
     _run(request.command)
     sys.exit(0)

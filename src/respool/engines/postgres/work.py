@@ -178,10 +178,10 @@ class PostgresWork:
         sql, most = self._connection.sql, milliseconds(self._engine.options)
         db.execute("SET CONSTRAINTS ALL IMMEDIATE")
         found = db.execute(sql["work_of"])
-        db.execute("SAVEPOINT respool_settles")
-        db.execute(sql["work_settings"], (most, most))
-        db.execute(sql["lock_group"], (GROUP_LOCKS, reads.group))
-        try:
+        try:  # an answer of the server's is looked at with any statement that comes after
+            db.execute("SAVEPOINT respool_settles")
+            db.execute(sql["work_settings"], (most, most))
+            db.execute(sql["lock_group"], (GROUP_LOCKS, reads.group))
             view, _ = self._engine.read(db, reads, pipeline.sync)
             ours = found.fetchone() == (str(self._lease),)
         except pg.NoActiveSqlTransaction:  # for a savepoint
