@@ -78,9 +78,11 @@ def test_a_rate_is_kept_by_ten_processes_together(place: Place) -> None:
         times = times[bisect_left(times, times[0] + 1.5) :]
         return [bisect_left(times, at + 8) - n for n, at in enumerate(times) if at + 8 < times[-1]]
 
-    # However busy this machine is, there are never more; and as many, once it can keep up for so long.
-    eventually(lambda: max(windows(), default=0) >= 800 * 0.95, "eight seconds at its rate", timeout=28)
-    assert max(windows()) <= 800 * 1.05
+    def kept() -> bool:
+        return any(800 * 0.95 <= number <= 800 * 1.05 for number in windows())
+
+    eventually(kept, "eight seconds at its rate, once this machine can keep up for so long", timeout=28)
+    assert max(windows()) <= (800 + 100) * 1.01, "a burst more where it could not keep up before, and no more"
     for worker in workers:
         worker.stop()
     place.check()
