@@ -54,9 +54,7 @@ class KafkaPlaces:
         self._logs_of_group: dict[int, tuple[int, ...]] = {}
         self._groups_at = 0.0  # when that was read
         self._checked: set[int] = set()  # streams whose topics were looked at
-        self._gone: dict[
-            tuple[int, int], Gone
-        ] = {}  # by stream and priority: topics that are gone, or others
+        self._gone: dict[tuple[int, int], Gone] = {}  # by stream and priority: gone, or other topics
         self._ends_seen: dict[int, int] = {}
         self._ends_at: dict[int, float] = {}  # when they were asked for
         self._epochs_seen: dict[int, int] = {}  # of the leaders that said so
