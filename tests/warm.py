@@ -35,6 +35,7 @@ CLONE_PARENT = 0x8000
 _CLONE = {"x86_64": 56, "aarch64": 220}.get(platform.machine()) if sys.platform == "linux" else None
 _LARGEST = 150_000  # bytes of a request, within what a socket's buffer takes
 _MOST_FILES = 16
+_NAME = "warm"
 _ANSWERS_WITHIN = 60.0  # seconds, the first time with all that is imported
 _HIGH = 500  # file descriptors from here on are none that a command asked for
 _CHILD = "respool.worker.child"
@@ -165,6 +166,7 @@ def _serve(control: socket.socket) -> tuple[Request, list[int]]:
         signal.signal(number, signal.SIG_IGN)  # they may be sent to the group of who asks
     gc.collect()
     gc.freeze()  # so that memory stays shared
+    _name(_NAME)
     while True:
         message, files, _, _ = socket.recv_fds(control, _LARGEST, _MOST_FILES)
         if not message:
@@ -172,10 +174,21 @@ def _serve(control: socket.socket) -> tuple[Request, list[int]]:
         pid = _fork_beside()
         if pid == 0:
             control.close()
+            _name("python")
             return Request(*json.loads(message)), files
         for file in files:
             os.close(file)
         control.send(str(pid).encode())
+
+
+def is_server(pid: int) -> bool:
+    """Say whether a process is one that forks others, rather than one that was asked for."""
+    return Path(f"/proc/{pid}/comm").read_text("ascii").strip() == _NAME
+
+
+def _name(name: str) -> None:
+    """Set this process's name, which `ps -o comm` shows."""
+    Path("/proc/self/comm").write_text(name, "ascii")
 
 
 def _fork_beside() -> int:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import pytest
-from tests.warm import WarmPopen
+from tests.warm import WarmPopen, is_server
 
 import respool
 from respool import App
@@ -358,7 +358,7 @@ def tree(pid: int) -> list[int]:
         text = Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii")
     except FileNotFoundError:
         return []
-    return [int(word) for word in text.split()]
+    return [child for child in map(int, text.split()) if not is_server(child)]
 
 
 def cpu_seconds(pid: int) -> float:
