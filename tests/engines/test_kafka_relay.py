@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import warm
 from tests.engines.kits import KafkaKit, SQLiteKit, eventually
 from tests.engines.test_conformance import fill, finish, grant
 from tests.services.fixtures import KafkaAddress
@@ -73,6 +75,16 @@ def taking_nothing(
 
     engine.sender.append = refused
     return tried
+
+
+def test_forked_processes_relay_under_numbers_of_their_own() -> None:
+    """One that forks its workers may have read this module before: a dead one's work is not another's."""
+    code = (
+        "import os; from respool.engines.kafka.relay import _number\n"
+        "child = os.fork(); print(_number(), flush=True); child and os.waitpid(child, 0)"
+    )
+    done = warm.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True, check=True)
+    assert len(set(done.stdout.split())) == 2
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from random import Random
+from random import SystemRandom
 
 import msgspec
 
@@ -57,7 +57,7 @@ LookFor = Callable[[int, set[Id], float], dict[Id, int]]
 """Where records with these ids are in a log, of those made since a time."""
 NoteTimes = Callable[[int, Sequence[float], int], None]
 """Takes note of when records were made that were just stored in a log."""
-_random_bits = Random().getrandbits  # seeded by the system, whatever the code of users seeds
+_random_bits = SystemRandom().getrandbits  # no seed that users' code sets, or that forked processes share
 _pack = msgspec.msgpack.Encoder().encode
 
 
