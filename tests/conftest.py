@@ -52,12 +52,24 @@ def pytest_collection(session: pytest.Session) -> Generator[None, object, object
         gc.enable()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a server, by its fixtures or by what it is run for."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what needs a server, by its fixtures or by what it is run for; put first what is long."""
     for item in items:
         named = {*getattr(item, "fixturenames", ()), *_texts(item)}
         if any(name.startswith(_SERVERS) or name in _OF_SERVERS for name in named):
             item.add_marker("server")
+    items[:] = _long_first(items, getattr(config, "workerinput", {}).get("workercount", 1))
+
+
+def _long_first(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """Deal out the long tests: each of xdist's workers begins with an even part of all, in order."""
+    long = [item for item in items if item.get_closest_marker("long")]
+    rest = [item for item in items if not item.get_closest_marker("long")]
+    parts = [
+        long[n::workers] + rest[n * len(rest) // workers : (n + 1) * len(rest) // workers]
+        for n in range(workers)
+    ]
+    return [item for part in parts for item in part]
 
 
 def pytest_collection_finish() -> None:

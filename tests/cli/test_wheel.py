@@ -42,6 +42,7 @@ def run(command: list[str | Path], folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_the_wheel_runs_in_an_empty_environment(tmp_path: Path) -> None:
     run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT], ROOT)

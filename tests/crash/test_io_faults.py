@@ -268,6 +268,7 @@ class Story:
         assert again == records | Counter([new.id, *(row.id for row in unheard)])
 
 
+@pytest.mark.long
 def test_a_power_cut_at_any_write_loses_nothing_promised(tmp_path: Path) -> None:
     checked = 0
     for torn, keep in ((False, ("none", "all", "random")), (True, ("prefix", "random"))):

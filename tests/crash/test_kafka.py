@@ -267,6 +267,7 @@ def gone(n):
 """
 
 
+@pytest.mark.long
 def test_retention_shrunk_by_somebody_else(tmp_path: Path, session_database: str) -> None:
     """K1: what the brokers delete before it was done is lost, loudly; nothing is jumped over in silence.
 

@@ -190,6 +190,7 @@ def test_a_topic_that_is_gone_is_seldom_looked_at(place: Place) -> None:
     assert worker.log.count("queue gone rests") == 1
 
 
+@pytest.mark.long
 def test_a_topic_that_no_broker_leads_holds_up_no_other(tmp_path: Path, session_database: str) -> None:
     with cluster() as brokers, placed(tmp_path, brokers.url(), session_database) as place:
         only = brokers.servers[-1]

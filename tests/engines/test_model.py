@@ -1026,6 +1026,7 @@ def holes(request: pytest.FixtureRequest) -> bool:
     return bool(request.node.callspec.params["make_kit"] not in ("postgres", "kafka"))
 
 
+@pytest.mark.long
 def test_delivery(make_engine: Callable[[], Engine], holes: bool) -> None:
     """Fewer examples where it is stored: it is the same core, and a disk or a network is slower."""
     chosen = settings()

@@ -486,6 +486,7 @@ def killed_after(pair: tuple[EngineKit, EngineKit], steps: int, *, within: bool 
         os._exit(1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pair", OTHERS[:3], indirect=True, ids="-to-".join)
 def test_killed_after_each_step_it_goes_on(pair: tuple[EngineKit, EngineKit]) -> None:
     """Each process makes one change, on either side, and is killed: the next goes on from there."""

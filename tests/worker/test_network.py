@@ -218,6 +218,7 @@ def test_who_waits_for_its_turn_has_its_own_time_where_the_server_answers(place:
     proxy.delay = 0.0
 
 
+@pytest.mark.long
 def test_slow_network_slows_and_breaks_nothing(place: Place, proxy: Proxy) -> None:
     """2 s for a question and its answer: a call is sent, claimed and run, and nobody is taken for dead."""
     module = place.module(CODE, beat=1.0, worker_ttl=10.0)

@@ -206,6 +206,7 @@ def test_an_append_while_the_state_is_silent(place: Place, net: Net) -> None:
     place.check()
 
 
+@pytest.mark.long
 def test_slow_network_slows_and_breaks_nothing(place: Place, net: Net) -> None:
     """2 s for a question and its answer: a call is sent, claimed and run, and nobody is taken for dead."""
     module = place.module(CODE, beat=1.0, worker_ttl=20.0)
