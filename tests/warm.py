@@ -183,7 +183,10 @@ def _serve(control: socket.socket) -> tuple[Request, list[int]]:
 
 def is_server(pid: int) -> bool:
     """Say whether a process is one that forks others, rather than one that was asked for."""
-    return Path(f"/proc/{pid}/comm").read_text("ascii").strip() == _NAME
+    try:
+        return Path(f"/proc/{pid}/comm").read_text("ascii").strip() == _NAME
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # it has ended
 
 
 def _name(name: str) -> None:

@@ -356,7 +356,7 @@ def tree(pid: int) -> list[int]:
     """Return the processes that a process has started and that live."""
     try:
         text = Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii")
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return []
     return [child for child in map(int, text.split()) if not is_server(child)]
 
