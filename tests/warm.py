@@ -94,16 +94,14 @@ def run(
 
 def _request(asked: dict[str, Any]) -> Request | None:
     """Return what to ask the server for; None for what only a program that is started can do."""
-    command = [sys.executable, *subprocess._args_from_interpreter_flags()]  # type: ignore[attr-defined]
-    args = asked["args"]
+    args, flags = asked["args"], subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     if _CLONE is None or not isinstance(args, list):
         return None
-    args = [os.fspath(each) for each in args]
-    if args[: len(command)] != command:
-        command = [sys.executable]
-    rest = args[len(command) :]
+    program, *rest = [os.fspath(each) for each in args]
+    if rest[: len(flags)] == flags:
+        rest = rest[len(flags) :]
     python = bool(rest[1:] and rest[0] in ("-c", "-m")) or bool(rest and rest[0].endswith(".py"))
-    if args[: len(command)] != command or not python:
+    if program != sys.executable or not python:
         return None
     plain = {"executable": None, "preexec_fn": None, "shell": False, "uid": None, "gid": None, "gids": None}
     if any(asked.get(name, usual) != usual for name, usual in plain.items()) or not asked["close_fds"]:
@@ -136,7 +134,7 @@ def _ask(request: Request, asked: dict[str, Any]) -> int | None:
 
 def _start() -> socket.socket:
     """Start the server of this process, by starting Python."""
-    global _process, _server, _server_of
+    global _process
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         _process = subprocess.Popen(
@@ -146,9 +144,14 @@ def _start() -> socket.socket:
             start_new_session=True,
             env={**os.environ, "PYTHONPATH": _sources()},
         )
-    ours.settimeout(_ANSWERS_WITHIN)
-    _server, _server_of = ours, os.getpid()
+    _keep(ours)
     return ours
+
+
+def _keep(server: socket.socket) -> None:
+    global _server, _server_of
+    server.settimeout(_ANSWERS_WITHIN)
+    _server, _server_of = server, os.getpid()
 
 
 def _sources() -> str:
@@ -206,7 +209,7 @@ def _fork_beside() -> int:
     return pid
 
 
-def _become(request: Request, files: list[int], path: list[str]) -> None:
+def _become(request: Request, files: list[int]) -> None:
     """Make of this process what a start of Python would have made."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -224,7 +227,7 @@ def _become(request: Request, files: list[int], path: list[str]) -> None:
     sys.dont_write_bytecode = "PYTHONDONTWRITEBYTECODE" in request.env
     how = request.command[0]
     first = "" if how == "-c" else os.getcwd() if how == "-m" else os.path.dirname(os.path.abspath(how))
-    sys.path[:] = [first, *filter(None, request.env.get("PYTHONPATH", "").split(os.pathsep)), *path]
+    sys.path[:] = [first, *filter(None, request.env.get("PYTHONPATH", "").split(os.pathsep)), *_PATH]
     sys.path_importer_cache.clear()
     unbuffered = "PYTHONUNBUFFERED" in request.env
     sys.stdin = sys.__stdin__ = _text(sys.stdin, "r", False)
@@ -259,21 +262,19 @@ def _run(command: list[str]) -> None:
 
 def _fork_server() -> None:
     """Give this process a server of its own before it does anything, for the processes that it starts."""
-    global _server, _server_of
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if os.fork() == 0:
         ours.close()
         _work_in(theirs)
     theirs.close()
-    ours.settimeout(_ANSWERS_WITHIN)
-    _server, _server_of = ours, os.getpid()
+    _keep(ours)
     subprocess.Popen = WarmPopen  # type: ignore[misc]
 
 
 def _work_in(control: socket.socket) -> None:
     """Serve; each process that is made goes on here."""
     request, files = _serve(control)
-    _become(request, files, _PATH)
+    _become(request, files)
     if _CHILD not in request.command and any(map(_STARTS_MORE.search, request.command)):
         _fork_server()
     _run(request.command)

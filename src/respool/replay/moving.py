@@ -34,9 +34,7 @@ class SeekPlan:
     stream: Stream
     group: Group
     to: dict[int, int]  # by log, the position from which on it reads
-    forth: set[int] = field(
-        default_factory=set
-    )  # logs in which it does not go back, whatever is done until it is moved
+    forth: set[int] = field(default_factory=set)  # logs in which it does not go back, whatever is done since
     again: dict[str, int] = field(default_factory=dict)  # by task, records that will be done again
     passed: dict[str, int] = field(
         default_factory=dict
