@@ -62,13 +62,15 @@ class PostgresRegistry(Part):
 
     def set_retention(self, stream: Stream, retention: Any) -> None:
         """Change how long a stream's records stay."""
-        bound = (Jsonb(retention), stream.id)
-        self._writer.append(lambda db: db.execute(self._sql["set_retention"], bound))
+        self._set_setting(stream, ["retention"], retention)
 
     def set_within(self, stream: Stream, setting: str, name: str, value: str) -> None:
         """Set one of what a stream's setting holds by name."""
-        bound = ([setting, name], Jsonb(value), stream.id)
-        self._writer.append(lambda db: db.execute(self._sql["set_within"], bound))
+        self._set_setting(stream, [setting, name], value)
+
+    def _set_setting(self, stream: Stream, path: list[str], value: Any) -> None:
+        bound = (path, Jsonb(value), stream.id)
+        self._writer.append(lambda db: db.execute(self._sql["set_setting"], bound))
 
     def add_lane(self, stream: Stream, priority: int) -> Stream:
         """Make the logs of a priority, which the stream's groups read from 0 (H10), unless they are there."""

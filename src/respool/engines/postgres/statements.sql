@@ -177,10 +177,7 @@ SELECT pg_advisory_xact_lock(%s, 0);
 -- name: add_stream
 INSERT INTO respool.stream (kind, app, name, settings, created) VALUES (%s, %s, %s, %s, %s) RETURNING id;
 
--- name: set_retention
-UPDATE respool.stream SET settings = jsonb_set(settings, '{retention}', %s) WHERE id = %s;
-
--- name: set_within
+-- name: set_setting
 UPDATE respool.stream SET settings = jsonb_set(settings, %s, %s) WHERE id = %s;
 
 -- name: add_log

@@ -57,14 +57,15 @@ class SQLiteRegistry(Part):
 
     def set_retention(self, stream: Stream, retention: Any) -> None:
         """Change how long a stream's records stay."""
-        with self._writer.lock, self._writer.writing() as db:
-            db.execute(SQL["set_retention"], (stream.id, json.dumps(retention)))
+        self._set_setting(stream, "$.retention", retention)
 
     def set_within(self, stream: Stream, setting: str, name: str, value: str) -> None:
         """Set one of what a stream's setting holds by name."""
-        path = f'$."{setting}"."{name}"'
+        self._set_setting(stream, f'$."{setting}"."{name}"', value)
+
+    def _set_setting(self, stream: Stream, path: str, value: Any) -> None:
         with self._writer.lock, self._writer.writing() as db:
-            db.execute(SQL["set_within"], (stream.id, path, value))
+            db.execute(SQL["set_setting"], (stream.id, path, json.dumps(value)))
 
     def add_lane(self, stream: Stream, priority: int) -> Stream:
         """Make the logs of a priority, which the stream's groups read from 0 (H10), unless they are there."""

@@ -96,11 +96,8 @@ SELECT id, kind, app, name, settings, created FROM stream WHERE kind = ?1 AND ap
 -- name: add_stream
 INSERT INTO stream (kind, app, name, settings, created) VALUES (?, ?, ?, ?, ?) RETURNING id;
 
--- name: set_retention
-UPDATE stream SET settings = json_set(settings, '$.retention', json(?2)) WHERE id = ?1;
-
--- name: set_within
-UPDATE stream SET settings = json_set(settings, ?2, ?3) WHERE id = ?1;
+-- name: set_setting
+UPDATE stream SET settings = json_set(settings, ?2, json(?3)) WHERE id = ?1;
 
 -- name: logs
 SELECT id, priority FROM log WHERE stream = ?1 ORDER BY id;
