@@ -348,7 +348,8 @@ class GroupModel:
             if pos < last and pos not in granted:
                 assert item.key, "passed over, and of no key"
                 others = [each for each in self.of_key(item.key) if each not in granted]
-                assert item.key in running or others, "passed over, though its key was free"
+                before = [each for each in self.of_key(item.key) if each in granted and each < pos]  # was open
+                assert item.key in running or others or before, "passed over, though its key was free"
                 item.place = "to be blocked"
 
     def _next(self, offer: Offer, owner: int, room: int) -> list[int]:

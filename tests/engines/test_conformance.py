@@ -34,7 +34,6 @@ from respool.delivery.model import (
     Verdict,
     View,
 )
-from respool.delivery.order import Claimant
 from respool.delivery.settle import give_back, settle
 from respool.delivery.spans import Span
 from respool.engines import stored_id
@@ -50,7 +49,6 @@ from respool.engines.base import (
     Stream,
 )
 from respool.errors import ConfigError, EngineError, EngineUnavailable, PartlyAppended, RespoolError
-from respool.keys import key_hash
 from respool.record import Meta, first_pos, id_of, new_head
 
 NOW = 1_700_000_000.0
@@ -647,31 +645,6 @@ def test_a_claim_is_of_the_first_lane_that_has_something(engine: Engine, queue: 
         [late, late + 1, late + 9],
         [],
     ]
-
-
-@pytest.mark.parametrize(("room", "taken", "blocked"), [(3, [], 0), (5, [6], 5)])
-def test_no_more_is_blocked_for_its_key_than_there_is_room_for(
-    engine: Engine, room: int, taken: list[int], blocked: int
-) -> None:
-    """H13: beyond that the cursor waits, and what is behind it with it."""
-    stream = engine.create_stream("queue", "shop", "orders", 1, {"ordered": True})
-    (log,) = stream.logs
-    main = next(group for group in engine.groups() if group.stream == stream.id)
-    for key in "aaaaaab":
-        row = NewCall(log, "add", b"b", Meta(key=key).packed(), head(), NOW, key_hash(key))
-        engine.append_rows([row])
-
-    def take(child: int, want: int) -> list[int]:
-        who = Claimant(1, child, want, 0, room)
-        request = Request(want, 1, child, 1 << 32 | next(numbers), NOW, ordered=who)
-        reads = Reads(main.id, positions=True, due=want, returned=ALL, now=NOW, ordered=who)
-        lease = engine.transact(reads, lambda view, change: claim(view, change, request))
-        return [pos - first_pos(log) for pos in granted(lease)]
-
-    assert take(0, 1) == [0], "a is taken from now on"
-    assert take(1, 5) == taken
-    assert engine.counts(main).parked.get("blocked", 0) == blocked
-    assert engine.counts(main).pending == 6 - blocked - len(taken)
 
 
 def test_what_waits_is_no_work_before_its_time_but_comes_along(engine: Engine, log: int, main: Group) -> None:

@@ -5,6 +5,7 @@ What order means stands in `order.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
 def _is_stopped(lease: Lease, now: float) -> bool:
     """Say whether a lease is of a task that is stopped: nobody's, but its keys wait with it."""
     return lease.owner == WAITING and lease.child == LIMITED and lease.since > now
+
+
+def _firsts(leases: Sequence[Lease]) -> dict[int, int]:
+    """Return the first position of each key of some leases."""
+    firsts: dict[int, int] = {}
+    for lease in leases:
+        for pos, key in key_map(lease).items():
+            if key:
+                firsts[key] = min(firsts.get(key, pos), pos)
+    return firsts
 
 
 class _Item:
@@ -47,7 +58,8 @@ class _Grant:
         now = [lease for lease in self.order.leases if lease.id not in gone] + change.leases
         stopped = [lease for lease in now if _is_stopped(lease, request.now)]
         self.returned = [lease for lease in now if not lease.owner and lease not in stopped]
-        self.held = set().union(*(keys_of(lease) for lease in now if lease.owner or lease in stopped))
+        self.held = set().union(*(keys_of(lease) for lease in now if lease.owner))
+        self.stopped = _firsts(stopped)  # by key: the first that waits with its task, and all after it
         self.open: dict[int, int] = {}  # by key: open records that this lease does not have
         self.parked_now = {parked.pos: parked for parked in change.parked}
 
@@ -106,19 +118,19 @@ class _Grant:
         """Return those of a key's open records that may go, in order; block what is due and may not."""
         stop = 0
         if key not in self.held:
-            while stop < len(chain) and self._may_go(chain[stop], due, follows=stop > 0):
+            first = self.stopped.get(key, math.inf)
+            while stop < len(chain) and chain[stop].pos < first and self._may_go(chain[stop], due):
                 stop += 1
         for item in chain[stop:]:
             if item.parked is not None and item.pos in due:
                 self.change.parked.append(item.parked._replace(reason="blocked", due=None))
         return chain[:stop]
 
-    def _may_go(self, item: _Item, due: set[int], *, follows: bool) -> bool:
+    def _may_go(self, item: _Item, due: set[int]) -> bool:
+        """Say whether one may go where nothing of its free key is open before it, but for what goes along."""
         parked = item.parked
-        if parked is None:
+        if parked is None or parked.reason == "blocked":
             return True
-        if parked.reason == "blocked":
-            return follows or parked.due is not None
         return item.pos in due and item.pos not in self.parked_now
 
     # Taking
@@ -149,7 +161,7 @@ class _Grant:
 
     def take_new(self, want: int) -> int:
         """Advance the cursors past what is granted; what lies between and may not go yet is blocked."""
-        busy = self.held | {key for key, more in self.open.items() if more}
+        busy = self.held | self.stopped.keys() | {key for key, more in self.open.items() if more}
         at = {position.log: position for position in self.view.positions}
         left = want
         for log in self.order.claimed:

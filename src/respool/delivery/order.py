@@ -96,7 +96,7 @@ def choose(
     )
 
 
-def enough(view: View, settled: Sequence[int], want: int) -> bool:
+def enough(view: View, settled: Sequence[int], who: Claimant) -> bool:
     """Say whether what was read so far fills a lease, as far as that can be told without deciding it."""
     order = view.order
     assert order is not None
@@ -105,9 +105,22 @@ def enough(view: View, settled: Sequence[int], want: int) -> bool:
         if (lease.owner or lease.child == LIMITED) and lease.id not in settled:
             busy |= keys_of(lease)
     if not busy:
-        return sum(map(len, order.ahead.values())) >= want
-    free = sum(key is None or key not in busy for rows in order.ahead.values() for _, key in rows)
-    return free >= want
+        return sum(map(len, order.ahead.values())) >= who.want
+    left = {log: who.room - order.blocked.get(log, 0) for log in order.ahead}
+    return sum(_count_free(rows, busy, left[log]) for log, rows in order.ahead.items()) >= who.want
+
+
+def _count_free(rows: Iterable[tuple[int, int | None]], busy: set[int], room: int) -> int:
+    """Return how many records are of keys that are free, up to where the cursor waits for room (H13)."""
+    free = 0
+    for _, key in rows:
+        if key is None or key not in busy:
+            free += 1
+        elif room:
+            room -= 1
+        else:
+            break
+    return free
 
 
 def _held_by_others(

@@ -103,7 +103,7 @@ def read_order(
             _enter(order, source.waiting(asked_keys(view) - order.waiting.keys()))
         if few:
             order.blocked.update((at.log, source.blocked(at.log, who.room)) for at, _ in some)
-        if enough(view, settled, who.want):
+        if enough(view, settled, who):
             return
 
 

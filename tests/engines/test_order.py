@@ -1,0 +1,172 @@
+"""Order in State, on every engine: which keys are free, whose records wait for them, and until when (P8)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from tests.engines.kits import KITS, EngineKit
+
+from respool.delivery.claim import Request, claim
+from respool.delivery.model import LIMITED, WAITING, Change, Lease, NewCall, Parked, Settlement, Verdict, View
+from respool.delivery.order import Claimant, packed_keys
+from respool.delivery.settle import give_back, settle
+from respool.delivery.spans import Span
+from respool.engines.base import Engine, Reads
+from respool.keys import key_hash
+from respool.record import Meta, first_pos, new_head
+
+NOW = 1_700_000_000.0
+ALL = 1_000_000
+numbers = itertools.count(1)
+
+
+class Orders:
+    """A queue in order; of a record the keys and places stand as a test says them, places from 0 on."""
+
+    def __init__(self, engine: Engine, partitions: int) -> None:
+        self.engine = engine
+        self.stream = engine.create_stream("queue", "shop", "orders", partitions, {"ordered": True})
+        self.main = next(group for group in engine.groups() if group.stream == self.stream.id)
+
+    def pos(self, place: int, partition: int = 0) -> int:
+        return first_pos(self.stream.logs[partition]) + place
+
+    def fill(self, keys: str, partition: int = 0) -> None:
+        for key in keys:
+            packed = Meta(key=key).packed()
+            row = NewCall(self.stream.logs[partition], "add", b"b", packed, new_head(NOW), NOW, key_hash(key))
+            self.engine.append_rows([row])
+
+    def take(self, want: int, *, child: int = 0, room: int = 1000, now: float = NOW) -> Lease | None:
+        who = Claimant(1, child, want, 0, room)
+        request = Request(want, 1, child, 1 << 32 | next(numbers), now, ordered=who)
+        reads = Reads(self.main.id, positions=True, due=want, returned=ALL, now=now, ordered=who)
+        return self.engine.transact(reads, lambda view, change: claim(view, change, request))
+
+    def places(self, lease: Lease | None) -> list[int]:
+        """Return what was granted, of whichever partition."""
+        found = [] if lease is None else [pos for span in lease.spans for pos in range(span.lo, span.hi)]
+        return [pos % (1 << 40) for pos in found]
+
+    def settle(self, lease: Lease, places: Sequence[int], **more: object) -> None:
+        """End some of a lease's records, in the first partition."""
+        done = [(self.pos(place), self.pos(place) + 1) for place in places]
+        settlement = Settlement(lease.id, 1, done, ended=NOW, **more)  # type: ignore[arg-type]
+        assert self.engine.transact(
+            Reads(self.main.id, (lease.id,)), lambda view, change: settle(view, change, settlement)
+        )
+
+    def give_back(self, lease: Lease, place: int) -> None:
+        ranges, new = [(self.pos(place), self.pos(place) + 1)], 1 << 32 | next(numbers)
+        given = self.engine.transact(
+            Reads(self.main.id, (lease.id,)),
+            lambda view, change: give_back(view, change, lease.id, 1, ranges, new),
+        )
+        assert given == 1
+
+    def write(self, leases: Sequence[Lease] = (), parked: Sequence[Parked] = ()) -> None:
+        """Write what another feature leaves, as it is."""
+
+        def decide(view: View, change: Change) -> None:
+            change.leases.extend(leases)
+            change.parked.extend(parked)
+
+        self.engine.transact(Reads(self.main.id), decide)
+
+    def stopped(self, places: Sequence[int], key: str, until: float) -> Lease:
+        """Return a lease of records whose task is stopped."""
+        spans = [Span(self.pos(place), self.pos(place) + 1) for place in places]
+        keys = packed_keys(spans, {self.pos(place): key_hash(key) for place in places})
+        return Lease(next(numbers), WAITING, LIMITED, spans, {}, until, keys=keys)
+
+    def redriven(self, place: int, key: str) -> Parked:
+        """Return a dead letter that is to run again now."""
+        return Parked(self.pos(place), "scheduled", NOW, "add", redrives=1, at=NOW, key=key_hash(key))
+
+    def blocked(self) -> int:
+        return self.engine.counts(self.main).parked.get("blocked", 0)
+
+
+@pytest.fixture(params=KITS)
+def kit(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[EngineKit]:
+    made = KITS[request.param](request, tmp_path, "os")
+    yield made
+    made.remove()
+
+
+@pytest.mark.parametrize(("room", "taken", "blocked"), [(3, [], 0), (5, [6], 5)])
+def test_no_more_is_blocked_for_its_key_than_there_is_room_for(
+    engine: Engine, room: int, taken: list[int], blocked: int
+) -> None:
+    """H13: beyond that the cursor waits, and what is behind it with it."""
+    orders = Orders(engine, 1)
+    orders.fill("aaaaaab")
+    assert orders.places(orders.take(1)) == [0], "a is taken from now on"
+    assert orders.places(orders.take(5, child=1, room=room)) == taken
+    assert orders.blocked() == blocked
+    assert engine.counts(orders.main).pending == 6 - blocked - len(taken)
+
+
+def test_a_partition_without_room_keeps_nobody_from_the_others(engine: Engine) -> None:
+    """What lies behind its cursor, of keys that are free, fills no lease (H13)."""
+    orders = Orders(engine, 2)
+    orders.fill("aabaac")
+    orders.fill("d", partition=1)
+    first = orders.take(1)
+    assert first is not None
+    retry = Verdict(orders.pos(0), reason="retry", due=NOW + 9, task="add", retried=True)
+    orders.settle(first, [0], verdicts=[retry])
+    second = orders.take(1, room=2)
+    assert second is not None
+    assert orders.places(second) == [2]
+    orders.settle(second, [2])
+    taken = orders.take(1, room=2)
+    assert taken is not None, "a worker that has found nothing sleeps"
+    assert taken.spans == [Span(orders.pos(0, partition=1), orders.pos(1, partition=1))]
+
+
+def test_what_comes_before_a_stopped_call_of_its_key_runs(engine: Engine) -> None:
+    """A dead letter is redriven while calls of its key wait for their task: nobody runs them meanwhile."""
+    orders = Orders(engine, 1)
+    orders.write([orders.stopped([1], "a", NOW + 9)], [orders.redriven(0, "a")])
+    first = orders.take(9)
+    assert orders.places(first) == [0]
+    assert first is not None
+    assert orders.take(9) is None, "its task is stopped"
+    orders.settle(first, [0])
+    assert orders.places(orders.take(9, now=NOW + 9)) == [1]
+
+
+def test_what_comes_after_a_stopped_call_of_its_key_waits_for_it(engine: Engine) -> None:
+    orders = Orders(engine, 1)
+    orders.write([orders.stopped([0, 2], "a", NOW + 9)], [orders.redriven(1, "a")])
+    assert orders.take(9) is None
+    assert orders.blocked() == 1
+    assert orders.places(orders.take(9, now=NOW + 9)) == [0, 1, 2]
+
+
+def test_a_stopped_key_is_taken(engine: Engine) -> None:
+    """What is new of it waits; others go."""
+    orders = Orders(engine, 1)
+    orders.fill("aab")
+    first = orders.take(1)
+    assert first is not None
+    orders.settle(first, [], limited=[Span(orders.pos(0), orders.pos(1), until=NOW + 9)], limited_as=7)
+    assert orders.places(orders.take(9)) == [2]
+    assert orders.blocked() == 1
+    assert orders.places(orders.take(9, now=NOW + 9)) == [0, 1]
+
+
+def test_what_was_given_back_bit_by_bit_comes_again_in_its_order(engine: Engine) -> None:
+    """The first while the next was held, so it waited for that: nobody frees a key that nobody holds."""
+    orders = Orders(engine, 1)
+    orders.fill("aa")
+    lease = orders.take(9)
+    assert lease is not None
+    orders.give_back(lease, 0)
+    orders.give_back(lease, 1)
+    assert orders.places(orders.take(9)) == [0, 1]
+    assert orders.blocked() == 0
