@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import TopicPartition
 from tests.engines.kits import KafkaKit, SQLiteKit, eventually
 from tests.engines.test_conformance import fill
 from tests.services.fixtures import KafkaAddress
@@ -97,6 +99,36 @@ def test_a_topic_is_asked_for_before_it_is_first_read(
     for other in (*others, *others):
         assert offsets(reader, other, 0, 3) == [0, 1, 2]
     assert met == [place.topic, *(other.topic for other in others)], "each once"
+
+
+class Stuck:
+    """A consumer that fetches nothing more of what it is on."""
+
+    def __init__(self, consumer: Any) -> None:
+        self._consumer, self._assigned = consumer, threading.Event()
+
+    def poll(self, timeout: float) -> Any:
+        return self._consumer.poll(timeout) if self._assigned.wait(timeout) else None
+
+    def incremental_assign(self, partitions: list[TopicPartition]) -> None:
+        self._assigned.set()
+        self._consumer.incremental_assign(partitions)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._consumer, name)
+
+
+def test_what_the_client_fetches_no_more_is_taken_up_anew(
+    engine: Any, log: int, place: Place, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a leader was away: the client may wait for minutes until it looks again."""
+    fill(engine, log, 3)
+    assert offsets(reader, place, 0, 3) == [0, 1, 2]
+    reader._consumer = Stuck(reader._consumer)  # type: ignore[assignment]
+    fill(engine, log, 2)
+    monkeypatch.setattr(module, "STUCK", 0.5)
+    assert offsets(reader, place, 3, 5) == [3, 4]
+    assert offsets(reader, place, 0, 5) == [0, 1, 2, 3, 4]
 
 
 def test_who_reads_slowly_and_has_plenty_at_hand_asks_no_broker(

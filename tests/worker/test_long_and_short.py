@@ -1,4 +1,4 @@
-"""Tasks of 8 ms, 0.5 s and 5 s in one pool: none waits behind a long one while another process is free (P7).
+"""Tasks of 8 ms, 1 s and 5 s in one pool: none waits behind a long one while another process is free (P7).
 
 The outside record says when each call began and ended, and in which process. A short call may begin late only
 where every process was at work all the time that it waited: that is looked for, not a time.
@@ -24,7 +24,7 @@ def short(n):
 @app.task
 def middle(n):
     with noted("middle", n):
-        time.sleep(0.5)
+        time.sleep(1)
 
 
 @app.task
@@ -50,7 +50,7 @@ def gate(n):
     return n
 """
 PROCESSES = 3
-SLACK = 0.35  # seconds that a process may be free beside a call that waits: to give back, to wake, to claim
+SLACK = 0.7  # seconds that a process may be free beside a call that waits: to give back, to wake, to claim
 
 
 class Spell:

@@ -26,6 +26,7 @@ WAIT = 0.2  # seconds of one look
 _TRIMMED = (KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._AUTO_OFFSET_RESET)
 SLOW = 0.02  # seconds between two reads, from which on a partition is put away while there is …
 PLENTY = 50  # … so much of it at hand, and as much as was read last
+STUCK = 2.0  # seconds without a record, from which on partitions are taken up anew
 IDLE = 1.0  # seconds after which who reads nothing asks the brokers for nothing
 
 
@@ -128,18 +129,22 @@ class Reader:
         found: list[list[Any]] = [wanted[place][2] for place, _, _ in ranges]
         open_: set[Place] = {place for place in wanted if not self._served(place, *wanted[place])}
         self._take_up(consumer, open_)
-        deadline = time.monotonic() + self._cluster.timeout
+        came = anew = time.monotonic()
         size = sum(hi - lo for _, lo, hi in ranges)
         while open_:
             first = consumer.poll(WAIT)
             if first is None:
                 self._cluster._check_open()
-                if time.monotonic() > deadline:
+                now = time.monotonic()
+                if now > came + self._cluster.timeout:
                     names = ", ".join(sorted(place.topic for place in open_))
                     raise EngineUnavailable(
                         f"{self._cluster.options.shown}: nothing came of topic {names} for "
                         f"{self._cluster.timeout:g} s; nothing was sent"
                     )
+                if now > anew + STUCK:
+                    self._take_anew(consumer, open_)
+                    anew = now
                 continue
             more = consumer.consume(min(size, AT_ONCE), 0) if size > 1 else ()
             touched: set[Place | None] = {self._take(message) for message in (first, *more)}
@@ -151,7 +156,7 @@ class Reader:
                         open_.discard(each)
                 else:
                     self._leave_unwanted(consumer, each, wanted)
-            deadline = time.monotonic() + self._cluster.timeout
+            came = anew = time.monotonic()
         return found
 
     def came(self, place: Place) -> Came | None:
@@ -292,6 +297,17 @@ class Reader:
             raise self._cluster.translated(error.args[0]) from None
         for place in away:
             self._parts[place].away = False
+
+    def _take_anew(self, consumer: Consumer, places: Collection[Place]) -> None:
+        """Ask who leads partitions of which nothing came: one that lost its leader may not by itself."""
+        for topic in {place.topic for place in places}:
+            self._cluster.meet(consumer, topic)
+        at = [TopicPartition(*place, self._parts[place].next) for place in places]
+        try:
+            consumer.incremental_unassign(at)
+            consumer.incremental_assign(at)
+        except KafkaException as error:
+            raise self._cluster.translated(error.args[0]) from None
 
     def forget(self, place: Place) -> None:
         """Forget what is at hand of a partition."""
