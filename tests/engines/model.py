@@ -348,7 +348,7 @@ class GroupModel:
             if pos < last and pos not in granted:
                 assert item.key, "passed over, and of no key"
                 others = [each for each in self.of_key(item.key) if each not in granted]
-                before = [each for each in self.of_key(item.key) if each in granted and each < pos]  # was open
+                before = [each for each in self.of_key(item.key) if each in granted and each < pos]
                 assert item.key in running or others or before, "passed over, though its key was free"
                 item.place = "to be blocked"
 
