@@ -404,6 +404,8 @@ class App:
         ends it. Works where the log is in that very database: on PostgreSQL with a connection of psycopg's,
         SQLAlchemy's (or its Session) or Django's; on SQLite with one of apsw's, and no other (S1).
 
+        A thread or coroutine that is begun in the block and outlives it sends nothing any more: Refused.
+
         Raises: ConfigError for a connection that cannot be used: of another database, or another driver.
 
         >>> with connection.transaction(), app.transaction(connection):  # doctest: +SKIP

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
@@ -72,7 +73,8 @@ class Payloads:
         run, sender = current_run.get(), enlisted(self._app)
         if run is not None and sender is None and run.serves(self._app.engine):
             return self._offload_in_run(run, body, meta)
-        return self._stored(body, None if sender is None else sender.connection), _described(body, meta)
+        with nullcontext() if sender is None else sender.in_use() as connection:
+            return self._stored(body, connection), _described(body, meta)
 
     async def aoffload(self, body: bytes, meta: Meta) -> tuple[bytes, Meta]:
         """Do the same without holding up the event loop."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ class Run(Protocol):
 
     @property
     def sends(self) -> bool:
-        """Whether the calls it makes are sent; else they are counted."""
+        """Whether the calls and events it makes are sent; else they are counted."""
 
     @property
     def excludes(self) -> bool:
@@ -28,6 +29,9 @@ class Run(Protocol):
 
     def send(self, log: int, task: str, body: bytes, meta: Any, id: Id | None, namespace: str) -> Id:
         """Put a call in the outbox; return its id."""
+
+    def take(self, events: Sequence[Any]) -> None:
+        """Take events that are not sent, since nothing is."""
 
     def call_now(
         self, log: int, task: str, body: bytes, meta: Any, id: Id | None, namespace: str

@@ -1,13 +1,14 @@
 """What happens to a call or an event once it is encoded: where it goes, and what appends it.
 
 Within a run a call waits in that run's outbox (P4); within `App.transaction` it goes on the caller's own
-connection; else to the producer, which has synced it when it returns (P1).
+connection; else to the producer, which has synced it when it returns (P1). Of a run that sends nothing, such
+as a replay's, all is taken and dropped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -111,7 +112,8 @@ class Sender:
             enter = None if gate is None else lambda: gate.enter(engine, app.main_of(queue))
             row = new_row(app.name, log, rule.task, body, meta, id)
             self._refuse_taken(row, id)
-            return send_unique(app, rule, key, row, None, None if outer is None else outer.connection, enter)
+            with nullcontext() if outer is None else outer.in_use() as connection:
+                return send_unique(app, rule, key, row, None, connection, enter)
         except LeaseLost:
             raise Refused("the run that made this call has lost its lease; nothing was sent") from None
         except DatabaseGone:
@@ -317,11 +319,12 @@ class Sender:
     def _of_run(self, engine: Engine) -> Enlisted | Collector | None:
         """Return what events are sent by from a run with a transaction of its own, or that sends nothing."""
         run = current_run.get()
-        if run is None or run.enlisted is None or not run.serves(engine):
+        if run is None or not run.serves(engine):
             return None
-        if isinstance(run.enlisted, Collector):
-            return run.enlisted
-        return Enlisted(engine, run.enlisted, self._app.settings["max_record_size"])
+        if not run.sends:
+            return Collector(run.take)
+        work = run.enlisted
+        return None if work is None else Enlisted(engine, work, self._app.settings["max_record_size"])
 
     def _enter(self, queue: str, calls: int) -> None:
         """Wait for room for so many calls where the queue has a `max_pending`. Raises QueueFull."""

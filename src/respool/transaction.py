@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -10,9 +12,10 @@ from typing import Any
 from .delivery.model import NewCall
 from .engines.base import Engine
 from .engines.columns import by_log
-from .errors import ConfigError
+from .errors import ConfigError, Refused
 from .producer import check_size, conflict_error
 from .record import new_head
+from .running import current_run
 
 
 class Enlisted:
@@ -23,7 +26,10 @@ class Enlisted:
     """
 
     def __init__(self, engine: Engine, connection: Any, max_record_size: int) -> None:
-        self._engine, self.connection, self._max = engine, connection, max_record_size
+        self.engine, self._connection, self._max = engine, connection, max_record_size
+        self._lock = threading.RLock()
+        self._process = os.getpid()
+        self._over = False
 
     @classmethod
     def on(cls, engine: Engine, connection: Any, max_record_size: int) -> Enlisted:
@@ -31,6 +37,26 @@ class Enlisted:
         if not engine.capabilities.enlists:
             raise ConfigError(f"{engine.capabilities.name} takes no calls within transactions of others")
         return cls(engine, engine.enlist(connection), max_record_size)
+
+    @contextmanager
+    def in_use(self) -> Iterator[Any]:
+        """Give the connection; the block that it is lent for does not end meanwhile.
+
+        Raises: Refused where that has ended: what was begun in it and outlives it, such as a thread, would
+            go on writing after the caller's commit, where nobody commits any more (P1). So would a process
+            that was forked in it.
+        """
+        if os.getpid() != self._process:  # it has no use of the lock, either
+            raise _stray("another process's")
+        with self._lock:
+            if self._over:
+                raise _stray("over")
+            yield self._connection
+
+    def end(self) -> None:
+        """Give the connection back, when what is being sent on it has been."""
+        with self._lock:
+            self._over = True
 
     def append(self, row: NewCall) -> int | None:
         """Append one record. Raises Refused, and what the caller's own driver raises."""
@@ -45,7 +71,9 @@ class Enlisted:
         """Append records of one log, each with an id of its own."""
         for row in rows:
             self.check_size(row.body, row.meta)
-        for conflict in self._engine.append_enlisted(self.connection, rows):
+        with self.in_use() as connection:
+            conflicts = self.engine.append_enlisted(connection, rows)
+        for conflict in conflicts:
             if not conflict.same:
                 raise conflict_error(rows[conflict.row])
 
@@ -59,7 +87,8 @@ class Enlisted:
     ) -> bytes:
         """Append records that share everything but their bodies; return the id of the first."""
         head = new_head(now)
-        self._engine.append_run_enlisted(self.connection, log, task, bodies, meta, head, now)
+        with self.in_use() as connection:
+            self.engine.append_run_enlisted(connection, log, task, bodies, meta, head, now)
         return head
 
     def check_size(self, body: bytes, meta: bytes | None) -> None:
@@ -67,24 +96,35 @@ class Enlisted:
         check_size(body, meta, self._max)
 
 
-class Collector:
-    """Takes what would be sent, and sends nothing: for runs that are to change nothing."""
+def _stray(what: str) -> Refused:
+    return Refused(
+        f"this was begun in a block of app.transaction() that is {what}, and would go on its connection; "
+        "nothing was sent. Wait for it within the block, or begin it outside"
+    )
 
-    def __init__(self) -> None:
-        self.rows: list[NewCall] = []
+
+class Collector:
+    """Takes what would be sent, and sends nothing: for runs that are to change nothing.
+
+    Parameters:
+        take: called with the records.
+    """
+
+    def __init__(self, take: Callable[[Sequence[NewCall]], Any]) -> None:
+        self._take = take
 
     def append(self, row: NewCall) -> int | None:
         """Take one record."""
-        self.rows.append(row)
+        self._take((row,))
         return None
 
     async def aappend(self, row: NewCall) -> None:
         """Take one record."""
-        self.rows.append(row)
+        self._take((row,))
 
     def append_rows(self, rows: Sequence[NewCall]) -> None:
         """Take records of one log."""
-        self.rows += rows
+        self._take(rows)
 
     append_many = append_rows
 
@@ -93,27 +133,36 @@ class Collector:
     ) -> bytes:
         """Take records that share everything but their bodies; return the id of the first."""
         head = new_head(now)
-        self.rows += [NewCall(log, task, body, meta, head, now) for body in bodies]
+        self._take([NewCall(log, task, body, meta, head, now) for body in bodies])
         return head
 
     def check_size(self, body: bytes, meta: bytes | None) -> None:
         """Let all sizes pass."""
 
 
-_enlisted: ContextVar[tuple[Any, Enlisted] | None] = ContextVar("respool_transaction", default=None)
+_enlisted: ContextVar[Mapping[Any, Enlisted] | None] = ContextVar("respool_transaction", default=None)
 
 
 def enlisted(app: Any) -> Enlisted | None:
-    """Return what an app's calls are sent by, where the present code is in a block of its `transaction`."""
+    """Return what an app's calls are sent by, where the present code is in a block of its `transaction`.
+
+    None within a run that sends nothing: what is sent there is dropped or collected, whatever it is sent by.
+    """
     found = _enlisted.get()
-    return found[1] if found is not None and found[0] is app else None
+    sender = None if found is None else found.get(app)
+    if sender is not None:
+        run = current_run.get()
+        if run is not None and not run.sends and run.serves(sender.engine):
+            return None
+    return sender
 
 
 @contextmanager
 def enlist(app: Any, sender: Enlisted) -> Iterator[None]:
-    """Have an app's calls sent within a transaction while the block runs."""
-    token = _enlisted.set((app, sender))
+    """Have an app's calls sent within a transaction while the block runs, and none after it."""
+    token = _enlisted.set({**(_enlisted.get() or {}), app: sender})
     try:
         yield
     finally:
+        sender.end()
         _enlisted.reset(token)

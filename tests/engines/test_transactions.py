@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
+import os
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +17,16 @@ from typing import Any, TypeVar
 import apsw
 import psycopg
 import pytest
+from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 from tests.engines.kits import PostgresKit
 
-from respool import App, ConfigError, EngineUnavailable, IdConflict, RecordTooLarge, UnknownCall
+from respool import App, ConfigError, EngineUnavailable, IdConflict, RecordTooLarge, Refused, UnknownCall
 from respool.clock import now as wall_clock
 from respool.engines.blobs import PATIENCE
+from respool.engines.postgres.enlist import unwrapped
+from respool.replay import create_replay
+from respool.replay.rerun import rerun
 from respool.testing import work
 
 Opener = Callable[[str], Any]
@@ -160,6 +168,186 @@ def test_errors_leave_the_transaction_as_it_was(on_postgres: App, session_databa
     assert first.get(timeout=1) == again.get(timeout=1) == 3
 
 
+def _sent_by_strays(app: App) -> list[Callable[[], object]]:
+    """All that sends, each to be called where its block has ended."""
+    add, events, keyed = app.tasks["add"], app.stream("visits"), app.stream("users", key="id")
+    once = app.task(name="once", unique=True)(lambda x: x)
+    priced = app.task(name="priced", priority=9)(lambda x: x)
+    for each in once, priced:
+        each.delay(0)  # its lane is made
+    return [
+        lambda: add.delay(1, 2),
+        lambda: add.apply_async((1, 2), task_id="order-1"),
+        lambda: add.apply_async((1, 2), priority=9),
+        lambda: add.apply_many([((n, n), {}) for n in range(3)]),
+        lambda: once.delay(1),
+        lambda: priced.delay_many(range(3)),
+        lambda: events.publish({"n": 1}),
+        lambda: events.publish_many([{"n": 1}, {"n": 2}]),
+        lambda: keyed.publish_many([{"id": 1}, {"id": 2}]),
+        lambda: asyncio.run(add.adelay(1, 2)),
+        lambda: asyncio.run(once.adelay(1)),
+        lambda: asyncio.run(events.apublish({"n": 1})),
+    ]
+
+
+def _records(app: App) -> int:
+    return sum(end - first for stream in app.engine.streams() for _, first, end in app.engine.bounds(stream))
+
+
+@pytest.mark.parametrize("open_one", [_psycopg, _autocommit, _sqlalchemy, _session, _django])
+def test_what_outlives_its_block_sends_nothing_on_postgres(
+    on_postgres: App, session_database: str, open_one: Any
+) -> None:
+    """P1: on the caller's connection it would begin a transaction that nobody commits."""
+    strays = _sent_by_strays(on_postgres)
+    with open_one(session_database) as (db, commit, _):
+        with on_postgres.transaction(db):
+            kept = on_postgres.tasks["add"].delay(2, 3)
+            began_within = contextvars.copy_context()  # as a thread or a coroutine has that was begun here
+            inner = unwrapped(db)
+        commit()
+        before = _records(on_postgres)
+        for stray in strays:
+            with pytest.raises(Refused, match=r"nothing was sent\. Wait for it within the block"):
+                began_within.run(stray)
+        assert inner.info.transaction_status == TransactionStatus.IDLE
+    assert _records(on_postgres) == before
+    work(on_postgres)
+    assert kept.get(timeout=1) == 5
+
+
+def test_what_outlives_its_block_sends_nothing_on_sqlite(on_sqlite: App) -> None:
+    """P1: it would be stored with the caller's setting of `synchronous`, whatever that is."""
+    strays = _sent_by_strays(on_sqlite)
+    db = apsw.Connection(on_sqlite.location.path or "")
+    with db, on_sqlite.transaction(db):
+        began_within = contextvars.copy_context()
+    before = _records(on_sqlite)
+    for stray in strays:
+        with pytest.raises(Refused, match=r"nothing was sent\. Wait for it within the block"):
+            began_within.run(stray)
+    db.close()
+    assert _records(on_sqlite) == before
+
+
+def test_a_block_within_another_ends_by_itself(on_sqlite: App) -> None:
+    add = on_sqlite.tasks["add"]
+    add.delay(0, 0)  # makes the file
+    db = apsw.Connection(on_sqlite.location.path or "")
+    with db, on_sqlite.transaction(db):
+        with on_sqlite.transaction(db):
+            within = contextvars.copy_context()
+        given = add.apply_async((1, 1), connection=db)
+        sent = add.delay(1, 2)
+        with pytest.raises(Refused):
+            within.run(add.delay, 1, 2)
+    db.close()
+    work(on_sqlite)
+    assert (given.get(timeout=1), sent.get(timeout=1)) == (2, 3)
+
+
+def test_a_block_ends_when_what_is_being_sent_has_been(
+    on_postgres: App, session_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P1: else it would be sent behind the commit."""
+    add, engine = on_postgres.tasks["add"], on_postgres.engine
+    append = engine.append_enlisted
+    sending, go_on, left = threading.Event(), threading.Event(), threading.Event()
+
+    def slowly(*args: Any) -> Any:
+        sending.set()
+        assert go_on.wait(10)
+        return append(*args)
+
+    monkeypatch.setattr(engine, "append_enlisted", slowly)
+    with psycopg.connect(session_database) as db, ThreadPoolExecutor(2) as pool:
+
+        def send_and_leave() -> Any:
+            with on_postgres.transaction(db):
+                sent = pool.submit(contextvars.copy_context().run, add.delay, 2, 3)
+                assert sending.wait(10)
+            left.set()
+            db.commit()
+            return sent.result(10)
+
+        sent = pool.submit(send_and_leave)
+        assert sending.wait(10)
+        assert not left.wait(0.2)
+        go_on.set()
+        kept = sent.result(10)
+    work(on_postgres)
+    assert kept.get(timeout=1) == 5
+
+
+def test_a_process_forked_within_a_block_sends_nothing_on_its_connection(on_sqlite: App) -> None:
+    """The connection is its parent's."""
+    add = on_sqlite.tasks["add"]
+    add.delay(0, 0)
+    db = apsw.Connection(on_sqlite.location.path or "")
+    with db, on_sqlite.transaction(db):
+        child = os.fork()
+        if child == 0:
+            try:
+                add.delay(1, 2)
+            except Refused as error:
+                os._exit(7 if "nothing was sent" in str(error) else 1)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    db.close()
+
+
+def test_two_apps_in_one_transaction(on_postgres: App, session_database: str) -> None:
+    add = on_postgres.tasks["add"]
+    blog = App("blog", url=on_postgres.url)
+    post = blog.task(name="post")(lambda x: x)
+    for each in add, post:
+        each.apply_async((0, 0)[: 2 if each is add else 1])
+    before = _records(on_postgres)
+    with blog, psycopg.connect(session_database) as db:
+        with on_postgres.transaction(db), blog.transaction(db):
+            lost = [add.delay(1, 2), post.delay(1)]
+        db.rollback()
+        assert _records(on_postgres) == before
+        assert [each.state for each in lost] == ["UNKNOWN"] * 2
+        with on_postgres.transaction(db), blog.transaction(db):
+            kept = [add.delay(1, 2), post.delay(1)]
+        db.commit()
+        for each in on_postgres, blog:
+            work(each)
+        assert [each.get(timeout=1) for each in kept] == [3, 1]
+
+
+def test_a_run_that_sends_nothing_sends_nothing_in_a_transaction_either(
+    on_postgres: App, session_database: str
+) -> None:
+    """A rerun collects what its task sends, a replay drops and counts it, whatever it is sent by."""
+    app, add, visits = on_postgres, on_postgres.tasks["add"], on_postgres.stream("visits")
+    once = app.task(name="once", unique=True)(lambda x: x)
+
+    @app.task
+    def order(n: int) -> None:
+        with psycopg.connect(session_database) as db, app.transaction(db):
+            add.delay(n, n)
+            add.apply_many([((n, 0), {}), ((n, 1), {})])
+            once.delay(n)
+            visits.publish({"n": n})
+
+    first = order.delay(1)
+    work(app)
+    before = _records(app)
+    assert before == 6
+    done = rerun(app, first.id)
+    assert (done.error, len(done.sent)) == (None, 5)
+    create_replay(app, "default", "v2", ["order"])
+    work(app, group="v2")
+    assert _records(app) == before
+    (group,) = [each for each in app.groups() if each.name == "v2"]
+    assert app.engine.counters(group.id)["calls dropped"] == 5
+    assert first.of("v2").state == "SUCCESS"
+
+
 def _prompt(call: Callable[[], T], seconds: float) -> T:
     began = time.monotonic()
     try:
@@ -220,8 +408,15 @@ def test_large_payloads_in_a_transaction_of_any_isolation(
         with app.transaction(db):
             sent = [length.delay(letter * 400_000) for letter in (b"x", b"y", b"z")]
             sent.append(length.apply_async((b"y" * 400_000,), task_id="order-1"))
+            began_within = contextvars.copy_context()
+        with pytest.raises(Refused, match="nothing was sent"):
+            began_within.run(length.delay, b"w" * 400_000)
+        assert db.info.transaction_status == TransactionStatus.INTRANS
         assert engine.doom_blobs(None, wall_clock() - PATIENCE, 10)[0] == 0
         db.commit()
+        with pytest.raises(Refused, match="nothing was sent"):
+            began_within.run(length.delay, b"w" * 400_000)
+        assert db.info.transaction_status == TransactionStatus.IDLE
         assert engine.doom_blobs(None, wall_clock() + 1, 10)[0] == 0, "each is referred to"
         work(app)
         assert [each.get(timeout=5) for each in sent] == [400_000] * 4

@@ -106,6 +106,20 @@ def kept(n):
     made.delay(n)
     note("made", "kept", n)
     wait_for("go")
+
+
+visits = app.stream("visits")
+keyed = app.stream("keyed", key="n")
+
+
+@app.task
+async def tells(n):
+    visits.publish({"n": n})
+    visits.publish({"n": n}, record_id=f"visit-{n}")
+    await visits.apublish({"n": n})
+    visits.publish_many({"n": each} for each in range(2))
+    keyed.publish_many({"n": each} for each in range(2))
+    made.delay(n)
 """
 
 
@@ -239,6 +253,27 @@ def test_replay_that_sends(place: Place) -> None:
     place.burst(1)
     assert place.runs("made") == {"4": 4}
     assert "calls dropped" not in place.counters("v2")
+
+
+def test_replay_drops_events_as_it_drops_calls(place: Place) -> None:
+    module = place.module(CODE)
+    told = module.tells.delay(7)
+    place.burst(1)
+
+    def events() -> list[int]:
+        return [event.value["n"] for stream in (module.visits, module.keyed) for event in stream.read()]
+
+    assert sorted(events()) == [0, 0, 1, 1, 7, 7, 7]
+    create_replay(module.app, "default", "v2", ["tells"])
+    place.burst(1, group="v2")
+    assert told.of("v2").state == "SUCCESS"
+    assert len(events()) == 7
+    assert place.counters("v2")["calls dropped"] == 8
+    create_replay(module.app, "default", "v3", ["tells"], outbox="send")
+    place.burst(1, group="v3")
+    assert len(events()) == 13, "one has an id of its own, which is known"
+    assert "calls dropped" not in place.counters("v3")
+    place.check()
 
 
 STREAM = """

@@ -39,7 +39,7 @@ def list_(queue: str | None, as_json: bool) -> None:
     done     run to their end, dead letters not among them
     left     still to be run
     skipped  passed over by a replay: of other tasks, or outside its window
-    dropped  calls that a replay's runs made, and that were not sent
+    dropped  calls and events that a replay's runs made, and that were not sent
 
     What was refused besides is told below the table, where there is any.
 
@@ -183,7 +183,7 @@ def _bounds(group: Group) -> str:
     type=click.Choice(["drop", "send"]),
     default="drop",
     show_default=True,
-    help="What becomes of the calls that its runs make.",
+    help="What becomes of the calls and events that its runs send.",
 )
 @document_option
 def create(
@@ -200,8 +200,8 @@ def create(
     """Make a group that reads a queue or stream from a place on, without end.
 
     A second group of a queue runs another version on the same live calls, beside main: a share of them,
-    some tasks, from now on or from the past. Calls that its runs make are dropped and counted, unless
-    --outbox send. How the two differ: respool compare main NAME.
+    some tasks, from now on or from the past. Calls and events that its runs send are dropped and counted,
+    unless --outbox send. How the two differ: respool compare main NAME.
 
     Who serves it: of a queue, a worker --group NAME. Of a stream, a worker of an app that has a
     subscription of that name, @stream.subscribe(group="NAME"). Made here before that is deployed, it

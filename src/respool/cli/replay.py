@@ -62,7 +62,7 @@ def selecting(function: Callable[..., Any]) -> Callable[..., Any]:
     type=click.Choice(["drop", "send"]),
     default="drop",
     show_default=True,
-    help="What becomes of the calls that replayed tasks make.",
+    help="What becomes of the calls and events that replayed tasks send.",
 )
 @click.option("--dry-run", is_flag=True, help="Count what would be run, and make nothing.")
 @click.option("--wait", "--follow", "wait", is_flag=True, help="Show how far it is, until it is over.")
@@ -217,6 +217,6 @@ def _print(summary: ReplaySummary, command: str | None) -> None:
     if summary.hint:
         note(f"Beware: {summary.hint}.")
     if summary.settings["outbox"] == "drop":
-        note("Calls that these runs make are dropped and counted; --outbox send would send them.")
+        note("Calls and events that these runs send are dropped and counted; --outbox send would send them.")
     if command is not None:
         click.echo(f"Run it:  {command}")

@@ -166,7 +166,7 @@ class Verdict(msgspec.Struct, array_like=True, omit_defaults=True):
     quiet: bool = False  # store no outcome (ignore_result)
     ttl: float | None = None  # seconds that its outcome is kept
     calls: list[NewCall] = []
-    dropped: int = 0  # calls it made that its group does not send
+    dropped: int = 0  # calls and events it made that its group does not send
     note: str | None = None  # for the history: "retry: ValueError: …"
     started: float = 0.0
     ended: float = 0.0

@@ -36,7 +36,8 @@ def create_group(
 ) -> Group:
     """Make a group that reads a queue without end, beside `main`: a second version on the same live calls.
 
-    A worker serves it with `--group`. Calls that its runs make are dropped and counted, unless told to send.
+    A worker serves it with `--group`. Calls and events that its runs send are dropped and counted, unless
+    told to send.
 
     Parameters:
         start: "latest": what is sent from now on; "earliest", or a moment in seconds since 1970.

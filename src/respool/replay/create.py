@@ -75,7 +75,7 @@ def create_replay(
         queue: the queue whose records are run. group: the new group's name.
         tasks: names of tasks; None for all. Others are left out, and counted.
         since, until: seconds since 1970, since <= time < until; None: no bound.
-        outbox: "send" the calls that replayed tasks make, or "drop" and count them.
+        outbox: "send" the calls and events that replayed tasks send, or "drop" and count them.
         progress: told how far the records are counted.
         selection: which records besides: by key, header, expression, state, share, id, offset.
         rate: how many a second, over all workers: a number, or text like "50/s".

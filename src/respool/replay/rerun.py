@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..app import App
 from ..clock import now as wall_clock
+from ..delivery.model import NewCall
 from ..encoding.codec import codec_for
 from ..encoding.refusals import brief
 from ..engines import public_id
@@ -17,7 +18,6 @@ from ..errors import BadArguments, ConfigError, CorruptBody, RespoolError, Unkno
 from ..record import NO_META, Id, Meta, first_pos, id_text, new_head, offset_of, parse_id, unpack_meta
 from ..reference import is_reference
 from ..running import current_run
-from ..transaction import Collector
 from ..worker.run import Request
 from ..worker.services import Runner
 from .edits import edits_of
@@ -174,11 +174,11 @@ class _Dry:
 
     sends = False
     excludes = False
+    enlisted = None
 
     def __init__(self, app: App, stream: Stream, group: Group, record: Record) -> None:
         self._app, self._stream, self._group, self.record = app, stream, group, record
-        self._calls: list[tuple[int, str, Any, Any]] = []
-        self.enlisted = Collector()
+        self._made: list[tuple[int, str, Any, Any]] = []
         self.said: list[Any] = []
 
     def shield(self) -> AbstractContextManager[None]:
@@ -191,8 +191,14 @@ class _Dry:
 
     def send(self, log: int, task: str, body: bytes, meta: Meta, id: Id | None, namespace: str) -> Id:
         """Note a call."""
-        self._calls.append((log, task, body, meta))
+        self._made.append((log, task, body, meta))
         return new_head(wall_clock()) if id is None else id
+
+    def take(self, events: Sequence[NewCall]) -> None:
+        """Note events."""
+        for row in events:
+            meta = NO_META if row.meta is None else unpack_meta(row.meta)
+            self._made.append((row.log, row.task, row.body, meta))
 
     def call_now(
         self, log: int, task: str, body: bytes, meta: Meta, id: Id | None, namespace: str
@@ -246,10 +252,7 @@ class _Dry:
 
     def sent(self) -> list[Sent]:
         """Return what was not sent, decoded."""
-        rows = [*self._calls]
-        for row in self.enlisted.rows:
-            rows.append((row.log, row.task, row.body, NO_META if row.meta is None else unpack_meta(row.meta)))
-        return [self._sent(*row) for row in rows]
+        return [self._sent(*made) for made in self._made]
 
     def _sent(self, log: int, task: str, body: Any, meta: Meta) -> Sent:
         streams = {each: stream for stream in self._app.engine.streams() for each in stream.logs}

@@ -269,7 +269,7 @@ class CurrentRun:
 
     @property
     def sends(self) -> bool:
-        """Whether the calls it makes are sent; else they are counted."""
+        """Whether the calls and events it makes are sent; else they are counted."""
         return self.service.sends
 
     @property
@@ -300,6 +300,13 @@ class CurrentRun:
             if self._is_time() and self.work is None:
                 self._flush_in_time()
             return public_id(call.id)
+
+    def take(self, events: Sequence[Any]) -> None:
+        """Count events, where nothing is sent. Raises Refused."""
+        with self._lock:
+            self._refuse_strays("the run that published this has ended; nothing was sent")
+            self.used = True
+            self.dropped += len(events)
 
     def _make_room(self, task: str) -> None:
         """Send what fills the outbox, before another call comes. Raises: Refused, where it stays full."""
