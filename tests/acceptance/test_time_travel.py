@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -146,6 +147,49 @@ def test_a_seek_moves_a_group_itself(stage: Stage, to: str) -> None:
     eventually(lambda: calls_made(stage) == CALLS + 10, "its calls are sent again (H8)")
     forth = stage.data("seek", "main", "--queue", "default", "--to", "latest", "--yes")
     assert forth["again"] == {}
+    stage.check()
+
+
+TIMED = """
+@app.task
+def soon(n: int) -> int:
+    note("start", "soon", n)
+    return n
+
+
+@app.task(unique="doc", on_duplicate="replace")
+def index(doc: str, version: int) -> int:
+    note("start", "index", version)
+    return version
+"""
+
+
+def test_a_seek_back_does_again_what_is_past_its_time_by_now(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what was expired or replaced before it began, as in a replay; new calls keep to their time."""
+    module = stage.module(TIMED)
+    soon = [module.soon.apply_async((n,), expires=3600) for n in range(2)]
+    indexed = []
+    for version in range(2):
+        indexed.append(module.index.delay("a", version))
+        stage.work()
+    soon.append(module.soon.apply_async((2,), expires=3600))
+    indexed += [module.index.delay("a", version) for version in (2, 3)]
+    monkeypatch.setattr("respool.worker.calling.wall_clock", lambda: time.time() + 7200)
+    stage.work()
+    states = ["SUCCESS"] * 2 + ["REVOKED"]
+    assert [call.state for call in soon] == states
+    assert [call.state for call in indexed] == [*states, "SUCCESS"]
+    stage.cli("seek", "main", "--queue", "default", "--to", "earliest", "--yes")
+    soon.append(module.soon.apply_async((3,), expires=3600))
+    indexed.append(module.index.delay("a", 4))
+    indexed.append(module.index.delay("a", 5))
+    stage.work()
+    assert [call.state for call in soon] == ["SUCCESS"] * 3 + ["REVOKED"], "what came after the seek expires"
+    assert [call.state for call in indexed] == ["SUCCESS"] * 4 + ["REVOKED", "SUCCESS"]
+    assert stage.runs("soon") == {"0": 2, "1": 2, "2": 1}
+    assert stage.runs("index") == {"0": 2, "1": 2, "2": 1, "3": 2, "5": 1}
     stage.check()
 
 

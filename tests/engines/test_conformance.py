@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from tests.engines.kits import CUTS_ENDS, KITS, OTHER_SERVERS, SHARED, EngineKit
 
 from respool.delivery.claim import Request, claim
+from respool.delivery.death import Cause, Suspect, bury_lease
 from respool.delivery.model import (
     MAX_LEASE,
     Change,
@@ -971,6 +972,30 @@ def test_every_place_has_its_status(engine: Engine, log: int, main: Group) -> No
     assert (at[2].parked.reason, at[2].parked.retries, at[2].parked.due) == ("retry", 1, NOW + 9)
     assert at[3].outcome == Outcome(first + 3, "success", b"v", NOW)
     assert (at[4].lease.id, at[4].lease.owner, at[4].progress) == (lease.id, 1, b"half")
+
+
+def test_where_a_run_ended_with_its_process(
+    kit: EngineKit, engine: Engine, queue: Stream, log: int, main: Group
+) -> None:
+    """However it ended: also where we ended it, which charges nobody."""
+    first = fill(engine, log, 8)
+    replay = engine.create_group(queue, "shop", "again", "replay", {}, engine.bounds(queue))
+    for group, run, cause in (
+        (main, [1], Cause.ORDERED), (main, [3, 4], Cause.ORDERED), (replay, [6], Cause.CHILD),
+    ):  # fmt: skip
+        lease = grant(engine, group, 8)
+        assert lease is not None
+        suspects = [Suspect(first + n, "add", 3, "killed", b"e") for n in run]
+        assert engine.transact(
+            Reads(group.id, (lease.id,)),
+            lambda view, change: bury_lease(view, change, lease.id, 1, cause, None, suspects, NOW),  # noqa: B023
+        )
+    assert engine.lost(main.id, [(first, first + 8)]) == {first + 1, first + 3, first + 4}
+    assert engine.lost(main.id, [(first, first + 1), (first + 2, first + 4), (first + 5, first + 8)]) == {
+        first + 3
+    }
+    assert engine.lost(replay.id, [(first, first + 8)]) == {first + 6}
+    assert engine.lost(main.id, []) == set()
 
 
 def test_groups_know_nothing_of_one_another(engine: Engine, queue: Stream, log: int, main: Group) -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.cli.support import Worker
 
 from respool import App, ConfigError
-from respool.delivery.seek import generation_at, rewound
+from respool.delivery.seek import came_past, generation_at, rewound
 from respool.engines.base import Group, Reads
 from respool.record import first_pos, new_head, offset_of
 from respool.replay import check, pause, plan_seek, purge, resume, resume_seek, seek
@@ -86,12 +86,18 @@ def test_each_of_many_knows_that_it_was_rewound(app):
 
 def test_what_lies_below_and_runs_again_makes_the_calls_it_made_before(app, ran):
     """Only what was moved is of a new generation, or a crash below the target would send calls twice."""
-    assert rewound((), [5 << 40 | 7], 1) == [[5 << 40 | 7, 1]]
-    twice = rewound([[5 << 40 | 7, 1]], [5 << 40 | 9], 2)
+    log = 5 << 40
+    once = rewound((), {log | 7: log | 20}, 1)
+    assert once == [[log | 7, 1, log | 20]]
+    twice = rewound(once, {log | 9: log | 15}, 2)
     assert [generation_at(twice, 5 << 40 | n) for n in (6, 7, 8, 9, 10)] == [0, 1, 1, 2, 2]
     assert generation_at(twice, 6 << 40 | 9) == 0
-    below = rewound(twice, [5 << 40 | 3], 3)
+    below = rewound(twice, {log | 3: log | 10}, 3)
     assert [generation_at(below, 5 << 40 | n) for n in (2, 3, 9)] == [0, 3, 3]
+    for each in (once, twice, below):
+        there = [n for n in (2, 3, 6, 7, 19, 20) if came_past(each, log | n)]
+        assert there == ([3, 6, 7, 19] if each is below else [7, 19]), "as far as the group has ever been"
+        assert not came_past(each, 6 << 40 | 8)
 
 
 def test_going_forth_ends_what_lies_between(app, ran):
@@ -344,14 +350,14 @@ def test_a_transfer_takes_along_where_a_group_was_moved_back_to():
     first = 5 << 40
     places = OwnOffsets({5: 9}, {5: [(first + 10, (9 << 40) + 1, 5), (first + 20, (9 << 40) + 6, 5)]})
     settings = {
-        "rewinds": [[first + 12, 1], [first + 17, 2]],
+        "rewinds": [[first + 12, 1, first + 22], [first + 17, 2, first + 25]],
         "positions": [first + 3, first + 21],
         "rate": 1,
     }
     moved = moved_group(Group(1, 1, "shop", "v2", "replay", settings), places)
     there = 9 << 40
     assert moved.settings == {
-        "rewinds": [[there + 3, 1], [there + 6, 2]],
+        "rewinds": [[there + 3, 1, there + 8], [there + 6, 2, there + 11]],
         "positions": [there + 7],
         "rate": 1,
     }

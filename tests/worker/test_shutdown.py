@@ -108,6 +108,51 @@ def test_second_signal_ends_it_cold(place: Place, pool: str) -> None:
     assert [a.how for a in slow.history()] == ["lost", "lost", "lost", "done"]
 
 
+LATER = """
+if IN_WORKER:
+    from respool.worker import calling
+    calling.wall_clock = lambda: time.time() + (3600 if (HERE / "later").exists() else 0)
+
+
+@app.task(batch=2, batch_wait=30)
+def many(ns):
+    note("start", "many", len(ns))
+    wait_for("go-1")
+    return ns
+"""
+
+
+@pytest.mark.parametrize("how", ["child", "worker", "stopped", "stopped solo"])
+@pytest.mark.parametrize("task", ["slow", "many"])
+def test_call_that_was_begun_in_time_runs_again_after_a_death(place: Place, how: str, task: str) -> None:
+    """P3: whatever it `expires`, also where we ended its process; what was not begun by then is REVOKED."""
+    module = place.module(CODE, LATER)
+    calls = [module.app.tasks[task].apply_async((1,), expires=600) for _ in range(2 if task == "many" else 1)]
+    worker = place.worker(1, pool="solo" if how == "stopped solo" else "processes")
+    place.await_start(task, str(len(calls)))
+    late = module.fine.apply_async((1,), expires=600)
+    place.touch("later")
+    if how == "child":
+        os.kill(place.children()[0], signal.SIGKILL)
+        worker.said("its process was killed")
+        place.touch("go-1")
+    elif how == "worker":
+        worker.kill_group()
+    else:
+        worker.signal(signal.SIGTERM)
+        worker.said("running tasks finish" if how == "stopped" else "once more to end it now")
+        worker.signal(signal.SIGTERM)
+        _cold(place, worker)
+    place.touch("go-1")
+    if how != "child":
+        place.burst(1)
+    assert [call.get(timeout=20) for call in calls] == [1] * len(calls)
+    assert [attempt.how for attempt in calls[0].history()] == ["lost", "done"]
+    eventually(late.ready)
+    assert (late.state, place.runs("fine")) == ("REVOKED", {})
+    place.check()
+
+
 def test_grace(place: Place) -> None:
     module = place.module(CODE)
     slow = module.slow.delay(1)

@@ -105,11 +105,11 @@ def _suspect_all(
     ran = intersect(lease.spans, ranges)
     note = f"{how}, one of a batch of {count(ran)}"
     for span in ran:
-        entry = JournalEntry(
-            span.lo, span.hi, lease.owner, lease.child, started, now, "lost", span.retries, note
-        )
-        change.journal.append(entry)
-    change.unprogressed += [pos for span in ran for pos in range(span.lo, span.hi)]
+        for pos in range(span.lo, span.hi):  # an entry each: that they began is looked up by position
+            change.journal.append(
+                JournalEntry(pos, pos + 1, lease.owner, lease.child, started, now, "lost", span.retries, note)
+            )
+            change.unprogressed.append(pos)
     if cause is not Cause.ORDERED:
         ran = [span._replace(alone=True) for span in ran]
     return [*ran, *subtract(lease.spans, ranges)]

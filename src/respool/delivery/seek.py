@@ -137,11 +137,11 @@ def finish(view: View, change: Change, to: Targets, now: float) -> bool | None:
     there = [_move_on(view, change, at, to[at.log], now) for at in view.positions if at.log in to]
     if not all(there):
         return None
-    back = []
+    back = {}
     for at in view.positions:
         target = to.get(at.log, at.cursor)
         if target < at.cursor:
-            back.append(target)
+            back[target] = at.cursor
             change.starts.append((at.log, target))
             change.cursors.append((at.log, target))
     change.settings["seek"] = None
@@ -166,11 +166,26 @@ def _move_on(view: View, change: Change, at: Position, target: int, now: float) 
     return cursor == target
 
 
-def rewound(rewinds: Iterable[Any], targets: Iterable[int], generation: int) -> list[list[int]]:
-    """Return from where on records are of which generation, after a seek back to some targets."""
-    by_log = {target >> 40: target for target in targets}
-    kept = [list(each) for each in rewinds if each[0] < by_log.get(each[0] >> 40, each[0] + 1)]
-    return sorted(kept + [[target, generation] for target in by_log.values()])
+def rewound(rewinds: Iterable[Any], back: Mapping[int, int], generation: int) -> list[list[int]]:
+    """Return from where on records are of which generation, and how far the group had come by then.
+
+    Parameters:
+        back: where a seek leads back to, and where the group was, of each log that it leads back in.
+    """
+    kept, ends = [], dict(back)
+    targets = {target >> 40: target for target in back}
+    for first, number, end in rewinds:
+        target = targets.get(first >> 40)
+        if target is None or first < target:
+            kept.append([first, number, end])
+        else:
+            ends[target] = max(ends[target], end)
+    return sorted([*kept, *([target, generation, end] for target, end in ends.items())])
+
+
+def came_past(rewinds: Iterable[Any], pos: int) -> bool:
+    """Say whether the group had come past a record before it was moved back to it: it is done again."""
+    return any(first <= pos < end for first, _, end in rewinds)
 
 
 def generation_at(rewinds: Iterable[Any], pos: int) -> int:
@@ -179,4 +194,5 @@ def generation_at(rewinds: Iterable[Any], pos: int) -> int:
     It is told by position: what lies below a seek's target, and is run again for another reason, makes the
     calls that it made before.
     """
-    return max((number for first, number in rewinds if first <= pos and first >> 40 == pos >> 40), default=0)
+    log = pos >> 40
+    return max((number for first, number, _ in rewinds if first <= pos and first >> 40 == log), default=0)

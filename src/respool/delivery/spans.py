@@ -18,6 +18,14 @@ class Span(NamedTuple):
     alone: bool = False  # to be granted singly: a whole worker died with it (H6)
     until: float = 0.0  # so long it waits for others to run with: its task takes batches
 
+    @property
+    def begun(self) -> bool:
+        """Whether a run of them may have begun before, as far as their history tells.
+
+        It does not tell of a run that we ended ourselves: the journal does (`engines.base.State.lost`).
+        """
+        return bool(self.retries or self.deliveries or self.redrives or self.alone)
+
     def part(self, lo: int, hi: int) -> Span:
         """Return the same history for lo <= p < hi."""
         return self._replace(lo=lo, hi=hi)

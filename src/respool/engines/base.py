@@ -364,6 +364,12 @@ class State(Protocol):
         No entry is longer than `MAX_LEASE`, but for those of a purge, which can cover a whole log.
         """
 
+    def lost(self, group: int, ranges: Sequence[tuple[int, int]]) -> set[int]:
+        """Return at which positions, of ranges [lo, hi), a run ended with its process, by the journal.
+
+        What is looked at is as much as the journal has there; ranges may be thousands.
+        """
+
     def outcomes(self, group: int, lo: int, hi: int) -> list[Outcome]:
         """Return the outcomes at lo <= p < hi, by position; logs may lie between."""
 

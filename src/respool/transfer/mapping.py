@@ -106,7 +106,10 @@ def moved_group(group: Group, places: Places) -> Group:
     """Return a group whose settings name the target's positions: its rewinds and its choice."""
     settings = dict(group.settings)
     if settings.get("rewinds"):
-        settings["rewinds"] = [[places.edge(log_of(pos), pos), number] for pos, number in settings["rewinds"]]
+        settings["rewinds"] = [
+            [places.edge(log_of(first), first), number, places.edge(log_of(first), end)]
+            for first, number, end in settings["rewinds"]
+        ]
     if settings.get("positions"):
         settings["positions"] = [found for pos in settings["positions"] for found in _if_there(pos, places)]
     return msgspec.structs.replace(group, settings=settings)

@@ -100,7 +100,7 @@ class Batching:
             span = first if simple else finder.find(row[0]) or first
             if not simple or row[3] is not None:
                 self._executor.run.row, self._executor.run.span = row, span
-                seen = caller.look(service, runner, row, span, skip)
+                seen = caller.look(service, lease, runner, row, span, skip)
                 body = caller.body_of(runner, row, span, lease) if isinstance(seen, Meta) else seen
                 if isinstance(body, Verdict):
                     out.append((row, body))

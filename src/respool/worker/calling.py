@@ -69,6 +69,7 @@ class Caller:
         self.storms: Any = None  # the executor's
         self.retries = Retries()
         self._unknown: set[str] = set()  # tasks that were said to be
+        self._lost: tuple[int, set[int]] = (0, set())  # of a lease, where a run ended with its process
         run.shield = self.shielded
 
     def close(self) -> None:
@@ -89,7 +90,7 @@ class Caller:
         charge: Callable[[int], bool],
     ) -> Verdict | None:
         """Run, park, or leave out a record that has more to it than a body."""
-        meta = self.look(service, runner, row, span, skip)
+        meta = self.look(service, lease, runner, row, span, skip)
         if not isinstance(meta, Meta):
             return meta
         assert runner is not None
@@ -102,7 +103,13 @@ class Caller:
         return self._call(runner, row, span, body, meta)
 
     def look(
-        self, service: Service, runner: Runner | None, row: Row, span: Span, skip: frozenset[int]
+        self,
+        service: Service,
+        lease: Lease,
+        runner: Runner | None,
+        row: Row,
+        span: Span,
+        skip: frozenset[int],
     ) -> Meta | Verdict:
         """Return a record's attributes where it is to be run, else what becomes of it instead."""
         pos, _, _, packed = row
@@ -121,20 +128,34 @@ class Caller:
         if service.group.kind != "replay":  # a replay runs what was due or expired long ago
             if meta.due is not None and meta.due > now:
                 return verdicts.scheduled(row, meta.due, now)
-            begun = span.retries or span.redrives  # it was started in time
-            if meta.expires is not None and meta.expires <= now and not begun:
-                return verdicts.expired(row, meta.expires, now)
-            if (
-                meta.latest
-                and not begun
-                and service.group.kind == "main"
-                and not self.run.is_latest(meta.latest, pos)
-            ):
-                return verdicts.replaced(row, now)
+            if meta.expires is not None or meta.latest is not None:
+                ended = self._too_late(service, lease, row, span, meta, now)
+                if ended is not None:
+                    return ended
         if span.deliveries and span.deliveries >= runner.max_deliveries:
             return verdicts.ran_too_often(row, span, now)
         stopped: Verdict | None = self.storms.stopped(service, runner, row) if runner.stormy else None
         return meta if stopped is None else stopped
+
+    def _too_late(
+        self, service: Service, lease: Lease, row: Row, span: Span, meta: Meta, now: float
+    ) -> Verdict | None:
+        """Return the verdict on a call that is not to begin any more; None: it may, or did so before (P3)."""
+        pos, ended = row[0], None
+        if span.begun or service.does_again(pos):
+            return None
+        if meta.expires is not None and meta.expires <= now:
+            ended = verdicts.expired(row, meta.expires, now)
+        elif meta.latest and service.group.kind == "main" and not self.run.is_latest(meta.latest, pos):
+            ended = verdicts.replaced(row, now)
+        return None if ended is None or self._was_lost(service, lease, pos) else ended
+
+    def _was_lost(self, service: Service, lease: Lease, pos: int) -> bool:
+        """Say whether a run of a record ended with its process: asked once for all of a lease."""
+        if self._lost[0] != lease.id:
+            ranges = [span[:2] for span in lease.spans if not span.begun]
+            self._lost = lease.id, self.run.engine.lost(service.group.id, ranges)
+        return pos in self._lost[1]
 
     def _say_unknown(self, service: Service, task: str) -> None:
         if task in self._unknown:

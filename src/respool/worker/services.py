@@ -11,7 +11,7 @@ from typing import Any
 from ..app import App
 from ..choice import Choice, choice_of
 from ..delivery.lanes import Turns
-from ..delivery.seek import generation_at
+from ..delivery.seek import came_past, generation_at
 from ..encoding.codec import Codec, codec_for
 from ..engines.base import Group, Stream
 from ..engines.things import is_ordered
@@ -145,7 +145,7 @@ class Service:
     sends: bool = True  # the calls its runs make are sent
     choice: Choice | None = None  # which records it runs; None: all within its bounds
     rate: float | None = None  # records a second that it may be granted, as of the last claim; None: all
-    rewinds: Sequence[Any] = ()  # from where on its records are of which generation, as of the last claim
+    rewinds: Sequence[Any] = ()  # as of the last claim: from where on its records are of which generation
     batch: int = 0  # the largest batch that its tasks take, 0: none does
     stormy: dict[str, Runner] = field(default_factory=dict)  # tasks with a breaker or a retry budget
     turn: int = 0  # claims so far
@@ -163,6 +163,10 @@ class Service:
     def generation_at(self, pos: int) -> int:
         """Return which generation of the group runs a record (H8)."""
         return generation_at(self.rewinds, pos) if self.rewinds else 0
+
+    def does_again(self, pos: int) -> bool:
+        """Say whether the group was moved back over a record, which it had come past before."""
+        return bool(self.rewinds) and came_past(self.rewinds, pos)
 
     @property
     def shown(self) -> str:
