@@ -176,7 +176,8 @@ def _waits(engine: Engine, lease: Lease, group: Group, pos: int) -> str:
     tasks = {each.task for each in engine.briefs(pos, pos + 1, None, None, None, 0)}
     stopped = {task: gauge.why for task, gauge in gauges(group.settings).items() if gauge.state != "closed"}
     raised = next((why for task, why in stopped.items() if task in tasks and why), "")
-    return f"its task is stopped by its breaker for {left:.1f} s more{raised and f'; raised last: {raised}'}"
+    whose = "its task" if tasks & stopped.keys() else "its task, or that of an earlier one of its key,"
+    return f"{whose} is stopped by its breaker for {left:.1f} s more{raised and f'; raised last: {raised}'}"
 
 
 def limit_shown(one: Bucket) -> str:

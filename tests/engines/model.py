@@ -406,10 +406,11 @@ class GroupModel:
             owned = [lease for lease in leases if self.owners[lease][0]]
             assert len(owned) <= 1, "two hold records of one key"
             waiting = self.of_key(key)
-            if waiting and not leases:
-                first = self.items[waiting[0]].parked
-                assert first is not None
-                assert first.reason != "blocked" or first.due is not None, "blocked, and by nothing"
+            if waiting and all(self.is_limited(lease) for lease in leases):
+                first = self.items[waiting[0]]
+                assert first.parked is not None or leases
+                blocked = first.parked is not None and first.parked.reason == "blocked"
+                assert not blocked or first.parked.due is not None, "blocked, and by nothing"
 
     # Taking back
 

@@ -148,6 +148,25 @@ def test_what_comes_after_a_stopped_call_of_its_key_waits_for_it(engine: Engine)
     assert orders.places(orders.take(9, now=NOW + 9)) == [0, 1, 2]
 
 
+def test_what_was_given_back_goes_on_before_a_call_that_is_put_back_as_stopped(engine: Engine) -> None:
+    """It waited for the lease, in which only what comes after it was left."""
+    orders = Orders(engine, 1)
+    orders.fill("baaa")
+    lease = orders.take(9)
+    assert lease is not None
+    orders.give_back(lease, 1)
+    orders.give_back(lease, 3)
+    assert orders.blocked() == 2
+    stopped = [Span(orders.pos(2), orders.pos(3), until=NOW + 9)]
+    orders.settle(lease, [0], limited=stopped, limited_as=7, release=True)
+    first = orders.take(9)
+    assert orders.places(first) == [1]
+    assert first is not None
+    orders.settle(first, [1])
+    assert orders.take(9) is None
+    assert orders.places(orders.take(9, now=NOW + 9)) == [2, 3]
+
+
 def test_a_stopped_key_is_taken(engine: Engine) -> None:
     """What is new of it waits; others go."""
     orders = Orders(engine, 1)

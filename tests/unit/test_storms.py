@@ -24,6 +24,7 @@ from respool.delivery.storms import (
     report,
     set_right,
     spend,
+    take_back,
     write,
 )
 
@@ -54,6 +55,17 @@ def test_one_call_is_tried_by_one_worker_after_the_pause() -> None:
     assert [admit(gauge, BREAKER, 130.0) for _ in range(3)] == [1, 0, 0]
     assert admit(gauge, BREAKER, 159.9) == 0
     assert admit(gauge, BREAKER, 160.0) == 1, "of the first one nothing was heard"
+
+
+def test_another_is_tried_in_place_of_one_that_has_not_run() -> None:
+    gauge = Gauge("open", 130.0, "no", 100.0)
+    assert admit(gauge, BREAKER, 130.0) == 1
+    assert take_back(gauge, 160.0, 131.0)
+    assert [admit(gauge, BREAKER, 131.0) for _ in range(2)] == [1, 0]
+    assert not take_back(gauge, 160.0, 132.0), "another has been given out since"
+    report(gauge, BREAKER, Report(failed=1, why="still"), 140.0)
+    assert not take_back(gauge, 161.0, 141.0), "it has run"
+    assert (gauge.state, gauge.until) == ("open", 170.0)
 
 
 def test_the_trial_decides() -> None:

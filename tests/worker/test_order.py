@@ -24,10 +24,11 @@ from respool.cli.lag import lag_table
 from respool.cli.target import Target
 from respool.delivery.claim import Request, claim
 from respool.delivery.order import Claimant
-from respool.engines.base import Reads
+from respool.engines.base import Reads, Registration
 from respool.errors import TimeLimitExceeded
 from respool.keys import partition_of
 from respool.replay import create_replay, purge
+from respool.replay.storms import release
 from respool.result import why_unfinished
 from respool.testing import work
 from respool.worker import host
@@ -387,6 +388,43 @@ def test_calls_of_a_run_keep_the_order_of_their_keys(app: App) -> None:
     work(app)
     assert ran(seen, "u1") == [1, 4, 11, 14, 21, 24]
     assert len(seen) == 18
+
+
+def test_what_follows_a_stopped_call_of_its_key_waits_with_it(app: App) -> None:
+    """Whatever its task: it may be in the same lease, of which only the stopped task's calls wait."""
+    seen: list[tuple[str, int]] = []
+    down = [True]
+
+    @app.task(queue="orders", key="user", breaker={"failures": 1, "pause": 60})
+    def pay(user: str, n: int) -> None:
+        if down[0]:
+            raise OSError("nobody there")
+        seen.append((user, n))
+
+    @app.task(queue="orders", key="user")
+    def ship(user: str, n: int) -> None:
+        seen.append((user, n))
+
+    pay.delay("first", 0)
+    work(app)
+    ship.apply_many([(("many", n), {}) for n in range(400)])  # quick: the more are taken at once
+    behind = []
+    for n in range(20):
+        pay.delay(f"u{n}", 1)
+        behind.append(ship.delay(f"u{n}", 2))
+    work(app)
+    assert seen == [("many", n) for n in range(400)], "and nothing that comes after a call that waits"
+
+    main = app.main_of("orders")
+    worker = app.engine.register(Registration("shop", "w", "h", "b", 1, time.time(), {"groups": [main.id]}))
+    said = {re.sub(r"\d+\.\d", "…", why_unfinished(result)) for result in behind}
+    assert "its task, or that of an earlier one of its key, is stopped by its breaker for … s more" in said
+    app.engine.drop_worker(worker)
+
+    down[0] = False
+    assert release(app, "pay") == 1
+    work(app)
+    assert [ran(seen, f"u{n}") for n in range(20)] == [[1, 2]] * 20
 
 
 # With real workers

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 from tests.worker.support import Place, eventually, on_every_engine
 
 from respool import App
+from respool.delivery.model import NewCall
 from respool.engines.base import Group, ParkedFilter, Registration
 from respool.errors import ConfigError, GetTimeout, UnknownName
+from respool.record import new_head
 from respool.replay import check, dead_letters
 from respool.replay.storms import release, stopped_tasks
 from respool.testing import work
@@ -96,6 +99,90 @@ def test_one_call_at_a_time_is_tried_while_it_lasts(app: App) -> None:
     fetch.delay_many(range(200))
     after(app, lambda: len(ran) >= 4)
     assert all(b - a >= 0.95 for a, b in pairwise(ran[-3:]))
+
+
+@pytest.fixture
+def jump(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Have the clock go on by so many seconds at once."""
+    ahead, clock = [0.0], time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + ahead[0])
+
+    def on(seconds: float) -> None:
+        ahead[0] += seconds
+
+    return on
+
+
+@pytest.mark.parametrize(
+    ("ahead", "once"),
+    [("expired", True), ("scheduled", True), ("of another kind", True), ("unreadable", False)],
+)
+def test_calls_that_say_nothing_of_the_outage_are_not_what_is_tried(
+    app: App, jump: Callable[[float], None], caplog: pytest.LogCaptureFixture, ahead: str, once: bool
+) -> None:
+    """One call is tried after each pause: else the good one would be behind as many pauses.
+
+    What ends or is parked without a run is no try. One that cannot be read is found when it is tried, and
+    the next is tried at once. An error of another kind is as good as none: the service is there.
+    """
+    caplog.set_level(logging.INFO, "respool.worker")
+
+    @app.task(breaker={"failures": 1, "pause": 60, "errors": OSError}, throws=KeyError)
+    def fetch(n: int) -> int:
+        if n < 0:
+            raise OSError("nobody there")
+        if n == 0:
+            raise KeyError(n)
+        return n
+
+    fetch.delay(-1)
+    work(app)
+    for _ in range(10):
+        if ahead == "unreadable":
+            log = app.stream_of("queue", "default").logs[0]
+            app.engine.append_rows([NewCall(log, "fetch", b"\xc1", None, new_head(time.time()), time.time())])
+        else:
+            how = {"expired": {"expires": 30}, "scheduled": {"countdown": 3600}}.get(ahead, {})
+            fetch.apply_async((0,), **how)
+    good = fetch.delay(1)
+    work(app)
+    assert not good.ready()
+    jump(61)
+    work(app)
+    assert good.get(timeout=0) == 1
+    assert not stopped_tasks(app)
+    assert (caplog.text.count("one of its calls is tried") == 1) == once
+
+
+def test_what_was_to_be_tried_and_could_not_be_run_leaves_it_to_the_next(
+    app: App, jump: Callable[[float], None]
+) -> None:
+    """It was to follow one of its key that has failed, and holds that up."""
+    app.queue("orders", ordered=True, partitions=1)
+    ran: list[str] = []
+
+    @app.task(queue="orders", key="user", breaker={"failures": 1, "pause": 60})
+    def pay(user: str, fails: bool = False) -> None:
+        if fails:
+            raise OSError("nobody there")
+        ran.append(user)
+
+    @app.task(queue="orders", key="user", on_dead="block")
+    def ship(user: str) -> None:
+        if user == "a":
+            raise ValueError("no such user")
+
+    pay.delay("first", fails=True)
+    work(app)
+    assert stopped_tasks(app)
+    jump(61)
+    ship.apply_many([(("many",), {}) for _ in range(400)])  # quick: the rest is taken together
+    ship.delay("a")
+    pay.delay("a")
+    pay.delay("b")
+    work(app)
+    assert ran == ["b"]
+    assert not stopped_tasks(app)
 
 
 def test_expected_errors_and_other_kinds_do_not_stop_it(app: App) -> None:
@@ -248,6 +335,15 @@ def test_options_that_cannot_be(app: App, options: dict[str, Any], said: str) ->
         def task(n: int) -> None: ...
 
 
+BATCHES = """
+@app.task(batch=10, batch_wait=60, breaker={"failures": 1, "pause": 0.5})
+def store(items):
+    note("start", "store", len(items))
+    if 0 in items:
+        raise OSError("nobody there")
+    return items
+"""
+
 CODE = """
 @app.task(breaker={"failures": 5, "pause": 1.0})
 def fetch(n):
@@ -275,3 +371,14 @@ def test_it_holds_over_all_workers(place: Place) -> None:
     eventually(lambda: len(place.runs("fetch")) == 3000, "all have run", 40)
     eventually(lambda: place.counts().parked.get("limited", 0) == 0, "nothing waits")
     place.check()
+
+
+@pytest.mark.parametrize("place", ["sqlite"], indirect=True)
+def test_a_call_that_is_tried_waits_for_no_batch(place: Place) -> None:
+    module = place.module(BATCHES)
+    place.worker(1).said("serves")
+    module.store.delay_many([0] * 10)
+    eventually(lambda: stopped_tasks(place.app), "it is stopped")
+    eventually(lambda: stopped_tasks(place.app)[0].gauge.until < time.time(), "the pause is over")
+    assert module.store.delay(1).get(timeout=20) == 1
+    assert not stopped_tasks(place.app)

@@ -18,11 +18,13 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, repeat
+from types import MappingProxyType
 
 from .model import LIMITED, Change, Lease, Parked, Position, View
-from .spans import Span, joined
+from .spans import Span, intersect, joined, subtract
 
 ROOM = 1000  # records of a partition that may be blocked; beyond that its cursor waits, visibly
+NOTHING: Mapping[int, int] = MappingProxyType({})
 
 
 # The keys of a lease: for each position of its spans, in their order, four bytes; 0 where there is none.
@@ -162,7 +164,13 @@ def asked_keys(view: View) -> set[int]:
 
 
 def sort_out(
-    view: View, change: Change, lease: Lease, left: list[Span], since: int, now: float
+    view: View,
+    change: Change,
+    lease: Lease,
+    left: list[Span],
+    since: int,
+    now: float,
+    limited: Sequence[Span] = (),
 ) -> list[Span]:
     """Decide what a settlement means for a lease's keys; return what stays in it.
 
@@ -171,6 +179,7 @@ def sort_out(
 
     Parameters:
         since: how many records were parked in this change before the settlement.
+        limited: of which the tasks are stopped: they hold up only what comes after them.
     """
     parked = change.parked[since:]
     stopped = {each.key for each in parked if each.key and each.key > 0}
@@ -180,8 +189,12 @@ def sort_out(
     keys = key_map(lease)
     if stopped:
         left = _block(change, lease, left, keys, stopped, now)
-    staying = {keys[pos] for span in left for pos in range(span.lo, span.hi)}
-    free({*keys.values()} - staying - {0}, view, change, now)
+    cuts = [(span.lo, span.hi) for span in limited]
+    staying = {keys[pos] for pos in _places(subtract(left, cuts))}
+    stopped_at: dict[int, int] = {}
+    for pos in _places(intersect(left, cuts)):
+        stopped_at[keys[pos]] = min(pos, stopped_at.get(keys[pos], pos))
+    free({*keys.values()} - staying - {0}, view, change, now, stopped_at)
     return left
 
 
@@ -203,8 +216,14 @@ def _block(
     return joined(rest)
 
 
-def free(keys: set[int], view: View, change: Change, now: float) -> None:
-    """Of keys that nobody holds any more: where the first that waits is blocked, make it due."""
+def free(
+    keys: set[int], view: View, change: Change, now: float, stopped_at: Mapping[int, int] = NOTHING
+) -> None:
+    """Of keys that nobody holds any more: where the first that waits is blocked, make it due.
+
+    Parameters:
+        stopped_at: of some keys, the first position whose task is stopped: what comes after waits for it.
+    """
     if not keys or (view.order is None and not change.parked):
         return
     parked_now: dict[int, dict[int, Parked]] = {}
@@ -217,7 +236,9 @@ def free(keys: set[int], view: View, change: Change, now: float) -> None:
         rows = {parked.pos: parked for parked in waiting.get(key, ()) if parked.pos not in gone}
         rows |= parked_now.get(key, {})
         first = rows[min(rows)] if rows else None
-        if first is not None and first.reason == "blocked" and first.due is None:
+        if first is None or first.pos > stopped_at.get(key, first.pos):
+            continue
+        if first.reason == "blocked" and first.due is None:
             change.parked.append(first._replace(due=now))
 
 

@@ -43,7 +43,7 @@ def settle(view: View, change: Change, settlement: Settlement) -> bool:
     if count(left) != before:
         _write_journal(lease, change, settlement)
     if lease.keys:
-        left = sort_out(view, change, lease, left, parked, settlement.ended)
+        left = sort_out(view, change, lease, left, parked, settlement.ended, settlement.limited)
     if settlement.waits:
         left = _let_wait(change, lease, left, settlement.waits, settlement.waits_as, lease.child)
     if settlement.limited:

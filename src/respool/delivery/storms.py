@@ -149,6 +149,18 @@ def admit(gauge: Gauge, policy: BreakerPolicy, now: float) -> int | None:
     return 1
 
 
+def take_back(gauge: Gauge, until: float, now: float) -> bool:
+    """Let another call be tried where the one that was given out has not run; say whether one may be.
+
+    Parameters:
+        until: until when that one was given out: another may have been since.
+    """
+    if gauge.state != "half-open" or gauge.until != until:
+        return False
+    gauge.until = now
+    return True
+
+
 # Retries
 
 

@@ -128,11 +128,19 @@ class Batching:
             elif len(members) >= runner.batch:
                 ready.append(growing.pop((runner, key)))
         self._executor.run.row = None
-        self._waiting = [b for b in growing.values() if self._executor.patient and b.until > now]
+        self._waiting = [
+            batch
+            for batch in growing.values()
+            if self._executor.patient and batch.until > now and not self._is_tried(service, batch.runner)
+        ]
         ready += [batch for batch in growing.values() if batch not in self._waiting]
         self._plain, self._out, self._ready = len(plain), [verdict for _, verdict in out], ready
         batches = (member.row for batch in (*ready, *self._waiting) for member in batch.members)
         return [*plain, *(row for row, _ in out), *batches]
+
+    def _is_tried(self, service: Service, runner: Runner) -> bool:
+        """Say whether a batch is the one call of a stopped task that is tried: nobody will run with it."""
+        return runner.stormy and self._executor.storms.tries(service, runner)
 
     def _unfit(self, runner: Runner, row: Row, span: Span, error: BaseException) -> Verdict:
         """Return the verdict on a call that cannot be put in any batch."""

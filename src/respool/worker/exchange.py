@@ -76,7 +76,7 @@ class Exchange:
         def decide(view: View, change: Change) -> Lease | None:
             nonlocal settled, freed, crowded
             if service.stormy:
-                ex.storms.within(service, view, change, now)
+                ex.storms.within(service, view, change, now, over=True)
             if settlement is not None:
                 settled = settle(view, change, settlement)
                 freed = change.limits is not None
@@ -113,8 +113,9 @@ class Exchange:
             ex.storms.told(service)
         if settlement is not None:
             ex.announce(service, settlement, settled)
-            if settlement.waits and lease is not None:  # else this process sees to it that they run in time
-                ex.engine.ring(settlement.waits[0].lo >> 40)
+            put_off = settlement.waits or settlement.limited
+            if put_off and lease is not None:  # else this process sees to it that they run in time
+                ex.engine.ring(put_off[0].lo >> 40)
             if freed:
                 ex.engine.ring(service.stream.logs[0])
         if who is not None:
@@ -181,7 +182,7 @@ class Exchange:
             ex.skip = service.choice.left_out(ex.engine, lease.spans, ex.rows)
         ex.limited = []
         if service.stormy:
-            ex.rows, ex.limited = ex.storms.part(service, ex.rows)
+            ex.rows, ex.limited = ex.storms.part(service, lease, ex.rows, ex.skip)
         if service.batch or (service.limiter is not None and service.limiter.keyed):
             ex.slot.looks_at(lease.id, service.group.id, [row[0] for row in ex.rows], now)
         if service.limiter is not None:

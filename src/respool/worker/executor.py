@@ -310,7 +310,7 @@ class Executor:
 
         def decide(view: View, change: Change) -> bool:
             if service.stormy:
-                self.storms.within(service, view, change, settlement.ended)
+                self.storms.within(service, view, change, settlement.ended, over=False)
             settled = settle(view, change, settlement)
             left[:] = change.leases
             return settled

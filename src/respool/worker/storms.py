@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..clock import now as wall_clock
 from ..delivery import storms
-from ..delivery.model import Change, Verdict, View
-from ..delivery.spans import Span, ranges_of
+from ..delivery.model import Change, Lease, Verdict, View
+from ..delivery.order import key_map
+from ..delivery.spans import Finder, Span, ranges_of
 from ..delivery.storms import Gauge, Report
 from ..engines.base import Reads
-from ..errors import Retry
-from ..record import Row
+from ..errors import BlobLost, CorruptBody, Retry
+from ..record import Meta, Row
 from . import verdicts
 from .services import Runner, Service
 
@@ -30,9 +31,12 @@ class Storms:
         self._executor = executor
         self._gauges: dict[tuple[int, str], Gauge] = {}  # by group and task, as read last
         self._seen: dict[tuple[int, str], Report] = {}  # not told yet
+        self._trials: dict[tuple[int, str], float] = {}  # calls of the lease that are tried, each until when
 
     def note(self, group: int, runner: Runner, error: BaseException | None) -> None:
-        """Take note of how a run ended."""
+        """Take note of how a run ended. An error of a kind that does not stop its task is as good as none."""
+        if isinstance(error, CorruptBody | BlobLost):
+            return  # there was nothing to run
         seen = self._seen.get((group, runner.name), Report())
         cause = error.cause if isinstance(error, Retry) and error.cause else error
         breaker = runner.options["breaker"]
@@ -40,7 +44,7 @@ class Storms:
         if isinstance(cause, kinds) and not isinstance(cause, runner.options["throws"]):
             why = f"{type(cause).__name__}: {cause}"[:200].encode("utf-8", "backslashreplace").decode()
             seen = seen._replace(failed=seen.failed + 1, why=why)
-        elif cause is None or breaker is None:
+        else:
             seen = seen._replace(succeeded=seen.succeeded + 1)
         self._seen[group, runner.name] = seen
 
@@ -57,8 +61,12 @@ class Storms:
 
     # In the transactions that claim and settle
 
-    def within(self, service: Service, view: View, change: Change, now: float) -> None:
-        """Tell what was seen, and put off retries over their budget; part of a decision."""
+    def within(self, service: Service, view: View, change: Change, now: float, *, over: bool) -> None:
+        """Tell what was seen, and put off retries over their budget; part of a decision.
+
+        Parameters:
+            over: nothing more of the present lease will be run.
+        """
         gauges: dict[str, Gauge] = {}
         group = service.group.id
         for name, runner in service.stormy.items():
@@ -67,7 +75,9 @@ class Storms:
             breaker, budget = runner.options["breaker"], runner.options["retry_budget"]
             if breaker is not None:
                 anew = storms.set_right(gauge, breaker.policy, now)
-                if storms.report(gauge, breaker.policy, seen, now) or anew:
+                free = storms.report(gauge, breaker.policy, seen, now)
+                tried = self._trials.get((group, name)) if over else None
+                if (tried is not None and storms.take_back(gauge, tried, now)) or anew or free:
                     change.released = True
             if budget is not None and seen.runs:
                 storms.count_runs(gauge, budget, seen, now)
@@ -81,13 +91,17 @@ class Storms:
         for name, gauge in gauges.items():
             if gauge != storms.read(view, name):
                 storms.write(change, name, gauge)
-        self._next = gauges
+        self._next, self._over, self._released = gauges, over, change.released
 
     def told(self, service: Service) -> None:
         """The transaction was committed: what was seen is known, and what others saw."""
         group = service.group.id
+        if self._released:
+            self._executor.engine.ring(service.stream.logs[0], everyone=True)
         for name, gauge in self._next.items():
             self._seen.pop((group, name), None)
+            if self._over:
+                self._trials.pop((group, name), None)
             before = self._gauges.get((group, name), Gauge())
             if gauge.state == "open" and before.state == "closed":
                 log.warning("task %s is stopped: its calls wait, for %s", name, gauge.why)
@@ -97,50 +111,57 @@ class Storms:
 
     # Leaving out
 
-    def part(self, service: Service, rows: list[Row]) -> tuple[list[Row], list[Span]]:
+    def part(
+        self, service: Service, lease: Lease, rows: list[Row], skip: frozenset[int]
+    ) -> tuple[list[Row], list[Span]]:
         """Return the records of a lease that may run, and where those of stopped tasks are.
 
-        All of these wait together, as ranges: a million of them cost what their claims cost.
+        And what follows one of these of its key, whatever its task (P8). They wait together, as ranges: a
+        million of them cost what their claims cost.
         """
-        now, group = wall_clock(), service.group.id
-        room: dict[str, int | None] = {}
-        until: dict[str, float] = {}
-        for name, runner in service.stormy.items():
-            gauge = self._gauges.get((group, name))
-            if gauge is None or gauge.state == "closed" or runner.options["breaker"] is None:
-                continue
-            room[name] = 0
-            if storms.may_run(gauge, now) and any(self._name(service, row) == name for row in rows):
-                room[name] = self._admit(service, name, runner, now)
-            until[name] = max(self._gauges[group, name].until, now)
-        if not room:
+        group, now = service.group.id, wall_clock()
+        if not any(self.gauge(group, runner) for runner in service.stormy.values()):
             return rows, []
+        sieve = _Sieve(self, service, lease, skip, now)
+        keys = key_map(lease) if lease.keys else {}
+        held: dict[int, str] = {}  # by key: the task of the first call of it that waits
         kept: list[Row] = []
         limited: dict[str, list[int]] = {}
         for row in rows:
-            name = self._name(service, row)
-            left = room.get(name)
-            if left is None:
+            key = keys.get(row[0], 0)
+            waits_for = held.get(key) or sieve.stops(row)
+            if waits_for is None:
                 kept.append(row)
-            elif left > 0:
-                room[name] = left - 1
-                kept.append(row)
-            else:
-                limited.setdefault(name, []).append(row[0])
+                continue
+            if key:
+                held[key] = waits_for
+            limited.setdefault(waits_for, []).append(row[0])
         spans = [
-            Span(lo, hi, until=until[name])
+            Span(lo, hi, until=max(self._gauges[group, name].until, now))
             for name, positions in limited.items()
             for lo, hi in ranges_of(positions)
         ]
         return kept, spans
 
-    def _name(self, service: Service, row: Row) -> str:
-        runner = service.runner(row[1])
-        return "" if runner is None else runner.name
+    def gauge(self, group: int, runner: Runner) -> Gauge | None:
+        """Return what is known of a task where its breaker has stopped it."""
+        gauge = self._gauges.get((group, runner.name))
+        closed = gauge is None or gauge.state == "closed" or runner.options["breaker"] is None
+        return None if closed else gauge
 
-    def _admit(self, service: Service, name: str, runner: Runner, now: float) -> int | None:
-        """Ask for one call that may be tried while the task is stopped: of all workers, one gets it."""
-        group, policy = service.group.id, runner.options["breaker"].policy
+    def would_run(
+        self, service: Service, runner: Runner, row: Row, lease: Lease, skip: frozenset[int]
+    ) -> bool:
+        """Say whether a call would be run if its task were not stopped: else it is ended, or parked."""
+        span = Finder(lease.spans).find(row[0]) or lease.spans[0]
+        return isinstance(self._executor.caller.look(service, lease, runner, row, span, skip), Meta)
+
+    def admit(self, service: Service, runner: Runner, now: float) -> int | None:
+        """Ask for one call that may be tried while the task is stopped: of all workers, one gets it.
+
+        Returns: how many calls may run; None: all.
+        """
+        group, policy, name = service.group.id, runner.options["breaker"].policy, runner.name
 
         def decide(view: View, change: Change) -> tuple[Gauge, int | None]:
             gauge = storms.read(view, name)
@@ -152,8 +173,13 @@ class Storms:
         gauge, room = self._executor.transact(Reads(group, settings=True), decide)
         self._gauges[group, name] = gauge
         if room:
+            self._trials[group, name] = gauge.until
             log.info("task %s is stopped; one of its calls is tried", name)
         return room
+
+    def tries(self, service: Service, runner: Runner) -> bool:
+        """Say whether what the present lease has of a task is the call that is tried."""
+        return (service.group.id, runner.name) in self._trials
 
     def stopped(self, service: Service, runner: Runner, row: Row) -> Verdict | None:
         """Return the verdict on a call whose task was stopped after its lease was taken; None: it may run."""
@@ -162,3 +188,39 @@ class Storms:
         if gauge is None or gauge.state != "open" or now >= gauge.until:
             return None
         return verdicts.limited(row, gauge.until, now)
+
+
+class _Sieve:
+    """Tells of the records of a lease, one after the other, which wait because their task is stopped."""
+
+    def __init__(
+        self, known: Storms, service: Service, lease: Lease, skip: frozenset[int], now: float
+    ) -> None:
+        self._known, self._service, self._lease, self._skip = known, service, lease, skip
+        self._now = now
+        self._room: dict[str, int | None] = {}  # by stopped task, how many of its calls may run; None: all
+
+    def stops(self, row: Row) -> str | None:
+        """Return the task that a record waits for; None: it goes through."""
+        runner = self._service.runner(row[1])
+        if runner is None or not runner.stormy:
+            return None
+        if runner.name not in self._room and not self._ask(runner, row):
+            return None
+        left = self._room[runner.name]
+        if left:
+            self._room[runner.name] = left - 1
+        return runner.name if left == 0 else None
+
+    def _ask(self, runner: Runner, row: Row) -> bool:
+        """Find out how many calls of a task may run. Not with one that would not be run: False."""
+        gauge = self._known.gauge(self._service.group.id, runner)
+        if gauge is None:
+            self._room[runner.name] = None
+        elif not storms.may_run(gauge, self._now):
+            self._room[runner.name] = 0
+        elif self._known.would_run(self._service, runner, row, self._lease, self._skip):
+            self._room[runner.name] = self._known.admit(self._service, runner, self._now)
+        else:
+            return False
+        return True
