@@ -20,6 +20,7 @@ from uuid import UUID
 import msgspec
 
 from .refusals import brief
+from .sets import in_order
 
 Convert = Callable[[Any], Any]
 _CARRIED: Final = (datetime, date, time, timedelta, UUID, Decimal)
@@ -339,7 +340,7 @@ def _items(name: str, ours: Any, kind: Kind, way: str, value: Any) -> Any:
         return out if type(out) is ours else ours(out)
     except TypeError as error:
         if way == "send":
-            return out
+            return in_order(out) if ours in (set, frozenset) else out
         raise Mismatch(name, value, str(error)) from error
 
 

@@ -31,6 +31,7 @@ from .kinds import (
     step,
 )
 from .refusals import brief
+from .sets import may_hold_sets, ordered, without_sets
 
 
 def model(name: str, cls: Any, hint: Any) -> Kind:
@@ -161,17 +162,18 @@ def _send_struct(name: str, cls: type, hint: Any, value: Any) -> Any:
         raise Mismatch(name, value, str(error)) from error
     if made != value and repr(made) != repr(value):  # NaN differs from itself, and so may a class without eq
         raise Mismatch(name, value, f"it would arrive as {brief(made)}")
-    return plain
+    return ordered(value, plain) if may_hold_sets(hint) else plain
 
 
 def _send_pydantic(name: str, cls: Any, value: Any) -> Any:
     """Its values as they are where the codec carries them, else their JSON forms."""
     _exactly(name, cls, value)
-    plain = value.model_dump(mode="python", by_alias=True)
+    whole = value
     try:
+        whole = plain = value.model_dump(mode="python", by_alias=True)
         codec_for("msgpack").encode(plain)
-    except NotEncodable:
-        plain = value.model_dump(mode="json", by_alias=True)
+    except (NotEncodable, TypeError):  # it has what only its JSON form carries, or a set of models
+        plain = ordered(whole, value.model_dump(mode="json", by_alias=True))
     if _receive_pydantic(name, cls, plain) != value:
         raise Mismatch(
             name, value, "the model does not read back what it writes (model_validate, model_dump)"
@@ -220,4 +222,4 @@ def _encode_foreign(value: Any) -> Any:
     plain = kind.send(value)
     if type(plain) is type(value):
         raise NotImplementedError(f"{type(value).__name__} cannot be sent within it")
-    return plain
+    return without_sets(plain)
