@@ -12,6 +12,8 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
+from msgspec.structs import replace
+
 from .clock import now as wall_clock
 from .delivery.model import NewCall
 from .engines import public_id, stored_id
@@ -137,28 +139,44 @@ class Sender:
         return await asyncio.to_thread(send, *args)
 
     def calls(
-        self, queue: str, task: str, bodies: Iterator[bytes], meta: Meta, over: int = NEVER
+        self,
+        queue: str,
+        task: str,
+        bodies: Iterator[bytes],
+        meta: Meta,
+        over: int = NEVER,
+        lasts: float | None = None,
     ) -> ResultSet[Any]:
-        """Append many calls of one task."""
+        """Append many calls of one task.
+
+        Parameters:
+            lasts: seconds after which each expires, counted from when it is sent.
+        """
         app = self._app
         stream = app.stream_of("queue", queue)
         if stream.settings.get("ordered"):
-            return self.keyed_calls(queue, task, ((body, meta) for body in bodies), over)
+            return self.keyed_calls(queue, task, ((body, meta) for body in bodies), over, lasts)
         log = self._log_in(stream, task, meta, b"")
         results: ResultSet[Any] = ResultSet(app)
         run = self._run()
         if run is not None:
             for body in bodies:
-                sent = app.payloads.offload(body, meta) if len(body) > over else (body, meta)
+                lasting = _lasting(meta, lasts)
+                sent = app.payloads.offload(body, lasting) if len(body) > over else (body, lasting)
                 results.add_call(self._to_outbox(run, log, task, *sent, None))
             return results
-        self._append_run(log, task, bodies, meta, results, over, queue)
+        self._append_run(log, task, bodies, meta, results, over, queue, lasts)
         return results
 
     def keyed_calls(
-        self, queue: str, task: str, calls: Iterable[tuple[bytes, Meta]], over: int = NEVER
+        self,
+        queue: str,
+        task: str,
+        calls: Iterable[tuple[bytes, Meta]],
+        over: int = NEVER,
+        lasts: float | None = None,
     ) -> ResultSet[Any]:
-        """Append many calls of one task, each to the partition of its key."""
+        """Append many calls of one task, each to the partition of its key; else like `calls`."""
         app = self._app
         stream, run = app.stream_of("queue", queue), self._run()
         results: ResultSet[Any] = ResultSet(app)
@@ -166,13 +184,13 @@ class Sender:
         with self._sending(stored) as producer:
             gated = queue in app.opened.gates
             enter = (lambda calls: self._enter(queue, calls)) if gated else None
-            together = Together(producer, stored, enter)
+            together = Together(producer, stored, enter, lasts)
             for given, described in calls:
                 sent = app.payloads.offload(given, described) if len(given) > over else (given, described)
                 body, meta = sent
                 log = self._log_in(stream, task, meta, body)
                 if run is not None:
-                    results.add_call(self._to_outbox(run, log, task, body, meta, None))
+                    results.add_call(self._to_outbox(run, log, task, body, _lasting(meta, lasts), None))
                     continue
                 row = new_row(app.name, log, task, body, meta, None)
                 together.add(row)
@@ -341,11 +359,12 @@ class Sender:
         results: ResultSet[Any] | None,
         over: int,
         queue: str = "",
+        lasts: float | None = None,
     ) -> int:
         """Append records that differ in their bodies only, in large chunks; return how many."""
         app, packed, sent, there = self._app, meta.packed(), 0, Stored()
         with self._sending(there) as producer:
-            large, stored, gated = Together(producer, there), 0, queue in app.opened.gates
+            large, stored, gated = Together(producer, there, lasts=lasts), 0, queue in app.opened.gates
             for chunk in chunks(bodies, over):
                 self._enter(queue, len(chunk))
                 if len(chunk) == 1 and len(chunk[0]) > over:  # it has attributes of its own
@@ -357,6 +376,8 @@ class Sender:
                         stored = 0
                 else:
                     large.flush()  # in their order
+                    if lasts is not None:
+                        packed = _lasting(meta, lasts).packed()
                     producer.check_size(max(chunk, key=len), packed)
                     head = producer.append_run(log, task, chunk, packed, wall_clock())
                     there.number += len(chunk)
@@ -379,3 +400,8 @@ def new_row(space: str, log: int, task: str, body: bytes, meta: Meta, id: Id | N
         return NewCall(log, task, body, None, stored, moment)
     key = None if meta.key is None else key_hash(meta.key)
     return NewCall(log, task, body, meta.packed(), stored, moment, key)
+
+
+def _lasting(meta: Meta, lasts: float | None) -> Meta:
+    """Return the attributes of what is sent now and expires after so many seconds; None: never."""
+    return meta if lasts is None else replace(meta, expires=wall_clock() + lasts)

@@ -88,7 +88,7 @@ class Task(Generic[P, R]):
         self.key_of: KeyOf | None = None
         if options["key"] is not None:
             self.key_of = key_function(options["key"], fn, options["bind"], name)
-        plain = self._meta(None, None, None, self.priority)
+        plain = msgspec.structs.replace(self._meta(None, None, None, self.priority), expires=None)
         self._plain_meta = NO_META if plain == NO_META else plain
 
     if not TYPE_CHECKING:  # else any name would do for type checkers
@@ -188,6 +188,8 @@ class Task(Generic[P, R]):
 
     def delay_many(self, items: Iterable[Any]) -> ResultSet[R]:
         """Append one call for each item (its one argument), in large synced chunks.
+
+        The task's `expires` counts from when a call is appended, however long the items take to come.
 
         Returns: the calls' handles, of which ten million take a few hundred kilobytes.
         Raises: as `delay`; PartlyAppended where some are stored already: `error.stored` of them, which stay.
@@ -469,9 +471,9 @@ class Task(Generic[P, R]):
             return self._send_each(calls, queue)
         to = self._queue_name(queue)
         if self.key_of is not None:
-            meta = self._default_meta()
+            meta = self._plain_meta
             each = ((self._encode(args, kwargs), self._keyed(meta, args, kwargs)) for args, kwargs in calls)
-            return self.app.sender.keyed_calls(to, self.name, each, self.offload_over)
+            return self.app.sender.keyed_calls(to, self.name, each, self.offload_over, self.expires)
         return self._send_bodies((self._encode(*call) for call in calls), to)
 
     def _send_each(
@@ -485,7 +487,8 @@ class Task(Generic[P, R]):
 
     def _send_bodies(self, bodies: Iterator[bytes], queue: str) -> ResultSet[R]:
         """Append calls that differ in their bodies only."""
-        return self.app.sender.calls(queue, self.name, bodies, self._default_meta(), self.offload_over)
+        plain = self._plain_meta
+        return self.app.sender.calls(queue, self.name, bodies, plain, self.offload_over, self.expires)
 
 
 def _max_retries(given: Any, what: str, led_to_it: BaseException | None) -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+from msgspec.structs import replace
+
+from .clock import now as wall_clock
 from .delivery.model import NewCall
 from .errors import (
     AppendError,
@@ -15,6 +18,7 @@ from .errors import (
     RespoolError,
 )
 from .producer import MAX_TOGETHER, Producer
+from .record import NO_META, unpack_meta
 from .transaction import Collector, Enlisted
 
 MOST_HELD = 16 << 20  # bytes of calls, of all partitions, that wait to be appended together
@@ -48,6 +52,8 @@ class Together:
     Parameters:
         stored: counts them.
         enter: waits for room for so many.
+        lasts: seconds after which each expires. They count from when it is appended: what gives them one
+            after another may take longer than that.
     """
 
     def __init__(
@@ -55,8 +61,9 @@ class Together:
         producer: Producer | Enlisted | Collector,
         stored: Stored,
         enter: Callable[[int], None] | None = None,
+        lasts: float | None = None,
     ) -> None:
-        self._producer, self._stored, self._enter = producer, stored, enter
+        self._producer, self._stored, self._enter, self._lasts = producer, stored, enter, lasts
         self._waiting: dict[int, list[NewCall]] = {}
         self._held = 0  # bytes
 
@@ -81,10 +88,19 @@ class Together:
         together = [self._waiting.pop(log) for log in logs]
         self._held -= sum(len(row.body) for rows in together for row in rows)
         if self._enter is None:
+            self._begin_to_last(together)
             self._producer.append_many([row for rows in together for row in rows])
             self._stored.number += sum(map(len, together))
             return
         for rows in together:
             self._enter(len(rows))
+            self._begin_to_last((rows,))
             self._producer.append_rows(rows)
             self._stored.number += len(rows)
+
+    def _begin_to_last(self, together: Iterable[Iterable[NewCall]]) -> None:
+        if self._lasts is not None:
+            until = wall_clock() + self._lasts
+            for row in (row for rows in together for row in rows):
+                meta = NO_META if row.meta is None else unpack_meta(row.meta)
+                row.meta = replace(meta, expires=until).packed()

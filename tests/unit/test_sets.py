@@ -38,8 +38,9 @@ class Model:  # as much of a pydantic model as is used
     def __eq__(self, other):
         return isinstance(other, Model) and (self.tags, self.other) == (other.tags, other.other)
     def model_dump(self, *, mode, by_alias):
-        plain = {"tags": set(self.tags), "other": self.other}
-        return plain if mode == "python" else {"tags": list(self.tags), "other": self.other and self.other.name}
+        if mode == "python":
+            return {"tags": set(self.tags), "other": self.other}
+        return {"tags": list(self.tags), "other": self.other and self.other.name}
     @classmethod
     def model_validate(cls, plain):
         return cls(set(plain["tags"]), Color[plain["other"]] if plain["other"] else None)

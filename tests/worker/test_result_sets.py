@@ -10,6 +10,7 @@ import pytest
 from tests.engines.kits import KITS
 
 from respool import App, AsyncResult, Revoked
+from respool.clock import now as wall_clock
 from respool.replay import purge
 from respool.testing import work
 
@@ -17,7 +18,7 @@ from respool.testing import work
 @pytest.fixture(params=KITS)
 def app(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[App]:
     kit = KITS[request.param](request, tmp_path, "os")
-    with App("shop", url=kit.url or "sqlite:///:memory:") as made:
+    with App("shop", url=kit.url or "sqlite:///:memory:", blobs=(tmp_path / "blobs").as_uri()) as made:
         yield made
     kit.remove()
 
@@ -66,3 +67,50 @@ def test_what_was_not_run_has_not_returned_nothing(app: App, asked: list[str]) -
     assert done.get(timeout=9) == [None] * 20
     with pytest.raises(Revoked):
         purged.get(timeout=9)
+
+
+def test_each_of_many_lasts_from_when_it_is_appended(app: App) -> None:
+    """Not from when the first was given: what gives them one after another may take longer than that."""
+    app.queue("keyed", ordered=True, partitions=2)
+    app.queue("gated", max_pending=10_000)
+    given: dict[Any, float] = {}
+
+    def items(*sizes: int) -> Iterator[str]:
+        for n, size in enumerate(sizes):
+            given[n] = wall_clock()
+            yield f"{n}-".ljust(size, "x")
+
+    many = app.task(name="many", expires=30, offload_over=1000)(len)
+    low = app.task(name="low", expires=30, priority=2)(len)
+    keyed = app.task(name="keyed", expires=30, queue="keyed", key=lambda text: text)(lambda text: 0)
+    gated = app.task(name="gated", expires=30, queue="gated", offload_over=1000)(len)
+    once = app.task(name="once", expires=30, unique=True)(lambda text: 0)
+    never = app.task(name="never")(len)
+
+    def appended(task: str) -> list[float]:
+        """Return until when they last, 0 for those that do so for ever."""
+        logs = [log for stream in app.engine.streams() for log in app.engine.bounds(stream)]
+        records = [record for _, lo, hi in logs for record in app.engine.records(lo, hi, 100)]
+        return sorted(record.meta.expires or 0.0 for record in records if record.task == task)
+
+    for task in many, low, keyed, gated:
+        task.delay_many(items(5, 5, 5))
+        assert appended(task.name)[0] >= given[2] + 30
+        task.apply_many(((text,), {}) for text in items(5, 2000, 5))
+        assert len(appended(task.name)) == 6
+        assert appended(task.name)[3] >= given[2] + 30
+    once.delay_many(items(5, 5, 5))
+    assert appended("once")[0] >= given[0] + 30
+    never.delay_many(items(5, 2000))
+    assert appended("never") == [0.0, 0.0]
+
+    @app.task
+    def calls(to: str) -> None:
+        app.tasks[to].delay_many(items(5, 2000, 5))
+
+    for task in many, keyed:
+        before = len(appended(task.name))
+        calls.delay(task.name)
+        work(app, queues=["default"])
+        made = appended(task.name)[before:]
+        assert [each >= given[n] + 30 for n, each in enumerate(made)] == [True] * 3

@@ -1,8 +1,8 @@
 """Sets that are sent as lists, since their items as plain data have no hash, or since msgspec makes them so.
 
-A set is gone through in the order of its hashes, and those of text are others in each process. Equal calls are
-to be equal bytes, though: the ids of a run's calls are made of them (H8), and who sends an id again is to send
-the same (H20). So the items are put in an order of their own.
+A set is gone through in the order of its hashes, and those of text are others in each process. But equal
+calls are to be equal bytes: the ids of a run's calls are made of them (H8), and who sends an id again is to
+send the same (H20). So the items are put in an order of their own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import is_dataclass
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
@@ -38,7 +38,7 @@ def may_hold_sets(hint: Any) -> bool:
         if isinstance(info, known.SetType | known.FrozenSetType):
             return True
         if isinstance(info, tuple):
-            waiting += cast(tuple[Any, ...], info)
+            waiting += info
         elif isinstance(info, known.Type | known.Field) and id(info) not in seen:
             seen.add(id(info))
             waiting += (getattr(info, name) for name in info.__struct_fields__)
@@ -48,12 +48,10 @@ def may_hold_sets(hint: Any) -> bool:
 def ordered(value: Any, plain: Any) -> Any:
     """Return the plain data of a value with the items of each of its sets in order. Raises NotEncodable."""
     if isinstance(plain, dict):
-        found = cast(dict[Any, Any], plain)
-        parts = _values(value, found)
-        return {key: ordered(part, item) for (key, item), part in zip(found.items(), parts, strict=True)}
+        pairs = zip(plain.items(), _values(value, plain), strict=True)
+        return {key: ordered(part, item) for (key, item), part in pairs}
     if isinstance(plain, list | tuple):
-        found_items = cast(list[Any] | tuple[Any, ...], plain)
-        items = [ordered(part, item) for part, item in zip(_items(value, found_items), plain, strict=False)]
+        items = [ordered(part, item) for part, item in zip(_items(value, plain), plain, strict=False)]
         if isinstance(value, set | frozenset):
             return in_order(items)
         return tuple(items) if isinstance(plain, tuple) else items
@@ -63,11 +61,11 @@ def ordered(value: Any, plain: Any) -> Any:
 def without_sets(plain: Any) -> Any:
     """Return plain data with lists in the place of sets. Raises NotEncodable."""
     if isinstance(plain, dict):
-        return {key: without_sets(item) for key, item in cast(dict[Any, Any], plain).items()}
+        return {key: without_sets(item) for key, item in plain.items()}
     if isinstance(plain, set | frozenset):
-        return in_order(without_sets(item) for item in cast(set[Any], plain))
+        return in_order(without_sets(item) for item in plain)
     if isinstance(plain, list | tuple):
-        items = [without_sets(item) for item in cast(list[Any], plain)]
+        items = [without_sets(item) for item in plain]
         return tuple(items) if isinstance(plain, tuple) else items
     return plain
 
@@ -75,7 +73,7 @@ def without_sets(plain: Any) -> Any:
 def _values(value: Any, plain: dict[Any, Any]) -> Iterable[Any]:
     """Return what the values of a dict have been made of."""
     if isinstance(value, dict):
-        return cast(dict[Any, Any], value).values()
+        return value.values()
     if isinstance(value, msgspec.Struct):
         names = dict(zip(value.__struct_encode_fields__, value.__struct_fields__, strict=True))
         return [getattr(value, names.get(key, ""), None) for key in plain]  # its tag is no field
