@@ -288,9 +288,7 @@ OPTIONS: dict[str, Option] = {
         None,
         'how long others are the same: "done" (default), "started"',
     ),
-    "unique_for": Option(
-        _maybe(_positive), None, "instead: seconds from when it was sent, whatever becomes of it"
-    ),
+    "unique_for": Option(_maybe(_positive), None, "instead: seconds from when it was sent, however it ends"),
     "on_duplicate": Option(
         _maybe(_one_of("existing", "raise", "replace")),
         None,

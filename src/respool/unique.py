@@ -15,16 +15,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .callkeys import CallKey
 from .clock import now as wall_clock
+from .delivery.seek import came_past
+from .delivery.spans import Span, find
 from .engines import public_id
 from .engines.turns import GRACE, limited
 from .errors import DuplicateCall, EngineUnavailable
 from .record import id_text
 from .result import AsyncResult
+from .states import state_name
 
 if TYPE_CHECKING:
     from .app import App
     from .delivery.model import NewCall
-    from .engines.base import Engine, UniqueLock
+    from .engines.base import Engine, Group, Status, UniqueLock
 
 TRIES = 100  # each time somebody else has taken the key meanwhile
 OnDuplicate = Literal["existing", "raise", "replace"]
@@ -115,12 +118,19 @@ def _keeps(app: App, engine: Engine, lock: UniqueLock, rule: Unique, now: float)
 
 
 def holds(app: App, engine: Engine, lock: UniqueLock, rule: Unique, now: float) -> bool:
-    """Say whether the record that a lock names keeps others out."""
-    if lock.until is not None:
-        return now < lock.until
+    """Say whether the record that a lock names keeps others out: never where it will not run."""
+    if lock.until is not None and now >= lock.until:
+        return False
     if not lock.placed:
-        return True
-    status = engine.status(app.opened.group_at(lock.pos, "main"), lock.pos)
+        return lock.expires is None or now < lock.expires
+    group = app.opened.group_at(lock.pos, "main")
+    status = engine.status(group, lock.pos)
+    keeps = _is_in_time(status, rule) if lock.until is None else state_name(status) != "REVOKED"
+    return keeps and not _is_too_late(engine, group, lock.pos, status, now)
+
+
+def _is_in_time(status: Status, rule: Unique) -> bool:
+    """Say whether a record is not ended yet, or not begun."""
     if status.place in ("done", "outside"):
         return False
     if status.place == "parked":
@@ -128,3 +138,24 @@ def holds(app: App, engine: Engine, lock: UniqueLock, rule: Unique, now: float) 
         begun = status.parked.reason == "retry"
         return status.parked.reason != "dead" and not (begun and rule.while_pending)
     return status.place == "pending" or not rule.while_pending
+
+
+def _is_too_late(engine: Engine, group: Group, pos: int, status: Status, now: float) -> bool:
+    """Say whether a record waits for a worker only to be told that it has expired.
+
+    One that a worker took in time may run: that is known once the worker has settled it or given it back.
+    """
+    if status.place not in ("pending", "parked", "leased"):
+        return False
+    span, lease = Span(pos, pos + 1), status.lease
+    if status.parked is not None:
+        span = status.parked.span()
+    elif lease is not None:
+        span = find(lease.spans, pos) or span
+    if span.begun or (status.parked is not None and status.parked.reason == "dead"):
+        return False
+    expires = next((record.meta.expires for record in engine.records(pos, pos + 1, 1)), None)
+    if expires is None or now < expires or (lease is not None and lease.owner and lease.since < expires):
+        return False
+    rewinds = next((each.settings.get("rewinds", ()) for each in engine.groups() if each.id == group.id), ())
+    return not came_past(rewinds, pos) and not engine.began(group.id, [(pos, pos + 1)])

@@ -974,10 +974,10 @@ def test_every_place_has_its_status(engine: Engine, log: int, main: Group) -> No
     assert (at[4].lease.id, at[4].lease.owner, at[4].progress) == (lease.id, 1, b"half")
 
 
-def test_where_a_run_ended_with_its_process(
+def test_where_a_run_began_that_ended_nothing(
     kit: EngineKit, engine: Engine, queue: Stream, log: int, main: Group
 ) -> None:
-    """However it ended: also where we ended it, which charges nobody."""
+    """Where its process died, also where we ended it; and where it is to run again, counted or not."""
     first = fill(engine, log, 8)
     replay = engine.create_group(queue, "shop", "again", "replay", {}, engine.bounds(queue))
     for group, run, cause in (
@@ -990,12 +990,21 @@ def test_where_a_run_ended_with_its_process(
             Reads(group.id, (lease.id,)),
             lambda view, change: bury_lease(view, change, lease.id, 1, cause, None, suspects, NOW),  # noqa: B023
         )
-    assert engine.lost(main.id, [(first, first + 8)]) == {first + 1, first + 3, first + 4}
-    assert engine.lost(main.id, [(first, first + 1), (first + 2, first + 4), (first + 5, first + 8)]) == {
+    assert engine.began(main.id, [(first, first + 8)]) == {first + 1, first + 3, first + 4}
+    assert engine.began(main.id, [(first, first + 1), (first + 2, first + 4), (first + 5, first + 8)]) == {
         first + 3
     }
-    assert engine.lost(replay.id, [(first, first + 8)]) == {first + 6}
-    assert engine.lost(main.id, []) == set()
+    assert engine.began(replay.id, [(first, first + 8)]) == {first + 6}
+    lease = grant(engine, main, 8)
+    assert lease is not None
+    verdicts = [
+        Verdict(first, reason="retry", due=NOW + 9, task="add", note="retry: its batch was put off"),
+        Verdict(first + 2, reason="retry", due=NOW + 9, task="add", note="waits: for its arguments"),
+        Verdict(first + 5, "revoked", b"x", note="expired"),
+    ]
+    assert finish(engine, main, lease, *verdicts)
+    assert engine.began(main.id, [(first, first + 8)]) == {first, first + 1, first + 3, first + 4}
+    assert engine.began(main.id, []) == set()
 
 
 def test_groups_know_nothing_of_one_another(engine: Engine, queue: Stream, log: int, main: Group) -> None:

@@ -344,6 +344,29 @@ def test_a_producer_that_dies_leaves_a_call_and_its_lock(
     assert other.bounds(queue) == [(queue.logs[0], lock.pos, lock.pos + 1)]
 
 
+def test_a_lock_of_what_is_on_its_way_says_until_when_that_may_begin(
+    kit: KafkaKit, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who sends the same then need not wait for a call that will not run."""
+    queue = engine.create_stream("queue", "shop", "default", 1, {})
+    soon = row(queue.logs[0], b"1", new_head(time.time()), time.time())
+    soon.meta = Meta(expires=5.0).packed()
+    ever = row(queue.logs[0], b"1", new_head(time.time()), time.time())
+    with monkeypatch.context() as patch:
+        patch.setattr(Outbox, "_claim", dies)
+        for call, key in ((soon, "soon"), (ever, "ever")):
+            with pytest.raises(KeyboardInterrupt):
+                engine.append_unique(call, key, None, None)
+    other: Any = kit.open()
+    locks = [other.lock_of(key) for key in ("soon", "ever")]
+    assert [(lock.placed, lock.expires) for lock in locks] == [(False, 5.0), (False, None)]
+    fresh = row(queue.logs[0], b"2", new_head(time.time()), time.time())
+    assert other.append_unique(fresh, "soon", soon.id, None) is not None
+    other.tidy_now()
+    lock = other.lock_of("soon")
+    assert (lock.id, lock.placed, lock.expires) == (fresh.id, True, None), "not where the first one is by now"
+
+
 def test_a_key_stays_taken_beyond_the_window_of_ids(engine: Any) -> None:
     """The outbox forgets what it has sent; the lock names where the call is in Kafka."""
     queue = engine.create_stream("queue", "shop", "default", 1, {})
@@ -353,7 +376,7 @@ def test_a_key_stays_taken_beyond_the_window_of_ids(engine: Any) -> None:
         while engine.inner.trim(box.stream, time.time() + 1e6, 5000):
             continue
     assert engine.sweep_locks(time.time(), 99) == 0
-    assert engine.lock_of("k")[1:] == (call.id, pos, None, True)
+    assert engine.lock_of("k")[1:5] == (call.id, pos, None, True)
 
 
 def test_an_unknown_append_of_a_unique_call_is_sent_again_with_its_id(

@@ -15,10 +15,13 @@ from tests.engines.test_conformance import finish, grant
 
 from respool import App, DuplicateCall
 from respool.clock import now as wall_clock
-from respool.delivery.model import NewCall, Verdict
-from respool.engines.base import Engine, Group, LeaseLost, Stream
+from respool.delivery.death import Cause, Suspect, bury_lease
+from respool.delivery.model import Lease, NewCall, Verdict
+from respool.delivery.settle import give_back
+from respool.engines.base import Engine, Group, LeaseLost, Reads, Stream
 from respool.errors import ConfigError, EngineError
 from respool.record import new_head
+from respool.replay import plan_seek, seek
 from respool.testing import work
 
 NOW = 1_700_000_000.0
@@ -331,6 +334,112 @@ def test_for_a_window(make_app: Callable[..., App], monkeypatch: pytest.MonkeyPa
     later = time.time() + 3601
     monkeypatch.setattr("respool.unique.wall_clock", lambda: later)
     assert digest.delay(3) != first
+
+
+@pytest.mark.parametrize("until", [{}, {"unique_until": "started"}, {"unique_for": "2h"}])
+@pytest.mark.parametrize("where", ["pending", "parked", "returned", "expired"])
+def test_what_has_expired_before_it_began_holds_nothing(
+    make_app: Callable[..., App], monkeypatch: pytest.MonkeyPatch, until: dict[str, Any], where: str
+) -> None:
+    """It will never run, so its handle is no answer to who wants that done."""
+    app, ran = make_app(), []
+
+    @app.task(unique="function", **until)
+    def refresh(n: int) -> int:
+        ran.append(n)
+        return n
+
+    options: dict[str, Any] = {"countdown": 1800} if where == "parked" else {}
+    first = refresh.apply_async((1,), expires=3600, **options)
+    if where == "parked":
+        work(app)
+        assert first.state == "SCHEDULED"
+    elif where == "returned":
+        main, lease = leased(app)
+        app.engine.transact(
+            Reads(main.id, (lease.id,)),
+            lambda view, change: give_back(view, change, lease.id, 1, [lease.spans[0][:2]], 77),
+        )
+    if where != "returned" or "unique_until" not in until:  # a worker has taken it
+        assert refresh.delay(2) == first
+    later = time.time() + 3601
+    for module in ("unique", "worker.calling"):
+        monkeypatch.setattr(f"respool.{module}.wall_clock", lambda: later)
+    if where == "expired":
+        work(app)
+        assert first.state == "REVOKED"
+    second = refresh.delay(3)
+    assert second != first
+    assert refresh.delay(4) == second
+    work(app)
+    assert second.get(timeout=0) == 3
+    assert ran == [3]
+    assert where == "parked" or first.state == "REVOKED"
+
+
+@pytest.mark.parametrize("how", ["runs", "lost", "sought"])
+def test_what_was_begun_in_time_or_is_done_again_holds_its_key(
+    make_app: Callable[..., App], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Whatever its `expires`: it will run, or does."""
+    app, ran = make_app(), []
+
+    @app.task(unique="function")
+    def refresh(n: int) -> int:
+        ran.append(n)
+        return n
+
+    first = refresh.apply_async((1,), expires=3600)
+    if how == "sought":
+        work(app)
+        main = app.main_of("default")
+        plan = plan_seek(app.engine, app.stream_of("queue", "default"), main, "earliest")
+        seek(app.engine, main, plan)
+    else:
+        main, lease = leased(app)
+    later = time.time() + 3601
+    for module in ("unique", "worker.calling"):
+        monkeypatch.setattr(f"respool.{module}.wall_clock", lambda: later)
+    assert refresh.delay(2) == first
+    if how != "sought":
+        suspects = [Suspect(lease.spans[0].lo, "refresh", 3, "stopped", b"e")] if how == "lost" else []
+        app.engine.transact(
+            Reads(main.id, (lease.id,)),
+            lambda view, change: bury_lease(
+                view, change, lease.id, 1, Cause.ORDERED, None, suspects, time.time()
+            ),
+        )
+    assert (refresh.delay(3) == first) is (how != "runs"), "given back, it was not begun"
+    work(app)
+    assert ran == {"runs": [3], "lost": [1], "sought": [1, 1]}[how]
+
+
+def test_what_was_claimed_when_it_had_expired_holds_nothing(make_app: Callable[..., App]) -> None:
+    """Its worker will say so; one that was claimed before may run."""
+    app = make_app()
+
+    @app.task(unique="function")
+    def refresh(n: int) -> None: ...
+
+    first = refresh.apply_async((1,), expires=0.000001)
+    main, lease = leased(app)
+    assert first.state == "PENDING"
+    second = refresh.delay(2)
+    assert second != first
+    assert engine_of(app).leases(main) == [lease]
+
+
+def leased(app: App) -> tuple[Group, Lease]:
+    """Have a worker of number 1 claim what there is."""
+    main = app.main_of("default")
+    lease = grant(engine_of(app), main, 8, now=time.time())
+    assert lease is not None
+    return main, lease
+
+
+def engine_of(app: App) -> Engine:
+    engine: Engine = app.engine
+    return engine
 
 
 def test_the_last_one_wins(make_app: Callable[..., App]) -> None:

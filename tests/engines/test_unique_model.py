@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from tests.engines.kits import EngineKit
 from tests.engines.model import positions_of
 
 from respool import App, DuplicateCall, unique
+from respool import task as declared
 from respool.delivery.admin import purge, redrive
 from respool.delivery.claim import Request, claim
 from respool.delivery.death import Cause, Suspect, bury_lease
@@ -32,17 +34,19 @@ from respool.engines.base import ParkedFilter, Reads
 
 pytestmark = pytest.mark.timeout(10 * settings().max_examples)
 
-WINDOW = 60.0
+WINDOW, SOON = 60.0, 20.0
 TASKS: dict[str, dict[str, Any]] = {
     "until_done": {"unique": "key"},
     "until_started": {"unique": "key", "unique_until": "started"},
     "raising": {"unique": "key", "on_duplicate": "raise"},
     "for_a_while": {"unique": "key", "unique_for": WINDOW},
     "replacing": {"unique": "key", "on_duplicate": "replace"},
+    "expiring": {"unique": "key", "expires": SOON},
+    "expiring_window": {"unique": "key", "unique_for": WINDOW, "expires": SOON},
     "lambda": {"unique": lambda key, n: key % 2},
 }
 KEYS = (0, 1, 2)
-KINDS = ("done", "dead", "retry", "scheduled", "thrown", "kept")
+KINDS = ("done", "dead", "retry", "scheduled", "thrown", "kept", "revoked")
 picks = st.integers(0, 1000)
 ALL = 1_000_000
 
@@ -56,7 +60,10 @@ class Call:
     id: str
     until: float
     own: bool  # its id was given
-    place: str = "pending"  # or leased, retry, scheduled, dead, done
+    expires: float = math.inf
+    place: str = "pending"  # or leased, retry, scheduled, dead, done; revoked: done, and it did not run
+    claimed: float = math.inf  # when a worker took it that has it now
+    begun: bool = False  # a run of it has, or is to be repeated
 
 
 class UniqueMachine(RuleBasedStateMachine):
@@ -66,7 +73,7 @@ class UniqueMachine(RuleBasedStateMachine):
         super().__init__()
         self.now = time.time()
         self.clock = unique.wall_clock
-        unique.wall_clock = lambda: self.now
+        unique.wall_clock = declared.wall_clock = lambda: self.now
         kit = make_kit()
         self.engine = kit.open()
         self.app = App("shop", url=kit.url or "sqlite:///:memory:")
@@ -83,7 +90,7 @@ class UniqueMachine(RuleBasedStateMachine):
         self.held: list[Lease] = []
 
     def teardown(self) -> None:
-        unique.wall_clock = self.clock
+        unique.wall_clock = declared.wall_clock = self.clock
         self.app.close()
         self.engine.close()
 
@@ -98,9 +105,12 @@ class UniqueMachine(RuleBasedStateMachine):
         if pos is None or task == "replacing":
             return None
         call = self.calls[pos]
-        if task == "for_a_while":
-            return pos if self.now < call.until else None
-        if call.place in ("done", "dead"):
+        waits = call.place not in ("done", "dead", "revoked") and not call.begun
+        if waits and self.now >= call.expires and call.claimed >= call.expires:
+            return None
+        if task in ("for_a_while", "expiring_window"):
+            return pos if self.now < call.until and call.place != "revoked" else None
+        if call.place in ("done", "dead", "revoked"):
             return None
         begun = call.place in ("leased", "retry")
         return None if begun and task == "until_started" else pos
@@ -113,7 +123,8 @@ class UniqueMachine(RuleBasedStateMachine):
         pos = self.engine.find("shop", self.app.AsyncResult(id)._id)
         assert pos is not None
         assert pos not in self.calls, "it was there before"
-        self.calls[pos] = Call(task, key, id, self.now + WINDOW, id.startswith("mine"))
+        expires = self.now + SOON if task.startswith("expiring") else math.inf
+        self.calls[pos] = Call(task, key, id, self.now + WINDOW, id.startswith("mine"), expires)
         self.locks[self.slot(task, key)] = pos
 
     # Sending
@@ -161,7 +172,7 @@ class UniqueMachine(RuleBasedStateMachine):
             return
         self.held.append(lease)
         for pos in positions_of(lease):
-            self.calls[pos].place = "leased"
+            self.calls[pos].place, self.calls[pos].claimed = "leased", now
 
     @precondition(lambda self: self.held)
     @rule(pick=picks, kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=4))
@@ -181,7 +192,10 @@ class UniqueMachine(RuleBasedStateMachine):
                 "retry": {"reason": "retry", "due": at, "retried": True, "note": "retry"},
                 "scheduled": {"reason": "scheduled", "due": at + 5},
                 "thrown": {"ending": "failure", "value": b"t", "note": "failed"},
+                "revoked": {"ending": "revoked", "value": b"r", "note": "expired"},
             }
+            self.calls[pos].claimed = math.inf
+            self.calls[pos].begun |= kind == "retry"
             if kind == "kept":
                 continue
             done.append((pos, pos + 1))
@@ -204,6 +218,9 @@ class UniqueMachine(RuleBasedStateMachine):
             lambda view, change: bury_lease(view, change, lease.id, 1, cause, None, suspects, now),
         )
         group = ParkedFilter((self.main.id,), positions=(first,))
+        for pos in positions_of(lease):
+            self.calls[pos].claimed = math.inf
+        self.calls[first].begun = True
         if any(parked.reason == "dead" for _, parked in self.engine.parked(group, 1)):
             self.calls[first].place = "dead"
 
@@ -218,7 +235,7 @@ class UniqueMachine(RuleBasedStateMachine):
 
         assert self.engine.transact(Reads(self.main.id, parked=dead), decide) == len(dead)
         for pos in dead:
-            self.calls[pos].place = "scheduled"
+            self.calls[pos].place, self.calls[pos].begun = "scheduled", True
 
     @rule()
     def purge(self) -> None:
@@ -230,8 +247,8 @@ class UniqueMachine(RuleBasedStateMachine):
         )
         held = {pos for lease in self.held for pos in positions_of(lease)}
         for pos, call in self.calls.items():
-            if call.place != "dead" and pos not in held:
-                call.place = "done"
+            if call.place not in ("dead", "done") and pos not in held:
+                call.place = "revoked"
 
     @rule(back=picks)
     def seek(self, back: int) -> None:
@@ -252,7 +269,7 @@ class UniqueMachine(RuleBasedStateMachine):
             self.engine.transact(Reads(self.main.id, **reads, settings=True), step)  # type: ignore[arg-type]
         for pos, call in self.calls.items():
             if target <= pos < cursor:
-                call.place = "pending"
+                call.place, call.begun = "pending", True
 
     @rule()
     def replay(self) -> None:
@@ -277,8 +294,8 @@ class UniqueMachine(RuleBasedStateMachine):
         ended = {
             slot: pos
             for slot, pos in self.locks.items()
-            if self.calls[pos].place == "done"
-            and (slot[0] != "for_a_while" or self.calls[pos].until <= self.now)
+            if self.calls[pos].place in ("done", "revoked")
+            and ("unique_for" not in TASKS[slot[0]] or self.calls[pos].until <= self.now)
         }
         assert self.engine.sweep_locks(self.now, 100) == len(ended)
         for slot in ended:

@@ -305,6 +305,25 @@ def test_with_many_culprits_no_innocent_is_buried(app: App) -> None:
     ]
 
 
+def test_what_was_put_off_does_not_expire(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was begun in time (P3)."""
+    tried = 0
+
+    @app.task(batch=500, max_retries=0, default_retry_delay=0.0, expires=600)
+    def some(items: list[int]) -> list[int]:
+        nonlocal tried
+        tried += 1
+        monkeypatch.setattr("respool.worker.calling.wall_clock", lambda: time.time() + 3600)
+        if any(item % 5 == 0 for item in items):
+            raise ValueError("fives")
+        return items
+
+    results = some.delay_many(range(500))
+    work(app)
+    assert {result.state for result in results} == {"SUCCESS", "FAILURE"}
+    assert tried > 10
+
+
 @pytest.mark.parametrize("returned", [[1], [1] * 11, "abcdefghij", {"a": 1}, 7])
 def test_the_wrong_number_of_items_fails_each_call_and_splits_nothing(app: App, returned: Any) -> None:
     runs = []

@@ -22,7 +22,8 @@ class Span(NamedTuple):
     def begun(self) -> bool:
         """Whether a run of them may have begun before, as far as their history tells.
 
-        It does not tell of a run that we ended ourselves: the journal does (`engines.base.State.lost`).
+        It does not tell of a run that we ended ourselves, nor of one in a batch that was put off: the journal
+        does (`engines.base.State.began`).
         """
         return bool(self.retries or self.deliveries or self.redrives or self.alone)
 

@@ -364,10 +364,11 @@ class State(Protocol):
         No entry is longer than `MAX_LEASE`, but for those of a purge, which can cover a whole log.
         """
 
-    def lost(self, group: int, ranges: Sequence[tuple[int, int]]) -> set[int]:
-        """Return at which positions, of ranges [lo, hi), a run ended with its process, by the journal.
+    def began(self, group: int, ranges: Sequence[tuple[int, int]]) -> set[int]:
+        """Return at which positions, of ranges [lo, hi), a run began that did not end the record's way.
 
-        What is looked at is as much as the journal has there; ranges may be thousands.
+        By the journal: it ended with its process, or the record was to run again. What is looked at is as
+        much as the journal has there; ranges may be thousands.
         """
 
     def outcomes(self, group: int, lo: int, hi: int) -> list[Outcome]:

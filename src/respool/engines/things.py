@@ -239,6 +239,7 @@ class UniqueLock(NamedTuple):
     pos: int
     until: float | None
     placed: bool = True  # else the record is stored, on its way to its log, and `pos` is not where it will be
+    expires: float | None = None  # of one that is on its way: from when on no run of it begins
 
 
 class Conflict(NamedTuple):

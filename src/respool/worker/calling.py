@@ -69,7 +69,7 @@ class Caller:
         self.storms: Any = None  # the executor's
         self.retries = Retries()
         self._unknown: set[str] = set()  # tasks that were said to be
-        self._lost: tuple[int, set[int]] = (0, set())  # of a lease, where a run ended with its process
+        self._began: tuple[int, set[int]] = (0, set())  # of a lease, where a run began before
         run.shield = self.shielded
 
     def close(self) -> None:
@@ -148,14 +148,14 @@ class Caller:
             ended = verdicts.expired(row, meta.expires, now)
         elif meta.latest and service.group.kind == "main" and not self.run.is_latest(meta.latest, pos):
             ended = verdicts.replaced(row, now)
-        return None if ended is None or self._was_lost(service, lease, pos) else ended
+        return None if ended is None or self._began_before(service, lease, pos) else ended
 
-    def _was_lost(self, service: Service, lease: Lease, pos: int) -> bool:
-        """Say whether a run of a record ended with its process: asked once for all of a lease."""
-        if self._lost[0] != lease.id:
+    def _began_before(self, service: Service, lease: Lease, pos: int) -> bool:
+        """Say whether the journal knows of a run: asked once for all of a lease."""
+        if self._began[0] != lease.id:
             ranges = [span[:2] for span in lease.spans if not span.begun]
-            self._lost = lease.id, self.run.engine.lost(service.group.id, ranges)
-        return pos in self._lost[1]
+            self._began = lease.id, self.run.engine.began(service.group.id, ranges)
+        return pos in self._began[1]
 
     def _say_unknown(self, service: Service, task: str) -> None:
         if task in self._unknown:

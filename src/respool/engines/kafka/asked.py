@@ -80,9 +80,9 @@ class KafkaAsked(KafkaOrdered):
         """Return the entries that cover a position, the oldest first."""
         return self.inner.journal(group, pos)
 
-    def lost(self, group: int, ranges: Sequence[tuple[int, int]]) -> set[int]:
-        """Return at which positions, of ranges [lo, hi), a run ended with its process."""
-        return self.inner.lost(group, ranges)
+    def began(self, group: int, ranges: Sequence[tuple[int, int]]) -> set[int]:
+        """Return at which positions, of ranges [lo, hi), a run began that ended nothing."""
+        return self.inner.began(group, ranges)
 
     def outcomes(self, group: int, lo: int, hi: int) -> list[Outcome]:
         """Return the outcomes stored for lo <= p < hi."""

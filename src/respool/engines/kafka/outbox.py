@@ -20,7 +20,7 @@ from ...clock import now as wall_clock
 from ...delivery.model import NewCall
 from ...delivery.spans import Span
 from ...errors import AppendUnknown, ConfigError, EngineError, EngineUnavailable, RespoolError
-from ...record import Id, first_pos, log_of
+from ...record import Id, first_pos, log_of, unpack_meta
 from .. import stored_id
 from ..base import Conflict, Engine, Reads, UniqueLock
 from .moved import Moved, outbox_id
@@ -128,7 +128,16 @@ class Outbox(Relay):
         lock = self._inner.lock_of(key)
         if lock is None:
             return None
-        return lock._replace(id=id_from_outbox(lock.id), placed=self._box_of(lock.pos) is None)
+        lock = lock._replace(id=id_from_outbox(lock.id))
+        if self._box_of(lock.pos) is None:
+            return lock
+        if self._place_of(lock.pos) == NOWHERE:
+            return lock._replace(placed=False, expires=0.0)
+        for pos, _, body, packed in self._inner.rows([Span(lock.pos, lock.pos + 1)]):
+            meta = waiting(pos, body, packed or b"", tried=False).row().meta
+            if meta is not None:
+                return lock._replace(placed=False, expires=unpack_meta(meta).expires)
+        return lock._replace(placed=False)
 
     def _await(self, place: int | None, row: NewCall) -> int:
         """Return where a record is in Kafka, once whoever is at it has sent it."""

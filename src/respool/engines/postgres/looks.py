@@ -90,10 +90,10 @@ class PostgresLooks(Part):
             lambda db: [JournalEntry(*row) for row in db.execute(self._sql["journal"], bound)]
         )
 
-    def lost(self, group: int, ranges: Sequence[tuple[int, int]]) -> set[int]:
-        """Return at which positions, of ranges [lo, hi), a run ended with its process."""
+    def began(self, group: int, ranges: Sequence[tuple[int, int]]) -> set[int]:
+        """Return at which positions, of ranges [lo, hi), a run began that ended nothing."""
         bound = {"grp": group, "los": [lo for lo, _ in ranges], "his": [hi for _, hi in ranges]}
-        return self._reader.read(lambda db: {pos for (pos,) in db.execute(self._sql["lost"], bound)})
+        return self._reader.read(lambda db: {pos for (pos,) in db.execute(self._sql["began"], bound)})
 
     def outcomes(self, group: int, lo: int, hi: int) -> list[Outcome]:
         """Return the outcomes stored for lo <= p < hi."""

@@ -774,10 +774,10 @@ SELECT lo, hi, owner, child, started, ended, how, retries, note FROM (
     SELECT * FROM respool.journal WHERE grp = %(grp)s AND lo <= %(low)s AND lo >= %(first)s AND hi > %(pos)s AND how = 'purged'
 ) AS entries ORDER BY ended, n;
 
--- name: lost
+-- name: began
 -- Each of these entries is of one record.
 SELECT j.lo FROM unnest(%(los)s::bigint[], %(his)s::bigint[]) AS r (lo, hi) CROSS JOIN LATERAL (
-    SELECT lo FROM respool.journal WHERE grp = %(grp)s AND lo >= r.lo AND lo < r.hi AND how = 'lost') AS j;
+    SELECT lo FROM respool.journal WHERE grp = %(grp)s AND lo >= r.lo AND lo < r.hi AND how IN ('lost', 'retry')) AS j;
 
 -- name: add_count
 INSERT INTO respool.counter (grp, name, value) VALUES (%s, %s, %s)

@@ -42,10 +42,10 @@ class SQLiteLooks(Part):
         with self._reader.lock, self._reader.reading() as db:
             return [JournalEntry(*row) for row in db.execute(SQL["journal"], (group, pos, pos - MAX_LEASE))]
 
-    def lost(self, group: int, ranges: Sequence[tuple[int, int]]) -> set[int]:
-        """Return at which positions, of ranges [lo, hi), a run ended with its process."""
+    def began(self, group: int, ranges: Sequence[tuple[int, int]]) -> set[int]:
+        """Return at which positions, of ranges [lo, hi), a run began that ended nothing."""
         with self._reader.lock, self._reader.reading() as db:
-            return {pos for (pos,) in db.execute(SQL["lost"], (group, json.dumps(ranges)))}
+            return {pos for (pos,) in db.execute(SQL["began"], (group, json.dumps(ranges)))}
 
     def outcomes(self, group: int, lo: int, hi: int) -> list[Outcome]:
         """Return the outcomes stored for lo <= p < hi."""

@@ -376,10 +376,10 @@ SELECT lo, hi, owner, child, started, ended, how, retries, note
 FROM journal INDEXED BY journal_purged WHERE grp = ?1 AND lo <= ?3 AND hi > ?2 AND how = 'purged'
 ORDER BY ended;
 
--- name: lost
+-- name: began
 -- Each of these entries is of one record.
 SELECT j.lo FROM json_each(?2) AS r CROSS JOIN journal j
-WHERE j.grp = ?1 AND j.lo >= r.value ->> 0 AND j.lo < r.value ->> 1 AND j.how = 'lost';
+WHERE j.grp = ?1 AND j.lo >= r.value ->> 0 AND j.lo < r.value ->> 1 AND j.how IN ('lost', 'retry');
 
 -- name: add_count
 INSERT INTO counter (grp, name, value) VALUES (?1, ?2, ?3)
