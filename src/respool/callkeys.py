@@ -54,4 +54,5 @@ class CallKey:
         text = str(key)
         if len(text.encode("utf-8", "surrogatepass")) > LONGEST:
             raise BadArguments(f"{self._what} gave text of more than {LONGEST} bytes: {text[:40]!r}…")
-        return text.encode("utf-8", "backslashreplace").decode()
+        # What is no text (a lone surrogate), or none to each engine, is written out.
+        return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from .errors import BadArguments, ConfigError
+from .record import is_text
 
 _MASK = 0xFFFFFFFF
 _SEED = 0x9747B28C
@@ -39,7 +40,9 @@ KeyOf = Callable[[tuple[Any, ...], dict[str, Any]], str]
 def key_text(key: Any, what: str) -> str:
     """Return a key as it is kept. Raises BadArguments for what is neither text nor a whole number."""
     if isinstance(key, str | int) and not isinstance(key, bool):
-        return str(key)
+        text = str(key)
+        if is_text(text):
+            return text
     raise BadArguments(f"{what} is {key!r:.80}, neither text nor a whole number; nothing was sent")
 
 

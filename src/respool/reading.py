@@ -60,6 +60,8 @@ def read_input(
         if payload is None:
             return Input(error=error, blob=where(body))
         body = payload
+    if meta.damaged is not None:
+        return Input(error=f"its attributes cannot be read: {meta.damaged}")
     if meta.version != 1:
         return Input(error=f"written in a form of version {meta.version}, unknown here")
     try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -67,6 +68,7 @@ class Meta(msgspec.Struct, omit_defaults=True):
     generation: int = 0
     offloaded: int | None = None  # bytes of a payload in the blob store: the body is a reference to it
     latest: str | None = None  # the key of which it must be the latest call when its turn comes
+    damaged: str | None = None  # why some cannot be read; never stored
 
     def packed(self) -> bytes | None:
         """Return the attributes as bytes, None where all have their defaults."""
@@ -77,6 +79,56 @@ class Meta(msgspec.Struct, omit_defaults=True):
 _encode_meta = msgspec.msgpack.Encoder().encode
 unpack_meta = msgspec.msgpack.Decoder(Meta).decode
 NO_META = Meta()
+
+
+def read_meta(packed: bytes) -> Meta:
+    """Return attributes to be looked at: where some are not as they should be, the others, and `damaged`.
+
+    One such record is not to hide all those beside it. What runs a record takes `unpack_meta`, which raises.
+    """
+    try:
+        return unpack_meta(packed)
+    except ValueError as error:
+        found = Meta(damaged=f"{error}")
+    try:
+        stored = msgspec.msgpack.decode(packed)
+    except ValueError:
+        return found
+    for name, value in stored.items() if isinstance(stored, dict) else ():
+        if name in Meta.__struct_fields__:
+            try:
+                setattr(found, name, getattr(msgspec.convert({name: value}, Meta), name))
+            except ValueError:
+                continue  # told already
+    return found
+
+
+def checked_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return headers to be sent. Raises BadArguments for what is not text by name."""
+    if not isinstance(headers, Mapping):
+        raise BadArguments(f"headers: {headers!r:.80} is no dict of text by name; nothing was sent")
+    for name, value in headers.items():
+        if not (is_text(name) and is_text(value)):
+            raise BadArguments(f"headers: {name!r:.80}: {value!r:.80} is not text by name; nothing was sent")
+    return dict(headers)
+
+
+def checked_type(type: str) -> str:
+    """Return an event's type. Raises BadArguments for what is no text, or cannot be kept."""
+    if not is_text(type) or "\0" in type:
+        raise BadArguments(f"type: {type!r:.80} is not text without a NUL character; nothing was sent")
+    return type
+
+
+def is_text(value: object) -> bool:
+    """Say whether it is text that can be encoded; a lone surrogate, as in some files' names, cannot."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 _random_bits = random.Random().getrandbits  # seeded by the system, whatever the user's code seeds
@@ -145,7 +197,7 @@ def id_text(id: Id) -> str:
 
 def parse_id(text: str) -> Id:
     """Return the stored form of an id given as text. Raises BadArguments where it cannot be one."""
-    if not isinstance(text, str) or not text or len(text.encode("utf-8", "replace")) > MAX_ID_BYTES:
+    if not is_text(text) or not 0 < len(text.encode()) <= MAX_ID_BYTES:
         raise BadArguments(f"an id is text of 1 to {MAX_ID_BYTES} bytes, not {text!r:.80}")
     if len(text) == 36 and text[14] == "7":
         try:

@@ -12,9 +12,9 @@ from .delivery.spans import Span, joined
 from .encoding.codec import codec_for
 from .engines import public_id
 from .engines.base import Engine, Record
-from .errors import BadArguments, ConfigError, UnknownName
+from .errors import BadArguments, ConfigError, CorruptBody, UnknownName
 from .keys import partition_of
-from .record import Meta, id_text, offset_of, parse_id
+from .record import Meta, checked_headers, checked_type, id_text, offset_of, parse_id
 from .retention import UNSET
 from .units import moment
 
@@ -94,11 +94,12 @@ class StreamHandle:
             record_id: an id of your own; the same id and value again append nothing.
             headers: text by name. type: a name for the kind of event, "" for none.
 
-        Returns: the record's id. Raises: NotEncodable, RecordTooLarge, EngineUnavailable, AppendUnknown.
+        Returns: the record's id. Raises: BadArguments, NotEncodable, RecordTooLarge, EngineUnavailable,
+            AppendUnknown.
         """
         body, meta, partition = self._encoded(value, headers)
         id = None if record_id is None else parse_id(record_id)
-        return id_text(self.app.sender.event(self, partition, type, body, meta, id))
+        return id_text(self.app.sender.event(self, partition, checked_type(type), body, meta, id))
 
     async def apublish(
         self,
@@ -111,7 +112,8 @@ class StreamHandle:
         """Append one event without holding up the event loop; else like `publish`."""
         body, meta, partition = self._encoded(value, headers)
         id = None if record_id is None else parse_id(record_id)
-        return id_text(await self.app.sender.aevent(self, partition, type, body, meta, id))
+        sent = await self.app.sender.aevent(self, partition, checked_type(type), body, meta, id)
+        return id_text(sent)
 
     def publish_many(self, values: Iterable[Any], *, type: str = "") -> int:
         """Append many events in large synced chunks.
@@ -123,6 +125,7 @@ class StreamHandle:
         Returns: how many. Raises: as `publish`; PartlyAppended where some are stored already:
             `error.stored` of them, which stay.
         """
+        type = checked_type(type)
         if self.key is None and not self.foreign:
             encode = self.codec.encode
             bodies = (encode(value) for value in values)
@@ -140,6 +143,8 @@ class StreamHandle:
         Parameters:
             since, until: aware datetimes; since <= time < until.
             offset: with `partition` (default 0): begin there instead.
+
+        Raises: CorruptBody at an event that cannot be read, and says how to go on behind it.
         """
         low = None if since is None else moment(since, "since")
         high = None if until is None else moment(until, "until")
@@ -190,8 +195,18 @@ class StreamHandle:
 
     def _event(self, record: Record, number: int) -> Event:
         meta, body = record.meta, record.body
-        if meta.offloaded is not None:
-            body = self.app.payloads.load(body)
+        try:
+            if meta.damaged is not None:
+                raise CorruptBody(f"its attributes cannot be read: {meta.damaged}")
+            if meta.offloaded is not None:
+                body = self.app.payloads.load(body)
+            value = self.decode(body, meta.content_type)
+        except CorruptBody as error:
+            offset = offset_of(record.pos)
+            raise CorruptBody(
+                f"stream {self.name}, partition {number}, offset {offset}: {error}. To go on behind it: "
+                f"read(partition={number}, offset={offset + 1})"
+            ) from error
         return Event(
             id_text(public_id(record.id)),
             datetime.fromtimestamp(record.time, UTC),
@@ -200,7 +215,7 @@ class StreamHandle:
             meta.key,
             record.task,
             meta.headers or {},
-            self.decode(body, meta.content_type),
+            value,
         )
 
     def subscribe(
@@ -247,7 +262,8 @@ class StreamHandle:
         key = None
         if self.key is not None:
             key = self._key_of(value)
-        meta = Meta(key=key, headers=dict(headers) if headers else None, content_type=self._stored_type)
+        said = checked_headers(headers) if headers else None
+        meta = Meta(key=key, headers=said, content_type=self._stored_type)
         return self.codec.encode(value), meta, 0 if key is None else partition_of(key, self.partitions)
 
     def _key_of(self, value: Any) -> str:

@@ -25,7 +25,7 @@ from .errors import BadArguments, ConfigError, Retry, UnknownName
 from .keys import KeyOf, key_function, key_text
 from .options import OPTIONS, TaskOptions
 from .options import priority as checked_priority
-from .record import NO_META, Id, Meta, parse_id
+from .record import NO_META, Id, Meta, checked_headers, parse_id
 from .result import ResultSet
 from .running import current_run
 from .stream import check_name
@@ -359,7 +359,7 @@ class Task(Generic[P, R]):
         elif expires is not None:
             expires = wall_clock() + duration(expires, "expires")
         if headers is not None:
-            headers = _headers(headers)
+            headers = checked_headers(headers)
         content_type = None if self.content_type == "msgpack" else self.content_type
         lane = None if priority == MIDDLE else priority
         return Meta(key, headers, due, expires, lane, content_type)
@@ -497,13 +497,6 @@ def _max_retries(given: Any, what: str, led_to_it: BaseException | None) -> int:
     except ConfigError as error:
         raise error from led_to_it
     return checked
-
-
-def _headers(headers: Mapping[str, str]) -> dict[str, str]:
-    for name, value in headers.items():
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise BadArguments(f"headers: {name!r}: {value!r} is not text by name")
-    return dict(headers)
 
 
 def _due(countdown: Any, eta: datetime | None) -> float | None:

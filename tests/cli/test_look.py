@@ -15,6 +15,7 @@ from respool.delivery.settle import settle
 from respool.encoding.remote import encode_error
 from respool.engines.base import Reads
 from respool.record import new_head
+from respool.testing import work
 
 OPTIONS = """
 from respool import App
@@ -470,6 +471,37 @@ def test_show_a_body_that_cannot_be_decoded(cli, app):
     assert "cannot be decoded" in cli("-A", "shop", "calls")
     id = cli.rows("-A", "shop", "calls")[0]["id"]
     assert "cannot be decoded" in cli.data("-A", "shop", "show", id)["input"]["error"]
+
+
+def test_attributes_that_cannot_be_read_are_one_line_of_each_listing(cli, app):
+    """What others stored, or an earlier version let through, hides nothing beside it."""
+    app.tasks["add"].apply_async((1, 2), task_id="first")
+    app.stream_handles["inference"].publish({"user_id": 7}, record_id="ev-1")
+    for kind, name, task, body in (
+        ("queue", "default", "add", b"\x92\x92\x01\x02\x80"),
+        ("stream", "inference", "", b"{}"),
+    ):
+        log, id = app.stream_of(kind, name).logs[0], new_head(wall_clock())
+        wrong = b"\x81\xa7headers\x81\xa6tenant\x07"
+        app.engine.append_rows([NewCall(log, task, body, wrong, id, wall_clock())])
+    told = "its attributes cannot be read: Expected `str`, got `int`"
+    assert told in cli("-A", "shop", "calls")
+    assert cli("-A", "shop", "tail", "--timeout", "0.05").count(told) == 2
+    id = next(each["id"] for each in cli.rows("-A", "shop", "calls") if each["id"] != "first")
+    assert told in cli.data("-A", "shop", "show", id)["input"]["error"]
+    work(app, queues=["default"])
+    assert app.AsyncResult(id).state == "FAILURE"
+    assert "add" in cli("-A", "shop", "dead", "list")
+    assert cli.rows("-A", "shop", "dead", "list", "--key", "x") == []
+    assert [each["id"] for each in cli.rows("-A", "shop", "dead", "list", "--queue", "default")] == [id]
+    assert "CorruptBody" in cli("-A", "shop", "dead", "show", id)
+    assert told in cli("-A", "shop", "rerun", id, code=1)
+    assert "attributes of this dead letter cannot be read" in cli(
+        "-A", "shop", "dead", "redrive", "--id", id, "--set", "x=5", "--yes", code=1
+    )
+    for kind in ("--queue", "default"), ("--stream", "inference"):
+        rows = [json.loads(line) for line in cli("-A", "shop", "export", *kind).splitlines()]
+        assert [told in (each["input_error"] or "") for each in rows] == [False, True]
 
 
 def test_check_of_a_log_in_use(cli, app, worker):

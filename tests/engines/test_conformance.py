@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -1684,6 +1685,21 @@ def test_without_bells_polling_is_the_floor(kit: EngineKit, engine: Any, log: in
 
 
 # Inspect: what commands and checks ask
+
+
+def test_attributes_that_cannot_be_read_hide_no_other_record(engine: Engine, log: int) -> None:
+    """They are read to be shown as far as they go, and say why no further; what runs them sees the bytes."""
+    wrong = msgspec.msgpack.encode({"headers": {"tenant": 7}, "key": "ada", "due": 5, "other": 1})
+    metas = [None, wrong, b"\x07", msgspec.msgpack.encode([1]), Meta(headers={"a": "b"}).packed()]
+    engine.append_rows([row(log, meta=meta) for meta in metas])
+    ((_, lo, hi),) = [each for stream in engine.streams() for each in engine.bounds(stream) if each[0] == log]
+    for found in engine.records(lo, hi, 9), engine.briefs(lo, hi, None, None, None, 99):
+        assert [each.meta.damaged is None for each in found] == [True, False, False, False, True]
+        assert "Expected `str`, got `int`" in (found[1].meta.damaged or "")
+        assert (found[1].meta.key, found[1].meta.due, found[1].meta.headers) == ("ada", 5.0, None)
+        assert found[2].meta == Meta(damaged=found[2].meta.damaged)
+        assert found[4].meta.headers == {"a": "b"}
+    assert [meta for *_, meta in engine.rows([Span(lo, hi)])] == metas
 
 
 def test_pages_of_records(engine: Engine, log: int) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from respool import App, IdConflict, clock
+from respool import App, CorruptBody, IdConflict, clock
+from respool.delivery.model import NewCall
+from respool.record import new_head
 from respool.testing import work
 
 NOON = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
@@ -43,6 +45,26 @@ def test_an_event_arrives_with_all_that_was_sent(app: App) -> None:
     assert (event.id, event.key, event.type, dict(event.headers)) == (id, "7", "view", {"trace": "abc"})
     assert before - timedelta(milliseconds=2) <= event.time <= datetime.now(UTC)
     assert event.offset == 0
+
+
+def test_an_event_that_cannot_be_read_says_where_it_is_and_how_to_go_on(app: App) -> None:
+    visits = app.stream("visits")
+    (log,) = app.stream_of("stream", "visits").logs
+    wrong = b"\x81\xa7headers\x81\xa6tenant\x07"
+    visits.publish({"n": 0})
+    for meta, body in ((wrong, b"{}"), (None, b"{")):
+        app.engine.append_rows([NewCall(log, "", body, meta, new_head(clock.now()), clock.now())])
+    visits.publish({"n": 3})
+    events, found = visits.read(), []
+    found.append(next(events).value)
+    for offset, told in ((1, "attributes cannot be read: Expected `str`"), (2, "not one JSON value")):
+        with pytest.raises(
+            CorruptBody, match=rf"visits, partition 0, offset {offset}: .*{told}.* To go on"
+        ) as e:
+            next(events)
+        assert f"read(partition=0, offset={offset + 1})" in str(e.value)
+        events = visits.read(partition=0, offset=offset + 1)
+    assert [*found, *(event.value for event in events)] == [{"n": 0}, {"n": 3}]
 
 
 def test_an_id_of_ones_own_makes_it_once(app: App) -> None:

@@ -12,8 +12,8 @@ from ..delivery.spans import joined
 from ..encoding.codec import codec_for
 from ..encoding.refusals import brief
 from ..engines.base import Engine, Stream
-from ..errors import BadArguments, BlobsUnavailable, ConfigError
-from ..record import NO_META, Meta, unpack_meta
+from ..errors import BadArguments, BlobsUnavailable, ConfigError, CorruptBody
+from ..record import NO_META, Meta, read_meta
 from ..reference import is_reference
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ class Edit:
     def bodies(self, engine: Engine, stream: Stream, page: list[Parked]) -> dict[int, tuple[bytes, str]]:
         """Return the new body of each that changes, by position, and what its history will say.
 
-        Raises: BadArguments, NotEncodable, ConfigError for a change that cannot be made; BlobLost,
-            BlobsUnavailable where there are large arguments, and they cannot be had.
+        Raises: BadArguments, NotEncodable, ConfigError for a change that cannot be made; CorruptBody;
+            BlobLost, BlobsUnavailable where there are large arguments, and they cannot be had.
         """
         rows = engine.rows(joined(parked.span()._replace(retries=0, deliveries=0, redrives=0, alone=False)
                                   for parked in page))  # fmt: skip
@@ -55,7 +55,11 @@ class Edit:
             if parked.pos not in records:
                 continue
             body, packed = records[parked.pos]
-            meta = NO_META if packed is None else unpack_meta(packed)
+            meta = NO_META if packed is None else read_meta(packed)
+            if meta.damaged is not None:
+                raise CorruptBody(
+                    f"{parked.task}: the attributes of this dead letter cannot be read: {meta.damaged}"
+                )
             edited = self._edited(stream, parked, body if parked.body is None else parked.body, meta)
             if edited is not None:
                 found[parked.pos] = edited

@@ -15,7 +15,7 @@ from ..encoding.remote import StoredError, stored_error
 from ..engines import public_id
 from ..engines.base import Engine, Group, ParkedFilter, Record, Stream
 from ..errors import ConfigError, CorruptBody, UnknownCall, UnknownName
-from ..record import id_text, log_of, parse_id, unpack_meta
+from ..record import id_text, log_of, parse_id, read_meta
 
 SCAN = 50_000  # positions counted in one statement
 SLICE = 1000  # dead letters looked at, or changed in one transaction
@@ -225,7 +225,7 @@ def _by_record(engine: Engine, page: list[Parked], chosen: DeadFilter) -> set[in
     for pos, _, _, packed in engine.rows(joined(parked.span()._replace(retries=0) for parked in page)):
         if packed is None:
             continue
-        meta = unpack_meta(packed)
+        meta = read_meta(packed)
         has = meta.headers or {}
         if chosen.key in (None, meta.key) and all(
             has.get(name) == value for name, value in (chosen.headers or {}).items()

@@ -22,7 +22,7 @@ import msgspec
 from ..delivery.model import Lease
 from ..errors import ConfigError
 from ..keys import key_hash
-from ..record import Id, id_of, unpack_meta
+from ..record import Id, id_of, read_meta
 from .inspect import Bounds
 from .things import Group, Stream
 
@@ -79,10 +79,7 @@ class RawRecord(NamedTuple):
         """The hash of its key, where it has one."""
         if self.meta is None or b"\xa3key" not in self.meta:
             return None
-        try:
-            key = unpack_meta(self.meta).key
-        except ValueError:  # it cannot be read: so it is kept
-            return None
+        key = read_meta(self.meta).key
         return None if key is None else key_hash(key)
 
 

@@ -22,7 +22,7 @@ from ..engines.base import Engine, LeaseLost, Reads, Record, Work
 from ..errors import AppendUnknown, ConfigError, EngineUnavailable, IdConflict, Refused, RespoolError
 from ..keys import key_hash
 from ..producer import MAX_TOGETHER
-from ..record import Id, Meta, Row, derived_id, id_text, offset_of
+from ..record import Id, Meta, Row, derived_id, id_text, is_text, offset_of
 from ..reference import same_payload
 from .services import Service
 
@@ -362,7 +362,7 @@ class CurrentRun:
 
     def _check_step(self, name: str) -> None:
         self._refuse_strays("self.once: the run that this code was begun by has ended")
-        if not isinstance(name, str) or not 0 < len(name) <= 200:
+        if not is_text(name) or not 0 < len(name) <= 200 or "\0" in name:
             raise ConfigError(f"self.once: {name!r} is no name of a step: text of 1 to 200 characters")
         if self.batch is not None:
             raise ConfigError("self.once: a batch is many calls; a step is one call's")

@@ -91,6 +91,8 @@ class Runner:
 
     def arguments(self, body: bytes, meta: Meta) -> Arguments:
         """Return a record's arguments. Raises CorruptBody, BadArguments."""
+        if meta.damaged is not None:
+            raise CorruptBody(f"its attributes cannot be read: {meta.damaged}")
         if meta.version != 1:
             raise CorruptBody(f"the record is of version {meta.version}, this Respool reads version 1")
         if meta.content_type is None or meta.content_type == self.content_type:

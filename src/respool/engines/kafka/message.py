@@ -13,7 +13,7 @@ from typing import Any
 
 from ...delivery.model import NewCall
 from ...keys import key_hash
-from ...record import NO_META, OFFSET_BITS, Id, Meta, Row, unpack_meta
+from ...record import NO_META, OFFSET_BITS, Id, Meta, Row, read_meta
 from ..base import Record
 from . import header as h
 
@@ -35,7 +35,7 @@ def item_of(row: NewCall, micros: int, events: bool = False) -> Item:
     headers: list[tuple[str, Any]] = [(h.NAME, packed)]
     key = None
     if row.meta is not None:
-        meta = unpack_meta(row.meta)
+        meta = read_meta(row.meta)
         key = None if meta.key is None else meta.key.encode()
         headers += _trace(meta)
     if events:
@@ -50,7 +50,7 @@ def items_of_run(
     micros = int(now * h.MICRO)
     key, more = None, []
     if meta is not None:
-        unpacked = unpack_meta(meta)
+        unpacked = read_meta(meta)
         key, more = None if unpacked.key is None else unpacked.key.encode(), _trace(unpacked)
     if events:
         for seq, body in enumerate(bodies):
@@ -76,7 +76,7 @@ def _event_headers(row: NewCall) -> list[tuple[str, Any]]:
     from .. import public_id
 
     at = datetime.fromtimestamp(row.time, UTC).isoformat().replace("+00:00", "Z")
-    meta = unpack_meta(row.meta) if row.meta else NO_META
+    meta = read_meta(row.meta) if row.meta else NO_META
     kind = "application/json" if meta.content_type in (None, "json") else "application/msgpack"
     said = {
         "ce_specversion": "1.0",
@@ -146,7 +146,7 @@ def record(pos: int, body: bytes, packed: bytes) -> Record:
     """Return a record from its body and its header."""
     task, meta = h.row_of(packed)
     micros = h.micros_of(packed)
-    return Record(pos, h.id_of(packed), micros / h.MICRO, task, body, unpack_meta(meta) if meta else NO_META)
+    return Record(pos, h.id_of(packed), micros / h.MICRO, task, body, read_meta(meta) if meta else NO_META)
 
 
 def _body(message: Any) -> bytes:

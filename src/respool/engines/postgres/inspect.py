@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from ...delivery.model import MAX_LEASE, Parked
 from ...delivery.spans import ranges_of
-from ...record import NO_META, first_pos, id_of, unpack_meta
+from ...record import NO_META, first_pos, id_of, read_meta
 from ..base import Group, ParkedFilter
 from ..columns import in_micros, lease_of, outcome_of
 from ..inspect import Bounds, Brief, Gaps, GroupPage, GroupState, LogState
@@ -168,5 +168,5 @@ def _in_gaps(gaps: list[Any], present: list[tuple[int, int]]) -> list[Parked]:
 
 def _brief(row: Any) -> Brief:
     pos, task, size, body, meta, seq, head, micros = row
-    meta = unpack_meta(meta) if meta else NO_META
+    meta = read_meta(meta) if meta else NO_META
     return Brief(pos, id_of(id_from(head), seq), micros / _MICRO, task, size, body, meta)

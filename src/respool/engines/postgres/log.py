@@ -12,7 +12,7 @@ from typing import Any
 
 from ...delivery.model import Change
 from ...delivery.spans import Span, count, ranges_of
-from ...record import NO_META, Id, Row, id_of, unpack_meta
+from ...record import NO_META, Id, Row, id_of, read_meta
 from .. import stored_id
 from ..base import Reads, Record, Stream
 from ..columns import in_micros
@@ -94,7 +94,7 @@ class PostgresLog(Part):
                 micros / _MICRO,
                 task,
                 body,
-                unpack_meta(meta) if meta else NO_META,
+                read_meta(meta) if meta else NO_META,
             )
             for pos, task, body, meta, seq, head, micros in found
         ]

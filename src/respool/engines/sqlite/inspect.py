@@ -10,7 +10,7 @@ import apsw
 
 from ...delivery.model import MAX_LEASE, Parked
 from ...delivery.spans import ranges_of
-from ...record import NO_META, first_pos, id_of, unpack_meta
+from ...record import NO_META, first_pos, id_of, read_meta
 from ..base import Group, ParkedFilter
 from ..columns import in_micros, lease_of, outcome_of
 from ..inspect import Bounds, Brief, Gaps, GroupPage, GroupState, LogState
@@ -165,7 +165,7 @@ def _one(db: apsw.Connection, name: str, bound: Sequence[Any]) -> Any:
 
 def _brief(row: Any) -> Brief:
     pos, task, size, body, meta, seq, head, micros = row
-    meta = unpack_meta(meta) if meta else NO_META
+    meta = read_meta(meta) if meta else NO_META
     return Brief(pos, id_of(head, seq), micros / _MICRO, task, size, body, meta)
 
 

@@ -12,7 +12,7 @@ from ...clock import now as wall_clock
 from ...delivery.model import NewCall
 from ...delivery.spans import Span
 from ...errors import BlobsUnavailable, EngineError
-from ...record import NO_META, Id, Row, first_pos, id_of, unpack_meta
+from ...record import NO_META, Id, Row, first_pos, id_of, read_meta
 from ...reference import is_reference, unpack
 from .. import stored_id
 from ..base import Conflict, LeaseLost, Record, Stream
@@ -250,7 +250,7 @@ class SQLiteLog(Part):
         with self._reader.lock, self._reader.reading() as db:
             found = db.execute(SQL["records"], (lo, hi, limit)).fetchall()
         return [
-            Record(pos, id_of(head, seq), micros / _MICRO, task, body, unpack_meta(meta) if meta else NO_META)
+            Record(pos, id_of(head, seq), micros / _MICRO, task, body, read_meta(meta) if meta else NO_META)
             for pos, task, body, meta, seq, head, micros in found
         ]
 
