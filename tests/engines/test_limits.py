@@ -16,7 +16,7 @@ from respool.delivery.claim import Request, claim
 from respool.delivery.death import Cause, bury_lease
 from respool.delivery.lanes import Turns
 from respool.delivery.limits import Ask, Limit, admit, bucket
-from respool.delivery.model import Bucket, Change, Lease, Settlement, Verdict, View
+from respool.delivery.model import Bucket, Change, Lease, LimitChange, Settlement, Verdict, View
 from respool.delivery.settle import give_back, settle
 from respool.engines.base import Engine, Group, ParkedFilter, Reads, Stream
 from respool.record import first_pos, new_head
@@ -175,19 +175,13 @@ def test_a_status_tells_that_a_record_is_limited(engine: Engine, queue: Stream, 
     assert stored.admitted == {ten.id: [(stored.spans[0].lo, stored.spans[0].hi)]}
 
 
-@pytest.mark.parametrize("how", ["settled", "released", "given back", "died", "taken over"])
-def test_whatever_ends_a_lease_frees_its_slot(engine: Engine, queue: Stream, main: Group, how: str) -> None:
-    fill(engine, queue, 4)
-    single = limit(slots=1)
-    lease = start(engine, main, 2, single)
-    assert len(positions_of(lease)) == 2
-    assert positions_of(start(engine, main, 2, single, owner=2)) == []
-    assert engine.next_due(main.id) is None, "a slot must be freed, and no time does that"
-    assert not engine.has_work(main.id, NOW + 1e6, ())
-    if how == "settled":
-        assert finish(engine, main, lease)
-    elif how == "released":
-        assert finish(engine, main, lease, release=True)
+ENDINGS = ["settled", "released", "given back", "died", "taken over"]
+
+
+def end(engine: Engine, main: Group, lease: Lease, how: str) -> None:
+    """Have a lease end in one of these ways."""
+    if how in ("settled", "released"):
+        assert finish(engine, main, lease, release=how == "released")
     elif how == "given back":
         ranges = [(span.lo, span.hi) for span in lease.spans]
         engine.transact(
@@ -198,6 +192,18 @@ def test_whatever_ends_a_lease_frees_its_slot(engine: Engine, queue: Stream, mai
         engine.transact(
             Reads(main.id, (lease.id,)), lambda v, c: bury_lease(v, c, lease.id, 1, cause, None, (), NOW)
         )
+
+
+@pytest.mark.parametrize("how", ENDINGS)
+def test_whatever_ends_a_lease_frees_its_slot(engine: Engine, queue: Stream, main: Group, how: str) -> None:
+    fill(engine, queue, 4)
+    single = limit(slots=1)
+    lease = start(engine, main, 2, single)
+    assert len(positions_of(lease)) == 2
+    assert positions_of(start(engine, main, 2, single, owner=2)) == []
+    assert engine.next_due(main.id) is None, "a slot must be freed, and no time does that"
+    assert not engine.has_work(main.id, NOW + 1e6, ())
+    end(engine, main, lease, how)
     assert engine.has_work(main.id, NOW, ())
     while (again := grant(engine, main, 4, NOW, owner=3)) is not None:
         after = ask(engine, main, again, single)
@@ -205,6 +211,43 @@ def test_whatever_ends_a_lease_frees_its_slot(engine: Engine, queue: Stream, mai
         if after.spans:
             assert finish(engine, main, after)
     assert engine.counts(main)[:4] == (0, 0, 0, {})
+
+
+@pytest.mark.parametrize("how", [*ENDINGS, "another limit", "overlooked"])
+def test_who_waits_for_a_slot_is_rung_for_whatever_they_serve(
+    kit: EngineKit, engine: Engine, queue: Stream, main: Group, how: str
+) -> None:
+    """A limit may be shared by two queues; who frees it serves one of them."""
+    other = engine.create_stream("queue", "shop", "other", 2, {})
+    theirs = next(group for group in engine.groups() if group.stream == other.id)
+    for each in (queue, other):
+        fill(engine, each, 1)
+    single = limit(slots=1)
+    if how == "overlooked":  # a ring, and a write, that were lost
+        lease = start(engine, main, 1, single)
+        start(engine, theirs, 1, single, owner=2)
+        finish(engine, main, lease)
+        reads = Reads(theirs.id, now=NOW, buckets=[single.id])
+        engine.transact(reads, lambda view, change: wait_for_a_slot(change, single.id))
+    else:
+        lease = start(engine, main, 1, single)
+        assert positions_of(start(engine, theirs, 1, single, owner=2)) == []
+    mine, sleeper = kit.open().sleeper(queue.logs, 6), kit.open().sleeper(other.logs, 7)
+    mine.prepare()
+    sleeper.prepare()
+    if how == "another limit":
+        engine.declare_limit(RULE, Limit(None, 1.0, 2))
+    elif how == "overlooked":
+        engine.sweep_limits(0.0, ALL)
+    else:
+        end(engine, main, lease, how)
+    assert sleeper.sleep(10), "rung before it slept"
+    assert not mine.sleep(0), "nothing there waits for it"
+
+
+def wait_for_a_slot(change: Change, one: int) -> None:
+    change.limits = LimitChange()
+    change.limits.next[one] = None
 
 
 def test_a_group_that_is_dropped_frees_its_slots(engine: Engine, queue: Stream, main: Group) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from tests.engines.kits import KITS, EngineKit
 
+from respool.delivery.admin import drop
 from respool.delivery.claim import Request, claim
+from respool.delivery.death import Cause, Suspect, bury_lease
+from respool.delivery.lapse import lapse
 from respool.delivery.model import LIMITED, WAITING, Change, Lease, NewCall, Parked, Settlement, Verdict, View
 from respool.delivery.order import Claimant, packed_keys
 from respool.delivery.settle import give_back, settle
 from respool.delivery.spans import Span
-from respool.engines.base import Engine, Reads
+from respool.engines.base import Engine, ParkedFilter, Reads
 from respool.keys import key_hash
 from respool.record import Meta, first_pos, new_head
 
@@ -75,6 +78,10 @@ class Orders:
             change.parked.extend(parked)
 
         self.engine.transact(Reads(self.main.id), decide)
+
+    def write_by(self, reads: Reads, decide: Callable[[View, Change], object]) -> None:
+        """Write what something decides, which is to have something to do."""
+        assert self.engine.transact(reads, decide)
 
     def stopped(self, places: Sequence[int], key: str, until: float) -> Lease:
         """Return a lease of records whose task is stopped."""
@@ -189,3 +196,42 @@ def test_what_was_given_back_bit_by_bit_comes_again_in_its_order(engine: Engine)
     orders.give_back(lease, 1)
     assert orders.places(orders.take(9)) == [0, 1]
     assert orders.blocked() == 0
+
+
+@pytest.mark.parametrize("how", ["settled", "died", "dropped", "lapsed"])
+def test_who_serves_a_key_is_rung_for_when_it_is_free(kit: EngineKit, engine: Engine, how: str) -> None:
+    """The worker that holds others of its partition may have a child that sleeps."""
+    orders = Orders(engine, 1)
+    orders.fill("aab")
+    lease = orders.take(1)
+    assert lease is not None
+    assert orders.places(orders.take(1, child=1)) == [2]
+    assert orders.blocked() == 1
+    dead = Verdict(orders.pos(0), "failure", b"e", "dead", task="add", error=b"e", holds=True)
+    if how == "dropped":
+        orders.settle(lease, [0], verdicts=[dead])
+    elif how == "lapsed":
+        orders.give_back(lease, 0)
+    sleeper = kit.open().sleeper(orders.stream.logs, 7)
+    sleeper.prepare()
+    if how == "settled":
+        orders.settle(lease, [0])
+    elif how == "died":
+        suspect = Suspect(orders.pos(0), "add", 1, "killed", b"e")
+        orders.write_by(
+            Reads(orders.main.id, (lease.id,)),
+            lambda view, change: bury_lease(view, change, lease.id, 1, Cause.CHILD, None, [suspect], NOW),
+        )
+    elif how == "dropped":
+        (found,) = engine.parked(ParkedFilter((orders.main.id,), ("dead",)), 9)
+        orders.write_by(
+            Reads(orders.main.id, parked=(found[1].pos,)), lambda view, change: drop(view, change, NOW)
+        )
+    else:
+        upto = {orders.stream.logs[0]: orders.pos(1)}
+        orders.write_by(
+            Reads(orders.main.id, positions=True, returned=ALL),
+            lambda view, change: lapse(view, change, upto, NOW),
+        )
+    assert sleeper.sleep(10), "rung before it slept"
+    assert orders.places(orders.take(9)) == [1]

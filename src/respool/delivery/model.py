@@ -285,6 +285,15 @@ class Change(msgspec.Struct):
     released: bool = False  # what is limited may be claimed again
     limits: LimitChange | None = None
 
+    def freed_logs(self) -> set[int]:
+        """Return the logs in which a record may go whose key is free again."""
+        return {each.pos >> 40 for each in self.parked if each.reason == "blocked" and each.due is not None}
+
+    def freed_buckets(self) -> list[int]:
+        """Return the limits that may let in more than they did."""
+        limits = self.limits
+        return [] if limits is None else sorted({*(one for _, one in limits.freed), *limits.refunds})
+
     def absorb_limits(self, other: Change) -> None:
         """Take over what a partial decision frees and refunds."""
         if other.limits is None:

@@ -256,6 +256,9 @@ class State(Protocol):
         Of `limits`: buckets, whose limit as stored stays (`declare_limit`); `next` and `passed`, of
         the group; refunds, up to the burst, after which who waits for these buckets is looked at again; what
         waits for a slot (`next` None) of a bucket that is `freed` is looked at at once, in all groups.
+
+        Rung for, once it is committed: workers that serve what waits for one of these buckets, in any group,
+        and those that serve a record whose key is free again (`Change.freed_logs`).
         """
 
     def begin_work(self, fence: tuple[int, int]) -> Work:

@@ -71,15 +71,14 @@ class Exchange:
                 most_limited=want,
                 most_new=limiter.most_new(group),
             )
-        settled, freed, crowded = True, False, False
+        settled, crowded = True, False
 
         def decide(view: View, change: Change) -> Lease | None:
-            nonlocal settled, freed, crowded
+            nonlocal settled, crowded
             if service.stormy:
                 ex.storms.within(service, view, change, now, over=True)
             if settlement is not None:
                 settled = settle(view, change, settlement)
-                freed = change.limits is not None
             crowded = view.order is not None and bool(view.order.waiting)
             if not claim_next:
                 return None
@@ -116,8 +115,6 @@ class Exchange:
             put_off = settlement.waits or settlement.limited
             if put_off and lease is not None:  # else this process sees to it that they run in time
                 ex.engine.ring(put_off[0].lo >> 40)
-            if freed:
-                ex.engine.ring(service.stream.logs[0])
         if who is not None:
             self._ring_for_order(lease, crowded=crowded)
         if lease is None:

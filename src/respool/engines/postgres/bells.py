@@ -32,6 +32,7 @@ from typing import Any
 
 import psycopg
 
+from ...delivery.model import Change
 from ...errors import RespoolError
 from ..waiters import LoopWaiter, ThreadWaiter, Waiters
 from .batch import Executes
@@ -165,6 +166,23 @@ class PostgresBells(Part):
     def said_of_one(self, log: int) -> str:
         """Return what is said, but for the flag, by a statement that appends a single record and rings."""
         return self._said(log) + FOR
+
+    def ring_written(self, db: Executes, change: Change) -> Any:
+        """Ring, after the commit of a change, for all who wait for what it has settled, or freed.
+
+        Returns: the answer to what was rung for what it has settled; None: nothing.
+        """
+        for log in change.freed_logs():
+            self.ring_log(db, log, everyone=True)
+        buckets = change.freed_buckets()
+        if buckets:
+            self.ring_limits(db, buckets)
+        settled = [(entry.lo, entry.hi) for entry in change.journal]
+        return self.ring_done(db, settled) if settled else None
+
+    def ring_limits(self, db: Executes, buckets: Sequence[int]) -> None:
+        """Ring for workers of groups of which records wait for one of these buckets."""
+        db.execute(self._sql["ring_waiting"], (self.channel, list(buckets), self.flags(_WORKERS), FLAGS - 1))
 
     def ring_done(self, db: Executes, ranges: Sequence[tuple[int, int]]) -> Any:
         """Ring for those who wait for one of these positions, or for one that shares a bit of 64 with it."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...delivery.limits import Limit
 from ...delivery.model import Bucket
 from ..columns import FIRST_BUCKET, slots_held, with_a_slot_free
+from .batch import Executes
 from .connection import Bounded, one
 from .part import Part
 from .sql import LIMITS_LOCK
@@ -16,6 +17,7 @@ from .sql import LIMITS_LOCK
 class PostgresLimits(Part):
     """What limits let in."""
 
+    ring_limits: Callable[[Executes, Sequence[int]], None]
     _waits_seen: int = FIRST_BUCKET
 
     def limited(self, group: int, most: int) -> int:
@@ -40,6 +42,7 @@ class PostgresLimits(Part):
                 ids = [id for (id,) in db.execute(sql["declared"], bound).fetchall()]
                 db.execute(sql["declare"], {**bound, "ids": ids})
                 db.execute(sql["open_buckets"], (ids,))
+            self.ring_limits(db, ids)
 
         self._writer.append(declare)
 
@@ -67,6 +70,7 @@ class PostgresLimits(Part):
                 held = slots_held(db.execute(sql["holders"])) if unused else {}
                 gone = [id for id in unused if id not in held]
                 db.execute(sql["drop_buckets"], (gone,))
-                return len(gone)
+            self.ring_limits(db, opened)
+            return len(gone)
 
         return self._state.append(sweep)

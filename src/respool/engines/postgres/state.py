@@ -64,7 +64,7 @@ class PostgresState(PostgresLooks, PostgresLimits):
     add_partitions: Callable[..., None]
     forget_ahead: Callable[[], None]
     read_ahead: Callable[[Batch, Reads, Change], None]
-    ring_done: Callable[[Executes, Sequence[tuple[int, int]]], Any]
+    ring_written: Callable[[Executes, Change], Any]
     note_rung: Callable[[int], None]
     note_claim: Callable[[], None]
 
@@ -100,7 +100,7 @@ class PostgresState(PostgresLooks, PostgresLimits):
                 if reads.due and not reads.bare:
                     self.read_ahead(batch, reads, change)
                 # The last of it: what it holds to see whether anybody waits, nobody else can raise as a flag.
-                rung = self._ring_settled(batch, change)
+                rung = self.ring_written(batch, change)
             if rung is not None:
                 self.note_rung(rung.rowcount)
         except Lost as lost:
@@ -138,7 +138,7 @@ class PostgresState(PostgresLooks, PostgresLimits):
                 id, group, owner, _, spans, *_ = lease_row(reads.group, known)
                 batch.execute(self._sql["lease_is"], (id, group, owner, spans))
                 commit = self._commit(batch, reads.group, change)
-                rung = self._ring_settled(batch, change)
+                rung = self.ring_written(batch, change)
             if rung is not None:
                 self.note_rung(rung.rowcount)
         except (psycopg.Error, Lost) as error:
@@ -183,11 +183,6 @@ class PostgresState(PostgresLooks, PostgresLimits):
         """Write what was decided, and commit: all that is sent behind it are hints."""
         write_change(batch, self._sql, group, change)
         return batch.execute(b"COMMIT")
-
-    def _ring_settled(self, batch: Batch, change: Change) -> Reply | None:
-        """Ring for those who wait for what is settled."""
-        settled = [(entry.lo, entry.hi) for entry in change.journal]
-        return self.ring_done(batch, settled) if settled else None
 
     def read(self, db: Executes, reads: Reads, sync: Callable[[], None]) -> tuple[View, GapsFound]:
         """Read what a decision wants to see, in the transaction that is open and has locked the group."""

@@ -667,6 +667,14 @@ DELETE FROM respool.waiting WHERE grp = %s AND bucket = ANY (%s);
 -- name: slots_freed
 UPDATE respool.waiting SET next = 0 WHERE bucket = ANY (%s) AND next IS NULL;
 
+-- name: ring_waiting
+-- Notify, where a flag of workers is up, those that serve groups of which records wait for one of these.
+SELECT pg_notify(%s, 'log ' || waits.log) FROM (
+    SELECT min(l.id) AS log
+    FROM respool.waiting w JOIN respool.grp g ON g.id = w.grp JOIN respool.log l ON l.stream = g.stream
+    WHERE w.bucket = ANY (%s) GROUP BY l.stream) AS waits
+WHERE NOT (SELECT bool_and(pg_try_advisory_xact_lock_shared(%s, flag)) FROM generate_series(0, %s) AS flag);
+
 -- name: open_buckets
 UPDATE respool.waiting SET next = 0 WHERE bucket = ANY (%s);
 

@@ -162,13 +162,11 @@ class PostgresWork:
                 return False
             if change.calls:
                 change.count("calls refused: id taken", self._append_calls(db, pipeline, change.calls))
-            settled = [(entry.lo, entry.hi) for entry in change.journal]
             write_change(db, self._connection.sql, reads.group, change)
             self._committing = True
             db.execute("COMMIT")
-            if settled:
-                pipeline.sync()
-                rung = engine.ring_done(db, settled)
+            pipeline.sync()
+            rung = engine.ring_written(db, change)
         if rung is not None:
             engine.note_rung(rung.rowcount)
         return True

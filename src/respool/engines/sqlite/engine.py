@@ -136,7 +136,7 @@ class SQLiteEngine(
         return self._connect("reader", synced=False)
 
     @property
-    def bell(self) -> Doorbell:
+    def bell(self) -> Doorbell:  # type: ignore[override]
         """The doorbell beside the file."""
         if self._bell is None:
             self._bell = Doorbell(self.run_folder)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ...delivery.limits import Limit
-from ...delivery.model import Bucket
+from ...delivery.model import Bucket, Change
 from ..columns import FIRST_BUCKET, slots_held, with_a_slot_free
+from .bell_page import Kind
+from .doorbell import Doorbell
 from .part import Part
 from .sql import SQL
 
@@ -15,7 +17,24 @@ from .sql import SQL
 class SQLiteLimits(Part):
     """What limits let in."""
 
+    bell: Doorbell
+    ring: Callable[..., None]
     _waits_seen: int = FIRST_BUCKET
+
+    def ring_limits(self, buckets: Sequence[int]) -> None:
+        """Wake workers that sleep and serve a group of which records wait for one of these buckets."""
+        if not buckets or not self.bell.asleep(Kind.WORKER):
+            return
+        with self._reader.lock, self._reader.reading() as db:
+            logs = [log for (log,) in db.execute(SQL["logs_waiting"], (json.dumps(list(buckets)),))]
+        for log in logs:
+            self.ring(log, everyone=True)
+
+    def ring_freed(self, change: Change) -> None:
+        """Wake workers that sleep and serve records for which something is free now, by what was written."""
+        for log in change.freed_logs():
+            self.ring(log, everyone=True)
+        self.ring_limits(change.freed_buckets())
 
     def limited(self, group: int, most: int) -> int:
         """Return how many records wait for limits, counted up to `most`."""
@@ -34,10 +53,12 @@ class SQLiteLimits(Part):
                 return
         with self._writer.lock, self._writer.writing() as db:
             db.execute("BEGIN IMMEDIATE")
-            for (one,) in db.execute(SQL["declared"], (rule, *limit)).fetchall():
+            changed = [one for (one,) in db.execute(SQL["declared"], (rule, *limit)).fetchall()]
+            for one in changed:
                 db.execute(SQL["declare"], (one, *limit))
                 db.execute(SQL["open_bucket"], (one,))
             db.execute("COMMIT")
+        self.ring_limits(changed)
 
     def sweep_limits(self, before: float, limit: int) -> int:
         """Forget buckets that are full and were not used since, at most `limit`."""
@@ -57,4 +78,5 @@ class SQLiteLimits(Part):
             gone = [(one,) for one in unused if one not in held]
             db.executemany(SQL["drop_bucket"], gone)
             db.execute("COMMIT")
+        self.ring_limits(opened)
         return len(gone)

@@ -27,6 +27,7 @@ class SQLiteState(SQLiteLooks, SQLiteLimits):
             answer = decide(read_view(db, reads), change)
             write_change(db, reads.group, change)
             db.execute("COMMIT")
+        self.ring_freed(change)
         return answer
 
     def look(self, reads: Reads, decide: Callable[[View, Change], Any]) -> Any:

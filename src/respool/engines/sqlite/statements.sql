@@ -425,6 +425,10 @@ DELETE FROM waiting WHERE grp = ?1 AND bucket = ?2;
 -- name: slot_freed
 UPDATE waiting SET next = 0 WHERE bucket = ?1 AND next IS NULL;
 
+-- name: logs_waiting
+SELECT min(log.id) FROM waiting JOIN grp ON grp.id = waiting.grp JOIN log ON log.stream = grp.stream
+WHERE waiting.bucket IN (SELECT value FROM json_each(?1)) GROUP BY log.stream;
+
 -- name: open_bucket
 UPDATE waiting SET next = 0 WHERE bucket = ?1;
 

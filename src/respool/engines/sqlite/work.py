@@ -26,6 +26,7 @@ class SQLiteWorks:
 
     _connect: Callable[..., Connection]
     options: Any
+    ring_freed: Callable[[Change], None]
 
     def begin_work(self, fence: tuple[int, int]) -> SQLiteWork:
         """Begin a transaction for a run's own work. Raises LeaseLost."""
@@ -39,7 +40,7 @@ class SQLiteWorks:
                 db.execute("ROLLBACK")
         if not held:
             raise LeaseLost("this run's lease is another worker's by now: its transaction was not begun")
-        return SQLiteWork(connection)
+        return SQLiteWork(connection, self.ring_freed)
 
 
 class SQLiteWork:
@@ -47,8 +48,8 @@ class SQLiteWork:
 
     exclusive = True
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, ring_freed: Callable[[Change], None]) -> None:
+        self._connection, self._ring_freed = connection, ring_freed
         self._committing = False
         connection.db.set_commit_hook(lambda: not self._committing)  # True: it is rolled back instead
 
@@ -90,6 +91,7 @@ class SQLiteWork:
                 refused = error
         if refused is not None:
             raise refused
+        self._ring_freed(change)
         return True
 
     def roll_back(self) -> None:
