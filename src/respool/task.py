@@ -81,7 +81,9 @@ class Task(Generic[P, R]):
         self.unique = (
             None
             if options["unique"] is None
-            else Unique(name, fn, bool(options["bind"]), options.values, self.codec.encode)
+            else Unique(
+                name, fn, bool(options["bind"]), options.values, self.codec.encode, self.parameters.plain
+            )
         )
         functools.update_wrapper(self, fn, updated=())
         self.priority: int | None = options["priority"]
@@ -428,7 +430,8 @@ class Task(Generic[P, R]):
         if self.key_of is not None and meta.key is None:
             meta = self._keyed(meta, args, kwargs)
         if self.unique is not None:
-            return self._send_unique(self.unique, args, kwargs, body, meta, queue, id)
+            taken = self.unique.key(self.app.name, args, kwargs, checked)
+            return self._send_unique(self.unique, taken, body, meta, queue, id)
         to = self.queue if queue is None else self._queue_name(queue)
         return self.app.sender.call(to, self.name, body, meta, id, self.offload_over)
 
@@ -439,15 +442,13 @@ class Task(Generic[P, R]):
     def _send_unique(
         self,
         rule: Unique,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        key: str,
         body: bytes,
-        meta: Meta | None,
+        meta: Meta,
         queue: str | Queue | None,
         id: Id | None,
     ) -> handles.AsyncResult[R]:
         """Append a call unless there is one like it."""
-        meta, key = meta or self._default_meta(), rule.key(self.app.name, args, kwargs)
         if rule.on_duplicate == "replace":
             due = meta.due
             if due is None and rule.debounce is not None:

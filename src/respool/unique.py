@@ -11,6 +11,8 @@ import hashlib
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from .callkeys import CallKey
@@ -19,7 +21,7 @@ from .delivery.seek import came_past
 from .delivery.spans import Span, find
 from .engines import public_id
 from .engines.turns import GRACE, limited
-from .errors import DuplicateCall, EngineUnavailable
+from .errors import DuplicateCall, EngineUnavailable, Refused
 from .record import id_text
 from .result import AsyncResult
 from .states import state_name
@@ -43,6 +45,7 @@ class Unique:
         bound: bool,
         options: Mapping[str, Any],
         encode: Callable[[Any, str], bytes],
+        plain: Callable[[str, Any], Any],
     ) -> None:
         self.task = task
         self.while_pending = options["unique_until"] == "started"
@@ -52,20 +55,56 @@ class Unique:
         by = options["unique"]
         self._by_arguments, self._encode = by is True, encode
         self._key = None if by in (True, "function") else CallKey(f"task {task}: unique", by, fn, bound)
+        self._plain = plain
         parameters = list(inspect.signature(fn).parameters.values())[bound:]
-        self._signature = inspect.Signature(parameters)
+        self._signature = None if options["batch"] else inspect.Signature(parameters)
 
-    def key(self, app: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-        """Return what the call takes. Raises BadArguments where a key function does not give one."""
+    def key(
+        self, app: str, args: Sequence[Any], kwargs: Mapping[str, Any], checked: tuple[Any, dict[str, Any]]
+    ) -> str:
+        """Return what the call takes. Raises BadArguments where a key function does not give one.
+
+        Parameters:
+            checked: the arguments as the plain data that is sent.
+        """
         rest = ""
         if self._by_arguments:
-            given = self._signature.bind(*args, **kwargs)
-            given.apply_defaults()
-            encoded = self._encode([[name, value] for name, value in given.arguments.items()], "args")
-            rest = hashlib.blake2b(encoded, digest_size=16).hexdigest()
+            rest = self._of_arguments(*checked)
         elif self._key is not None:
             rest = self._key.of(args, kwargs)
         return f"{app}/{self.task}/{rest}"
+
+    def _of_arguments(self, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
+        """Return what equal arguments have in common, by whichever way they are given."""
+        given: Mapping[Any, Any] = {**dict(enumerate(args)), **kwargs}
+        if self._signature is not None:  # what a batch takes has no names
+            given = self._signature.bind(*args, **kwargs).arguments
+        digest = hashlib.blake2b(digest_size=16)
+        for name, value in given.items():
+            encoded = self._encode(self._in_order(value), "args")
+            if encoded != self._defaults.get(name):  # as if it had been left out
+                for part in (str(name).encode(), encoded):
+                    digest.update(len(part).to_bytes(8, "big") + part)
+        return digest.hexdigest()
+
+    def _in_order(self, value: Any) -> Any:
+        """Return plain data with the keys of its dicts in order: they are equal whatever that was."""
+        if isinstance(value, dict):
+            keys = sorted(value, key=lambda key: self._encode(key, "args"))
+            return {key: self._in_order(value[key]) for key in keys}
+        if isinstance(value, list | tuple):
+            return [self._in_order(item) for item in value]
+        return value
+
+    @cached_property
+    def _defaults(self) -> dict[str, bytes]:
+        """The defaults, encoded; without those that cannot be, for nobody can send them."""
+        found: dict[str, bytes] = {}
+        for name, parameter in ({} if self._signature is None else self._signature.parameters).items():
+            if parameter.default is not parameter.empty:
+                with suppress(Refused):
+                    found[name] = self._encode(self._in_order(self._plain(name, parameter.default)), "args")
+        return found
 
 
 def send(

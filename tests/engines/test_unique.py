@@ -6,9 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import date
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.engines.kits import KITS, EngineKit
 from tests.engines.test_conformance import finish, grant
@@ -209,6 +213,86 @@ def test_by_arguments_until_done(make_app: Callable[..., App]) -> None:
     work(app)
     assert sorted(ran) == [("a", 1), ("b", 1), ("c", 1)]
     assert build.delay("a") != first, "it has ended"
+
+
+class Color(Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+@dataclass
+class Point:
+    name: str
+    tags: set[str] = field(default_factory=set)
+
+
+class Doc(msgspec.Struct):
+    point: Point
+    words: dict[str, Any] = {}
+
+
+MISSING: Any = object()
+"""No one can send it."""
+
+
+def test_declared_arguments_are_compared_as_they_are_sent(make_app: Callable[..., App]) -> None:
+    app, ran = make_app(), []
+
+    @app.task(unique=True)
+    def draw(
+        point: Point, doc: Doc | None = None, color: Color = Color.RED, *more: date, at: Any = MISSING
+    ) -> None:
+        ran.append((point, doc, color, more))
+
+    @app.task(unique=True, batch=10)
+    def both(items: list[tuple[Point, Color]]) -> list[None]:
+        ran.extend(items)
+        return [None] * len(items)
+
+    @app.task(unique=lambda point: point.name)
+    def named(point: Point) -> None: ...
+
+    @app.task(unique=True, debounce=0.001)
+    def last(point: Point) -> None: ...
+
+    tags = {"a", "b", "c"}
+    first = draw.delay(Point("a", tags), Doc(Point("b"), {"x": 1, "y": [{"p": 1, "q": 2}]}), Color.RED)
+    again = Doc(Point("b"), {"y": [{"q": 2, "p": 1}], "x": 1})
+    for same in (
+        draw.delay(Point("a", set(tags)), again),
+        draw.delay(point=Point("a", tags), doc=again, color=Color.RED),
+        draw.apply_async((Point("a", tags),), {"color": Color.RED, "doc": again}),
+    ):
+        assert same == first
+    others = [
+        draw.delay(Point("a", {"a"}), again),
+        draw.delay(Point("a", tags)),
+        draw.delay(Point("a", tags), again, Color.BLUE),
+        draw.delay(Point("a", tags), again, Color.RED, date(2026, 1, 31)),
+        draw.delay(Point("a", tags), Doc(Point("b"), {"x": 1, "y": [{"p": 2, "q": 1}]})),
+        draw.delay(Point("a", tags), again, at=None),
+    ]
+    assert len({each.id for each in (first, *others)}) == 7
+    pairs = both.apply_many([((Point("a"), color), {}) for color in (Color.RED, Color.RED, Color.BLUE)])
+    assert len({each.id for each in pairs}) == 2
+    assert named.delay(Point("a", {"x"})) == named.delay(Point("a"))
+    assert last.delay(Point("a")) != last.delay(Point("a")), "it replaces the first"
+    work(app)
+    assert next(each for each in ran if len(each) == 4) == (Point("a", tags), again, Color.RED, ())
+    assert len(ran) == 9
+
+
+def test_dicts_are_the_same_whatever_the_order_of_their_keys(make_app: Callable[..., App]) -> None:
+    app = make_app()
+
+    @app.task(unique=True)
+    def index(doc: Any, **more: Any) -> None: ...
+
+    first = index.delay({"a": 1, "b": [{"c": (1,), 2: None}]}, x=1, y={"p": 1, "q": 2})
+    assert index.delay({"b": [{2: None, "c": [1]}], "a": 1}, y={"q": 2, "p": 1}, x=1) == first
+    assert index.delay({"b": [{2: None, "c": [1]}], "a": 2}, y={"q": 2, "p": 1}, x=1) != first
+    assert index.delay([["a", 1]]) != index.delay({"a": 1})
+    assert index.delay(["b", "a"]) != index.delay(["a", "b"])
 
 
 def test_by_key_by_function_and_raise(make_app: Callable[..., App]) -> None:
@@ -517,7 +601,7 @@ def test_locks_of_what_has_ended_are_swept(make_app: Callable[..., App]) -> None
     assert app.engine.sweep_locks(time.time(), 100) == 0
     work(app)
     app.engine.sweep_locks(time.time(), 100)
-    key = build.unique.key(app.name, (1,), {})  # type: ignore[union-attr]
+    key = build.unique.key(app.name, (1,), {}, ((1,), {}))  # type: ignore[union-attr]
     assert key.startswith(keys)
     assert app.engine.lock_of(key) is None
 

@@ -312,7 +312,7 @@ class UniqueMachine(RuleBasedStateMachine):
         for (task, key), pos in self.locks.items():
             rule_ = self.tasks[task].unique
             assert rule_ is not None
-            text = rule_.key("shop", (key, 0), {})
+            text = rule_.key("shop", (key, 0), {}, ((key, 0), {}))
             lock = self.engine.lock_of(text)
             assert lock is not None
             assert lock.placed

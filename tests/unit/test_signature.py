@@ -737,3 +737,28 @@ def test_a_value_of_another_type_is_refused_or_arrives_as_declared(data: st.Data
         assert inspect.cleandoc(str(error)).startswith("run(): argument 'x'")  # noqa: PT017 - the other way is fine
     else:
         assert got == value or hint == other or isinstance(value, tuple)
+
+
+@pytest.mark.parametrize(
+    ("hint", "value"),
+    [
+        (Point | None, Point(1)),
+        (Color | None, Color.RED),
+        (Movie | None, {"name": "x"}),
+        (list[Point] | None, [Point(1)]),
+        (Annotated[Point | None, "where"], Point(1)),
+        (NewType("Maybe", Point | None) | int, Point(1)),  # type: ignore[valid-newtype, operator]
+        (Point, Point(1)),
+        (int | None, 7),
+    ],
+)
+def test_what_is_none_by_default_may_be_declared_so_too(hint: Any, value: Any) -> None:
+    def run(x: Any = None) -> None: ...
+
+    run.__annotations__ = {"x": hint}
+    sig = Signature(run, bound=False, name="run")
+    assert crosses(sig, value) == ([value], {})
+    assert crosses(sig, None) == ([None], {})
+    assert crosses(sig) == ([], {})
+    with pytest.raises(BadArguments, match=r"should be .*, got b'no'"):
+        sig.check((b"no",), {})

@@ -39,7 +39,10 @@ class Mismatch(Exception):
 
 
 class Kind(NamedTuple):
-    """A compiled annotation. `exact`: types that pass both ways. `identity`: receiving changes nothing."""
+    """A compiled annotation. `exact`: types that pass both ways. `identity`: receiving changes nothing.
+
+    `members`: of a union.
+    """
 
     name: str
     send: Convert
@@ -47,6 +50,7 @@ class Kind(NamedTuple):
     exact: frozenset[type] = frozenset()
     identity: bool = False
     is_any: bool = False
+    members: tuple[Any, ...] = ()
 
 
 def same(value: Any) -> Any:
@@ -222,7 +226,8 @@ def union(name: str, kinds: list[Kind]) -> Kind:
         return ANY
     name = name or " | ".join(kind.name for kind in kinds)
     exact = frozenset[type]().union(*(kind.exact for kind in kinds))
-    member = [kind for kind in kinds if type(None) not in kind.exact]
+    each: list[Kind] = [one for kind in kinds for one in (kind.members or (kind,))]
+    member = [kind for kind in each if kind.exact != {type(None)}]
     identity = all(kind.identity for kind in kinds)
 
     def accepting(value: Any) -> tuple[int, Any]:
@@ -266,7 +271,7 @@ def union(name: str, kinds: list[Kind]) -> Kind:
             raise Mismatch(name, value)
         return received
 
-    return Kind(name, send, receive, exact, identity)
+    return Kind(name, send, receive, exact, identity, members=tuple(each))
 
 
 def _literal(name: str, values: tuple[Any, ...]) -> Kind:

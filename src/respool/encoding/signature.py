@@ -93,6 +93,11 @@ class Signature:
             return args, kwargs
         return self._walk(args, kwargs, "send")
 
+    def plain(self, name: str, value: Any) -> Any:
+        """Return one argument, by its parameter's name, as `check` returns it. Raises BadArguments."""
+        named = (each for each in (*self._positional, *self._by_keyword.values()) if each.name == name)
+        return self._pass(next(named), "", value, "send")
+
     def convert(self, args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         """Return decoded arguments as the types that the function declares.
 
@@ -250,7 +255,7 @@ def _parameters(fn: Callable[..., Any], bound: bool, name: str) -> list[_Paramet
 
 def _parameter(parameter: inspect.Parameter, hint: Any) -> _Parameter:
     kind = ANY if hint is _EMPTY else kind_of(hint)
-    if parameter.default is None:
+    if parameter.default is None and type(None) not in kind.exact:
         kind = union("", [kind, kind_of(None)])  # `x: int = None` is common, and wrong only to a type checker
     variadic = parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     required = parameter.default is _EMPTY and not variadic
