@@ -28,7 +28,7 @@ from .errors import ConfigError, UnknownName
 from .location import locate
 from .misspelt import suggests
 from .opened import Opened, open_log
-from .options import TaskOptions, check_defaults, check_limit, limit_of, task_options
+from .options import OF_CALLS, TaskOptions, check_defaults, check_limit, limit_of, task_options
 from .payloads import Payloads
 from .pressure import UNSAID, declared_terms, lag
 from .record import first_pos, parse_id
@@ -67,7 +67,9 @@ class App:
     5
     """
 
-    def __init__(self, name: str, url: str | None = None, **options: Any) -> None:
+    def __init__(self, name: str = "", url: str | None = None, **options: Any) -> None:
+        if name == "":
+            raise ConfigError("an app needs a name, that of its project: App('shop')")
         self.name = check_name("app", name)
         self.settings = settings(options)
         check_defaults(self.settings["task_defaults"])
@@ -129,8 +131,10 @@ class App:
         self.tasks.update(dict.fromkeys((name, *checked["aliases"]), task))
         return task
 
-    def _task_options(self, options: Mapping[str, Any], what: str) -> TaskOptions:
+    def _task_options(self, options: Mapping[str, Any], what: str, *, events: bool = False) -> TaskOptions:
         defaults = {"result_ttl": self.settings["result_ttl"], **self.settings["task_defaults"]}
+        if events:
+            defaults = {name: value for name, value in defaults.items() if name not in OF_CALLS}
         return task_options(options, defaults, self.settings["max_deliveries"], what)
 
     @suggests("queue option")
@@ -170,12 +174,13 @@ class App:
         Raises: DeclarationConflict where it is declared otherwise here; on first use, where it was
             created otherwise.
         """
+        check_name("queue", name)
         terms = declared_terms(name, max_pending, when_full, max_pending_wait)
         given = {"rate_limit": rate_limit, "rate_burst": rate_burst, "max_concurrency": max_concurrency}
         limit = limit_of(check_limit(given, f"queue {name}"), f"queue {name}")
         kept = UNSET if retention is UNSET else stored_retention(retention)
         count = queue_partitions(name, ordered, partitions)
-        queue = self.queues.get(name) or Queue(self, check_name("queue", name))
+        queue = self.queues.get(name) or Queue(self, name)
         queue.take_in(kept, ordered, count, limit, terms)
         queue.declared = True
         self.queues[name] = queue
@@ -260,13 +265,14 @@ class App:
         Raises: DeclarationConflict where it is declared otherwise here; on first use, where it was
             created otherwise. ConfigError, on first use, where the engine has no such streams.
         """
+        check_name("stream", name)
         check_foreign(name, foreign=foreign, codec=codec, key=key, cloudevents=cloudevents)
         count = stream_partitions(name, key, partitions)
         kept = UNSET if retention is UNSET else stored_retention(retention)
         over = self.payloads.over(None if offload_over is None else size(offload_over, "offload_over"))
         handle = StreamHandle(
             self,
-            check_name("stream", name),
+            name,
             key,
             count,
             serializer,
@@ -292,8 +298,8 @@ class App:
     ) -> Task[Any, Any]:
         """Register a function for a group of a stream; see `StreamHandle.subscribe`."""
         name = task_name(fn, options.get("name"), "subscribe")
-        group = check_name("group", group or name)
-        checked = self._task_options(options, f"subscription {name}")
+        group = check_name("group", name if group is None else group)
+        checked = self._task_options(options, f"subscription {name}", events=True)
         check_subscription(name, stream, checked, ordered=ordered)
         if group in self.subscriptions:
             raise ConfigError(
@@ -359,8 +365,8 @@ class App:
                 handle = self.stream_handles[name]
                 return opened.create_stream(kind, "", name, handle.partitions, handle.settings)
         if kind == "queue":
-            raise UnknownName("queue", name, self.queues, f"declare it: app.queue({name!r})")
-        raise UnknownName("stream", name, self.stream_handles, f"declare it: app.stream({name!r})")
+            raise UnknownName("queue", name, self.queues, otherwise=f"declare it: app.queue({name!r})")
+        raise UnknownName("stream", name, self.stream_handles, otherwise=f"declare it: app.stream({name!r})")
 
     def main_of(self, queue: str) -> Group:
         """Return the group that runs a queue's calls."""

@@ -11,12 +11,6 @@ from .errors import ConfigError, UnknownName
 from .units import duration, size
 
 
-def _flag(value: object, what: str) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise ConfigError(f"{what}: {value!r} is neither True nor False")
-
-
 def _text(value: object, what: str) -> str:
     if isinstance(value, str) and value:
         return value

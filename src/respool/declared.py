@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .delivery.limits import Limit
 from .errors import ConfigError, DeclarationConflict
-from .options import out_of_order
+from .options import OF_CALLS, OPTIONS, flag, out_of_order, text
 from .pressure import UNSAID
 from .retention import UNSET, shown_age
 
@@ -83,10 +83,12 @@ class Subscription:
 
 def check_subscription(name: str, stream: StreamHandle, options: TaskOptions, *, ordered: bool) -> None:
     """Raise ConfigError for options that a subscription to this stream cannot have."""
-    for option in ("key", "priority"):
-        if options[option] is not None:
-            raise ConfigError(f"subscription {name}: {option}= is of calls; an event has its stream's")
-    if ordered and (excluded := out_of_order(options)) is not None:
+    for option in OF_CALLS:
+        if options[option] != OPTIONS[option].default:
+            raise ConfigError(
+                f"subscription {name}: {option}= is of calls, and says nothing of the events of a stream"
+            )
+    if flag(ordered, f"subscription {name}: ordered") and (excluded := out_of_order(options)) is not None:
         raise ConfigError(
             f"subscription {name}: ordered and {excluded} exclude each other: events of a key come one by one"
         )
@@ -112,6 +114,7 @@ def check_task(task: Task[Any, Any], queue: Queue | None) -> None:
 
 def queue_partitions(name: str, ordered: bool, given: int | None) -> int:
     """Return how many partitions a queue is to have. Raises ConfigError."""
+    flag(ordered, f"queue {name}: ordered")
     if given is None:
         return KEYED_PARTITIONS if ordered else 1
     if not isinstance(given, int) or isinstance(given, bool) or not 0 < given <= MAX_PARTITIONS:
@@ -123,15 +126,19 @@ def queue_partitions(name: str, ordered: bool, given: int | None) -> int:
 
 def stream_partitions(name: str, key: str | None, given: int | None) -> int:
     """Return how many partitions a stream is to have. Raises ConfigError."""
+    if key is not None:
+        text(key, f"stream {name}: key")
     if given is None:
         return 1 if key is None else KEYED_PARTITIONS
-    if not isinstance(given, int) or not 0 < given <= MAX_PARTITIONS:
+    if not isinstance(given, int) or isinstance(given, bool) or not 0 < given <= MAX_PARTITIONS:
         raise ConfigError(f"stream {name}: partitions={given!r} is not a number from 1 to {MAX_PARTITIONS}")
     return given
 
 
 def check_foreign(name: str, *, foreign: bool, codec: Any, key: str | None, cloudevents: bool) -> None:
     """Raise ConfigError for options that a stream which others write cannot have, or which only that has."""
+    flag(foreign, f"stream {name}: foreign")
+    flag(cloudevents, f"stream {name}: cloudevents")
     if codec is not None and not (foreign and callable(getattr(codec, "decode", None))):
         raise ConfigError(f"stream {name}: codec= is for foreign=True, an object with decode(bytes)")
     if foreign and (key is not None or cloudevents):
@@ -142,6 +149,7 @@ def task_name(fn: Callable[..., Any], given: Any, where: str) -> str:
     """Return the name under which a function's calls are recorded. Raises ConfigError where it has none."""
     if not callable(fn):
         raise ConfigError(f"{where}: {fn!r} is not a function")
+    given = OPTIONS["name"].check(given, f"{where}: name")
     name: str = given or getattr(fn, "__name__", "<nameless>")
     if name.startswith("<") and not given:
         raise ConfigError(

@@ -54,13 +54,26 @@ class ConfigError(RespoolError):
 
 
 class UnknownName(ConfigError):
-    """A name that nothing was declared under. The message suggests the nearest one, or says `instead`."""
+    """A name that nothing was declared under. The message suggests the nearest one, or says `instead`.
+
+    `hint` is always said, `otherwise` where no name is near.
+    """
 
     def __init__(
-        self, kind: str, name: str, known: Iterable[str], hint: str = "", *, instead: str = ""
+        self,
+        kind: str,
+        name: str,
+        known: Iterable[str],
+        hint: str = "",
+        *,
+        instead: str = "",
+        otherwise: str = "",
     ) -> None:
         self.kind, self.name, self.known = kind, name, sorted(known)
-        told = f"unknown {kind} {name!r}" + (f": {instead}" if instead else suggest(name, self.known))
+        near = suggest(name, self.known)
+        told = f"unknown {kind} {name!r}" + (f": {instead}" if instead else near)
+        if "did you mean" not in near:
+            hint = hint or otherwise
         if name in self.known:
             told = f"{kind} {name!r} is there, but {_NOT_HERE.get(kind, 'not here')}"
         super().__init__(f"{told}{hint and f' ({hint})'}")
@@ -276,14 +289,14 @@ def _of_one_word(name: str, known: Iterable[str]) -> list[str]:
     return sorted(each for each, short, long in pairs if len(short) > 2 and short in long)[:10]
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
+def suggest(name: object, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?`, or the known names where none is near (at most ten).
 
     Near are the one that is written alike, else those that contain the word, or are contained in it.
     """
     import difflib
 
-    known = list(known)
+    known, name = list(known), name if isinstance(name, str) else repr(name)
     near = difflib.get_close_matches(name, known, n=1) or _of_one_word(name, known)
     if len(near) > 1:
         return f"; did you mean one of: {', '.join(near)}?"

@@ -121,7 +121,8 @@ def _positive(value: Any, what: str) -> float:
     return seconds
 
 
-def _flag(value: object, what: str) -> bool:
+def flag(value: object, what: str) -> bool:
+    """Return what is True or False. Raises ConfigError for all else."""
     if isinstance(value, bool):
         return value
     raise ConfigError(f"{what}: {value!r} is neither True nor False")
@@ -134,7 +135,8 @@ def _backoff(value: Any, what: str) -> float:
     return duration(value, what)
 
 
-def _text(value: object, what: str) -> str:
+def text(value: object, what: str) -> str:
+    """Return a short text that can be printed. Raises ConfigError for all else."""
     if isinstance(value, str) and value and len(value) <= 200 and value.isprintable():
         return value
     raise ConfigError(f"{what}: {value!r} is not printable text of 1 to 200 characters")
@@ -168,7 +170,7 @@ def _one_of(*names: str) -> Callable[[Any, str], str]:
 def _texts(value: object, what: str) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, tuple | list):
         raise ConfigError(f"{what}: {value!r} is not a list of names")
-    return tuple(_text(each, what) for each in value)
+    return tuple(text(each, what) for each in value)
 
 
 def priority(value: object, what: str) -> int:
@@ -206,10 +208,10 @@ class Option(NamedTuple):
 
 
 OPTIONS: dict[str, Option] = {
-    "bind": Option(_flag, False, "the function's first argument is the task: self.request, self.retry()"),
-    "name": Option(_maybe(_text), None, "what calls are recorded under; default: the function's name"),
+    "bind": Option(flag, False, "the function's first argument is the task: self.request, self.retry()"),
+    "name": Option(_maybe(text), None, "what calls are recorded under; default: the function's name"),
     "aliases": Option(_texts, (), "former names, still run by this task"),
-    "queue": Option(_text, "default", "the queue its calls go to"),
+    "queue": Option(text, "default", "the queue its calls go to"),
     "key": Option(
         _maybe(_key_option),
         None,
@@ -229,18 +231,18 @@ OPTIONS: dict[str, Option] = {
     ),
     "retry_backoff": Option(_backoff, 1.0, "first step of the exponential backoff, in seconds"),
     "retry_backoff_max": Option(duration, 600.0, "the backoff's longest step"),
-    "retry_jitter": Option(_flag, True, "spread retries at random over the backoff's step"),
+    "retry_jitter": Option(flag, True, "spread retries at random over the backoff's step"),
     "time_limit": Option(_maybe(_positive), None, "seconds after which the run is killed and has failed"),
     "soft_time_limit": Option(
         _maybe(_positive), None, "seconds after which SoftTimeLimitExceeded is raised in it"
     ),
-    "ignore_result": Option(_flag, False, "do not store what it returns"),
+    "ignore_result": Option(flag, False, "do not store what it returns"),
     "result_ttl": Option(
         _maybe(duration), None, "how long its outcomes are kept; None: as long as the record"
     ),
     "expires": Option(_maybe(_positive), None, "seconds after which an unstarted call is revoked"),
     "throws": Option(_errors, (), "errors that are expected: FAILURE, but no dead letter"),
-    "acks_late": Option(_flag, True, "False: a call is never run twice, even if its process died"),
+    "acks_late": Option(flag, True, "False: a call is never run twice, even if its process died"),
     "max_deliveries": Option(
         _maybe(_at_least_one), None, "runs that may end with the death of their process"
     ),
@@ -300,8 +302,15 @@ OPTIONS: dict[str, Option] = {
         None,
         "seconds without another like it before one runs; the last one replaces the others",
     ),
-    "serializer": Option(_maybe(_text), None, "msgpack (default for tasks), json (for streams) or pickle"),
+    "serializer": Option(_maybe(text), None, "msgpack (default for tasks), json (for streams) or pickle"),
 }
+
+
+OF_CALLS = (
+    *("aliases", "queue", "key", "priority", "expires", "serializer", "debounce"),
+    *("unique", "unique_until", "unique_for", "on_duplicate"),
+)
+"""Options that say how a task's calls are sent: a function that is called with events has none of them."""
 
 
 def limit_of(values: Mapping[str, Any], what: str) -> Limit | None:

@@ -235,13 +235,15 @@ class StreamHandle:
                 subscription first opens the log, or "earliest". Ignored where the group exists.
             ordered: events of one key are handled one by one and in order, retries included; those of
                 different keys side by side. Needs a stream with a key. Fixed when the group is made.
-            options: a task's options.
+            options: a task's options, less those that say how its calls are sent: `queue`, `key`, `priority`,
+                `expires`, `unique`, …
 
         >>> @events.subscribe(group="audit", start="earliest")  # doctest: +SKIP
         ... def audit(event): print(event)
         """
         if start not in ("earliest", "latest"):
-            raise UnknownName("start", start, ("earliest", "latest"))
+            from_then = f"respool groups create {group or 'GROUP'} --stream {self.name} --start 7d"
+            raise UnknownName("start", start, ("earliest", "latest"), f"of a moment: first {from_then}")
 
         def register(function: Callable[..., Any]) -> Any:
             return self.app.add_subscription(self, function, group, start, options, ordered=ordered)

@@ -104,7 +104,12 @@ REFUSED: list[tuple[Call, type[Exception], str]] = [
     (
         lambda app: app.tasks["echo"].apply_async((1,), queue="fsat"),
         UnknownName,
-        "unknown queue 'fsat'; did you mean 'fast'? (declare it: app.queue('fsat'))",
+        "unknown queue 'fsat'; did you mean 'fast'?",
+    ),
+    (
+        lambda app: app.tasks["echo"].apply_async((1,), queue="zzz"),
+        UnknownName,
+        "unknown queue 'zzz'; known: default, fast (declare it: app.queue('zzz'))",
     ),
     (
         lambda app: app.tasks["echo"].apply_async((1,), count_down=5),
@@ -180,6 +185,9 @@ DECLARED: list[tuple[Callable[[App], Any], type[Exception], str]] = [
     (lambda app: app.task(time_limit=0)(print), ConfigError, "time_limit"),
     (lambda app: App("c", url=3), ConfigError, "url is 3 (int), not text like 'sqlite:///"),  # type: ignore[arg-type]
     (lambda app: App(3), ConfigError, "3 cannot name an app"),  # type: ignore[arg-type]
+    (lambda app: App(), ConfigError, "an app needs a name, that of its project: App('shop')"),
+    (lambda app: app.queue("o", ordered="no"), ConfigError, "ordered: 'no' is neither True nor False"),
+    (lambda app: app.stream("s", key=3), ConfigError, "stream s: key: 3 is not printable text"),
     (
         lambda app: App("c", task_defaults={"max_retriez": 3}),
         UnknownName,
@@ -218,7 +226,84 @@ DECLARED: list[tuple[Callable[[App], Any], type[Exception], str]] = [
         UnknownName,
         "unknown start 'begin'",
     ),
+    (
+        lambda app: app.stream_handles["visits"].subscribe(print, start=NAIVE),
+        UnknownName,
+        "known: earliest, latest (of a moment: first respool groups create GROUP --stream visits --start",
+    ),
 ]
+
+
+def test_a_name_is_not_to_be_declared_where_it_is_a_misspelt_one(app: App) -> None:
+    for name, declares in (("fsat", False), ("zzz", True)):
+        with pytest.raises(UnknownName) as caught:
+            app.tasks["echo"].apply_async((1,), queue=name)
+        assert ("declare it" in str(caught.value)) == declares
+
+
+ODD = [3, 0, 1.5, True, False, "", "no", b"x", ["x"], {}, NAIVE, print, object()]
+FLAGS = [True, False]
+
+
+@pytest.mark.parametrize(
+    ("declare", "taken"),
+    [
+        (lambda app, odd: App(odd, url="sqlite:///:memory:"), ["no"]),
+        (lambda app, odd: app.queue(odd), ["no"]),
+        (lambda app, odd: app.queue("odd", ordered=odd), FLAGS),
+        (lambda app, odd: app.queue("odd", ordered=True, partitions=odd), [3]),
+        (lambda app, odd: app.queue("odd", max_pending=1, when_full=odd), []),
+        (lambda app, odd: app.stream(odd), ["no"]),
+        (lambda app, odd: app.stream(f"odd {odd!r}", key=odd), ["no"]),
+        (lambda app, odd: app.stream(f"odd {odd!r}", partitions=odd), [3]),
+        (lambda app, odd: app.stream("odd", serializer=odd), []),
+        (lambda app, odd: app.stream(f"odd {odd!r}", foreign=odd), FLAGS),
+        (lambda app, odd: app.stream(f"odd {odd!r}", cloudevents=odd), FLAGS),
+        (lambda app, odd: app.stream_handles["visits"].subscribe(print, group=odd), ["no"]),
+        (lambda app, odd: app.stream_handles["visits"].subscribe(print, name=odd), ["no"]),
+        (lambda app, odd: app.stream_handles["visits"].subscribe(print, start=odd), []),
+        (
+            lambda app, odd: app.stream_handles["visits"].subscribe(
+                lambda event: 0, name=f"n{odd!r}", ordered=odd
+            ),
+            FLAGS,
+        ),
+        (lambda app, odd: app.task(name=odd)(print), ["no"]),
+        *[(lambda app, odd, flag=flag: app.task(name=f"n{odd!r}", **{flag: odd})(lambda self: 0), FLAGS)
+          for flag in ("bind", "ignore_result", "acks_late", "retry_jitter")],
+        *[(lambda app, odd, text=text: app.task(name=f"n{odd!r}", **{text: odd})(lambda: 0), taken)
+          for text, taken in (("queue", ["no"]), ("serializer", []), ("on_dead", []), ("key", [print]))],
+    ],
+)  # fmt: skip
+def test_a_value_of_another_type_is_refused_where_it_is_declared(
+    declare: Callable[[App, Any], Any], taken: list[Any]
+) -> None:
+    """Not taken for what it might mean, such as ordered="no" for True, nor met by an error of Python's."""
+    app, found = App("shop", url="sqlite:///:memory:"), []
+    app.stream("visits", key="user")
+    for odd in ODD:
+        try:
+            declare(app, odd)
+        except ConfigError:
+            continue
+        found.append(odd)
+    assert [(type(each), each) for each in found] == [(type(each), each) for each in taken]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("queue", "fast"), ("key", "user"), ("priority", 5), ("aliases", ["old"]), ("expires", 60)),
+        *(("serializer", "msgpack"), ("unique", True), ("debounce", 5)),
+    ],
+)
+def test_a_subscription_has_no_options_of_calls(app: App, option: str, value: Any) -> None:
+    visits = app.stream_handles["visits"]
+    with pytest.raises(ConfigError, match=f"subscription seen: {option}= is of calls"):
+        visits.subscribe(print, name="seen", **{option: value})
+    with App("other", url="sqlite:///:memory:", task_defaults={option: value, "max_retries": 7}) as other:
+        seen = other.stream("visits").subscribe(lambda event: 0, name="seen")
+        assert seen.options["max_retries"] == 7, "the defaults that are of events, too"
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,7 @@ def services(app: App, queues: Sequence[str] | None, group: str | None) -> list[
     names = list(app.queues) if queues is None else list(queues)
     for name in names:
         if name not in app.queues:
-            raise UnknownName("queue", name, app.queues, f"declare it: app.queue({name!r})")
+            raise UnknownName("queue", name, app.queues, otherwise=f"declare it: app.queue({name!r})")
     runners = {name: Runner(task, event=False) for name, task in app.tasks.items()}
     in_order = {name: Runner(task, event=False, ordered=True) for name, task in app.tasks.items()}
     known = app.groups()
