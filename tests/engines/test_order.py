@@ -14,7 +14,7 @@ from respool.delivery.claim import Request, claim
 from respool.delivery.death import Cause, Suspect, bury_lease
 from respool.delivery.lapse import lapse
 from respool.delivery.model import LIMITED, WAITING, Change, Lease, NewCall, Parked, Settlement, Verdict, View
-from respool.delivery.order import Claimant, packed_keys
+from respool.delivery.order import Claimant, packed_keys, stopped_keys
 from respool.delivery.settle import give_back, settle
 from respool.delivery.spans import Span
 from respool.engines.base import Engine, ParkedFilter, Reads
@@ -184,6 +184,32 @@ def test_a_stopped_key_is_taken(engine: Engine) -> None:
     assert orders.places(orders.take(9)) == [2]
     assert orders.blocked() == 1
     assert orders.places(orders.take(9, now=NOW + 9)) == [0, 1]
+
+
+def test_partitions_of_which_all_is_stopped_are_not_looked_at(engine: Engine) -> None:
+    """Else each claim would look at all of them for nothing, under the group's lock."""
+    orders = Orders(engine, 8)
+    for n, key in enumerate("abcdefgh"):
+        orders.fill(key, partition=n)
+    lease = orders.take(9)
+    assert lease is not None
+    stopped = [Span(orders.pos(0, n), orders.pos(1, n), until=NOW + 9) for n in range(8)]
+    orders.settle(lease, [], limited=stopped, limited_as=7)
+    orders.fill("xf", partition=5)
+    for now, logs in ((NOW, 1), (NOW + 9, 8)):
+        reads = Reads(orders.main.id, positions=True, due=20, now=now, ordered=Claimant(1, 0, 20))
+        assert len(engine.look(reads, lambda view, change: view.order and view.order.claimed) or ()) == logs
+    assert orders.places(orders.take(9)) == [1]
+
+
+def test_keys_that_are_stopped_are_kept_from_claim_to_claim() -> None:
+    spans = [Span(0, 20_000)]
+    packed = packed_keys(spans, {pos: pos + 1 for pos in range(20_000)})
+    once, again = (
+        stopped_keys([Lease(1, WAITING, LIMITED, spans, keys=bytes(bytearray(packed)))]) for _ in range(2)
+    )
+    assert len(once) == 20_000
+    assert once is again, "read anew, and nothing was made of it anew"
 
 
 def test_what_was_given_back_bit_by_bit_comes_again_in_its_order(engine: Engine) -> None:

@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from .model import LIMITED, WAITING, Change, Lease, Parked, Position, View
-from .order import key_map, keys_of, packed_keys
+from .model import Change, Lease, Parked, Position, View
+from .order import is_stopped, key_map, keys_of, packed_keys, stopped_keys
 from .spans import Span, joined
 
 if TYPE_CHECKING:
     from .claim import Request
-
-
-def _is_stopped(lease: Lease, now: float) -> bool:
-    """Say whether a lease is of a task that is stopped: nobody's, but its keys wait with it."""
-    return lease.owner == WAITING and lease.child == LIMITED and lease.since > now
 
 
 def _firsts(leases: Sequence[Lease]) -> dict[int, int]:
@@ -55,16 +51,23 @@ class _Grant:
         self.bodies: dict[int, bytes] = {}
         self.taken: dict[int, set[int]] = {}  # by returned lease
         gone = {*change.dropped_leases, *(lease.id for lease in change.leases)}
-        now = [lease for lease in self.order.leases if lease.id not in gone] + change.leases
-        stopped = [lease for lease in now if _is_stopped(lease, request.now)]
-        self.returned = [lease for lease in now if not lease.owner and lease not in stopped]
+        now = [lease for lease in self.order.leases if lease.id not in gone]
+        stopped = [lease for lease in self.order.stopped if lease.id not in gone]
+        for lease in change.leases:
+            (stopped if is_stopped(lease, request.now) else now).append(lease)
+        self.returned = [lease for lease in now if not lease.owner]
         self.held = set().union(*(keys_of(lease) for lease in now if lease.owner))
-        self.stopped = _firsts(stopped)  # by key: the first that waits with its task, and all after it
+        self._stopped, self.stopped = stopped, stopped_keys(stopped)
         self.open: dict[int, int] = {}  # by key: open records that this lease does not have
         self.parked_now = {parked.pos: parked for parked in change.parked}
 
     def size(self) -> int:
         return len(self.keys)
+
+    @cached_property
+    def firsts(self) -> dict[int, int]:
+        """The first position of each key that waits with its task, and all after it."""
+        return _firsts(self._stopped)
 
     # What is open
 
@@ -118,7 +121,7 @@ class _Grant:
         """Return those of a key's open records that may go, in order; block what is due and may not."""
         stop = 0
         if key not in self.held:
-            first = self.stopped.get(key, math.inf)
+            first = self.firsts[key] if key in self.stopped else math.inf
             while stop < len(chain) and chain[stop].pos < first and self._may_go(chain[stop], due):
                 stop += 1
         for item in chain[stop:]:
@@ -161,7 +164,7 @@ class _Grant:
 
     def take_new(self, want: int) -> int:
         """Advance the cursors past what is granted; what lies between and may not go yet is blocked."""
-        busy = self.held | self.stopped.keys() | {key for key, more in self.open.items() if more}
+        busy = self.held | {key for key, more in self.open.items() if more}
         at = {position.log: position for position in self.view.positions}
         left = want
         for log in self.order.claimed:
@@ -179,7 +182,7 @@ class _Grant:
         quick = rows[:want]
         if not at.missing and quick[-1][0] - at.cursor == len(quick) - 1:
             keys = {pos: key or 0 for pos, key in quick}
-            if busy.isdisjoint(keys.values()):
+            if busy.isdisjoint(keys.values()) and self.stopped.isdisjoint(keys.values()):
                 self._grant_range(at, at.cursor, quick[-1][0] + 1, keys)
                 return len(quick)
         return self._pick(at, rows, want, busy)
@@ -200,7 +203,7 @@ class _Grant:
             if pos > following:
                 (gaps if at.missing else empty).append((following, pos))
             following = pos + 1
-            if key and key in busy:
+            if key and (key in busy or key in self.stopped):
                 if len(blocked) == room:
                     break
                 blocked.append(Parked(pos, "blocked", None, "", at=self.request.now, key=key))

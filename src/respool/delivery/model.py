@@ -231,10 +231,11 @@ NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
 class Ordering:
     """What a decision about an ordered group needs to know besides."""
 
-    __slots__ = ("ahead", "blocked", "claimed", "leases", "waiting")
+    __slots__ = ("ahead", "blocked", "claimed", "leases", "stopped", "waiting")
 
     def __init__(self) -> None:
-        self.leases: list[Lease] = []  # for a claim: all of the group
+        self.leases: list[Lease] = []  # for a claim: all of the group, but for …
+        self.stopped: list[Lease] = []  # … those whose tasks are stopped: nobody's, but their keys are taken
         self.claimed: list[int] = []  # for a claim: the logs that it may take from, those to begin with first
         self.ahead: dict[int, list[tuple[int, int | None]]] = {}  # by log: (position, key) from the cursor on
         self.waiting: dict[int, list[Parked]] = {}  # by key, in their order: what is parked and holds it up

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import chain, repeat
 from types import MappingProxyType
 
-from .model import LIMITED, Change, Lease, Parked, Position, View
+from .model import LIMITED, WAITING, Change, Lease, Parked, Position, View
 from .spans import Span, intersect, joined, subtract
 
 ROOM = 1000  # records of a partition that may be blocked; beyond that its cursor waits, visibly
@@ -40,6 +41,26 @@ def key_map(lease: Lease) -> dict[int, int]:
     keys = array("I")
     keys.frombytes(lease.keys)
     return dict(zip(_places(lease.spans), keys, strict=True))
+
+
+def is_stopped(lease: Lease, now: float) -> bool:
+    """Say whether a lease is of tasks that are stopped: nobody's, but its keys wait with it."""
+    return lease.owner == WAITING and lease.child == LIMITED and lease.since > now
+
+
+def stopped_keys(leases: Iterable[Lease]) -> frozenset[int]:
+    """Return the keys of leases whose tasks are stopped.
+
+    There may be many, and for long they are the same: so they are kept from one claim to the next.
+    """
+    return _united(tuple(lease.keys for lease in leases))
+
+
+@lru_cache(maxsize=2)
+def _united(packed: tuple[bytes, ...]) -> frozenset[int]:
+    keys = array("I")
+    keys.frombytes(b"".join(packed))
+    return frozenset(keys) - {0}
 
 
 def _places(spans: Iterable[Span]) -> Iterator[int]:
@@ -77,7 +98,7 @@ def choose(
     first, those among them that the claimant prefers, then beginning with another each turn.
 
     Parameters:
-        view: with positions, and all of the group's leases in its `order`.
+        view: with positions, and the group's leases in its `order`.
         due: logs in which something parked may be due. settled: leases that are settled in this transaction.
     """
     assert view.order is not None
@@ -98,31 +119,44 @@ def choose(
     )
 
 
-def enough(view: View, settled: Sequence[int], who: Claimant) -> bool:
-    """Say whether what was read so far fills a lease, as far as that can be told without deciding it."""
-    order = view.order
-    assert order is not None
-    busy = {*order.waiting}
-    for lease in order.leases:
-        if (lease.owner or lease.child == LIMITED) and lease.id not in settled:
-            busy |= keys_of(lease)
-    if not busy:
-        return sum(map(len, order.ahead.values())) >= who.want
-    left = {log: who.room - order.blocked.get(log, 0) for log in order.ahead}
-    return sum(_count_free(rows, busy, left[log]) for log, rows in order.ahead.items()) >= who.want
+class Filling:
+    """Counts what is read for a claim, and may be granted, as far as that can be told without deciding it.
 
+    Parameters:
+        view: with all of the group's leases in its `order`.
+        settled: leases that are settled in this transaction.
+    """
 
-def _count_free(rows: Iterable[tuple[int, int | None]], busy: set[int], room: int) -> int:
-    """Return how many records are of keys that are free, up to where the cursor waits for room (H13)."""
-    free = 0
-    for _, key in rows:
-        if key is None or key not in busy:
-            free += 1
-        elif room:
-            room -= 1
-        else:
-            break
-    return free
+    def __init__(self, view: View, settled: Sequence[int], who: Claimant) -> None:
+        assert view.order is not None
+        self._order, self._who = view.order, who
+        owned = [each for each in view.order.leases if each.owner and each.id not in settled]
+        self._taken = set[int]().union(*map(keys_of, owned)), stopped_keys(view.order.stopped)
+        self._free = 0
+
+    def enough(self, logs: Iterable[int]) -> bool:
+        """Take in what was read of some more logs; say whether all that was read fills a lease."""
+        self._free += sum(map(self._free_of, logs))
+        return self._free >= self._who.want
+
+    def _free_of(self, log: int) -> int:
+        """Return how many records are of keys that are free, up to where the cursor waits for room (H13)."""
+        rows = self._order.ahead.get(log, ())
+        keys = {key for _, key in rows}
+        busy = keys & self._order.waiting.keys()
+        for taken in self._taken:
+            busy |= keys & taken
+        if not busy:
+            return len(rows)
+        free, room = 0, self._who.room - self._order.blocked.get(log, 0)
+        for _, key in rows:
+            if key is None or key not in busy:
+                free += 1
+            elif room:
+                room -= 1
+            else:
+                break
+        return free
 
 
 def _held_by_others(

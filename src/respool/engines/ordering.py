@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from ..delivery.model import LIMITED, Ordering, Parked, Position, View
-from ..delivery.order import Claimant, asked_keys, choose, enough
+from ..delivery.model import Ordering, Parked, Position, View
+from ..delivery.order import Claimant, Filling, asked_keys, choose, is_stopped
 
 FEW = 1000
 """Parked records with a key that are read at once; where there are more, they are looked up by key."""
@@ -64,6 +64,7 @@ def read_order(
     settled: Sequence[int],
     due: Iterable[int],
     source: OrderSource,
+    now: float,
     *,
     at_once: int = 1,
     elsewhere: Elsewhere | None = None,
@@ -79,6 +80,10 @@ def read_order(
         elsewhere.tell_ends(view)
     order = view.order
     assert order is not None
+    order.stopped = [lease for lease in order.leases if is_stopped(lease, now)]
+    if order.stopped:
+        order.leases = [lease for lease in order.leases if not is_stopped(lease, now)]
+        view.returned = [lease for lease in order.leases if not lease.owner]
     due = set(due)
     few = source.keyed(FEW + 1)
     complete = len(few) <= FEW
@@ -88,11 +93,11 @@ def read_order(
         _enter(order, source.waiting(asked_keys(view)))
     offered = {parked.pos >> 40 for parked in view.due}  # of tasks that nobody knew so far
     logs = choose(view, due | offered, settled, who)
-    stopped = any(lease.child == LIMITED for lease in order.leases)
+    filling = Filling(view, settled, who)
     while logs:
         some = logs[: _filling([at for at, _ in logs[:at_once]], who.want)]
         logs = logs[len(some) :]
-        plain = not few and not stopped and not any(shared for _, shared in some)
+        plain = not few and not order.stopped and not any(shared for _, shared in some)
         limit = who.want if plain else who.want + who.room
         order.ahead.update((elsewhere or source).ahead(view, [at for at, _ in some], limit))
         for at, _ in some:
@@ -103,7 +108,7 @@ def read_order(
             _enter(order, source.waiting(asked_keys(view) - order.waiting.keys()))
         if few:
             order.blocked.update((at.log, source.blocked(at.log, who.room)) for at, _ in some)
-        if enough(view, settled, who):
+        if filling.enough(at.log for at, _ in some):
             return
 
 

@@ -158,7 +158,7 @@ def _complete(view: View, asked: dict[str, Any], reads: Reads, came: list[Lease]
     if reads.ordered is not None:
         due = [log for (log,) in asked["due_logs"].fetchall()]
         read_order(
-            *(view, reads.ordered, reads.leases, due, source),
+            *(view, reads.ordered, reads.leases, due, source, reads.now),
             at_once=PARTITIONS_AT_ONCE,
             elsewhere=reads.elsewhere,
         )

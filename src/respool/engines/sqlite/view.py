@@ -61,7 +61,7 @@ def read_view(db: Any, reads: Reads) -> View:
         view.limits = _read_limits(db, reads, view)
     if reads.ordered is not None:
         source = _Order(db, group, reads.now)
-        read_order(view, reads.ordered, reads.leases, due, source, elsewhere=reads.elsewhere)
+        read_order(view, reads.ordered, reads.leases, due, source, reads.now, elsewhere=reads.elsewhere)
     elif any(lease.keys for lease in (*view.leases.values(), *view.returned)) or any(p.key for p in view.due):
         read_waiting(view, _Order(db, group, reads.now))
     return view
