@@ -1,5 +1,6 @@
 """respool call: arguments, waiting, exit codes."""
 
+import importlib
 import json
 import os
 import pty
@@ -10,10 +11,11 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from tests.cli.support import in_terminal, run, start
+from tests.cli.support import in_terminal, run, start, write_shop
 
 from respool import GetTimeout
 from respool.replay import pause, resume
+from respool.testing import work
 
 
 def sent(cli):
@@ -39,6 +41,46 @@ def test_arguments_are_json_else_text(cli):
     assert sent(cli)["input"] == {"args": ["plain text"], "kwargs": {"retries": 7}}
     cli("-A", "shop", "call", "fetch", '"2"')
     assert sent(cli)["input"]["args"] == ["2"]
+
+
+def test_what_a_task_declares_is_made_of_json(cli, folder):
+    write_shop(folder, DECLARED, "declared")
+    call = ("-A", "declared", "call", "ship")
+    cli(*call, '{"id": 1, "tags": ["a"]}', "2026-01-31", "--kw", "color=red")
+    (found,) = cli.rows("-A", "declared", "calls")
+    assert found["input"]["args"][0] == {"id": 1, "tags": ["a"]}
+    assert found["input"]["kwargs"] == {"color": "red"}
+    work(importlib.import_module("declared").app)
+    assert (
+        cli.data("-A", "declared", "show", found["id"])["groups"][0]["result"]
+        == "Order 1 2026-01-31 Color.RED"
+    )
+    assert "argument 'order'.id should be int, got 'x' (str)" in cli(
+        *call, '{"id": "x", "tags": []}', "2026-01-31", code=2
+    )
+    assert "should be date, got '31.1.'" in cli(*call, '{"id": 1, "tags": []}', "31.1.", code=2)
+
+
+DECLARED = """
+from dataclasses import dataclass
+from datetime import date
+from enum import Enum
+from respool import App
+
+app = App("declared")
+
+class Color(Enum):
+    RED = "red"
+
+@dataclass
+class Order:
+    id: int
+    tags: set[str]
+
+@app.task
+def ship(order: Order, when: date, color: Color = Color.RED) -> str:
+    return f"{type(order).__name__} {order.id} {when} {color}"
+"""
 
 
 def test_negative_numbers_are_arguments(cli):

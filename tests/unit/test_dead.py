@@ -4,10 +4,13 @@ import itertools
 import json
 import re
 import time
+from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from enum import Enum
 from uuid import UUID
 
+import msgspec
 import pytest
 from tests.cli.support import Worker
 from tests.worker.support import eventually
@@ -17,6 +20,7 @@ from respool.dead import DeadFilter, changed_with, redrive
 from respool.dead.find import dead_letters
 from respool.engines.base import ParkedFilter
 from respool.errors import CorruptBody
+from respool.record import new_head
 from respool.replay import compare, create_replay
 from respool.replay.capture import capture, read_captured
 from respool.replay.export import exported
@@ -245,6 +249,100 @@ def test_an_edit_survives_a_retry(app):
     app.dead_letters().redrive(set={"n": 7})
     work(app)
     assert r.get(timeout=0) == 7
+
+
+class Color(Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+@dataclass
+class Order:
+    id: int
+    when: date
+    tags: set[str]
+
+
+class Parcel(msgspec.Struct):
+    size: tuple[int, int]
+    order: Order | None = None
+
+
+FIRST = {"id": 1, "when": date(2026, 1, 31), "tags": {"a"}}
+
+
+@pytest.mark.parametrize(
+    ("change", "now"),
+    [
+        ({"n": 5}, {"n": 5}),
+        ({"order.id": 7, "parcel.size[0]": 9}, {"order": FIRST | {"id": 7}, "parcel": (9, 2)}),
+        ({"order.when": "2026-02-01"}, {"order": FIRST | {"when": date(2026, 2, 1)}}),
+        ({"color": "blue"}, {"color": "blue"}),
+        ({"when": date(2026, 2, 1)}, {"when": date(2026, 2, 1)}),
+        ({"order": Order(8, date(2026, 1, 31), {"a"}), "color": Color.BLUE},
+         {"order": FIRST | {"id": 8}, "color": "blue"}),
+        ({"parcel": Parcel((3, 4))}, {"parcel": (3, 4)}),
+    ],
+)  # fmt: skip
+def test_declared_arguments_are_edited_as_they_are_declared(app, change, now):
+    seen = []
+
+    @app.task
+    def ship(
+        order: Order, parcel: Parcel, color: Color, price: Decimal, when: date | None = None, n: int = 0
+    ):
+        if not seen:
+            seen.append(None)
+            raise ValueError
+        said = {"order": asdict(order), "parcel": parcel.size, "color": color.value}
+        seen.append(said | {"price": price, "when": when, "n": n})
+
+    first = Order(1, date(2026, 1, 31), {"a"})
+    ship.delay(first, Parcel((1, 2), first), Color.RED, Decimal("1.50"))
+    work(app)
+    assert app.dead_letters().redrive(set=change) == 1
+    work(app)
+    was = {"order": FIRST, "parcel": (1, 2), "color": "red", "price": Decimal("1.50"), "when": None, "n": 0}
+    assert seen[1] == was | now
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"order.id": "x"}, "argument 'order'.id should be int, got 'x'"),
+        ({"parcel.size[0]": "x"}, "argument 'parcel' should be Parcel"),
+        ({"color": "green"}, "argument 'color' should be Color"),
+        ({"order": {"id": 1}}, "argument 'order' should be Order"),
+    ],
+)
+def test_edits_of_declared_arguments_that_cannot_be(app, change, told):
+    @app.task
+    def ship(order: Order, parcel: Parcel, color: Color):
+        raise ValueError
+
+    ship.delay(Order(1, date(2026, 1, 31), {"a"}), Parcel((1, 2)), Color.RED)
+    work(app)
+    with pytest.raises(BadArguments, match=re.escape(told)):
+        app.dead_letters().redrive(set=change)
+    assert app.dead_letters().count() == 1
+
+
+def test_an_edit_that_changes_nothing_is_none(app):
+    """Also where a call of before the task had a new field would be sent with that now."""
+
+    @app.task
+    def ship(parcel: Parcel):
+        raise ValueError
+
+    log = app.stream_of("queue", "default").logs[0]
+    body = b"\x92\x91\x81\xa4size\x92\x01\x02\x80"
+    app.engine.append_run(log, "ship", [body], None, new_head(1e9), 1e9)
+    work(app)
+    assert app.dead_letters().redrive(set={"parcel.size[0]": 1}) == 1
+    work(app)
+    (letter,) = app.dead_letters()
+    assert not any("edited" in (entry.note or "") for entry in letter.history())
+    assert letter.history()[1].how == "redriven"
 
 
 @pytest.mark.parametrize(

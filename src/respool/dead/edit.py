@@ -77,6 +77,8 @@ class Edit:
         before, again = codec.decode(body), codec.decode(body)
         old, new = _taken_apart(before, is_call), _taken_apart(again, is_call)
         new = self._change(parked.task, new)
+        if not any(_changes("", old, new)):
+            return None
         value = self._put_together(parked.task, new, is_call)
         changed = codec.encode(value, "the edited arguments")
         if changed == body:
@@ -94,6 +96,7 @@ class Edit:
             raise BadArguments("the edited arguments must have a list as args and an object as kwargs")
         known = self._tasks.get(task)
         if known is not None:
+            args, kwargs = known.parameters.convert(args, kwargs)  # as they are declared
             args, kwargs = known.parameters.check(tuple(args), kwargs)
         return (tuple(args), kwargs)
 
