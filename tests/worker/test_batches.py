@@ -33,6 +33,8 @@ def app(tmp_path: Path) -> Iterator[App]:
         yield made
         report = check(made)
         assert report.ok, report
+        refused = [made.engine.counters(group.id).get("refused settlements") for group in made.engine.groups()]
+        assert not any(refused), "nobody else had its leases"
 
 
 @dataclasses.dataclass
@@ -42,6 +44,22 @@ class Point:
 
 
 # What the function gets and what it gives
+
+
+def test_a_batch_that_took_a_while_is_settled_once(
+    app: App, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the middle of its lease, of which then nothing is left."""
+    monkeypatch.setattr("respool.worker.batching.UNSETTLED", 0)
+
+    @app.task(batch=3)
+    def double(numbers: list[int]) -> list[int]:
+        return [2 * n for n in numbers]
+
+    results = [double.delay(n) for n in range(7)]
+    work(app)
+    assert [r.get(timeout=0) for r in results] == [2 * n for n in range(7)]
+    assert not [record for record in caplog.records if "lost" in record.getMessage()]
 
 
 def test_a_batch_function_gets_the_list_of_the_calls_arguments(app: App) -> None:

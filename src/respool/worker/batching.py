@@ -66,6 +66,7 @@ class Batching:
         self._ready: list[Batch] = []
         self._waiting: list[Batch] = []
         self._at = 0  # the place in the lease that comes next
+        self._parts = 0  # times that a part of the lease was settled
         self._settled()
 
     def _settled(self) -> None:
@@ -77,7 +78,7 @@ class Batching:
 
     def sort(self, service: Service, lease: Lease, rows: Sequence[Row]) -> list[Row]:
         """Sort what was claimed into batches; return the records in the order in which they will be run."""
-        self._at = 0
+        self._at = self._parts = 0
         caller, skip, now = self._executor.caller, self._executor.skip, wall_clock()
         first, finder = lease.spans[0], Finder(lease.spans)
         simple = len(lease.spans) == 1 and not any(first[2:]) and not lease.bodies and not skip
@@ -159,7 +160,10 @@ class Batching:
         self._settled()
         through = self._run_what_is_ready(service, lease) and not self._ready
         said, results = self._kept
-        done = self._all_but_what_waits(lease) if through else ranges_of(self._done)
+        if through and (self._done or not self._parts):
+            done = self._all_but_what_waits(lease)
+        else:  # where all that was run is settled, nothing may be left of the lease
+            done = ranges_of(self._done)
         settlement = Settlement(
             lease.id, self._executor.worker, done, said, sorted(results), self._began, wall_clock(),
             release=True, records=len(self._done),
@@ -254,6 +258,7 @@ class Batching:
             self._executor.settle_part(
                 service, lease, done, len(self._done), (said, sorted(results)), self._began
             )
+            self._parts += 1
         self._settled()
 
     # Running a batch
