@@ -83,6 +83,7 @@ class App:
         self.stream_handles: dict[str, StreamHandle] = {}
         self.subscriptions: dict[str, Subscription] = {}
         self.looks = False  # a command that only looks: opening creates nothing
+        self.lost = False  # the file was deleted or replaced in use: opening creates nothing in its place
         self._opening = threading.RLock()
         self._opened: Opened | None = None
 
@@ -331,6 +332,7 @@ class App:
                     _abandoned.append(self._opened)
                     self._opened = None
                 opened = self._opened = self._opened or open_log(self)
+                self.lost = False
         return opened
 
     @property
@@ -343,7 +345,13 @@ class App:
         with self._opening:
             if self._opened is not None and self._opened.engine.usable():
                 self._opened.engine.close()
-            self._opened = None
+            self._opened, self.lost = None, False
+
+    def close_lost(self) -> None:
+        """Close a file that was deleted or replaced in use: the next use opens what is there, and makes none."""
+        with self._opening:
+            self.close()
+            self.lost = True
 
     def __enter__(self) -> App:
         return self

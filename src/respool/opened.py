@@ -11,7 +11,8 @@ from .config import SETTINGS
 from .declared import Subscription, check_task, compare
 from .engines import open_engine
 from .engines.base import Engine, Group, Stream, StreamKind
-from .errors import OF_ONE_STREAM, ConfigError, EngineError, LogMoved, UnknownName
+from .errors import OF_ONE_STREAM, ConfigError, DatabaseGone, EngineError, LogMoved, UnknownName
+from .location import NothingThere
 from .pressure import UNSAID, Gate, store_terms, terms_of
 from .producer import Producer
 from .record import log_of
@@ -189,10 +190,21 @@ def _compare_stream(stream: Stream, declared: dict[str, Any]) -> None:
 
 
 def open_log(app: App) -> Opened:
-    """Open an app's engine, and create what the app has declared where that is new, unless it only looks."""
+    """Open an app's engine, and create what the app has declared where that is new, unless it only looks.
+
+    Raises: DatabaseGone where the file was deleted in use, and is not there again.
+    """
     durability = app.durability
     SETTINGS["durability"].check(durability, "durability")
-    engine = open_engine(app.location, durability, app.settings["append_timeout"], make=not app.looks)
+    make = not app.looks and not app.lost
+    try:
+        engine = open_engine(app.location, durability, app.settings["append_timeout"], make=make)
+    except NothingThere:
+        if not app.lost:
+            raise
+        raise DatabaseGone(
+            f"{app.location.path} was deleted while in use, and no new one is made: put it back, or restart"
+        ) from None
     try:
         opened = Opened(app, engine)
         for task in app.tasks.values():

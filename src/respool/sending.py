@@ -119,7 +119,7 @@ class Sender:
         except LeaseLost:
             raise Refused("the run that made this call has lost its lease; nothing was sent") from None
         except DatabaseGone:
-            app.close()
+            app.close_lost()
             raise
 
     def _refuse_taken(self, row: NewCall, id: Id | None) -> None:
@@ -314,7 +314,7 @@ class Sender:
         try:
             return producer.append(row)
         except DatabaseGone:
-            self._app.close()
+            self._app.close_lost()
             raise
 
     @contextmanager
@@ -329,7 +329,7 @@ class Sender:
             yield producer
         except RespoolError as error:
             if isinstance(error, DatabaseGone):
-                self._app.close()
+                self._app.close_lost()
             if stored is not None and isinstance(producer, Producer):
                 stored.tell(error)
             raise

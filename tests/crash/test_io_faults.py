@@ -849,8 +849,9 @@ def remove(path: Path) -> None:
         path.with_name(path.name + end).unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize("how", ["deleted", "replaced", "folder deleted"])
+@pytest.mark.parametrize("how", ["deleted", "replaced", "folder deleted", "put back"])
 def test_a_file_that_is_deleted_or_replaced_under_an_app(tmp_path: Path, how: str) -> None:
+    """None is made in its place, or who puts it back would lose what was acknowledged meanwhile."""
     path = tmp_path / "data" / "q.db"
     path.parent.mkdir()
     app, other = App("shop", f"sqlite:///{path}"), App("shop", f"sqlite:///{tmp_path / 'other.db'}")
@@ -860,27 +861,55 @@ def test_a_file_that_is_deleted_or_replaced_under_an_app(tmp_path: Path, how: st
 
     events = app.stream("events")
     add.delay(1)
-    old = app.engine
     if how == "replaced":
         other.send_task("add", (2,))
         other.close()
         remove(path)
         (tmp_path / "other.db").rename(path)
+    elif how == "put back":
+        path.parent.rename(tmp_path / "away")
     else:
         remove(path)
         if how == "folder deleted":
             shutil.rmtree(path.parent)
-    for send in (lambda: add.delay(3), lambda: events.publish({"a": 1})):
-        if app.engine is old:
-            with pytest.raises(DatabaseGone, match="deleted or replaced"):
+    with pytest.raises(DatabaseGone, match="deleted or replaced"):
+        add.delay(3)
+    if how != "replaced":
+        for send in (lambda: add.delay(3), lambda: add.delay_many([3]), lambda: events.publish({"a": 1})):
+            with pytest.raises(DatabaseGone, match="put it back, or restart"):
                 send()
-            path.parent.mkdir(exist_ok=True)
-        assert send() is not None
-    assert app.engine is not old
-    there = 1 if how == "replaced" else 0
+        assert not path.exists()
+    if how == "put back":
+        (tmp_path / "away").rename(path.parent)
+    elif how != "replaced":
+        path.parent.mkdir(exist_ok=True)
+        app.close()  # as with a restart
+    add.delay(3)
+    events.publish({"a": 1})
+    there = 1 if how in ("replaced", "put back") else 0
     tasks = [record.task for record in app.engine.records(0, 1 << 62, 10)]
     assert tasks.count("add") == there + 1
     assert len(tasks) == there + 2
+    app.close()
+
+
+@pytest.mark.parametrize("how", ["sent", "published"])
+def test_what_is_sent_to_a_file_that_was_replaced_goes_to_the_new_one_from_the_next_on(
+    tmp_path: Path, how: str
+) -> None:
+    path = tmp_path / "q.db"
+    app, other = App("shop", f"sqlite:///{path}"), App("shop", f"sqlite:///{tmp_path / 'other.db'}")
+    events, add = app.stream("events"), app.task(lambda x: None, name="add")
+    send = (lambda: add.delay(3)) if how == "sent" else (lambda: events.publish({"a": 1}))
+    send()
+    other.send_task("add", (2,))
+    other.close()
+    remove(path)
+    (tmp_path / "other.db").rename(path)
+    with pytest.raises(DatabaseGone, match="deleted or replaced"):
+        send()
+    send()
+    assert len(list(app.engine.records(0, 1 << 62, 10))) == 2
     app.close()
 
 

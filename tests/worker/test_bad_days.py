@@ -630,6 +630,23 @@ def test_log_deleted_while_a_task_runs(place: Place) -> None:
     assert "Traceback" not in worker.log
 
 
+def test_child_whose_log_was_deleted_says_so_in_a_line(place: Place) -> None:
+    """It finds out before its supervisor, whose next beat is far off."""
+    code = CODE + "\n@app.task\ndef slow(n):\n    note('start', 'slow', n)\n    wait_for('go')\n"
+    module = place.module(code, beat=20, worker_ttl=60)
+    worker = place.worker(1)
+    module.slow.delay(1)
+    place.await_start("slow", "1")
+    for path in _files(place):
+        path.unlink(missing_ok=True)
+    place.touch("go")
+    worker.said("child: the process ends: ")
+    worker.said("no new one is made")
+    worker.signal(signal.SIGTERM)
+    worker.wait()
+    assert "Traceback" not in worker.log
+
+
 def test_worker_that_starts_without_a_place_for_its_log(place: Place) -> None:
     place.module(CODE)
     text = place.path.read_text().replace("HERE / 'log.db'", "HERE / 'no' / 'such' / 'log.db'")

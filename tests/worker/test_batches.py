@@ -33,7 +33,9 @@ def app(tmp_path: Path) -> Iterator[App]:
         yield made
         report = check(made)
         assert report.ok, report
-        refused = [made.engine.counters(group.id).get("refused settlements") for group in made.engine.groups()]
+        refused = [
+            made.engine.counters(group.id).get("refused settlements") for group in made.engine.groups()
+        ]
         assert not any(refused), "nobody else had its leases"
 
 

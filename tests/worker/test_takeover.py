@@ -15,7 +15,7 @@ from respool.delivery.claim import Request, claim
 from respool.engines.base import Group, Reads, Registration, Worker
 from respool.errors import EngineUnavailable, StreamBroken, StreamUnavailable, WorkerLost
 from respool.worker import page as p
-from respool.worker.page import WorkerFile
+from respool.worker.page import SLOT_BYTES, WorkerFile
 from respool.worker.rules import deliveries_of, patience, told
 from respool.worker.takeover import Watch, file_of
 
@@ -212,6 +212,17 @@ def _raise(error: Exception) -> Any:
 
 def _unavailable(*args: Any, **kwargs: Any) -> Any:
     raise EngineUnavailable("out of reach")
+
+
+def test_file_of_a_worker_has_no_holes(tmp_path: Path) -> None:
+    """Touching one on a disk that has become full kills the process: SIGBUS."""
+    file = WorkerFile(tmp_path / "bells" / "worker-1", 5, create=True)
+    file.hold()
+    found = os.fstat(file.fd)
+    assert found.st_size == len(file.map) == 5 * SLOT_BYTES
+    os.fsync(file.fd)  # some file systems count blocks late
+    assert os.fstat(file.fd).st_blocks * 512 >= found.st_size
+    file.close(remove=True)
 
 
 def test_file_of_a_worker_from_before_a_reboot_goes_with_it(app: App) -> None:

@@ -18,7 +18,7 @@ from ..delivery.settle import give_back, settle
 from ..delivery.sizing import LeaseSizer
 from ..delivery.spans import Span
 from ..engines.base import Engine, Reads
-from ..errors import EngineUnavailable, NotEncodable, StreamUnavailable
+from ..errors import EngineUnavailable, NotEncodable, StreamUnavailable, unsent
 from ..record import Row
 from ..running import current_run
 from . import page as p
@@ -188,7 +188,7 @@ class Executor:
             )
         except EngineUnavailable as error:
             if self._reachable:
-                log.error("waiting for the engine: %s", error)
+                log.error("waiting for the engine: %s", unsent(error))
             self._reachable = False
             self.host.pause(PATIENCE[-1])
             return False
@@ -250,7 +250,7 @@ class Executor:
                 if reads.due and isinstance(error, StreamUnavailable):
                     raise
                 if tries == 0:
-                    log.error("waiting for the engine: %s", error)
+                    log.error("waiting for the engine: %s", unsent(error))
                 if self.stopping and tries >= len(PATIENCE):
                     raise
                 self.host.pause(PATIENCE[min(tries, len(PATIENCE) - 1)])

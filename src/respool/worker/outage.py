@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from ..errors import RespoolError
+from ..errors import RespoolError, unsent
 
 log = logging.getLogger("respool.worker")
 
@@ -24,7 +24,7 @@ class Outage:
             self._since = now
         elif not self._told and now - self._since >= patience:
             self._told = True
-            log.error("cannot %s for %.1f s: %s", what, now - self._since, error)
+            log.error("cannot %s for %.1f s: %s", what, now - self._since, unsent(error))
 
     def over(self) -> None:
         """Note that all could be done."""

@@ -65,6 +65,7 @@ _VERDICT, _RESULTS = 0, 1  # before a packed verdict, before packed results
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(Verdict).decode
 _unpack_results = msgspec.msgpack.Decoder(list[tuple[int, bytes]]).decode
+_AT_ONCE = 1 << 20  # bytes of a new file that are written at once
 _MAP_FIXED = 0x10  # on Linux, macOS and the BSDs
 _libc = ctypes.CDLL(None)
 _libc.mmap.restype = ctypes.c_void_p
@@ -169,12 +170,15 @@ def _refuse_others(folder: Path) -> None:
 def _create(path: Path, size: int, private: bool) -> int:
     """Make a worker's file, held and of its full size before anybody can see it; return its descriptor.
 
-    One left at that place belongs to a database that is no more: it is replaced, not written into.
+    One left at that place belongs to a database that is no more: it is replaced, not written into. It is
+    filled, not stretched: touching a hole of a mapped file on a full disk kills the process.
     """
     new = path.with_name(f"{path.name}.{os.getpid()}")
     fd = _open_new(new, private)
     try:
-        os.ftruncate(fd, size)
+        with open(fd, "wb", closefd=False) as file:
+            for left in range(size, 0, -_AT_ONCE):
+                file.write(bytes(min(left, _AT_ONCE)))
         fcntl.flock(fd, fcntl.LOCK_SH)
         new.rename(path)
     except BaseException:

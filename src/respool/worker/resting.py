@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple, TypeVar
 
-from ..errors import OF_ONE_STREAM, RespoolError, StreamUnavailable
+from ..errors import OF_ONE_STREAM, RespoolError, StreamUnavailable, unsent
 
 T = TypeVar("T")
 log = logging.getLogger("respool.worker")
@@ -81,7 +81,7 @@ class Resting:
             pause = PAUSES[0]
         self._rests[id] = Rest(error, times, time.monotonic() + pause)
         if before is None or (type(before.error), str(before.error)) != (type(error), str(error)):
-            log.error("%s %s: %s. It is looked at again, now and then", shown, self._what, error)
+            log.error("%s %s: %s. It is looked at again, now and then", shown, self._what, unsent(error))
 
     def over(self, id: int, shown: str) -> None:
         """Note that all went well, unless it rests."""

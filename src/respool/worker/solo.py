@@ -22,7 +22,7 @@ from ..clock import now as wall_clock
 from ..delivery.death import Cause
 from ..encoding.remote import raised_in
 from ..engines.base import Engine, Registration
-from ..errors import DatabaseGone, LogMoved, RespoolError
+from ..errors import DatabaseGone, LogMoved, RespoolError, unsent
 from . import page as p
 from .aftermath import Aftermath
 from .calling import EndNow
@@ -208,7 +208,7 @@ class Solo:
             log.error("%s", error)
             beat = None
         except RespoolError as error:  # an outage, whatever it is: nobody has declared us dead
-            log.error("cannot beat: %s", error)
+            log.error("cannot beat: %s", unsent(error))
             return
         if beat is None:
             self._deposed = True
@@ -254,7 +254,7 @@ class Solo:
             except (DatabaseGone, LogMoved):
                 raise
             except RespoolError as error:  # nobody waits for that, and it is tried again
-                log.error("cannot look after the log: %s", error)
+                log.error("cannot look after the log: %s", unsent(error))
 
     def _look_around(self) -> None:
         self._watch.look(self.worker, beaten=True)

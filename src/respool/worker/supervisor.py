@@ -414,7 +414,7 @@ class Supervisor:
             raise
         except RespoolError as error:
             if str(error) != self._complaint:
-                log.error("cannot look after the log, which is tried again: %s", error)
+                log.error("cannot look after the log, which is tried again: %s", unsent(error))
             self._complaint = str(error)
 
     def _unreachable(self, what: str, error: RespoolError) -> None:
