@@ -348,7 +348,7 @@ class App:
             self._opened, self.lost = None, False
 
     def close_lost(self) -> None:
-        """Close a file that was deleted or replaced in use: the next use opens what is there, and makes none."""
+        """Close a file that was deleted or replaced in use: what is there next is opened, and none made."""
         with self._opening:
             self.close()
             self.lost = True

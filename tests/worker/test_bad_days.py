@@ -641,7 +641,6 @@ def test_child_whose_log_was_deleted_says_so_in_a_line(place: Place) -> None:
         path.unlink(missing_ok=True)
     place.touch("go")
     worker.said("child: the process ends: ")
-    worker.said("no new one is made")
     worker.signal(signal.SIGTERM)
     worker.wait()
     assert "Traceback" not in worker.log

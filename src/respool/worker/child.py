@@ -20,7 +20,7 @@ import msgspec
 from ..app import App
 from ..clock import boottime_ns
 from ..encoding.remote import raised_in
-from ..errors import AppendUnknown, EngineUnavailable, RespoolError, unsent
+from ..errors import AppendUnknown, DatabaseGone, EngineUnavailable, RespoolError, unsent
 from ..loading import AppImportError, is_misuse, load_app
 from ..location import refuse_memory
 from . import page as p
@@ -260,8 +260,8 @@ def main() -> None:
     child = Child(socket.socket(fileno=control), log_file, logs)
     try:
         status = child.run()
-    except (EngineUnavailable, AppendUnknown) as error:  # what it holds is settled when the engine is back
-        log.error("the process ends: %s", error)
+    except (EngineUnavailable, AppendUnknown, DatabaseGone) as error:  # its supervisor sees to another
+        log.error("the process ends: %s", unsent(error))
         status = EXIT_LOST
     except Exception:  # the last line of defence: say what happened, and let the supervisor clear up
         log.exception("the process ends because of an error that is not the task's")
