@@ -266,6 +266,28 @@ def test_a_replay_shares_the_limits_of_its_task(engine: Engine, queue: Stream, m
     assert len(positions_of(start(engine, other, 3, ten))) == 2
 
 
+def test_the_start_of_what_is_not_run_goes_to_the_next(engine: Engine, queue: Stream, main: Group) -> None:
+    """A call that expired while it waited for its limit ends without a run."""
+    fill(engine, queue, 2)
+    once = limit(rate=0.01, slots=1)
+    lease = start(engine, main, 2, once)
+    assert offsets(positions_of(lease)) == [0]
+    assert limited(engine, main) == [first_pos(queue.logs[0]) + 1]
+    assert not engine.has_work(main.id, NOW, ())
+    reads = Reads(main.id, (lease.id,), now=NOW, buckets=[once.id])
+    idle = positions_of(lease)
+    after = engine.transact(reads, lambda v, c: admit(v, c, lease.id, 1, [], ALL, NOW, idle))
+    assert positions_of(after) == idle, "it stays in the lease, and is to be said to have ended"
+    assert after.admitted == {}
+    assert engine.has_work(main.id, NOW, ())
+    following = grant(engine, main, 2, owner=2)
+    assert following is not None
+    assert offsets(positions_of(following)) == [1]
+    assert finish(engine, main, after)
+    assert finish(engine, main, following)
+    assert not engine.has_work(main.id, NOW, ())
+
+
 def test_a_start_that_did_not_come_to_be_is_no_start(engine: Engine, queue: Stream, main: Group) -> None:
     fill(engine, queue, 5)
     ten = limit(10.0, 5.0)

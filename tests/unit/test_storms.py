@@ -139,7 +139,8 @@ def test_a_million_retries_over_budget_are_each_put_off_once() -> None:
     policy, gauge, change = BudgetPolicy(0.1, 1, 60.0), {"fetch": Gauge()}, Change()
     parked = [Parked(pos, "retry", 1.0, "fetch", 1) for pos in range(1000)]
     parked += [Parked(5000, "limited", 1.0, "fetch", 1), Parked(5001, "retry", 1.0, "other", 1)]
-    kept = put_off_retries(parked, gauge, {"fetch": policy}, change, 100.0)
+    names = {"fetch": "fetch", "other": "other"}
+    kept = put_off_retries(parked, names, gauge, {"fetch": policy}, change, 100.0)
     assert [each.pos for each in kept] == [0, 5000, 5001], "what has had its moment, and other tasks', run"
     assert {each.reason for each in change.parked} == {"limited"}
     assert change.counted == {"retries over budget": 999}

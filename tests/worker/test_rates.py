@@ -45,6 +45,12 @@ def hourly(n):
     return n
 
 
+@app.task(rate_limit="30/m")
+def seldom(n):
+    note("start", "seldom", n)
+    return n
+
+
 @app.task
 def free(n):
     note("start", "free", n)
@@ -115,6 +121,28 @@ def test_a_big_tenant_does_not_hold_up_a_small_one(place: Place) -> None:
     eventually(lambda: place.runs("hook")["B"] == 10, "B's calls", timeout=60)
     assert 0 < place.runs("hook")["A"] < 2000, "A has its own rate all the while"
     assert place.counts().parked["limited"] > many - 3000
+    place.check()
+
+
+@pytest.mark.parametrize("when", ["before a worker looks", "while they wait for their turn"])
+def test_calls_that_have_expired_take_no_turns(place: Place, when: str) -> None:
+    """With a turn each the good one would come after 40 s."""
+    module = place.module(CODE)
+    waits = when == "while they wait for their turn"
+    if waits:
+        place.worker(1).said("serves")
+        assert module.seldom.delay(0).get(timeout=20) == 0
+    expiring = [module.seldom.apply_async((n,), expires=1.5 if waits else 0.01) for n in range(1, 21)]
+    good = module.seldom.delay(99)
+    if waits:
+        eventually(lambda: place.counts().parked.get("limited", 0) == 21, "they wait")
+    else:
+        sent = time.time()
+        eventually(lambda: time.time() > sent + 0.02, "they have expired")
+        place.worker(1)
+    assert good.get(timeout=15) == 99
+    assert {each.state for each in expiring} == {"REVOKED"}
+    assert place.runs("seldom") == ({"0": 1, "99": 1} if waits else {"99": 1})
     place.check()
 
 

@@ -302,6 +302,38 @@ def test_retries_keep_to_their_share(app: App) -> None:
     assert counts.next_due is not None
 
 
+@pytest.mark.parametrize("how", ["alias", "subscription"])
+def test_retries_keep_to_their_share_whatever_they_are_recorded_under(app: App, how: str) -> None:
+    """A call under a former name of its task, an event under its type."""
+    ran: list[Any] = []
+    events = app.stream("inference")
+    options: dict[str, Any] = {
+        "autoretry_for": (OSError,), "max_retries": 50, "default_retry_delay": 0.0,
+        "retry_budget": {"share": 0.1, "floor": 5, "window": "1m"},
+    }  # fmt: skip
+
+    if how == "alias":
+
+        @app.task(name="new", aliases=["old"], **options)
+        def fetch(n: int) -> None:
+            ran.append(n)
+            raise OSError("nobody there")
+
+        with App("shop", url=app.url) as sender:  # it has not the code, and knows of no new name
+            for n in range(50):
+                sender.send_task("old", (n,))
+    else:
+
+        @events.subscribe(group="audit", **options)
+        def audit(event: Any) -> None:
+            ran.append(event)
+            raise OSError("nobody there")
+
+        events.publish_many({"n": n} for n in range(50))
+    work(app)
+    assert 50 < len(ran) <= 50 + 5 + 0.12 * len(ran)
+
+
 def test_nothing_is_read_or_written_where_it_is_not_used(app: App) -> None:
     @app.task(autoretry_for=(OSError,), default_retry_delay=0.0, max_retries=1)
     def fetch(n: int) -> None:

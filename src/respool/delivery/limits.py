@@ -89,12 +89,20 @@ def _written(change: Change) -> LimitChange:
 
 
 def admit(
-    view: View, change: Change, lease_id: int, owner: int, asks: Sequence[Ask], most: int, now: float
+    view: View,
+    change: Change,
+    lease_id: int,
+    owner: int,
+    asks: Sequence[Ask],
+    most: int,
+    now: float,
+    idle: Sequence[int] = (),
 ) -> Lease | None:
     """Let in what the limits allow of a lease's records, and park the rest, in its turn.
 
     Parameters:
         most: records to let in, at most: one lease is not to take for long what others could run now.
+        idle: records that were let in, and will not be run: their starts did not come to be.
 
     Returns: the lease with what is left in it, which may be nothing; None where it is not the owner's.
     """
@@ -104,6 +112,11 @@ def admit(
     written = _written(change)
     known: dict[int, Bucket] = {}
     let_in = {one: positions(ranges) for one, ranges in lease.admitted.items()}
+    for one, held in let_in.items():
+        unused = held.intersection(idle)
+        if unused:
+            held -= unused
+            written.refunds[one] = written.refunds.get(one, 0) + len(unused)
     spans = Finder(lease.spans)
     parked: list[Parked] = []
     inside = 0

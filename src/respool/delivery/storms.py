@@ -194,15 +194,25 @@ def _mind_the_clock(gauge: Gauge, policy: BudgetPolicy, now: float) -> None:
 
 
 def put_off_retries(
-    due: list[Parked], gauges: dict[str, Gauge], policies: dict[str, BudgetPolicy], change: Change, now: float
+    due: list[Parked],
+    names: Mapping[str, str],
+    gauges: dict[str, Gauge],
+    policies: dict[str, BudgetPolicy],
+    change: Change,
+    now: float,
 ) -> list[Parked]:
-    """Return those due that may run; retries over their task's budget are parked until they may."""
+    """Return those due that may run; retries over their task's budget are parked until they may.
+
+    Parameters:
+        names: of the tasks that run them, by what they are recorded under: an alias, say, or an event's type.
+    """
     kept = []
     for parked in due:
-        policy = policies.get(parked.task)
+        name = names[parked.task]
+        policy = policies.get(name)
         later = None
         if policy is not None and parked.reason == "retry":  # as `limited` it has its moment
-            later = spend(gauges[parked.task], policy, now)
+            later = spend(gauges[name], policy, now)
         if later is None:
             kept.append(parked)
             continue

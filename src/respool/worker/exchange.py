@@ -19,6 +19,7 @@ from ..engines.base import Reads
 from ..errors import LogMoved, RespoolError
 from .host import PATIENCE
 from .limiting import OPEN_BUCKETS
+from .looking import Looks
 from .services import Service
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ class Exchange:
             ex.skip = service.choice.left_out(ex.engine, lease.spans, ex.rows)
         ex.limited = []
         if service.stormy:
-            ex.rows, ex.limited = ex.storms.part(service, lease, ex.rows, ex.skip)
+            ex.rows, ex.limited = ex.storms.part(service, lease, ex.rows, self._looks(service, lease))
         if service.batch or (service.limiter is not None and service.limiter.keyed):
             ex.slot.looks_at(lease.id, service.group.id, [row[0] for row in ex.rows], now)
         if service.limiter is not None:
@@ -189,20 +190,23 @@ class Exchange:
         ex.slot.claimed(lease.id, service.group.id, [row[0] for row in ex.rows], now)
         return lease
 
+    def _looks(self, service: Service, lease: Lease) -> Looks:
+        return Looks(self._executor.caller, service, lease, self._executor.skip)
+
     def _admit(self, service: Service, lease: Lease, now: float) -> Lease:
         """Have the limits let in what they can of a lease; the rest is parked. All in one transaction."""
         ex = self._executor
         limiter = service.limiter
         assert limiter is not None
-        asks, ex.keyless = limiter.asks(service, lease, ex.rows, ex.skip, now)
-        if not asks:
+        asks, ex.keyless, idle = limiter.asks(service, lease, ex.rows, self._looks(service, lease), now)
+        if not asks and not idle:
             limiter.looked(0, 0)
             return lease
         most = max(ex.sizers[service.group.id].want, service.batch)
-        ids = tuple({one.id for ask in asks for one in ask.buckets})
+        ids = tuple({*(one.id for ask in asks for one in ask.buckets), *(lease.admitted if idle else ())})
         after: Lease | None = ex.transact(
             Reads(service.group.id, (lease.id,), now=now, buckets=ids),
-            lambda view, change: admit(view, change, lease.id, ex.worker, asks, most, now),
+            lambda view, change: admit(view, change, lease.id, ex.worker, asks, most, now, idle),
         )
         if after is None:
             log.warning("a lease was lost before anything of it was begun")

@@ -16,6 +16,7 @@ from ..reference import is_reference
 if TYPE_CHECKING:
     from ..callkeys import CallKey
     from ..engines.base import Engine
+    from .looking import Looks
     from .services import Runner, Service
 
 OPEN_BUCKETS = 64  # looked at in one claim
@@ -71,20 +72,27 @@ class Limiter:
         self.scan = min(max(records, 1) * _GROWTH, LARGEST) if ready * 2 < records else 1
 
     def asks(
-        self, service: Service, lease: Lease, rows: Sequence[Row], skip: frozenset[int], now: float
-    ) -> tuple[list[Ask], dict[int, Exception]]:
-        """Return what is to be let in of a lease, and of which records nobody can tell for which limit."""
+        self, service: Service, lease: Lease, rows: Sequence[Row], looks: Looks, now: float
+    ) -> tuple[list[Ask], dict[int, Exception], list[int]]:
+        """Return what is to be let in of a lease.
+
+        And of which records nobody can tell for which limit, and which were let in and will not be run: what
+        expired while it waited, say. What would not be run takes no start from others.
+        """
         asks: list[Ask] = []
         keyless: dict[int, Exception] = {}
+        idle: list[int] = []
         admitted = {one: positions(ranges) for one, ranges in lease.admitted.items()}
         get, by_task, queue = service.runner, self._by_task, self._queue
         self._fresh.clear()
         for row in rows:
             pos, task, body, packed = row
             runner = get(task)
-            if runner is None or (queue is None and runner.name not in by_task) or pos in skip:
+            if runner is None or (queue is None and runner.name not in by_task):
                 continue
-            if packed is not None and not _starts_now(packed, service, now):
+            if not looks.would_run(runner, row):
+                if any(pos in positions for positions in admitted.values()):
+                    idle.append(pos)
                 continue
             buckets = []
             rule = by_task.get(runner.name)
@@ -105,24 +113,13 @@ class Limiter:
                 buckets.append(self._bucket(queue, "", now))
             if not all(pos in admitted.get(one.id, ()) for one in buckets):
                 asks.append(Ask(pos, task, tuple(buckets)))
-        return asks, keyless
+        return asks, keyless, idle
 
     def _bucket(self, rule: Rule, key: str, now: float) -> Bucket:
         known = self._fresh.get((rule.name, key))
         if known is None:
             known = self._fresh[rule.name, key] = bucket(rule.name, key, rule.limit, now)
         return known
-
-
-def _starts_now(packed: bytes, service: Service, now: float) -> bool:
-    """Say whether a record would be run: what is due later, or too late, takes no start from others."""
-    if service.group.kind == "replay":
-        return True
-    try:
-        meta = unpack_meta(packed)
-    except ValueError:
-        return False  # it will be a dead letter
-    return not (meta.due is not None and meta.due > now)
 
 
 def _key(key: CallKey, runner: Runner, body: bytes, packed: bytes | None) -> str:

@@ -10,12 +10,13 @@ from ..clock import now as wall_clock
 from ..delivery import storms
 from ..delivery.model import Change, Lease, Verdict, View
 from ..delivery.order import key_map
-from ..delivery.spans import Finder, Span, ranges_of
+from ..delivery.spans import Span, ranges_of
 from ..delivery.storms import Gauge, Report
 from ..engines.base import Reads
 from ..errors import BlobLost, CorruptBody, Retry
-from ..record import Meta, Row
+from ..record import Row
 from . import verdicts
+from .looking import Looks
 from .services import Runner, Service
 
 if TYPE_CHECKING:
@@ -87,11 +88,18 @@ class Storms:
             if runner.options["retry_budget"] is not None
         }
         if budgets and view.due:
-            view.due = storms.put_off_retries(view.due, gauges, budgets, change, now)
+            names = {parked.task: self._name(service, parked.task) for parked in view.due}
+            view.due = storms.put_off_retries(view.due, names, gauges, budgets, change, now)
         for name, gauge in gauges.items():
             if gauge != storms.read(view, name):
                 storms.write(change, name, gauge)
         self._next, self._over, self._released = gauges, over, change.released
+
+    @staticmethod
+    def _name(service: Service, task: str) -> str:
+        """Return the name of the task that runs a call or an event: it may have come under an alias."""
+        runner = service.runner(task)
+        return task if runner is None else runner.name
 
     def told(self, service: Service) -> None:
         """The transaction was committed: what was seen is known, and what others saw."""
@@ -112,7 +120,7 @@ class Storms:
     # Leaving out
 
     def part(
-        self, service: Service, lease: Lease, rows: list[Row], skip: frozenset[int]
+        self, service: Service, lease: Lease, rows: list[Row], looks: Looks
     ) -> tuple[list[Row], list[Span]]:
         """Return the records of a lease that may run, and where those of stopped tasks are.
 
@@ -122,7 +130,7 @@ class Storms:
         group, now = service.group.id, wall_clock()
         if not any(self.gauge(group, runner) for runner in service.stormy.values()):
             return rows, []
-        sieve = _Sieve(self, service, lease, skip, now)
+        sieve = _Sieve(self, service, looks, now)
         keys = key_map(lease) if lease.keys else {}
         held: dict[int, str] = {}  # by key: the task of the first call of it that waits
         kept: list[Row] = []
@@ -148,13 +156,6 @@ class Storms:
         gauge = self._gauges.get((group, runner.name))
         closed = gauge is None or gauge.state == "closed" or runner.options["breaker"] is None
         return None if closed else gauge
-
-    def would_run(
-        self, service: Service, runner: Runner, row: Row, lease: Lease, skip: frozenset[int]
-    ) -> bool:
-        """Say whether a call would be run if its task were not stopped: else it is ended, or parked."""
-        span = Finder(lease.spans).find(row[0]) or lease.spans[0]
-        return isinstance(self._executor.caller.look(service, lease, runner, row, span, skip), Meta)
 
     def admit(self, service: Service, runner: Runner, now: float) -> int | None:
         """Ask for one call that may be tried while the task is stopped: of all workers, one gets it.
@@ -193,11 +194,8 @@ class Storms:
 class _Sieve:
     """Tells of the records of a lease, one after the other, which wait because their task is stopped."""
 
-    def __init__(
-        self, known: Storms, service: Service, lease: Lease, skip: frozenset[int], now: float
-    ) -> None:
-        self._known, self._service, self._lease, self._skip = known, service, lease, skip
-        self._now = now
+    def __init__(self, known: Storms, service: Service, looks: Looks, now: float) -> None:
+        self._known, self._service, self._looks, self._now = known, service, looks, now
         self._room: dict[str, int | None] = {}  # by stopped task, how many of its calls may run; None: all
 
     def stops(self, row: Row) -> str | None:
@@ -219,7 +217,7 @@ class _Sieve:
             self._room[runner.name] = None
         elif not storms.may_run(gauge, self._now):
             self._room[runner.name] = 0
-        elif self._known.would_run(self._service, runner, row, self._lease, self._skip):
+        elif self._looks.would_run(runner, row):
             self._room[runner.name] = self._known.admit(self._service, runner, self._now)
         else:
             return False
