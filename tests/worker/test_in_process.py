@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from respool.producer import Producer
 from respool.replay import DeadFilter, redrive
 from respool.testing import work
 from respool.worker import child as child_module
+from respool.worker import executor as executor_module
 from respool.worker.child import Child
 from respool.worker.host import LogFile
 from respool.worker.options import WorkerOptions
@@ -316,6 +319,99 @@ def test_what_a_run_leaves_behind_is_not_part_of_the_next(app: App, how: str) ->
     assert len(refused) == 5
     assert refused[0].endswith("nothing was sent")
     assert sorted(ran) == ["next", "own"]
+
+
+@pytest.mark.parametrize("kind", ["plain", "limited", "batch"])
+@pytest.mark.parametrize("within", [1, 10])
+def test_a_thread_that_a_run_leaves_behind_is_not_part_of_the_next(app: App, kind: str, within: int) -> None:
+    """H8: a thread has its run's context where it was given a copy; within that run it is part of it."""
+    options: dict[str, Any] = {"plain": {}, "limited": {"soft_time_limit": 60}, "batch": {"batch": 1}}[kind]
+    refused: list[str] = []
+    ran: list[Any] = []
+    pool = ThreadPoolExecutor(1)
+    pool.submit(int).result()  # the thread is there before, as those of a library may be
+    left: list[Any] = []
+    go = threading.Event()
+
+    @app.task
+    def made(whose: str) -> None:
+        ran.append(whose)
+
+    def use() -> None:
+        assert go.wait(10)
+        for each in (lambda: made.delay("left"), lambda: leaves.request, lambda: leaves.update_state(meta=1)):
+            with pytest.raises(Refused, match="has ended") as caught:
+                each()
+            refused.append(str(caught.value))
+
+    @app.task(bind=True, **options)
+    def leaves(self: Any, n: Any) -> None:
+        run = contextvars.copy_context().run
+        assert pool.submit(run, made.delay, "own").result(10).state == "PENDING"
+        left.append(pool.submit(run, use))
+
+    @app.task(**options)
+    def next_run(n: Any) -> None:
+        go.set()
+        if left:
+            left.pop().result(10)
+        made.delay("next")
+
+    @app.task
+    def quick(n: int) -> None: ...
+
+    for _ in range(3):
+        quick.delay_many(range(within))  # a lease has several, so both are in one
+        leaves.delay(1)
+        next_run.delay(1)
+        work(app)
+        go.clear()
+    assert len(refused) == 9
+    assert refused[0].endswith("nothing was sent")
+    assert sorted(ran) == ["next"] * 3 + ["own"] * 3
+    pool.shutdown()
+
+
+def test_what_a_run_has_left_behind_sends_nothing_while_it_is_settled(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be sent with the next run, or be lost with that."""
+    began, over = threading.Event(), threading.Event()
+    said: list[str] = []
+    threads: list[threading.Thread] = []
+    settle_part = executor_module.Executor.settle_part
+
+    def slowly(self: Any, *args: Any) -> None:
+        if threads:
+            began.set()
+            assert over.wait(10)
+        settle_part(self, *args)
+
+    monkeypatch.setattr(executor_module.Executor, "settle_part", slowly)
+    monkeypatch.setattr(executor_module, "UNSETTLED", 0)
+
+    @app.task
+    def made() -> None:
+        raise AssertionError("it was refused")
+
+    def use() -> None:
+        assert began.wait(10)
+        try:
+            made.delay()
+        except Refused as error:
+            said.append(str(error))
+        over.set()
+
+    @app.task
+    def leaves(n: int) -> None:
+        if n == 20:  # by then a lease has several, and each is settled by itself
+            threads.append(threading.Thread(target=contextvars.copy_context().run, args=(use,)))
+            threads[0].start()
+
+    leaves.delay_many(range(60))
+    work(app)
+    threads[0].join(10)
+    assert [each.endswith("nothing was sent") for each in said] == [True]
 
 
 def test_a_cancelled_caller_does_not_hold_up_the_next(app: App) -> None:

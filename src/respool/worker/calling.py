@@ -218,8 +218,7 @@ class Caller:
         self._task = asyncio.current_task()
         self.on_soft_limit()  # it may have come before there was a task to cancel
         try:
-            with self.run.coroutine():
-                return await coroutine
+            return await coroutine
         except asyncio.CancelledError:
             if self._told:
                 raise _too_long() from None

@@ -30,7 +30,7 @@ from .host import LONGEST, PATIENCE, UNSETTLED, Woken, has_work, ring_for
 from .lease_run import LeaseRun
 from .own_work import Finished, Kept, OwnWork
 from .resting import Resting
-from .run import CurrentRun
+from .run import BRIEF, CurrentRun
 from .services import Service
 from .storms import Storms
 
@@ -352,6 +352,7 @@ class Executor:
         span = lease.spans[0]
         count = 0  # rows run
         start = last = running.began
+        settle_at, turn = start + UNSETTLED, 0  # when the run before began
         for row in rows:
             # First say that it is started, then look at the bound: the supervisor, who gives records
             # back, does the two in the other order, and so never gives back one that runs (H3).
@@ -362,6 +363,9 @@ class Executor:
                 break
             runner = only or get_runner(row[1])
             run.row = row
+            if run.mark is None or last - turn > BRIEF:
+                run.begin()
+            turn = last
             verdict = None
             if (
                 running.careful
@@ -407,11 +411,14 @@ class Executor:
                     words[started_word] = count
                     break
                 last = clock()
-            if (running.full or running.at_once or last - running.began >= UNSETTLED) and count < len(rows):
+                settle_at = running.began + UNSETTLED  # it may have been, with a transaction of the run's own
+            if (running.full or running.at_once or last >= settle_at) and count < len(rows):
+                run.mark = None  # nothing that a run has left behind may send now
                 last = running.settle(count)
+                settle_at = last + UNSETTLED
                 if last - start > LONGEST:
                     break
-        run.row = None
+        run.row = run.mark = None
         self.done += count - running.left_out
         words[p.DONE] = self.done
         self.sizers[service.group.id].ran(count, (last - start) / 1e9)

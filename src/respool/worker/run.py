@@ -29,7 +29,13 @@ from .services import Service
 log = logging.getLogger("respool.worker")
 MANY_CALLS = 10_000
 MANY_BYTES = 16 << 20
-_coroutine: ContextVar[int] = ContextVar("respool_coroutine", default=0)
+_begun_by: ContextVar[object] = ContextVar("respool_begun_by", default=None)
+"""The mark of the run that has begun the code that asks.
+
+Threads and coroutines that a run leaves behind keep it, where they have a copy of the run's context, while
+`CurrentRun` moves on.
+"""
+BRIEF = 2_000  # nanoseconds; no run hands its context to a thread in so short a time
 BLOB_HOLD = 3600.0  # seconds that a large payload waits for its call; a sweep waits longer (H18)
 
 
@@ -67,8 +73,8 @@ class CurrentRun:
         self._hold = hold
         self._lock = threading.RLock()
         self._closed = False
-        self._coroutines = 0  # run so far
-        self._present = 0  # the number of the one that runs, 0: none does
+        self.mark: object = None
+        """What the code of the present run is known by; None: there is none, or it takes nothing any more."""
         self._record: Record | None = None
         self._calls: list[NewCall] = []
         self._bytes = 0
@@ -92,20 +98,29 @@ class CurrentRun:
         """What keeps a soft time limit from striking within our code, which the task's has called (H17)."""
 
     def begin_lease(self, service: Service, lease: int, owner: int) -> None:
-        """Move on to another lease. A run begins by setting `row` and `span`."""
+        """Move on to another lease. A run begins by setting `row` and `span`, and then by `begin`."""
         self.service = service
         self._fence = (lease, owner)
+
+    def begin(self) -> None:
+        """Have what is begun from now on belong to the present run only.
+
+        After a run that was `BRIEF`, the next one may go without: nothing of that one is left.
+        """
+        self.mark = object()
+        _begun_by.set(self.mark)
 
     def begin_batch(self, batch: Sequence[tuple[Row, Span]]) -> None:
         """Move on to a run of many records; what it sends is sent for the first."""
         self.batch = batch
         self.row, self.span = batch[0]
+        self.begin()
         positions = repr([row[0] for row, _ in batch[1:]]).encode()
         self._others = (hashlib.blake2b(positions, digest_size=16).hexdigest(),)
 
     def end_batch(self) -> None:
         """Leave it: from here on a run is of one record."""
-        self.batch, self.row, self._others = None, None, ()
+        self.batch, self.row, self.mark, self._others = None, None, None, ()
 
     def end(self) -> tuple[list[NewCall], int, bool]:
         """Close the outbox; return the calls to settle, how many are dropped, whether there was progress."""
@@ -114,32 +129,18 @@ class CurrentRun:
             self._calls, self._bytes, self.dropped = [], 0, 0
             self._made, self._given, self._record, self._sends_at = {}, {}, None, None
             self.used = self.progressed = False
+            self.mark = None
         return ended
 
     def close(self) -> None:
         """Take nothing more, and let go of the worker's memory: handles of calls outlive it."""
         with self._lock:
-            self._closed, self.row, self.shield = True, None, nullcontext
-
-    @contextmanager
-    def coroutine(self) -> Iterator[None]:
-        """Have what is begun within belong to this run only.
-
-        The event loop goes on in the next run, and so does what a coroutine has left behind on it.
-        """
-        self._coroutines += 1
-        self._present = self._coroutines
-        _coroutine.set(self._present)
-        try:
-            yield
-        finally:
-            self._present = 0
+            self._closed, self.row, self.mark, self.shield = True, None, None, nullcontext
 
     @property
     def _is_over(self) -> bool:
         """Whether the code that asks was begun by a run that has ended."""
-        mine = _coroutine.get()
-        return self.row is None or (mine != 0 and mine != self._present)
+        return self.mark is None or _begun_by.get() is not self.mark
 
     def _refuse_strays(self, what: str = "the run that made this call has ended; nothing was sent") -> None:
         if self._is_over:
