@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,7 +16,7 @@ from .errors import BadArguments, ConfigError, CorruptBody, UnknownName
 from .keys import partition_of
 from .record import Meta, checked_headers, checked_type, id_text, offset_of, parse_id
 from .retention import UNSET
-from .units import moment
+from .units import moment, utc
 
 if TYPE_CHECKING:
     from .app import App
@@ -209,7 +209,7 @@ class StreamHandle:
             ) from error
         return Event(
             id_text(public_id(record.id)),
-            datetime.fromtimestamp(record.time, UTC),
+            utc(record.time),
             number,
             offset_of(record.pos),
             meta.key,

@@ -30,7 +30,7 @@ from .result import ResultSet
 from .running import current_run
 from .stream import check_name
 from .unique import Unique
-from .units import duration, moment
+from .units import coming_moment, duration
 
 if TYPE_CHECKING:
     from .app import App
@@ -264,7 +264,7 @@ class Task(Generic[P, R]):
             max_retries = _max_retries(max_retries, f"{self.name}: self.retry(): max_retries", exc)
         wait = None if countdown is None else duration(countdown, "countdown")
         if eta is not None:
-            wait = max(moment(eta, "eta") - wall_clock(), 0.0)
+            wait = max(coming_moment(eta, "eta") - wall_clock(), 0.0)
         told = f"retry: {exc!r}" if exc else "asked for by the task"
         raise Retry(told, countdown=wait, cause=exc, max_retries=max_retries)
 
@@ -357,7 +357,7 @@ class Task(Generic[P, R]):
         if expires is None:
             expires = self.expires
         if isinstance(expires, datetime):
-            expires = moment(expires, "expires")
+            expires = coming_moment(expires, "expires")
         elif expires is not None:
             expires = wall_clock() + duration(expires, "expires")
         if headers is not None:
@@ -504,7 +504,7 @@ def _due(countdown: Any, eta: datetime | None) -> float | None:
     if countdown is not None and eta is not None:
         raise ConfigError("countdown and eta: give one of them")
     if eta is not None:
-        return moment(eta, "eta")
+        return coming_moment(eta, "eta")
     return None if countdown is None else wall_clock() + duration(countdown, "countdown")
 
 

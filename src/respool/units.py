@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime, time, timedelta
+from datetime import UTC, datetime, time, timedelta
 
+from .clock import now as wall_clock
 from .errors import ConfigError
 
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
+LONGEST = 1000 * 365.25 * 86400  # seconds that a duration may have
+_FIRST, _LAST = datetime(2, 1, 1, tzinfo=UTC).timestamp(), datetime(9998, 12, 31, tzinfo=UTC).timestamp()
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d|w)")
 
 
 def duration(value: float | timedelta | str, what: str = "duration") -> float:
     """Return a duration in seconds, from seconds, a timedelta, or text like "90s", "1h30m", "7d".
 
-    Raises ConfigError for anything else, for NaN and for negative values.
+    Raises ConfigError for anything else, for NaN, for negative values and for more than a thousand years.
     """
     if isinstance(value, timedelta):
         seconds = value.total_seconds()
@@ -34,6 +37,8 @@ def duration(value: float | timedelta | str, what: str = "duration") -> float:
         )
     if not 0 <= seconds < float("inf"):
         raise ConfigError(f"{what}: {value!r} is negative or not a number")
+    if seconds > LONGEST:
+        raise ConfigError(f"{what}: {value!r} is more than a thousand years")
     return seconds
 
 
@@ -53,6 +58,8 @@ def rate(value: float | str, what: str = "rate") -> float:
         found = float(match[1]) / _UNITS[match[2] or "s"]
     if not 0 < found < float("inf"):
         raise ConfigError(f"{what}: {value!r} must be more than 0")
+    if found * LONGEST < 1:
+        raise ConfigError(f"{what}: {value!r} is less than one in a thousand years")
     return found
 
 
@@ -79,6 +86,19 @@ def moment(value: datetime | float, what: str = "moment") -> float:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     raise ConfigError(f"{what}: {value!r} is not an aware datetime")
+
+
+def coming_moment(value: datetime | float, what: str) -> float:
+    """Return a moment that is waited for. Raises ConfigError as `moment`, and for one too far away."""
+    seconds = moment(value, what)
+    if seconds - wall_clock() > LONGEST:
+        raise ConfigError(f"{what}: {value} is more than a thousand years away")
+    return max(seconds, 0.0)  # what was due in another age is due now
+
+
+def utc(seconds: float) -> datetime:
+    """Return seconds since 1970 as a date; for those that have none in each zone, the first or the last."""
+    return datetime.fromtimestamp(min(max(seconds, _FIRST), _LAST), UTC)
 
 
 def spoken_moment(text: str, now: datetime, *, ahead: bool = False) -> datetime:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from .clock import now as wall_clock
@@ -19,6 +18,7 @@ from .engines.things import is_ordered
 from .keys import key_hash
 from .location import without_password
 from .record import first_pos, id_text, log_of
+from .units import utc
 
 if TYPE_CHECKING:
     from .app import App
@@ -247,6 +247,6 @@ def _parked(parked: Parked, served: str, nobody: str) -> str:
     if parked.due is not None and parked.due <= wall_clock():
         return nobody or f"it is due, and waits for a worker of {served} to take it"
     if parked.due is not None:
-        due = datetime.fromtimestamp(parked.due).astimezone()
+        due = utc(parked.due).astimezone()
         return f"it is parked ({parked.reason}) until {due.isoformat(sep=' ', timespec='seconds')}{beside}"
     return f"it is parked ({parked.reason}){beside}"

@@ -4,17 +4,18 @@ import json
 import re
 import signal
 import time
+from datetime import UTC, datetime
 
 import pytest
 from tests.cli.support import run, start, write_shop
 
-from respool import App
+from respool import App, GetTimeout
 from respool.clock import now as wall_clock
 from respool.delivery.model import NewCall, Parked, Settlement, Verdict
 from respool.delivery.settle import settle
 from respool.encoding.remote import encode_error
 from respool.engines.base import Reads
-from respool.record import new_head
+from respool.record import Meta, id_text, new_head
 from respool.testing import work
 
 OPTIONS = """
@@ -502,6 +503,33 @@ def test_attributes_that_cannot_be_read_are_one_line_of_each_listing(cli, app):
     for kind in ("--queue", "default"), ("--stream", "inference"):
         rows = [json.loads(line) for line in cli("-A", "shop", "export", *kind).splitlines()]
         assert [told in (each["input_error"] or "") for each in rows] == [False, True]
+
+
+@pytest.fixture(params=["UTC", "Asia/Tokyo", "America/Los_Angeles"])
+def zone(request):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", request.param)
+        time.tzset()
+        yield request.param
+    time.tzset()
+
+
+def test_moments_that_have_no_date_are_shown_as_the_last_that_has(cli, app, zone):
+    """Of a call that an earlier version let through, or that another program stored."""
+    log, id = app.stream_of("queue", "default").logs[0], new_head(wall_clock())
+    meta = Meta(due=1e300, expires=2e300).packed()
+    app.engine.append_rows([NewCall(log, "add", b"\x92\x92\x01\x02\x80", meta, id, wall_clock())])
+    app.tasks["add"].apply_async((1, 2), eta=datetime.min.replace(tzinfo=UTC), task_id="long ago")
+    assert app.AsyncResult("long ago").record().meta.due == 0
+    work(app, queues=["default"])
+    assert app.AsyncResult("long ago").get(timeout=0) == 3
+    call = app.AsyncResult(id_text(id))
+    assert call.state == "SCHEDULED"
+    with pytest.raises(GetTimeout, match=r"parked \(scheduled\) until 999[89]-"):
+        call.get(timeout=0)
+    assert "9998-12-31" in cli.data("-A", "shop", "show", call.id)["due"]
+    for command in ("show", call.id), ("calls",), ("lag",), ("tail", "--timeout", "0.05"), ("queues",):
+        assert cli("-A", "shop", *command)
 
 
 def test_check_of_a_log_in_use(cli, app, worker):

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import re
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -32,6 +32,7 @@ from respool.testing import work
 from respool.worker.run import Request
 
 NAIVE = datetime(2026, 1, 31, 14, 0)
+NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 @pytest.fixture
@@ -95,6 +96,23 @@ REFUSED: list[tuple[Call, type[Exception], str]] = [
     (lambda app: app.tasks["echo"].apply_async((1,), expires=NAIVE), ConfigError, "expires"),
     (lambda app: app.tasks["echo"].apply_async((1,), countdown=-1), ConfigError, "countdown"),
     (lambda app: app.tasks["echo"].apply_async((1,), countdown="soon"), ConfigError, "countdown"),
+    (
+        lambda app: app.tasks["echo"].apply_async((1,), countdown=1e300),
+        ConfigError,
+        "1e+300 is more than a th",
+    ),
+    (lambda app: app.tasks["echo"].apply_async((1,), expires="400000d"), ConfigError, "thousand years"),
+    (
+        lambda app: app.tasks["echo"].apply_async((1,), eta=NEVER),
+        ConfigError,
+        "eta: 9999-12-31 23:59:59.999999+",
+    ),
+    (
+        lambda app: app.tasks["echo"].apply_async((1,), expires=NEVER),
+        ConfigError,
+        "more than a thousand years",
+    ),
+    (lambda app: app.dead_letters().redrive(rate=1e-300), ConfigError, "less than one in a thousand years"),
     (
         lambda app: app.tasks["echo"].apply_async((1,), countdown=1, eta=NAIVE),
         ConfigError,

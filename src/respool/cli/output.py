@@ -11,10 +11,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import click
+
+from ..units import utc
 
 GAP = 2  # blanks between columns
 WIDE = 100_000  # a pipe has no width: no column is left out, no name or number cut
@@ -189,14 +191,14 @@ def plain(value: Any) -> Any:
 
 def iso(seconds: float | None) -> str | None:
     """Return a moment for scripts: ISO 8601 in UTC."""
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat()
+    return None if seconds is None else utc(seconds).isoformat()
 
 
 def when(seconds: float | None) -> str:
     """Return a moment for people, in local time: as short as it is clear."""
     if seconds is None:
         return "–"
-    local, today = datetime.fromtimestamp(seconds).astimezone(), datetime.now().astimezone()
+    local, today = utc(seconds).astimezone(), datetime.now().astimezone()
     if local.date() == today.date():
         return f"{local:%H:%M:%S}"
     return f"{local:%b %d %H:%M}" if local.year == today.year else f"{local:%Y-%m-%d %H:%M}"
@@ -204,7 +206,7 @@ def when(seconds: float | None) -> str:
 
 def moment(seconds: float) -> str:
     """Return a moment in full, with its zone."""
-    local = datetime.fromtimestamp(seconds).astimezone()
+    local = utc(seconds).astimezone()
     return f"{local:%Y-%m-%d %H:%M:%S} {zone(local)}"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from ..engines import public_id
 from ..engines.base import Engine, Group, ParkedFilter, Record, Stream
 from ..errors import ConfigError, CorruptBody, UnknownCall, UnknownName
 from ..record import id_text, log_of, parse_id, read_meta
+from ..units import utc
 
 SCAN = 50_000  # positions counted in one statement
 SLICE = 1000  # dead letters looked at, or changed in one transaction
@@ -56,7 +56,7 @@ class DeadLetter(NamedTuple):
     engine: Engine
 
     def __repr__(self) -> str:
-        died = datetime.fromtimestamp(self.died).astimezone().isoformat(" ", "seconds")
+        died = utc(self.died).astimezone().isoformat(" ", "seconds")
         reads = f"{self.stream.kind} {self.stream.name}, group {self.group.name}"
         what = f"{self.error.type}: {self.error.message}" if self.error.message else self.error.type
         return f"<DeadLetter {self.task or 'event'} of {reads}, {died}: {' '.join(what.split())[:200]}>"

@@ -6,7 +6,6 @@ The words of the delivery core (leases, parked records, outcomes) are in `delive
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
@@ -14,6 +13,7 @@ import msgspec
 from ..delivery.model import MIDDLE, Lease, Outcome, Parked
 from ..delivery.order import Claimant
 from ..record import Id, Meta, id_text, offset_of
+from ..units import utc
 
 if TYPE_CHECKING:
     from .ordering import Elsewhere
@@ -128,7 +128,7 @@ class Record(msgspec.Struct, frozen=True):
     meta: Meta
 
     def __repr__(self) -> str:
-        when = datetime.fromtimestamp(self.time).astimezone().isoformat(" ", "seconds")
+        when = utc(self.time).astimezone().isoformat(" ", "seconds")
         id = id_text(self.id)
         given = id.partition("\0")[2] or id  # without what the engine has put before it
         what = f"{self.task or 'event'} at offset {offset_of(self.pos):,}"

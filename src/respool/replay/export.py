@@ -6,7 +6,6 @@ import csv
 import heapq
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from ..clock import now as wall_clock
@@ -20,6 +19,7 @@ from ..reading import read_input, read_result
 from ..record import id_text, offset_of
 from ..states import state_name
 from ..tagged import to_tagged
+from ..units import utc
 from .edits import edits_in
 from .windows import Window, windows
 
@@ -162,7 +162,7 @@ def _outcome(outcome: Outcome | None, load: Load | None) -> dict[str, Any]:
 
 
 def _iso(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat()
+    return utc(seconds).isoformat()
 
 
 # Writing

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Any, NamedTuple
 
 from ..app import App
@@ -14,6 +13,7 @@ from ..expression import Expression
 from ..record import first_pos, log_of, parse_id
 from ..units import rate as per_second
 from ..units import share as part
+from ..units import utc
 
 STATES = ("PENDING", "SCHEDULED", "RETRY", "SUCCESS", "FAILURE", "REVOKED")
 MAX_IDS = 10_000
@@ -187,4 +187,4 @@ def arguments_nobody_has(app: App, chosen: Selection) -> str:
 
 def when(seconds: float) -> str:
     """Return a moment for messages, in local time."""
-    return datetime.fromtimestamp(seconds).astimezone().isoformat(sep=" ", timespec="seconds")
+    return utc(seconds).astimezone().isoformat(sep=" ", timespec="seconds")
