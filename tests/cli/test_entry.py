@@ -1,6 +1,9 @@
 """The command as a whole: start-up, the app's name, errors, exit codes."""
 
 import importlib
+import os
+import subprocess
+import sys
 
 import pytest
 from tests.cli.support import in_terminal, python, run, write_shop
@@ -382,3 +385,47 @@ def test_an_error_at_import_shows_the_frames_of_its_author_only(cli, folder):
 def test_what_only_celery_has_says_what_to_use(cli, app, args, told):
     said = cli("-A", "shop", *args, code=2)
     assert told in " ".join(said.split())
+
+
+@pytest.mark.parametrize("buffered", ["", "1"])
+@pytest.mark.parametrize("command", ["calls", "lag --json", "export --queue default", "--help"])
+def test_output_that_cannot_be_written_is_one_line(folder, app, command, buffered):
+    app.tasks["add"].delay(1, 2)
+    told = in_shell(f"-A shop {command} > /dev/full", folder, PYTHONUNBUFFERED=buffered)
+    assert told.returncode == 1
+    assert told.stderr == "Error: standard output cannot be written: No space left on device\n"
+
+
+def test_an_error_of_another_file_is_not_taken_for_one_of_the_output(folder):
+    write_shop(folder, "from respool import App\napp = App('shop')\n")
+    code = "import errno, respool.cli.lag as lag\n" + (
+        "def fails(**given): raise OSError(errno.EIO, 'a disk is broken')\n"
+        "lag.command.callback = fails\nfrom respool.cli import main\nmain()"
+    )
+    told = python("-c", code, "lag", cwd=folder)
+    assert "OSError: [Errno 5] a disk is broken" in told.stderr
+    assert "standard output" not in told.stderr
+
+
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&-", "<&- >&- 2>&-"])
+def test_closed_standard_files_stop_nothing(folder, app, closed):
+    handle = app.tasks["add"].delay(1, 2)
+    for command in ("lag", "calls", "export --queue default", "worker --burst -c 1"):
+        told = in_shell(f"-A shop {command} {closed}", folder)
+        assert (told.returncode, "Error" in told.stderr, "Traceback" in told.stderr) == (0, False, False)
+    assert handle.get(timeout=5) == 3
+
+
+def in_shell(command, folder, **env):
+    """Run `python -m respool` by a shell, which can close its files."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RESPOOL_")}
+    return subprocess.run(
+        ["sh", "-c", f'"{sys.executable}" -m respool {command}'],
+        cwd=folder,
+        env=clean | env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=False,
+    )

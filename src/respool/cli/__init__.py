@@ -7,11 +7,20 @@ and neither rich nor an engine is imported before a command needs it.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
 import click
 
-from .common import Failure, Misused, RespoolGroup, common, give_common_options
+from .common import (
+    Failure,
+    Misused,
+    RespoolGroup,
+    common,
+    end_without_output,
+    give_common_options,
+    open_standard_files,
+)
 
 COMMANDS: dict[str, dict[str, str]] = {
     "Run": {
@@ -51,6 +60,18 @@ _SHORT = {name: short for section in COMMANDS.values() for name, short in sectio
 
 class LazyGroup(RespoolGroup):
     """The group of all commands, each imported by its name when it is asked for."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program; standard output that cannot be written ends it with one line on stderr."""
+        open_standard_files()
+        try:
+            try:
+                return super().main(*args, **kwargs)
+            finally:
+                sys.stdout.flush()  # later there is nobody to tell of it
+        except OSError as error:
+            end_without_output(error)
+            raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names, in the order of the table."""

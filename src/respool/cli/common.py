@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -175,6 +177,31 @@ def confirm(question: str, yes: bool) -> None:
         raise Failure(f"{question} Nobody can be asked here, without a terminal: give --yes")
     if not click.confirm(question):
         raise Failure("nothing was changed")
+
+
+def open_standard_files() -> None:
+    """Open what the shell has closed (`>&-`).
+
+    Else Python has None for it, and the next file that is opened gets its number, here and in the children.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, os.O_RDWR)  # the lowest that is free
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, mode, encoding="utf-8"))  # noqa: SIM115 - it stays open
+
+
+def end_without_output(error: OSError) -> None:
+    """End the command where it is standard output that cannot be written, and say so in one line."""
+    try:
+        sys.stdout.write("\n")  # nothing but this tells whether that is what failed
+        sys.stdout.flush()
+    except OSError:
+        with open(os.devnull, "wb") as nothing:  # or Python tries again as it ends, and complains
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
+        if error.errno != errno.EPIPE:  # who reads no further has what he wants
+            click.echo(f"Error: standard output cannot be written: {error.strerror}", err=True)
+        sys.exit(1)
 
 
 if TYPE_CHECKING:
