@@ -51,6 +51,8 @@ _CALL_OPTIONS = (
     "connection",
 )
 _RETRY_OPTIONS = ("countdown", "eta", "exc", "max_retries")
+_A_PAIR_EACH = "each item is (args, kwargs), as in ((1, 2), {})"
+_ONE_EACH = f"delay_many takes the one argument of each call; for more there is apply_many: {_A_PAIR_EACH}"
 
 
 class Task(Generic[P, R]):
@@ -197,10 +199,27 @@ class Task(Generic[P, R]):
         Raises: as `delay`; PartlyAppended where some are stored already: `error.stored` of them, which stay.
         """
         each = self._iterable("delay_many", items, "the one argument of each call")
-        if self.unique is None and self.key_of is None and self.limit_key is None:
+        item: Any = None
+
+        def bodies() -> Iterator[bytes]:
+            nonlocal item
             encode, check = self.codec.encode, self.parameters.check
-            return self._send_bodies((encode(check((item,), {}), "args") for item in each), self.queue)
-        return self._send_many((((item,), {}) for item in each), None)
+            for item in each:
+                yield encode(check((item,), {}), "args")
+
+        def calls() -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+            nonlocal item
+            for item in each:
+                yield (item,), {}
+
+        try:
+            if self.unique is None and self.key_of is None and self.limit_key is None:
+                return self._send_bodies(bodies(), self.queue)
+            return self._send_many(calls(), None)
+        except BadArguments as error:
+            if isinstance(item, tuple | list):
+                error.args = (f"{error}; {_ONE_EACH}",)
+            raise
 
     def apply_many(
         self, calls: Iterable[tuple[Sequence[Any], Mapping[str, Any]]], *, queue: str | Queue | None = None
@@ -390,8 +409,14 @@ class Task(Generic[P, R]):
 
     def _pair(self, call: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if not isinstance(call, tuple | list) or len(call) != 2:
-            raise BadArguments(f"{self.name}.apply_many(): {brief(call)} is no pair (args, kwargs)")
-        return self._arguments("apply_many", *call)
+            raise BadArguments(
+                f"{self.name}.apply_many(): {brief(call)} is no pair (args, kwargs); {_A_PAIR_EACH}"
+            )
+        try:
+            return self._arguments("apply_many", *call)
+        except BadArguments as error:
+            error.args = (f"{error}; {_A_PAIR_EACH}",)
+            raise
 
     def _iterable(self, where: str, items: Any, of_what: str) -> Iterable[Any]:
         if not isinstance(items, Iterable):

@@ -73,22 +73,53 @@ def test_arguments_in_other_iterables_are_taken(app: App) -> None:
     assert handle.get(timeout=0) == 5
 
 
+PAIRS = "each item is (args, kwargs), as in ((1, 2), {})"
+ONE = "the one argument of each call; for more there is apply_many"
+
+
 @pytest.mark.parametrize(
     ("call", "told"),
     [
         (lambda add: add.delay_many(5), "add.delay_many(): 5 is no list or other iterable"),
         (lambda add: add.apply_many(5), "add.apply_many(): 5 is no list or other iterable"),
-        (lambda add: add.apply_many([5]), "add.apply_many(): 5 is no pair (args, kwargs)"),
-        (lambda add: add.apply_many([(5, {})]), "add.apply_many(): args 5 is no list or tuple"),
+        (lambda add: add.apply_many([5]), f"add.apply_many(): 5 is no pair (args, kwargs); {PAIRS}"),
+        (
+            lambda add: add.apply_many([(5, {})]),
+            f"args 5 is no list or tuple of arguments; one alone is written (5,); {PAIRS}",
+        ),
+        (
+            lambda add: add.apply_many([(5, 6)]),
+            f"args 5 is no list or tuple of arguments; one alone is written (5,); {PAIRS}",
+        ),
+        (lambda add: add.apply_many([(5, 6, 7)]), f"(5, 6, 7) is no pair (args, kwargs); {PAIRS}"),
         (
             lambda add: add.apply_many([((5,), 6)]),
-            "add.apply_many(): kwargs 6 is no dict of arguments by name",
+            f"add.apply_many(): kwargs 6 is no dict of arguments by name; {PAIRS}",
         ),
+        (
+            lambda add: add.delay_many([(5, 6), (7, 8)]),
+            f"got (5, 6) (tuple); delay_many takes {ONE}: {PAIRS}",
+        ),
+        (lambda add: add.delay_many([[5, 6]]), f"got [5, 6] (list); delay_many takes {ONE}: {PAIRS}"),
     ],
 )
 def test_many_calls_of_the_wrong_form(app: App, call: Any, told: str) -> None:
     with pytest.raises(BadArguments, match=re.escape(told)):
         call(app.tasks["add"])
+
+
+@pytest.mark.parametrize("options", [{}, {"unique": True}])
+def test_only_who_seems_to_mean_apply_many_is_told_of_it(app: App, options: Any) -> None:
+    mul = app.task(name="mul", **options)(lambda x, y: x * y)
+    with pytest.raises(BadArguments, match=re.escape(f"'y'; delay_many takes {ONE}: {PAIRS}")):
+        mul.delay_many([(1, 2)])
+    with pytest.raises(BadArguments) as caught:
+        mul.delay_many([1])
+    assert "apply_many" not in str(caught.value)
+    double = app.task(name="double", **options)(lambda pair: pair * 2)
+    many = double.delay_many([(1, 2)])
+    work(app)
+    assert many.get(timeout=0) == [[1, 2, 1, 2]], "one argument may be a list"
 
 
 def test_a_queue_may_be_given_itself(app: App) -> None:
