@@ -73,7 +73,28 @@ def _module(place: str) -> ModuleType:
         raise _exits(place, error) from error
     except Exception as error:
         trim(error)
+        if isinstance(error, ImportError) and (told := _of_a_package(error, Path(folder, f"{place}.py"))):
+            raise ConfigError(told) from None
         raise AppImportError(f"{place} could not be imported: {type(error).__name__}: {error}") from error
+
+
+def _of_a_package(error: ImportError, file: Path) -> str | None:
+    """Say how a file is named that imports its neighbours, where that is why it could not be imported."""
+    frames = _frames(error.__traceback__)
+    if "relative import" not in str(error) or not frames or error.name is not None:
+        return None
+    if Path(frames[-1].tb_frame.f_code.co_filename).resolve() != file.resolve():
+        return None
+    folder = file.resolve().parent
+    parts = [folder.name, file.stem]
+    while (folder / "__init__.py").exists() and (folder.parent / "__init__.py").exists():
+        folder = folder.parent
+        parts.insert(0, folder.name)
+    here = "" if folder.parent == Path.cwd() else f", where {folder.parent} is the working directory"
+    return (
+        f"{file.name} has relative imports, so it is part of a package: name it as a module, "
+        f"-A {'.'.join(parts)}{here}"
+    )
 
 
 def _near(place: str) -> str:

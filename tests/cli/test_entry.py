@@ -98,6 +98,28 @@ def test_a_factory_in_a_package(cli, folder):
     assert [row["task"] for row in cli.rows("-A", "pkg.mod:factory", "tasks")] == ["t"]
 
 
+@pytest.mark.parametrize("is_marked", [True, False])
+def test_a_file_of_a_package_is_named_as_a_module(cli, folder, monkeypatch, is_marked):
+    shop = folder / "trade" / "shop"
+    shop.mkdir(parents=True)
+    (shop / "app.py").write_text("from respool import App\napp = App('trade')\n")
+    (shop / "worker.py").write_text("from .app import app\napp.task(name='t')(lambda: None)\n")
+    (shop / "other.py").write_text("import worker\n")
+    root, name = (folder, "trade.shop.worker") if is_marked else (folder / "trade", "shop.worker")
+    for place in (shop, shop.parent) if is_marked else ():
+        (place / "__init__.py").touch()
+    told = f"worker.py has relative imports, so it is part of a package: name it as a module, -A {name}"
+    monkeypatch.chdir(root)
+    assert cli("-A", f"{shop.relative_to(root)}/worker.py:app", "lag", code=2) == f"Error: {told}\n"
+    monkeypatch.chdir(shop)
+    where = f", where {root} is the working directory"
+    assert cli("-A", "worker", "lag", code=2) == f"Error: {told}{where}\n"
+    assert "other could not be imported: ImportError: attempted relative import" in cli(
+        "-A", "other", "lag", code=1
+    ), "which only its author can mend"
+    assert '"t"' in run("-A", name, "tasks", "--json", cwd=root).stdout
+
+
 def test_app_from_the_environment_and_from_pyproject(folder):
     (folder / "pyproject.toml").write_text('[tool.respool]\napp = "shop"\n')
     assert '"add"' in run("tasks", "--json", cwd=folder).stdout
