@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, time, timedelta
+import time as os_time
+from datetime import UTC, datetime, time, timedelta, timezone, tzinfo
 
 from .clock import now as wall_clock
 from .errors import ConfigError
@@ -11,6 +12,7 @@ from .errors import ConfigError
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 LONGEST = 1000 * 365.25 * 86400  # seconds that a duration may have
 _FIRST, _LAST = datetime(2, 1, 1, tzinfo=UTC).timestamp(), datetime(9998, 12, 31, tzinfo=UTC).timestamp()
+_TIME_OF_DAY = re.compile(r"(\d{1,2}):(\d{2}(?::\d{2})?)\s*(Z|[+-]\d{2}:?\d{2})?", re.IGNORECASE)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d|w)")
 
 
@@ -104,12 +106,15 @@ def utc(seconds: float) -> datetime:
 def spoken_moment(text: str, now: datetime, *, ahead: bool = False) -> datetime:
     """Return the moment that a command line names: `1h` (ago), `14:00` (the last), an ISO date or time.
 
-    Without a zone it is this machine's local time. A time of day that is still to come today is yesterday's:
-    what is asked for are records, and they are of the past.
+    Without a zone (`14:00Z`, `14:00+02:00`, `14:00 Europe/Berlin`) it is this machine's local time. A time
+    of day that is still to come today is yesterday's: what is asked for are records, and they are of the
+    past.
 
     Parameters:
         now: the present, local.
         ahead: of what is to come: `1h` from now, the next `14:00`.
+
+    Raises ConfigError.
     """
     text = text.strip()
     if text == "now":
@@ -117,25 +122,58 @@ def spoken_moment(text: str, now: datetime, *, ahead: bool = False) -> datetime:
     if _DURATION.findall(text) and not _DURATION.sub("", text).strip():
         away = timedelta(seconds=duration(text))
         return now + away if ahead else now - away
+    told, zone = _with_zone(text)
     try:
-        if is_time_of_day(text):
-            hour, _, rest = text.partition(":")
-            today = datetime.combine(now.date(), time.fromisoformat(f"{hour:0>2}:{rest}"))
+        if (match := _TIME_OF_DAY.fullmatch(told)) is not None:
+            hour, rest, offset = match.groups()
+            at = time.fromisoformat(f"{hour:0>2}:{rest}{(offset or '').upper()}")
+            zone = _one_zone(zone, at.tzinfo)
+            today = datetime.combine(now.astimezone(zone).date(), at.replace(tzinfo=zone))
             found = today.astimezone()
             if ahead == (found > now):
                 return found
             return (today + timedelta(days=1 if ahead else -1)).astimezone()
-        parsed = datetime.fromisoformat(text)
-    except ValueError as error:
+        parsed = datetime.fromisoformat(told)
+        # At the offset that its own day has.
+        return parsed.replace(tzinfo=_one_zone(zone, parsed.tzinfo)).astimezone()
+    except (ValueError, OverflowError) as error:
         raise ConfigError(
-            f"{text!r} is no moment: try 1h, 30d, 14:00, 2026-01-31 or 2026-01-31T14:00"
+            f"{text!r} is no moment: try 1h, 30d, 14:00, 2026-01-31 or 2026-01-31T14:00Z"
         ) from error
-    return parsed.astimezone()  # at the offset that its own day has
 
 
 def is_time_of_day(text: str) -> bool:
-    """Say whether a moment is named by its time of day alone."""
-    return re.fullmatch(r"\d{1,2}:\d{2}(:\d{2})?", text.strip()) is not None
+    """Say whether a moment is named by its time of day alone. Raises ConfigError for an unknown zone."""
+    return _TIME_OF_DAY.fullmatch(_with_zone(text.strip())[0]) is not None
+
+
+def _one_zone(named: tzinfo | None, offset: tzinfo | None) -> tzinfo | None:
+    if named is not None and offset is not None:
+        raise ValueError("two zones")
+    return named or offset
+
+
+def _with_zone(text: str) -> tuple[str, tzinfo | None]:
+    """Return a moment less the name of a zone behind it, and that zone. Raises ConfigError for none such."""
+    match = re.fullmatch(r"(.*[:-]\d\d)\s+([A-Za-z][\w/+-]*)", text)
+    if match is None:
+        return text, None
+    told, name = match.groups()
+    if name.upper() in ("Z", "UTC", "GMT"):
+        return told, UTC
+    # The names by which local times are shown; those of others have no one meaning.
+    local = dict(zip(os_time.tzname, (-os_time.timezone, -os_time.altzone), strict=True))
+    if name in local:
+        return told, timezone(timedelta(seconds=local[name]))
+    from zoneinfo import ZoneInfo  # which few need
+
+    try:
+        return told, ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as error:
+        raise ConfigError(
+            f"{text!r}: there is no zone {name!r} here; give its offset, {told}+02:00, or its place, "
+            f"{told} Europe/Berlin"
+        ) from error
 
 
 def size(value: int | str, what: str = "size") -> int:

@@ -115,11 +115,22 @@ def test_more_options_of_the_call(cli):
     assert datetime.fromisoformat(cli.data("-A", "shop", "show", later)["due"]).timestamp() == 1927627200
 
 
+def test_an_eta_that_is_over_is_told(folder):
+    sent = run("-A", "shop", "call", "mail", "you", "--eta", "2026-01-31", cwd=folder, TZ="UTC")
+    assert sent.stderr == "--eta: 2026-01-31 00:00:00 UTC is over, so it may start at once\n"
+    assert run("-A", "shop", "show", sent.stdout.strip(), cwd=folder).returncode == 0
+    for eta in ("1h", "now", "2999-01-31"):
+        assert run("-A", "shop", "call", "mail", "you", "--eta", eta, cwd=folder).stderr == ""
+
+
 @pytest.mark.parametrize(
     ("args", "code", "told"),
     [
         (["mail", "me", "--key", "acme"], 2, "queue default is not ordered"),
         (["mail", "me", "--eta", "soon"], 2, "'soon' is no moment"),
+        (["mail", "me", "--eta", "-5m"], 2, "'-5m' is no moment"),
+        (["mail", "me", "--countdown", "-5m"], 2, "duration: '-5m' is no duration"),
+        (["mail", "me", "--priority", "-1"], 2, "-1 is not in the range"),
         (["mail", "me", "--eta", "14:00", "--countdown", "1h"], 2, "countdown and eta: give one of them"),
         (["mail", "me", "--header", "tenant"], 2, "'tenant' is no header; one looks like tenant=acme"),
         (["ad", "1", "2"], 2, "unknown task 'ad'; did you mean 'add'?"),

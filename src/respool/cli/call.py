@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .common import DURATION, HEADER, Failure, NotInTime, document_option
-from .moments import AHEAD
+from .moments import AHEAD, echo_past
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -28,7 +28,12 @@ class _WithNegatives(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own, dashes, rest = _split(args)
-        marked = [f"\0{arg}" if re.fullmatch(r"-\.?\d.*", arg) else arg for arg in own]
+        options = [each for each in self.params if isinstance(each, click.Option) and not each.is_flag]
+        valued = {flag for each in options for flag in each.opts}
+        marked = [
+            f"\0{arg}" if re.fullmatch(r"-\.?\d.*", arg) and before not in valued else arg
+            for before, arg in zip(["", *own], own, strict=False)
+        ]
         return super().parse_args(ctx, [*marked, *dashes, *rest])
 
 
@@ -120,6 +125,7 @@ def command(
     except BadArguments as error:
         hint = _by_name(app.tasks[task], args) or _as_text(str(error), args, kwargs)
         raise BadArguments(f"{error}{hint}") from error
+    echo_past("--eta", eta)
     if not wait:
         click.echo(json.dumps({"id": result.id}) if as_json else result.id)
         return

@@ -98,6 +98,14 @@ between_option: Callable[[F], F] = click.option(
 )
 
 
+def echo_past(option: str, at: datetime | None) -> None:
+    """Say on stderr that a moment before which nothing is to happen is over: a day begins at midnight."""
+    from .output import moment
+
+    if at is not None and (present() - at).total_seconds() > 1.0:
+        click.echo(f"{option}: {moment(at.timestamp())} is over, so it may start at once", err=True)
+
+
 def one_moment(text: str, option: str, others: str) -> Spoken:
     """Read the value of an option that may be something else too, and echo it where it may be misread.
 
