@@ -213,7 +213,7 @@ def test_whatever_ends_a_lease_frees_its_slot(engine: Engine, queue: Stream, mai
     assert engine.counts(main)[:4] == (0, 0, 0, {})
 
 
-@pytest.mark.parametrize("how", [*ENDINGS, "another limit", "overlooked"])
+@pytest.mark.parametrize("how", [*ENDINGS, "group dropped", "another limit", "overlooked"])
 def test_who_waits_for_a_slot_is_rung_for_whatever_they_serve(
     kit: EngineKit, engine: Engine, queue: Stream, main: Group, how: str
 ) -> None:
@@ -222,7 +222,7 @@ def test_who_waits_for_a_slot_is_rung_for_whatever_they_serve(
     theirs = next(group for group in engine.groups() if group.stream == other.id)
     for each in (queue, other):
         fill(engine, each, 1)
-    single = limit(slots=1)
+    single, again = limit(slots=1), replay_of(engine, queue)
     if how == "overlooked":  # a ring, and a write, that were lost
         lease = start(engine, main, 1, single)
         start(engine, theirs, 1, single, owner=2)
@@ -230,7 +230,7 @@ def test_who_waits_for_a_slot_is_rung_for_whatever_they_serve(
         reads = Reads(theirs.id, now=NOW, buckets=[single.id])
         engine.transact(reads, lambda view, change: wait_for_a_slot(change, single.id))
     else:
-        lease = start(engine, main, 1, single)
+        lease = start(engine, again if how == "group dropped" else main, 1, single)
         assert positions_of(start(engine, theirs, 1, single, owner=2)) == []
     mine, sleeper = kit.open().sleeper(queue.logs, 6), kit.open().sleeper(other.logs, 7)
     mine.prepare()
@@ -239,6 +239,8 @@ def test_who_waits_for_a_slot_is_rung_for_whatever_they_serve(
         engine.declare_limit(RULE, Limit(None, 1.0, 2))
     elif how == "overlooked":
         engine.sweep_limits(0.0, ALL)
+    elif how == "group dropped":
+        engine.drop_group(again)
     else:
         end(engine, main, lease, how)
     assert sleeper.sleep(10), "rung before it slept"

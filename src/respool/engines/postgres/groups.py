@@ -19,11 +19,14 @@ def forget_group(db: Db, sql: dict[str, bytes], group: int) -> None:
     _free(db, sql, group)
 
 
-def take_out_of_sight(db: Db, sql: dict[str, bytes], group: int, stream: int) -> None:
-    """Drop a group, and note what is left of it; in a transaction that has locked the group."""
+def take_out_of_sight(db: Db, sql: dict[str, bytes], group: int, stream: int) -> list[int]:
+    """Drop a group, and note what is left of it; in a transaction that has locked the group.
+
+    Returns: buckets of which others have waited for a slot, that it may have had.
+    """
     _forget_few(db, sql, group)
     db.execute(sql["note_dropped"], (group, stream))
-    _free(db, sql, group)
+    return _free(db, sql, group)
 
 
 def _forget_few(db: Db, sql: dict[str, bytes], group: int) -> None:
@@ -32,10 +35,10 @@ def _forget_few(db: Db, sql: dict[str, bytes], group: int) -> None:
     db.execute(sql["drop_group"], (group,))
 
 
-def _free(db: Db, sql: dict[str, bytes], group: int) -> None:
+def _free(db: Db, sql: dict[str, bytes], group: int) -> list[int]:
     db.execute(sql["lock_limits"], (LIMITS_LOCK,))  # last: all groups' limits wait for it until the commit
     db.execute(sql["drop_group_waiting"], (group,))
-    db.execute(sql["open_all"])  # its leases may have had slots
+    return sorted({one for (one,) in db.execute(sql["open_all"])})  # its leases may have had slots
 
 
 class LeftOver:

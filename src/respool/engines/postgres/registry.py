@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from psycopg.types.json import Jsonb
@@ -11,6 +11,7 @@ from ...clock import now as wall_clock
 from ...record import first_pos
 from ..base import Group, Registration, Stream, Worker
 from ..things import GroupKind, StreamKind, lanes_of
+from .batch import Executes
 from .connection import Bounded, one
 from .groups import LeftOver, take_out_of_sight
 from .moving import refuse_incoming
@@ -26,6 +27,7 @@ class PostgresRegistry(Part):
     """Which there are."""
 
     rings: dict[int, int]
+    ring_limits: Callable[[Executes, Sequence[int]], None]
     _left_over: LeftOver
     _names: dict[int, tuple[bytes, bytes]]
 
@@ -145,7 +147,9 @@ class PostgresRegistry(Part):
         def drop(db: Bounded) -> None:
             with db.transaction():
                 db.execute(self._sql["lock_group"], (GROUP_LOCKS, group.id))
-                take_out_of_sight(db, self._sql, group.id, group.stream)
+                opened = take_out_of_sight(db, self._sql, group.id, group.stream)
+            if opened:
+                self.ring_limits(db, opened)
 
         self._writer.append(drop)
         while self.forget_dropped(SLICE):

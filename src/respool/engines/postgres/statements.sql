@@ -679,7 +679,7 @@ WHERE NOT (SELECT bool_and(pg_try_advisory_xact_lock_shared(%s, flag)) FROM gene
 UPDATE respool.waiting SET next = 0 WHERE bucket = ANY (%s);
 
 -- name: open_all
-UPDATE respool.waiting SET next = 0 WHERE next IS NULL;
+UPDATE respool.waiting SET next = 0 WHERE next IS NULL RETURNING bucket;
 
 -- name: waited_for
 -- The next of these: whether for a slot, and how many slots there are.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...clock import now as wall_clock
@@ -24,6 +24,7 @@ class SQLiteRegistry(Part):
 
     shown: Any
     tidy: Any
+    ring_limits: Callable[[Sequence[int]], None]
 
     def __init__(self) -> None:
         self._rings: dict[int, int] = {}  # as which log a lane rings
@@ -130,8 +131,9 @@ class SQLiteRegistry(Part):
                 db.execute(SQL[f"drop_group_{table}"], (group.id,))
             db.execute(SQL["drop_group"], (group.id,))
             db.execute(SQL["note_dropped"], (group.id, group.stream))
-            db.execute(SQL["open_all"])  # its leases may have had slots
+            opened = {one for (one,) in db.execute(SQL["open_all"])}  # its leases may have had slots
             db.execute("COMMIT")
+        self.ring_limits(sorted(opened))
         while self.forget_dropped(SLICE):
             self.tidy()
 

@@ -447,7 +447,7 @@ AND NOT EXISTS (SELECT 1 FROM waiting WHERE waiting.bucket = bucket.id) LIMIT ?2
 DELETE FROM bucket WHERE id = ?1;
 
 -- name: open_all
-UPDATE waiting SET next = 0 WHERE next IS NULL;
+UPDATE waiting SET next = 0 WHERE next IS NULL RETURNING bucket;
 
 -- name: waited_for
 -- The next of these: whether for a slot, and how many slots there are.
