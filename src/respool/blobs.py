@@ -62,6 +62,14 @@ def installed() -> bool:
     return find_spec("obstore") is not None
 
 
+def unnamed() -> str:
+    """Say that a command knows no store of large payloads, and how one is named."""
+    return (
+        "there is no store of large payloads here: name it in the app that -A names, App(…, blobs='s3://…'), "
+        "or by RESPOOL_BLOBS" + ("" if installed() else f"; it needs {INSTALL}")
+    )
+
+
 class Store:
     """A blob store, as a URL names it. Nothing is opened until it is used.
 

@@ -1,5 +1,6 @@
 """Large payloads in what commands print: fetched where that is no trouble, else said where they are."""
 
+import pytest
 from tests.cli.support import write_shop
 
 SHOP = """
@@ -60,3 +61,16 @@ def test_large_payloads_are_shown(cli, folder, monkeypatch):
         assert f"of the records: {large.id}" in told
     assert "is gone: past retention, or removed by somebody else" in cli(*url, "show", large.id)
     app.close()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_who_knows_no_store_is_told_where_one_is_named(cli, folder, app, monkeypatch, named):
+    """As on a server, where there is no folder beside a file."""
+    id = app.tasks["fetch"].delay("x" * 100_000).id
+    monkeypatch.setattr("respool.blobs.default_url", lambda location: None)
+    monkeypatch.setattr(app.payloads, "store", None)
+    where = ("-A", "shop") if named else ("--url", f"sqlite:///{folder / 'respool.db'}")
+    how = "name it in the app that -A names, App(…, blobs='s3://…'), or by RESPOOL_BLOBS"
+    told = cli(*where, "check")
+    assert f"large payloads were not looked at: there is no store of large payloads here: {how}\n" in told
+    assert named or how in cli.data(*where, "show", id)["input"]["error"]

@@ -216,14 +216,12 @@ class Target:
         """What finds large payloads. Raises BlobsUnavailable, ConfigError."""
         if self.app is not None:
             return self.app.payloads.blobs
-        from ..blobs import INSTALL, Blobs
+        from ..blobs import Blobs, unnamed
         from ..config import SETTINGS
         from ..errors import BlobsUnavailable
 
         if self.store is None:
-            raise BlobsUnavailable(
-                f"there is no store of large payloads here: name it by -A, or RESPOOL_BLOBS, and {INSTALL}"
-            )
+            raise BlobsUnavailable(unnamed())
         return Blobs(
             self.engine, self.store, SETTINGS["max_blob_size"].default, SETTINGS["offload_over"].default
         )

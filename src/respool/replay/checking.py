@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..app import App
-from ..blobs import Store
+from ..blobs import Store, unnamed
 from ..delivery.model import Lease, Parked
 from ..delivery.seek import held
 from ..engines.base import Engine, Group, ParkedFilter, Stream
@@ -137,7 +137,7 @@ def _check_payloads(engine: Engine, store: Store | None, report: Report) -> None
     if not engine.has_blobs():
         return
     if store is None:
-        report.notes.append("large payloads were not looked at: name their store by -A, or RESPOOL_BLOBS")
+        report.notes.append(f"large payloads were not looked at: {unnamed()}")
         return
     try:
         lost, ids = lost_payloads(engine, store)
