@@ -151,3 +151,25 @@ def test_bounds_say_from_when_to_when(cli, much, monkeypatch):
     cli("-A", "shop", "replay", "--queue", "default", "--group", "noon", "--task", "square", *since)
     line = next(line for line in cli("-A", "shop", "groups", "list").splitlines() if line.startswith("noon"))
     assert line.endswith("square, from 2025-01-01 10:00")
+
+
+def test_what_is_left_out_first_tells_nothing():
+    table = output.Table(*(output.Column(title, drop=n) for n, title in enumerate(("name", "a", "b", "c"))))
+    table.add(("1", "–", "2", "·"), {})
+    table.add(("2", "–", "·", "·"), {})
+    orders = [table._fit(columns)[1] for columns in (13, 12, 9, 6)]
+    assert orders == [[], ["c"], ["c", "a"], ["c", "a", "b"]]
+
+
+def test_whether_a_worker_is_alive_stays_longest_of_what_may_go(cli, much, monkeypatch):
+    monkeypatch.setattr(output, "width", lambda: 54)
+    text = cli("-A", "shop", "workers")
+    assert "state" in rows(text)[0].split()
+    assert re.search(r"left out for want of width: done, since \(\w+\);", text), "nothing is done so far"
+
+
+def test_dashes_are_left_out_before_figures(cli, much, monkeypatch):
+    monkeypatch.setattr(output, "width", lambda: 78)
+    head = rows(cli("-A", "shop", "lag"))[0].split()
+    assert {"retry", "workers"} <= set(head)
+    assert "running" not in head

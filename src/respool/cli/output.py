@@ -34,10 +34,11 @@ class Column(NamedTuple):
     title: str
     right: bool = False
     least: int = 0
-    drop: int = 0  # where the terminal is too narrow, the highest goes first
+    drop: int = 0  # where the terminal is too narrow, those that tell nothing go first, then the highest
     text: bool = False  # arguments, messages: of any length, and shortened in a pipe, too
 
 
+NONE = ("·", "–", "")  # what stands for a count of 0, and for what is not there
 UNREAD = "?"
 """Stands for what cannot be read."""
 
@@ -107,13 +108,17 @@ class Table:
         kept = list(range(len(self.columns)))
         left_out: list[str] = []
         while (wide := self._cut(kept, natural, most)) is None:
-            goes = max(kept, key=lambda index: (self.columns[index].drop, index))
+            goes = max(kept, key=lambda index: (self._tells_nothing(index), self.columns[index].drop, index))
             if not self.columns[goes].drop:
                 wide = self._cut(kept, natural, most, LEAST) or []
                 break
             kept.remove(goes)
             left_out.append(self.columns[goes].title)
         return list(zip(kept, wide, strict=True)), left_out
+
+    def _tells_nothing(self, index: int) -> bool:
+        """Say whether a column that may go has nothing but the signs for none."""
+        return self.columns[index].drop > 0 and all(row[index] in NONE for row in self.rows)
 
     def _cut(
         self, kept: Sequence[int], natural: Sequence[int], most: int, least: int = 0

@@ -46,10 +46,10 @@ def command(as_json: bool) -> None:
     table = Table(
         Column("no", right=True),
         Column("worker", least=10),
-        Column("state", drop=4),
-        Column("pid", right=True, drop=3),
-        Column(f"since ({zone()})", drop=2),
-        Column("done", right=True, drop=1),
+        Column("state", least=8, drop=1),
+        Column("pid", right=True, drop=2),
+        Column(f"since ({zone()})", drop=4),
+        Column("done", right=True, drop=3),
         Column("serves", least=10),
         Column("runs", least=16),
     )
