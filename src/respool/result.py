@@ -15,7 +15,16 @@ from .encoding.remote import decode_error
 from .engines.base import Engine, Group, Record
 from .engines.moving import told
 from .engines.turns import GRACE, limited
-from .errors import GetInsideTask, GetTimeout, LogMoved, Refused, ResultExpired, Revoked, UnknownCall
+from .errors import (
+    BlobLost,
+    GetInsideTask,
+    GetTimeout,
+    LogMoved,
+    Refused,
+    ResultExpired,
+    Revoked,
+    UnknownCall,
+)
 from .misspelt import suggests
 from .places import Places
 from .record import Id, id_of, id_text
@@ -136,7 +145,7 @@ class AsyncResult(Generic[R]):
 
         Parameters:
             timeout: seconds at most (or timedelta, "5m"); None waits for ever (Ctrl-C interrupts).
-            propagate: False returns the task's exception instead of raising it.
+            propagate: False returns the task's exception, or Revoked, instead of raising it.
 
         Raises: the task's own exception, as its own type where that can be imported, with the remote
             traceback; GetTimeout (which says what it waited for), Revoked, ResultExpired, UnknownCall;
@@ -181,7 +190,7 @@ class AsyncResult(Generic[R]):
 
         Parameters:
             timeout: seconds at most (or timedelta, "5m"); None waits for ever.
-            propagate: False returns the task's exception instead of raising it.
+            propagate: False returns the task's exception, or Revoked, instead of raising it.
 
         Raises: as `get`, but for GetInsideTask.
         """
@@ -222,7 +231,7 @@ class AsyncResult(Generic[R]):
 
     @property
     def result(self) -> Any:
-        """What it returned, its exception where it failed, None where it is not finished; in a task, too."""
+        """What it returned, else its exception or Revoked, None where it is not finished; in a task, too."""
         found = self.find()
         return self._value(found, propagate=False) if found.state in READY else None
 
@@ -276,12 +285,15 @@ class AsyncResult(Generic[R]):
         status = found.status
         if found.state == "UNKNOWN" or status is None:
             raise UnknownCall(found.reason or f"nothing is known of {self.id}")
+        value: Any
         if found.state == "REVOKED":
-            raise Revoked(f"call {self.id} was revoked: {found.reason or 'it will not run'}")
+            value = Revoked(f"call {self.id} was revoked: {found.reason or 'it will not run'}")
+            if propagate:
+                raise value
+            return value  # type: ignore[no-any-return]
         outcome = status.outcome
         if outcome is not None and outcome.expired(wall_clock()):
             raise ResultExpired(f"call {self.id} ended as {found.state}, but its result_ttl is over")
-        value: Any
         if found.state == "SUCCESS":
             value = None if outcome is None or outcome.value is None else _decoded(self._app, outcome.value)
             return value  # type: ignore[no-any-return]
@@ -373,20 +385,29 @@ class ResultSet(Generic[R]):
             index -= size
         raise AssertionError("runs do not add up")
 
-    def _places(self) -> Iterator[tuple[Group, int, int, bytes, int]]:
-        """Yield (group, first, one past the last position, head of the run, which of the run comes first)."""
+    def _places(self, *, all_there: bool = True) -> Iterator[tuple[Group, int, int]]:
+        """Yield (group, first, one past the last position). Where some are gone: UnknownCall, or without."""
         for head, size in self._runs:
-            spans = self._app.engine.run_spans(head, size)
-            if not spans:
-                raise UnknownCall(f"calls from {id_text(head)} on are past retention")
-            group, seq = self._app.opened.group_at(spans[0][0], "main"), 0
-            for lo, hi in spans:
-                yield group, lo, hi, head, seq
-                seq += hi - lo
+            for group, lo, hi, _ in self._of_run(head, size, all_there=all_there):
+                yield group, lo, hi
+
+    def _of_run(self, head: bytes, size: int, *, all_there: bool) -> Iterator[tuple[Group, int, int, int]]:
+        """Yield the same of one run, with which of the run comes first."""
+        spans = self._app.engine.run_spans(head, size)
+        if not spans and all_there:
+            raise _cut_off(head)
+        seq = 0
+        for lo, hi in spans or ():
+            yield self._app.opened.group_at(lo, "main"), lo, hi, seq
+            seq += hi - lo
 
     def unfinished(self) -> int:
         """Return how many of the calls are not finished."""
-        return sum(self._app.engine.unfinished(group, lo, hi) for group, lo, hi, *_ in self._places())
+        return self._unfinished(all_there=True)
+
+    def _unfinished(self, *, all_there: bool) -> int:
+        places = self._places(all_there=all_there)
+        return sum(self._app.engine.unfinished(group, lo, hi) for group, lo, hi in places)
 
     def ready(self) -> bool:
         """Say whether all calls are finished."""
@@ -401,6 +422,10 @@ class ResultSet(Generic[R]):
         Raises: GetTimeout, which says how many are not finished; UnknownCall where some are past retention;
             GetInsideTask inside a running task.
         """
+        self._wait(timeout)
+
+    def _wait(self, timeout: Any, *, all_there: bool = True) -> None:
+        """Wait for all calls, or where not `all_there` for those that are not past retention."""
         if current_run.get() is not None:
             raise GetInsideTask(
                 "waiting for calls inside a task would block the process that others wait for, maybe the "
@@ -408,7 +433,7 @@ class ResultSet(Generic[R]):
             )
         deadline = None if timeout is None else time.monotonic() + duration(timeout, "timeout")
         with _limit(self._app, deadline):
-            for group, lo, hi, *_ in self._places():
+            for group, lo, hi in self._places(all_there=all_there):
                 with self._app.engine.waiter(None) as waiter:
                     while True:
                         waiter.prepare()
@@ -417,10 +442,9 @@ class ResultSet(Generic[R]):
                         if not left:
                             break
                         if wait is None:
-                            why = _why(self._app, Found("PENDING", None), lo, group)
-                            raise GetTimeout(
-                                f"{self.unfinished():,} of {self._size:,} calls are not finished: {why}"
-                            )
+                            why, most = _why(self._app, Found("PENDING", None), lo, group), self._size
+                            left = self._unfinished(all_there=all_there)
+                            raise GetTimeout(f"{left:,} of {most:,} calls are not finished: {why}")
                         waiter.sleep(wait)
 
     def iterate(self, timeout: Any = None, *, propagate: bool = True) -> Iterator[R]:
@@ -428,19 +452,39 @@ class ResultSet(Generic[R]):
 
         Parameters:
             timeout: seconds at most for all of them (or timedelta, "5m"); None waits for ever.
-            propagate: False yields the exceptions of those that failed instead of raising the first.
+            propagate: False yields the exceptions of those that failed instead of raising the first; also
+                Revoked, ResultExpired, UnknownCall and BlobLost, of calls of which there is nothing else.
 
         Raises: as `wait` and `AsyncResult.get`.
         """
-        self.wait(timeout)
-        for group, lo, hi, head, seq in self._places():
-            for start in range(lo, hi, PAGE):
-                for pos, returned, value in self._page(group, start, min(start + PAGE, hi)):
-                    if returned:
-                        yield value
-                    else:  # failed, revoked, expired, …: as `get` would have it
-                        one = AsyncResult[R](self._app, id_of(head, seq + pos - lo), pos=pos)
-                        yield one.get(0, propagate=propagate)
+        self._wait(timeout, all_there=propagate)
+        for head, size in self._runs:
+            told = 0
+            for group, lo, hi, seq in self._of_run(head, size, all_there=propagate):
+                yield from self._values(group, lo, hi, (head, seq), propagate)
+                told += hi - lo
+            yield from [_cut_off(head)] * (size - told)  # type: ignore[list-item]
+
+    def _values(
+        self, group: Group, lo: int, hi: int, first: tuple[bytes, int], propagate: bool
+    ) -> Iterator[R]:
+        """Yield what the calls at lo <= p < hi returned; `first`: their run's head, and which is at `lo`."""
+        head, seq = first
+        for start in range(lo, hi, PAGE):
+            for pos, returned, value in self._page(group, start, min(start + PAGE, hi)):
+                if returned:
+                    yield value
+                else:  # failed, revoked, expired, …: as `get` would have it
+                    yield self._one(id_of(head, seq + pos - lo), pos, propagate)
+
+    def _one(self, id: Id, pos: int, propagate: bool) -> R:
+        """Return what there is instead of a value: what `get` of that call alone returns or raises."""
+        try:
+            return AsyncResult[R](self._app, id, pos=pos).get(0, propagate=propagate)
+        except (UnknownCall, ResultExpired, BlobLost) as error:
+            if propagate:
+                raise
+            return error  # type: ignore[return-value]
 
     def _page(self, group: Group, lo: int, hi: int) -> Iterator[tuple[int, bool, Any]]:
         """Yield (position, whether it returned, what) of lo <= p < hi, as far as one look at all tells."""
@@ -452,7 +496,12 @@ class ResultSet(Generic[R]):
             if outcome is None:  # it returned None, if it is done
                 yield pos, places is not None and state_name(places.status(pos)) == "SUCCESS", None
             elif outcome.ending == "success" and not outcome.expired(wall_clock()):
-                yield pos, True, None if outcome.value is None else _decoded(self._app, outcome.value)
+                try:
+                    value = None if outcome.value is None else _decoded(self._app, outcome.value)
+                except BlobLost:
+                    yield pos, False, None
+                else:
+                    yield pos, True, value
             else:
                 yield pos, False, None
 
@@ -461,11 +510,16 @@ class ResultSet(Generic[R]):
 
         Parameters:
             timeout: seconds at most for all of them (or timedelta, "5m"); None waits for ever.
-            propagate: False returns the exceptions of those that failed instead of raising the first.
+            propagate: False returns exceptions in the place of values, as `iterate` does, instead of raising
+                the first.
 
         Raises: as `wait` and `AsyncResult.get`.
         """
         return list(self.iterate(timeout, propagate=propagate))
+
+
+def _cut_off(head: bytes) -> UnknownCall:
+    return UnknownCall(f"calls from {id_text(head)} on are past retention")
 
 
 def _result_set(app: App, runs: list[tuple[bytes, int]]) -> ResultSet[Any]:

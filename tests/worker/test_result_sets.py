@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from tests.engines.kits import KITS
 
-from respool import App, AsyncResult, Revoked
+from respool import App, AsyncResult, ResultExpired, ResultSet, Revoked, UnknownCall
 from respool.clock import now as wall_clock
+from respool.errors import BlobLost
 from respool.replay import purge
 from respool.testing import work
 
@@ -67,6 +68,48 @@ def test_what_was_not_run_has_not_returned_nothing(app: App, asked: list[str]) -
     assert done.get(timeout=9) == [None] * 20
     with pytest.raises(Revoked):
         purged.get(timeout=9)
+
+
+def test_what_has_no_value_denies_nobody_the_others(app: App, tmp_path: Path) -> None:
+    """`propagate=False`: an exception stands in its place, whatever that is of."""
+    app.queue("short")
+
+    @app.task(result_ttl=0.000001)
+    def ends(n: int) -> int:
+        if n == 1:
+            raise ValueError(n)
+        return n
+
+    @app.task(offload_over=1000)
+    def large(n: int) -> str:
+        return "x" * 2000 + str(n)
+
+    @app.task
+    def plain(n: int) -> int:
+        return n
+
+    short, big, done = ends.delay_many(range(2)), large.delay_many([1]), plain.delay_many(range(3))
+    work(app)
+    purged = plain.delay_many(range(2))
+    purge(app, "default")
+    for blob in (tmp_path / "blobs").glob("**/*"):
+        if blob.is_file():
+            blob.unlink()
+    every = ResultSet[Any](app)
+    gone = (b"\x01" * 13 + b"\0\0\0", 2)
+    for head, size in (*short._runs, *big._runs, gone, *purged._runs, *done._runs):
+        every.add_run(head, size)
+    values = every.get(timeout=9, propagate=False)
+    kinds = [ResultExpired, ResultExpired, BlobLost, UnknownCall, UnknownCall, Revoked, Revoked]
+    assert [type(value) for value in values[:-3]] == kinds
+    assert values[-3:] == [0, 1, 2]
+    assert purged[0].get(timeout=9, propagate=False).args == (f"call {purged[0].id} was revoked: purged",)
+    assert isinstance(purged[0].result, Revoked)
+    for calls, error in ((short, ResultExpired), (big, BlobLost), (purged, Revoked), (every, UnknownCall)):
+        with pytest.raises(error):
+            calls.get(timeout=9)
+    with pytest.raises(UnknownCall):
+        every.wait(9)
 
 
 def test_each_of_many_lasts_from_when_it_is_appended(app: App) -> None:

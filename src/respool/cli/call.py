@@ -166,12 +166,14 @@ def _pair(text: str) -> tuple[str, Any]:
 
 
 def _wait(result: AsyncResult[Any], timeout: float | None, as_json: bool) -> None:
-    from ..errors import GetTimeout, ResultError
+    from ..errors import GetTimeout, ResultError, Revoked
     from .output import document
 
     try:
         with _telling(result):
             value = result.get(timeout, propagate=False)
+        if isinstance(value, Revoked):
+            raise value
     except KeyboardInterrupt:
         click.echo(f"the call is not called off; see: respool show {shlex.quote(result.id)}", err=True)
         raise
