@@ -463,7 +463,7 @@ class ResultSet(Generic[R]):
             for group, lo, hi, seq in self._of_run(head, size, all_there=propagate):
                 yield from self._values(group, lo, hi, (head, seq), propagate)
                 told += hi - lo
-            yield from [_cut_off(head)] * (size - told)  # type: ignore[list-item]
+            yield from [_cut_off(head)] * (size - told)  # type: ignore[misc]
 
     def _values(
         self, group: Group, lo: int, hi: int, first: tuple[bytes, int], propagate: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from itertools import pairwise
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 from tests.acceptance.stage import Stage
 from tests.worker.support import eventually
+
+from respool import App
 
 CODE = """
 app.queue("orders", ordered=True, partitions=2)
@@ -149,3 +152,43 @@ def test_policies(stage: Stage) -> None:
 
     eventually(dropped)
     assert stage.counters()["dead letters dropped"] == 1
+
+
+def test_a_tasks_calls_are_found_under_its_former_names(stage: Stage) -> None:
+    """A task that was renamed has those calls too, wherever calls are chosen by their task."""
+    module = stage.module(
+        """
+        @app.task(name="new", aliases=["old", "older"])
+        def new(n: int) -> None:
+            raise ValueError(n)
+
+
+        @app.task
+        def other() -> None:
+            raise ValueError("other")
+        """
+    )
+    with App("t", url=module.app.settings["url"]) as before:
+        calls = {name: before.send_task(name, (n,)) for n, name in enumerate(("old", "new", "older"))}
+    module.other.delay()
+    stage.work()
+    ids = {call.id for call in calls.values()}
+    letters = stage.app.dead_letters(task="new")
+    assert {each.id for each in letters} == {each.id for each in letters.oldest()} == ids
+    assert (letters.count(), letters.by_task()) == (3, {"old": 1, "new": 1, "older": 1})
+    assert stage.app.dead_letters(task="new", message="2").count() == 1
+    assert stage.app.dead_letters(task="old").count() == 1, "one of the names alone"
+    wanted = ("--task", "new")
+    for command in ("dead", "list"), ("calls",), ("tail", "--timeout", "0.1"):
+        assert {row["id"] for row in stage.rows(*command, *wanted)} == ids, command
+    lines = stage.cli("export", "--queue", "default", *wanted).splitlines()
+    assert {json.loads(line)["id"] for line in lines} == ids
+    stage.cli("replay", "--queue", "default", "--group", "v2", *wanted)
+    stage.work(group="v2")
+    compared = stage.data("compare", "main", "v2", "--queue", "default", *wanted)
+    assert sum(sum(counts.values()) for counts in compared["tasks"].values()) == 3
+    assert letters.redrive() == 6
+    stage.work()
+    stage.work(group="v2")
+    assert stage.data("dead", "drop", *wanted, "--yes") == {"dropped": 6}
+    assert stage.app.dead_letters().by_task() == {"other": 1}

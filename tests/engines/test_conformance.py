@@ -1312,8 +1312,9 @@ def test_parked_records_are_listed_by_what_is_asked(
     assert listed((main.id, other.id)) == [(other.id, 1), *mine]
     assert listed((main.id,), ("dead",)) == [(main.id, 2), (main.id, 1)]
     assert listed((main.id,), ("dead", "unknown")) == [(main.id, 4), (main.id, 2), (main.id, 1)]
-    assert listed((main.id,), (), "a") == [(main.id, 3), (main.id, 1)]
-    assert listed((main.id,), ("dead",), None, (1, 3, 9)) == [(main.id, 1)]
+    assert listed((main.id,), (), ("a",)) == [(main.id, 3), (main.id, 1)]
+    assert listed((main.id,), (), ("a", "c", "x")) == [(main.id, 3), (main.id, 4), (main.id, 1)]
+    assert listed((main.id,), ("dead",), (), (1, 3, 9)) == [(main.id, 1)]
     assert listed((main.id,), limit=2) == mine[:2]
     assert listed(()) == listed((main.id + 99,)) == []
     assert engine.parked(ParkedFilter((main.id,), positions=(1,)), ALL) == [(main.id, parked[0])]
@@ -1366,8 +1367,11 @@ def test_parked_records_are_gone_through_page_by_page(engine: Engine, log: int, 
         return found
 
     assert pages(ParkedFilter(())) == parked
-    assert pages(ParkedFilter((), ("dead",), "a")) == [parked[n - 1] for n in (2, 4, 8)]
-    assert pages(ParkedFilter((), (), None, (3, 5, 77))) == [parked[2], parked[4]]
+    assert pages(ParkedFilter((), ("dead",), ("a",))) == [parked[n - 1] for n in (2, 4, 8)]
+    assert pages(ParkedFilter((), (), ("x", parked[0].task))) == [
+        p for p in parked if p.task == parked[0].task
+    ]
+    assert pages(ParkedFilter((), (), (), (3, 5, 77))) == [parked[2], parked[4]]
     assert pages(ParkedFilter((), since=NOW + 4, until=NOW + 6)) == [parked[3], parked[4]]
     assert [p.pos for _, p in engine.parked(ParkedFilter((main.id,), since=NOW + 8), ALL)] == [8, 9]
     assert [p.pos for _, p in engine.parked(ParkedFilter((main.id,), until=NOW + 2), ALL)] == [1]

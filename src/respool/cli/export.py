@@ -86,7 +86,7 @@ def command(
         target.refuse_unknown_task(task, [read])
     wanted = Wanted(low, high, tasks or None, state)
     load = target.app.payloads.load if target.app else None
-    rows = exported(target.engine, read, found, wanted, target.pickle_key, load)
+    rows = exported(target.source, read, found, wanted, target.pickle_key, load)
     with _written(output, binary=form == "parquet") as out:
         number = WRITERS[form](rows, out)
     if output != "-":

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..aliases import with_aliases
 from ..engines import public_id
 from ..places import Places
 from ..reading import Input, read_input
@@ -91,7 +92,15 @@ def _in_log(target: Target, stream: Stream, group: Group, piece: Window, wanted:
         places = Places(target.engine.group_page(group, lo, hi))
         if not places.may_hold(wanted.state):
             continue
-        found = target.engine.briefs(lo, hi, wanted.task, piece.since, piece.until, SHORT)
+        names: list[Any] = [None] if wanted.task is None else with_aliases(target.source, [wanted.task])
+        found = sorted(
+            (
+                brief
+                for name in names
+                for brief in target.engine.briefs(lo, hi, name, piece.since, piece.until, SHORT)
+            ),
+            key=lambda brief: brief.pos,
+        )
         for brief in found if wanted.oldest else reversed(found):
             state = target.state(places.status(brief.pos), brief.pos, group).state
             if state == "STARTED":  # whether it has said how far it is, a page does not tell

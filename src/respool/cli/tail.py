@@ -43,6 +43,7 @@ def command(
     respool -A shop tail
     respool -A shop tail --stream inference -n 0 --json
     """
+    from ..aliases import with_aliases
     from ..replay.tailing import Tail
     from .target import open_target
 
@@ -51,15 +52,16 @@ def command(
     tails = [Tail(target.engine, each) for each in streams]
     for task in tasks:
         target.refuse_unknown_task(task, streams)
+    names = with_aliases(target.source, tasks)
     newest = [(tail.stream, record) for tail in tails for record in tail.last(lines)]
-    chosen = [each for each in newest if not tasks or each[1].task in tasks]
+    chosen = [each for each in newest if not names or each[1].task in names]
     _print(target, sorted(chosen, key=_time)[-lines:] if lines else [], as_json)
     until = None if timeout is None else time.monotonic() + timeout
     try:
         while (left := LOOK if until is None else min(until - time.monotonic(), LOOK)) > 0:
             threading.Event().wait(left)
             found = [(tail.stream, record) for tail in tails for record in tail.look()]
-            chosen = [each for each in found if not tasks or each[1].task in tasks]
+            chosen = [each for each in found if not names or each[1].task in names]
             _print(target, sorted(chosen, key=_time), as_json)
     except KeyboardInterrupt:  # as it is meant to end
         return

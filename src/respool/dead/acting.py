@@ -14,7 +14,7 @@ from ..delivery.seek import SeekUnderWay
 from ..engines.base import Engine, Group, Reads
 from ..errors import ConfigError
 from .edit import Edit
-from .find import ANY, SLICE, DeadFilter, Source, dead_pages, logs_of, sides
+from .find import ANY, SLICE, DeadFilter, Source, asked, dead_pages, logs_of
 
 T = TypeVar("T")
 Progress = Callable[[int], None]
@@ -28,7 +28,7 @@ def notes_of_edits(
 
     Raises: as `Edit.bodies`.
     """
-    engine, app = sides(source, app)
+    engine, app, chosen = asked(source, app, chosen)
     for stream, _, page in dead_pages(engine, app, chosen):
         for _, note in edit.bodies(engine, stream, page).values():
             yield note
@@ -57,7 +57,7 @@ def redrive(
     """
     if rate is not None and rate <= 0:
         raise ConfigError(f"rate: {rate!r} is not more than 0 a second")
-    engine, app = sides(source, app)
+    engine, app, chosen = asked(source, app, chosen)
     if edit is not None:
         for _ in notes_of_edits(engine, chosen, edit, app=app):
             continue
@@ -107,7 +107,7 @@ def drop(
     source: Source, chosen: DeadFilter = ANY, *, app: str | None = None, progress: Progress | None = None
 ) -> int:
     """End dead letters for good; return how many. Their state stays FAILURE, and their records stay."""
-    engine, app = sides(source, app)
+    engine, app, chosen = asked(source, app, chosen)
     gone = 0
     for _, group, page in dead_pages(engine, app, chosen):
         gone += _drop(engine, group, [parked.pos for parked in page], None, None)

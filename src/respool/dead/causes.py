@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from ..encoding.remote import StoredError
-from .find import ANY, DeadFilter, Source, called, dead_pages, read_error, sides
+from .find import ANY, DeadFilter, Source, asked, called, dead_pages, read_error
 
 _FRAME = re.compile(
     r'^ *File "(?P<file>[^"]*)", line \d+, in (?P<name>.*)\n(?: {4}(?P<code>.*)\n)?', re.MULTILINE
@@ -46,7 +46,7 @@ def causes(source: Source, chosen: DeadFilter = ANY, *, app: str | None = None) 
 
     >>> causes(app, DeadFilter(task="fetch"))  # doctest: +SKIP
     """
-    engine, app = sides(source, app)
+    engine, app, chosen = asked(source, app, chosen)
     found: dict[object, Cause] = {}
     for stream, group, page in dead_pages(engine, app, chosen):
         for parked in page:

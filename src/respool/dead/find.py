@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
+from ..aliases import with_aliases
 from ..delivery.model import JournalEntry, Parked
 from ..delivery.spans import joined
 from ..encoding.remote import StoredError, stored_error
@@ -37,6 +38,7 @@ class DeadFilter(NamedTuple):
     until: float | None = None
     key: str | None = None
     headers: Mapping[str, str] | None = None  # all of these
+    aliases: Sequence[str] = ()  # other names of the task; an App knows them by itself
 
     @property
     def looks_inside(self) -> bool:
@@ -108,6 +110,14 @@ def sides(source: Source, app: str | None) -> tuple[Engine, str | None]:
     return (source.engine, source.name) if hasattr(source, "engine") else (source, app)
 
 
+def asked(source: Source, app: str | None, chosen: DeadFilter) -> tuple[Engine, str | None, DeadFilter]:
+    """Return the same, and the filter with the names that its task's calls may be recorded under."""
+    if chosen.task is not None and not chosen.aliases:
+        aliases = tuple(name for name in with_aliases(source, [chosen.task]) if name != chosen.task)
+        chosen = chosen._replace(aliases=aliases)
+    return *sides(source, app), chosen
+
+
 def dead_letters(
     source: Source, chosen: DeadFilter = ANY, limit: int = 100, *, app: str | None = None
 ) -> list[DeadLetter]:
@@ -118,7 +128,7 @@ def dead_letters(
 
     Raises: UnknownName for a queue or group that does not exist; ConfigError for a pattern that is none.
     """
-    engine, app = sides(source, app)
+    engine, app, chosen = asked(source, app, chosen)
     if chosen.looks_inside:
         found = (
             DeadLetter(stream, group, parked, engine)
@@ -136,7 +146,7 @@ def dead_letters(
 
 def count_dead(source: Source, chosen: DeadFilter = ANY, *, app: str | None = None) -> dict[str, int]:
     """Return how many dead letters match, by task; events without a type by stream and group."""
-    engine, app = sides(source, app)
+    engine, app, chosen = asked(source, app, chosen)
     counts: dict[str, int] = {}
     for stream, group, tasks in _tasks(engine, app, chosen):
         for task in tasks:
@@ -183,7 +193,8 @@ def dead_pages(
 
 
 def _parked_filter(chosen: DeadFilter, positions: list[int] | None) -> ParkedFilter:
-    return ParkedFilter((), ("dead",), chosen.task, positions or (), chosen.since, chosen.until)
+    tasks = () if chosen.task is None else (chosen.task, *chosen.aliases)
+    return ParkedFilter((), ("dead",), tasks, positions or (), chosen.since, chosen.until)
 
 
 def _matcher(engine: Engine, chosen: DeadFilter) -> Callable[[list[Parked]], list[Parked]]:

@@ -11,7 +11,7 @@ from ..units import rate as per_second
 from . import acting
 from .causes import Cause, causes
 from .edit import Arguments, Edit, changed_by, changed_with
-from .find import DeadFilter, DeadLetter, count_dead, dead_letters, dead_pages, refuse_unknown_task, sides
+from .find import DeadFilter, DeadLetter, asked, count_dead, dead_letters, dead_pages, refuse_unknown_task
 
 if TYPE_CHECKING:
     from ..app import App
@@ -35,9 +35,9 @@ class DeadLetters:
 
     def __iter__(self) -> Iterator[DeadLetter]:
         """Yield them, by group and place in the log, page by page."""
-        engine, app = sides(self._app, None)
+        engine, app, chosen = asked(self._app, None, self.chosen)
         found = 0
-        for stream, group, page in dead_pages(engine, app, self.chosen):
+        for stream, group, page in dead_pages(engine, app, chosen):
             found += len(page)
             for parked in page:
                 yield DeadLetter(stream, group, parked, engine)

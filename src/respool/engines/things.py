@@ -209,7 +209,7 @@ class ParkedFilter(NamedTuple):
 
     groups: Sequence[int]
     reasons: Sequence[str] = ()
-    task: str | None = None
+    tasks: Sequence[str] = ()
     positions: Sequence[int] = ()
     since: float | None = None  # parked since <= at < until
     until: float | None = None

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from ..aliases import with_aliases
 from ..clock import now as wall_clock
 from ..encoding.codec import codec_for
 from ..encoding.refusals import brief
@@ -122,6 +123,7 @@ def compare(
     >>> compare(app, queue, main, v2).share < 0.01  # doctest: +SKIP
     """
     engine: Engine = getattr(source, "engine", source)
+    tasks = None if tasks is None else with_aliases(source, tasks)
     load: Load | None = source.payloads.load if engine is not source else None
     result, sampled = Comparison(stream, a, b), _Sample(sample)
     judge = _Judge(tolerance, comparator, load)

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from ..aliases import with_aliases
 from ..clock import now as wall_clock
 from ..delivery.model import Outcome
 from ..encoding.remote import stored_error
@@ -65,6 +66,8 @@ def exported(
         group: None: what went in alone, with no state and no outcome.
     """
     engine: Engine = getattr(source, "engine", source)
+    if wanted.tasks is not None:
+        wanted = wanted._replace(tasks=with_aliases(source, wanted.tasks))
     for pieces in windows(engine, stream, wanted.since, wanted.until, oldest=True):
         logs = [_in_log(engine, stream, group, piece, wanted, pickle_key, load) for piece in pieces]
         for _, _, row in heapq.merge(*logs, key=lambda each: each[:2]):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ..aliases import with_aliases
 from ..app import App
 from ..engines.base import Engine, Stream
 from ..errors import ConfigError, UnknownCall, UnknownName
@@ -157,16 +158,6 @@ def offsets(given: str | int | None, stream: Stream, what: str) -> dict[int, int
 def rate_of(given: Any) -> float | None:
     """Return a rate per second, checked."""
     return None if given is None else per_second(given)
-
-
-def with_aliases(app: App, tasks: Sequence[str]) -> list[str]:
-    """Return the names under which calls of tasks may be recorded: their former names too."""
-    names = set(tasks)
-    for name in tasks:
-        task = app.tasks.get(name)
-        if task is not None and task.name == name:
-            names.update(task.options["aliases"])
-    return sorted(names)
 
 
 def arguments_nobody_has(app: App, chosen: Selection) -> str:

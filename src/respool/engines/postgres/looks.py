@@ -177,7 +177,7 @@ def bound_of(chosen: ParkedFilter) -> dict[str, Any]:
     """Return what a filter of parked records binds in a statement."""
     return {
         "reasons": list(chosen.reasons) or None,
-        "task": chosen.task,
+        "tasks": list(chosen.tasks) or None,
         "positions": list(chosen.positions) or None,
         "since": chosen.since,
         "until": chosen.until,

@@ -506,7 +506,7 @@ FROM respool.parked WHERE grp = %s AND pos = ANY (%s);
 SELECT grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits, key
 FROM respool.parked WHERE grp = ANY (%(groups)s)
 AND (%(reasons)s::text[] IS NULL OR reason = ANY (%(reasons)s::text[]))
-AND (%(task)s::text IS NULL OR task = %(task)s)
+AND (%(tasks)s::text[] IS NULL OR task = ANY (%(tasks)s::text[]))
 AND (%(positions)s::bigint[] IS NULL OR pos = ANY (%(positions)s::bigint[]))
 AND (%(since)s::float8 IS NULL OR at >= %(since)s) AND (%(until)s::float8 IS NULL OR at < %(until)s)
 ORDER BY at, pos LIMIT %(limit)s;
@@ -946,7 +946,7 @@ WHERE g.id = %s ORDER BY l.id;
 -- name: parked_after
 SELECT pos, task FROM respool.parked WHERE grp = %(grp)s AND pos > %(after)s
 AND (%(reasons)s::text[] IS NULL OR reason = ANY (%(reasons)s::text[]))
-AND (%(task)s::text IS NULL OR task = %(task)s)
+AND (%(tasks)s::text[] IS NULL OR task = ANY (%(tasks)s::text[]))
 AND (%(positions)s::bigint[] IS NULL OR pos = ANY (%(positions)s::bigint[]))
 AND (%(since)s::float8 IS NULL OR at >= %(since)s) AND (%(until)s::float8 IS NULL OR at < %(until)s)
 ORDER BY pos LIMIT %(limit)s;
@@ -955,7 +955,7 @@ ORDER BY pos LIMIT %(limit)s;
 SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits, key
 FROM respool.parked WHERE grp = %(grp)s AND pos > %(after)s
 AND (%(reasons)s::text[] IS NULL OR reason = ANY (%(reasons)s::text[]))
-AND (%(task)s::text IS NULL OR task = %(task)s)
+AND (%(tasks)s::text[] IS NULL OR task = ANY (%(tasks)s::text[]))
 AND (%(positions)s::bigint[] IS NULL OR pos = ANY (%(positions)s::bigint[]))
 AND (%(since)s::float8 IS NULL OR at >= %(since)s) AND (%(until)s::float8 IS NULL OR at < %(until)s)
 ORDER BY pos LIMIT %(limit)s;

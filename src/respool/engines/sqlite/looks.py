@@ -140,7 +140,7 @@ def bound_of(chosen: ParkedFilter) -> dict[str, Any]:
     """Return what a filter of parked records binds in a statement."""
     return {
         "reasons": json.dumps(list(chosen.reasons)) if chosen.reasons else None,
-        "task": chosen.task,
+        "tasks": json.dumps(list(chosen.tasks)) if chosen.tasks else None,
         "positions": json.dumps(list(chosen.positions)) if chosen.positions else None,
         "since": chosen.since,
         "until": chosen.until,

@@ -267,7 +267,7 @@ FROM json_each(?2) AS wanted CROSS JOIN parked ON parked.grp = ?1 AND parked.pos
 SELECT grp, pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits, parked.key
 FROM parked WHERE grp IN (SELECT value FROM json_each(:groups))
 AND (:reasons IS NULL OR reason IN (SELECT value FROM json_each(:reasons)))
-AND (:task IS NULL OR task = :task)
+AND (:tasks IS NULL OR task IN (SELECT value FROM json_each(:tasks)))
 AND (:positions IS NULL OR pos IN (SELECT value FROM json_each(:positions)))
 AND (:since IS NULL OR at >= :since) AND (:until IS NULL OR at < :until)
 ORDER BY at, pos LIMIT :limit;
@@ -578,7 +578,7 @@ WHERE g.id = ?1 ORDER BY l.id;
 -- name: parked_after
 SELECT pos, task FROM parked WHERE grp = :grp AND pos > :after
 AND (:reasons IS NULL OR reason IN (SELECT value FROM json_each(:reasons)))
-AND (:task IS NULL OR task = :task)
+AND (:tasks IS NULL OR task IN (SELECT value FROM json_each(:tasks)))
 AND (:positions IS NULL OR pos IN (SELECT value FROM json_each(:positions)))
 AND (:since IS NULL OR at >= :since) AND (:until IS NULL OR at < :until)
 ORDER BY pos LIMIT :limit;
@@ -587,7 +587,7 @@ ORDER BY pos LIMIT :limit;
 SELECT pos, reason, due, task, retries, deliveries, redrives, alone, body, error, at, waits, parked.key
 FROM parked WHERE grp = :grp AND pos > :after
 AND (:reasons IS NULL OR reason IN (SELECT value FROM json_each(:reasons)))
-AND (:task IS NULL OR task = :task)
+AND (:tasks IS NULL OR task IN (SELECT value FROM json_each(:tasks)))
 AND (:positions IS NULL OR pos IN (SELECT value FROM json_each(:positions)))
 AND (:since IS NULL OR at >= :since) AND (:until IS NULL OR at < :until)
 ORDER BY pos LIMIT :limit;
