@@ -71,6 +71,8 @@ class Payloads:
                 f"ones go to a blob store, {_how_to_have_one()}"
             )
         run, sender = current_run.get(), enlisted(self._app)
+        if run is not None and not run.sends:
+            return only_named(body), _described(body, meta)
         if run is not None and sender is None and run.serves(self._app.engine):
             return self._offload_in_run(run, body, meta)
         with nullcontext() if sender is None else sender.in_use() as connection:
@@ -83,8 +85,6 @@ class Payloads:
         return await asyncio.to_thread(self.offload, body, meta)
 
     def _offload_in_run(self, run: Run, body: bytes, meta: Meta) -> tuple[bytes, Meta]:
-        if not run.sends:
-            return only_named(body), _described(body, meta)
         if run.excludes:  # it holds the only lock: the payload could not be entered
             if len(body) > self._max_record:
                 raise RecordTooLarge(

@@ -31,7 +31,7 @@ class Run(Protocol):
         """Put a call in the outbox; return its id."""
 
     def take(self, events: Sequence[Any]) -> None:
-        """Take events that are not sent, since nothing is."""
+        """Take events, and calls for other logs, that are not sent, since nothing is."""
 
     def call_now(
         self, log: int, task: str, body: bytes, meta: Any, id: Id | None, namespace: str

@@ -34,6 +34,7 @@ from .unique import send as send_unique
 if TYPE_CHECKING:
     from .app import App
     from .opened import Opened
+    from .pressure import Gate
     from .stream import StreamHandle
 
 LARGE_TOGETHER = 64 << 20  # bytes of large payloads that are stored before their calls are appended
@@ -66,7 +67,7 @@ class Sender:
         if run is not None and run.serves(opened.engine) and enlisted(app) is None:
             return self._to_outbox(run, log, task, body, meta, id)
         gate = opened.gates.get(queue)
-        if gate is not None:  # not for a task's own calls (H16)
+        if gate is not None and (run is None or run.sends):  # not for a task's own calls (H16)
             gate.enter(opened.engine, app.main_of(queue))
         row = new_row(app.name, log, task, body, meta, id)
         pos = self._append(opened, row, run)
@@ -86,7 +87,7 @@ class Sender:
         run = self._run()
         if run is not None:
             return self._to_outbox(run, log, task, body, meta, id)
-        gate = app.opened.gates.get(queue)
+        gate = self._gate(queue)
         if gate is not None:
             await gate.aenter(app.engine, app.main_of(queue))
         row = new_row(app.name, log, task, body, meta, id)
@@ -105,6 +106,11 @@ class Sender:
         if run is not None and not run.sends:
             return self._to_outbox(run, log, rule.task, body, meta, id)
         app.opened.producer.check_size(body, meta.packed())
+        unsent = None if run is not None else self._of_run(engine)
+        if isinstance(unsent, Collector):
+            row = new_row(app.name, log, rule.task, body, meta, id)
+            unsent.append(row)
+            return AsyncResult(app, public_id(row.id))
         try:
             if run is not None:
                 with run.shield():
@@ -182,7 +188,7 @@ class Sender:
         results: ResultSet[Any] = ResultSet(app)
         stored = Stored()
         with self._sending(stored) as producer:
-            gated = queue in app.opened.gates
+            gated = self._gate(queue) is not None
             enter = (lambda calls: self._enter(queue, calls)) if gated else None
             together = Together(producer, stored, enter, lasts)
             for given, described in calls:
@@ -335,18 +341,24 @@ class Sender:
             raise
 
     def _of_run(self, engine: Engine) -> Enlisted | Collector | None:
-        """Return what events are sent by from a run with a transaction of its own, or that sends nothing."""
+        """Return what takes what is not for the outbox of a run with a transaction, or that sends nothing."""
         run = current_run.get()
-        if run is None or not run.serves(engine):
+        if run is None:
             return None
-        if not run.sends:
+        if not run.sends:  # to whatever log
             return Collector(run.take)
-        work = run.enlisted
+        work = run.enlisted if run.serves(engine) else None
         return None if work is None else Enlisted(engine, work, self._app.settings["max_record_size"])
+
+    def _gate(self, queue: str) -> Gate | None:
+        """Return what keeps a queue from getting too full; None: nothing, or nothing is sent."""
+        gate = self._app.opened.gates.get(queue)
+        run = None if gate is None else current_run.get()
+        return gate if run is None or run.sends else None
 
     def _enter(self, queue: str, calls: int) -> None:
         """Wait for room for so many calls where the queue has a `max_pending`. Raises QueueFull."""
-        gate = self._app.opened.gates.get(queue)
+        gate = self._gate(queue)
         if gate is not None:
             gate.enter(self._app.engine, self._app.main_of(queue), calls)
 

@@ -26,7 +26,7 @@ class Enlisted:
     """
 
     def __init__(self, engine: Engine, connection: Any, max_record_size: int) -> None:
-        self.engine, self._connection, self._max = engine, connection, max_record_size
+        self._engine, self._connection, self._max = engine, connection, max_record_size
         self._lock = threading.RLock()
         self._process = os.getpid()
         self._over = False
@@ -72,7 +72,7 @@ class Enlisted:
         for row in rows:
             self.check_size(row.body, row.meta)
         with self.in_use() as connection:
-            conflicts = self.engine.append_enlisted(connection, rows)
+            conflicts = self._engine.append_enlisted(connection, rows)
         for conflict in conflicts:
             if not conflict.same:
                 raise conflict_error(rows[conflict.row])
@@ -88,7 +88,7 @@ class Enlisted:
         """Append records that share everything but their bodies; return the id of the first."""
         head = new_head(now)
         with self.in_use() as connection:
-            self.engine.append_run_enlisted(connection, log, task, bodies, meta, head, now)
+            self._engine.append_run_enlisted(connection, log, task, bodies, meta, head, now)
         return head
 
     def check_size(self, body: bytes, meta: bytes | None) -> None:
@@ -152,7 +152,7 @@ def enlisted(app: Any) -> Enlisted | None:
     sender = None if found is None else found.get(app)
     if sender is not None:
         run = current_run.get()
-        if run is not None and not run.sends and run.serves(sender.engine):
+        if run is not None and not run.sends:
             return None
     return sender
 

@@ -25,6 +25,7 @@ from respool.replay import (
     redrive,
 )
 from respool.replay.intervals import common, minus, overlaps, size
+from respool.testing import work
 
 
 @pytest.fixture
@@ -154,6 +155,48 @@ def test_progress_ends_at_the_total(app, monkeypatch):
     told = []
     plan_replay(app, "default", "v2", None, progress=lambda done, total: told.append((done, total)))
     assert told == [(4, 10), (8, 10), (10, 10)]
+
+
+def test_what_is_sent_to_another_log_is_dropped_as_well(tmp_path):
+    with (
+        App("shop", url="sqlite:///:memory:") as shop,
+        App("blog", url="sqlite:///:memory:", blobs=(tmp_path / "blobs").as_uri()) as blog,
+    ):
+        blog.queue("full", max_pending=2, when_full="raise")
+        post = blog.task(name="post", offload_over=1000)(lambda text: text)
+        pending = blog.task(name="pending", queue="full")(lambda text: text)
+        once = blog.task(name="once", unique=True)(lambda text: text)
+        news = blog.stream("news", offload_over=1000)
+
+        @shop.task
+        async def order(n):
+            post.delay("a")
+            await post.adelay("b")
+            post.delay_many(["c", "x" * 2000])
+            once.delay(f"{n}")
+            pending.delay("d")
+            await pending.adelay("e")
+            news.publish({"n": n})
+            news.publish({"text": "x" * 2000})
+            await news.apublish({"n": n})
+            news.publish_many([{"n": 1}, {"n": 2}])
+
+        def there():
+            return [
+                blog.engine.record_count(lo, hi)
+                for stream in blog.engine.streams()
+                for _, lo, hi in blog.engine.bounds(stream)
+            ], len(list((tmp_path / "blobs").rglob("*")))
+
+        order.delay(1)
+        work(shop)
+        before = there()
+        assert sum(before[0]) == 12
+        create_replay(shop, "default", "v2", ["order"])
+        work(shop, group="v2")
+        assert there() == before
+        (group,) = [each for each in shop.groups() if each.name == "v2"]
+        assert shop.engine.counters(group.id) == {"calls dropped": 12}
 
 
 def test_the_same_replay_again_is_the_same_group(app):

@@ -303,7 +303,7 @@ class CurrentRun:
             return public_id(call.id)
 
     def take(self, events: Sequence[Any]) -> None:
-        """Count events, where nothing is sent. Raises Refused."""
+        """Count events, and calls for other logs, where nothing is sent. Raises Refused."""
         with self._lock:
             self._refuse_strays("the run that published this has ended; nothing was sent")
             self.used = True
