@@ -749,22 +749,47 @@ def test_rerun_of_a_call_of_a_batch_says_that_it_is_alone(cli, folder):
     assert "raised AssertionError: 1 texts, one empty" in cli("-A", "batches", "rerun", empty, code=1)
 
 
+def debugged(folder, typed, *args):
+    """Type into a debugger in a process of its own: pytest has one's output for itself."""
+    command = [sys.executable, "-m", "respool", "-A", *args]
+    env = {**os.environ, "PYTHONPATH": str(Path(respool.__file__).parents[1])}
+    done = subprocess.run(
+        command, cwd=folder, env=env, input=typed, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1, done.stderr
+    return done.stdout + done.stderr
+
+
 def test_rerun_in_the_debugger(folder, failed):
-    """In a process of its own: pytest has a debugger's output for itself."""
-
-    def debugged(typed, *args):
-        command = [sys.executable, "-m", "respool", "-A", "shop", "rerun", failed[0].id, *args]
-        env = {**os.environ, "PYTHONPATH": str(Path(respool.__file__).parents[1])}
-        done = subprocess.run(
-            command, cwd=folder, env=env, input=typed, capture_output=True, text=True, timeout=60
-        )
-        assert done.returncode == 1, done.stderr
-        return done.stdout
-
-    text = debugged("p url\nq\n", "--pdb")
+    rerun = ("shop", "rerun", failed[0].id)
+    text = debugged(folder, "p url\nq\n", *rerun, "--pdb")
     assert "-> raise ValueError" in text
     assert "'bad://0'" in text
-    assert "-> if url.startswith" in debugged("c\n", "--trace")
+    text = debugged(folder, "c\n", *rerun, "--trace")
+    assert "-> if url.startswith" in text
+    assert "raised ValueError" in text
+    assert not re.search(r"(pdb|bdb|rerun)\.py", text), "the traceback is of the task's code alone"
+    text = debugged(folder, "q\n", *rerun, "--trace")
+    assert "returned" not in text
+    assert "Error: the debugger was left before the task came to its end" in text
+
+
+@pytest.mark.parametrize("kind", ["bind=True", "coroutine", "batch=5"])
+def test_a_trace_begins_at_the_first_line_of_any_task(cli, folder, kind):
+    option, a = ("", "async ") if kind == "coroutine" else (kind, "")
+    parameters = "self, x" if kind == "bind=True" else "x"
+    write_shop(
+        folder,
+        f"from respool import App\napp = App('kinds')\n@app.task({option})\n{a}def t({parameters}):\n"
+        "    first = x\n    raise ValueError(first)\n",
+        "kinds",
+    )
+    id = cli("-A", "kinds", "call", "t", "7").strip()
+    text = debugged(folder, "n\np first\nc\n", "kinds", "rerun", id, "--trace")
+    assert re.match(r"> .*kinds\.py\(5\)t\(\)\n-> first = x\n", text), text
+    assert f"(Pdb) {'[7]' if kind == 'batch=5' else '7'}\n" in text
+    assert not re.search(r"(pdb|bdb|rerun|services|runners)\.py", text), text
+    assert "raised ValueError" in text
 
 
 def test_capture(cli, app, worker, folder):

@@ -11,6 +11,7 @@ from .common import document_option
 
 if TYPE_CHECKING:
     from ..replay.rerun import Rerun
+    from .debugger import Debugger
 
 LAST = 5  # that it said of its progress
 
@@ -38,12 +39,17 @@ def command(id: str, group: str | None, post_mortem: bool, trace: bool, as_json:
     Exit code 1 where the task raises.
     """
     from ..replay.rerun import rerun
+    from .common import Failure
     from .output import document
     from .target import open_target
 
     target = open_target(code=True)
     assert target.app is not None
-    done = rerun(target.app, target.whole_id(id), group=group, call=_traced if trace else None)
+    debugger = _debugger() if trace else None
+    call = None if debugger is None else debugger.run_task
+    done = rerun(target.app, target.whole_id(id), group=group, call=call)
+    if debugger is not None and debugger.left:
+        raise Failure("the debugger was left before the task came to its end, so that nothing came of it")
     if as_json:
         document(_data(done))
     else:
@@ -57,10 +63,10 @@ def command(id: str, group: str | None, post_mortem: bool, trace: bool, as_json:
     return int(not done.ok)
 
 
-def _traced(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    import pdb
+def _debugger() -> Debugger:
+    from .debugger import Debugger
 
-    return pdb.Pdb().runcall(function, *args, **kwargs)
+    return Debugger()
 
 
 def _data(done: Rerun) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any
 
 from ..app import App
@@ -23,7 +24,7 @@ from ..worker.services import Runner
 from .edits import edits_of
 
 Call = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-"""Calls a function with arguments: a debugger's, say."""
+"""Calls a function with arguments: a debugger's, say. The task's own is the function's `__wrapped__`."""
 
 
 @dataclass(slots=True)
@@ -109,7 +110,7 @@ def _run(runner: Runner, run: _Dry, body: bytes, call: Call | None) -> Rerun:
         if not runner.ignores:
             codec_for("msgpack").encode(done.value, "the result")  # else it would be a failure
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a task raises is its outcome
-        done.error = error
+        done.error = error.with_traceback(_in_task(error.__traceback__, runner.task.fn))
     finally:
         current_run.reset(token)
     done.sent, done.progress = run.sent(), run.said
@@ -117,12 +118,24 @@ def _run(runner: Runner, run: _Dry, body: bytes, call: Call | None) -> Rerun:
 
 
 def _called(runner: Runner, args: tuple[Any, ...], kwargs: dict[str, Any], call: Call | None) -> Any:
-    value = runner.fn(*args, **kwargs) if call is None else call(runner.fn, args, kwargs)
-    if runner.coroutine:
-        import asyncio
+    def function(*args: Any, **kwargs: Any) -> Any:
+        value = runner.fn(*args, **kwargs)
+        if runner.coroutine:
+            import asyncio
 
-        return asyncio.run(value)
-    return value
+            return asyncio.run(value)
+        return value
+
+    function.__wrapped__ = runner.task.fn  # type: ignore[attr-defined]
+    return function(*args, **kwargs) if call is None else call(function, args, kwargs)
+
+
+def _in_task(trace: TracebackType | None, fn: Any) -> TracebackType | None:
+    """Return a traceback from the task's function on: less a debugger's frames, or an event loop's."""
+    code, found = getattr(fn, "__code__", None), trace
+    while found is not None and found.tb_frame.f_code is not code:
+        found = found.tb_next
+    return found or trace
 
 
 def _one_of(runner: Runner, values: Any) -> Any:
