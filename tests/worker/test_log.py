@@ -129,6 +129,33 @@ def test_call_that_fails_its_batch_is_named(place: Place) -> None:
     )
 
 
+def test_events_are_named_by_their_stream_and_group(place: Place) -> None:
+    """As the lists of dead letters name them, whatever their type is and the function is called."""
+    module = place.module(
+        """
+events = app.stream("visits")
+
+
+@events.subscribe(group="singly", start="earliest", autoretry_for=(OSError,), default_retry_delay=0.01)
+def one(event):
+    raise OSError if event == 1 else ValueError
+
+
+@events.subscribe(group="together", start="earliest", batch=10, batch_wait=0.2)
+def some(events):
+    return [ValueError(event) for event in events]
+"""
+    )
+    ids = [module.events.publish(n, type="click") for n in (1, 2)]
+    log = place.burst().log
+    assert _lines(log, "stream visits, group singly: retry 1 of 3 in 0.01 s: OSError; see: respool show"), log
+    told = "an event of stream visits, group singly, is a dead letter: failed: ValueError; see: respool show"
+    assert _lines(log, f"{told} {ids[1]}"), log
+    told = "stream visits, group together: 2 of 2 events of a batch are dead letters: failed: ValueError: 1;"
+    assert _lines(log, told), log
+    assert not _lines(log, "child:", "task"), log
+
+
 @pytest.mark.parametrize(("task", "pool"), [("plain", "processes"), ("positive", "solo")])
 def test_what_a_replay_leaves_out_is_not_worked_through(place: Place, task: str, pool: str) -> None:
     module = place.module(CODE)
@@ -250,7 +277,7 @@ def test_what_is_to_be_said_does_not_fail_where_an_id_cannot_be_read(
     away: Any = Away()
     dead = Verdict(7, "failure", reason="dead", task="rank", note="failed: OSError: away")
     with caplog.at_level(logging.INFO, "respool.worker"):
-        telling.tell_of_batch(away, Retries(), "rank", [dead], 1)
+        telling.tell_of_batch(away, Retries(), "task rank", [dead], 1)
     told = "call (of an id that cannot be read now: no server) of task rank is a dead letter: failed: OSError"
     assert told in caplog.text
     assert telling.id_at(Empty(), 7) == "(of a record that is gone)"  # type: ignore[arg-type]
@@ -281,20 +308,20 @@ def test_a_storm_of_retries_is_told_in_few_lines(caplog: pytest.LogCaptureFixtur
     retries = Retries(lambda: now[0])
     with caplog.at_level(logging.INFO, "respool.worker"):
         for _ in range(5_000):
-            retries.tell("fetch", 1, None, 0.5, "OSError: away", read)
-        retries.tell("mail", 1, 3, 0.5, "OSError: away", read)
+            retries.tell("task fetch", 1, None, 0.5, "OSError: away", read)
+        retries.tell("task mail", 1, 3, 0.5, "OSError: away", read)
         assert len(caplog.records) == len(reads) == MOST_RETRIES
         retries.look()
         assert len(caplog.records) == MOST_RETRIES, "the second is not over"
         now[0] = 1.5
         retries.look()
         assert caplog.messages[-1] == "and 4,991 more retries within 1.5 s: fetch (4,990), mail (1)"
-        retries.tell("mail", 2, 3, 0.5, "OSError: away", read)
+        retries.tell("task mail", 2, 3, 0.5, "OSError: away", read)
         assert caplog.messages[-1].startswith("task mail: retry 2 of 3 in 0.5 s: OSError: away; see:")
         retries.end()
         assert len(caplog.records) == MOST_RETRIES + 2, "there was nothing more to say"
         for _ in range(20):
-            retries.may_tell("rank", 100)
+            retries.may_tell("task rank", 100)
         retries.end()
         assert caplog.messages[-1] == "and 1,100 more retries within 0.0 s: rank (1,100)", (
             "nor those of batches"

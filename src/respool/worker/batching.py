@@ -24,7 +24,7 @@ from . import verdicts
 from .calling import EndNow
 from .host import LONGEST, UNSETTLED
 from .services import Runner, Service
-from .telling import tell_of_batch
+from .telling import tell_of_batch, whose
 
 if TYPE_CHECKING:
     from .executor import Executor
@@ -113,7 +113,7 @@ class Batching:
             except EndNow:
                 raise
             except BaseException as error:  # noqa: BLE001 - whatever a user's key function raises
-                out.append((row, self._unfit(runner, row, span, error)))
+                out.append((row, self._unfit(service, runner, row, span, error)))
                 continue
             batch = growing.get((runner, key))
             if batch is None or span.alone:
@@ -143,14 +143,15 @@ class Batching:
         """Say whether a batch is the one call of a stopped task that is tried: nobody will run with it."""
         return runner.stormy and self._executor.storms.tries(service, runner)
 
-    def _unfit(self, runner: Runner, row: Row, span: Span, error: BaseException) -> Verdict:
+    def _unfit(self, service: Service, runner: Runner, row: Row, span: Span, error: BaseException) -> Verdict:
         """Return the verdict on a call that cannot be put in any batch."""
         now = wall_clock()
         if isinstance(error, CorruptBody):
             return verdicts.unreadable(row, error, now)
         verdict = verdicts.failed(runner, row, span, error, now, now, random.random())
         ex = self._executor
-        tell_of_batch(ex.engine, ex.caller.retries, runner.name, [verdict], 1)
+        of = whose(service.stream, service.group, runner.name)
+        tell_of_batch(ex.engine, ex.caller.retries, of, [verdict], 1)
         return verdict
 
     # Running a lease
@@ -331,7 +332,8 @@ class Batching:
             return [], [], raised  # what it has sent so far, its parts will send
         if calls or dropped:
             _send_with(said, results, members[0].row[0], runner, calls, dropped)
-        tell_of_batch(ex.engine, ex.caller.retries, runner.name, said, len(members))
+        of = whose(run.service.stream, run.service.group, runner.name)
+        tell_of_batch(ex.engine, ex.caller.retries, of, said, len(members))
         return said, results, raised
 
     def _take_items(

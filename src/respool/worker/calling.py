@@ -32,7 +32,7 @@ from . import verdicts
 from .large import LargePayloads
 from .run import CurrentRun
 from .services import Arguments, Runner, Service
-from .telling import Retries, id_at, one_line
+from .telling import Retries, id_at, one_line, whose
 
 log = logging.getLogger("respool.worker")
 MOST_UNKNOWN = 100  # tasks that are said to be so: names may be anything
@@ -297,15 +297,16 @@ class Caller:
         began = now - (boottime_ns() - self.slot.words[p.BEGAN]) / 1e9
         verdict = verdicts.failed(runner, row, span, error, began, now, random.random())
         verdict.calls, verdict.dropped, verdict.progressed = self.run.end()
+        service = self.run.service
+        of = whose(service.stream, service.group, row[1])
         if verdict.retried and verdict.due is not None:
             note = (verdict.note or "").removeprefix("retry: ")
             number, wait = span.retries + 1, max(verdict.due - now, 0.0)
             most = verdicts.policy_of(runner, error).max_retries
             asked = isinstance(error, Retry) and error.cause is None
-            self.retries.tell(runner.name, number, most, wait, note, self._id, asked=asked)
+            self.retries.tell(of, number, most, wait, note, self._id, asked=asked)
         if verdict.reason == "dead":
-            service = self.run.service
-            what = f"task {row[1]}" if row[1] else f"an event, in group {service.group.name},"
+            what = of if service.stream.kind == "queue" else f"an event of {of},"
             note = one_line(verdict.note or "")
             log.error("%s is a dead letter: %s; see: respool show %s", what, note, self._id())
         return verdict

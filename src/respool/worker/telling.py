@@ -13,7 +13,7 @@ from typing import TextIO
 
 from ..delivery.model import Verdict
 from ..engines import public_id
-from ..engines.base import Engine
+from ..engines.base import Engine, Group, Stream
 from ..errors import RespoolError
 from ..record import id_text
 
@@ -122,24 +122,33 @@ def leases(number: int) -> str:
     return f"{number:,} lease{'' if number == 1 else 's'}"
 
 
-def tell_of_batch(engine: Engine, retries: Retries, task: str, said: Sequence[Verdict], size: int) -> None:
-    """Say which calls of a batch of `size` failed, or are to be retried; one alone by its id."""
+def whose(stream: Stream, group: Group, task: str) -> str:
+    """Return whose a call or an event is: `task fetch`, or `stream visits, group audit`."""
+    return f"task {task}" if stream.kind == "queue" else f"stream {stream.name}, group {group.name}"
+
+
+def tell_of_batch(engine: Engine, retries: Retries, of: str, said: Sequence[Verdict], size: int) -> None:
+    """Say which calls of a batch of `size` failed, or are to be retried; one alone by its id.
+
+    Parameters:
+        of: whose they are, as `whose` says it.
+    """
     again = [verdict for verdict in said if verdict.retried]
-    if again and retries.may_tell(task, len(again)):
-        log.info("%s: %s", _some_of(engine, task, again, size), one_line(again[0].note or ""))
+    if again and retries.may_tell(of, len(again)):
+        log.info("%s: %s", _some_of(engine, of, again, size), one_line(again[0].note or ""))
     dead = [verdict for verdict in said if verdict.reason == "dead"]
     if dead:
         are = "is a dead letter" if len(dead) == 1 else "are dead letters"
         note, hint = one_line(dead[0].note or ""), where_seen(engine, [verdict.pos for verdict in dead])
-        log.error("%s %s: %s; %s", _some_of(engine, task, dead, size), are, note, hint)
+        log.error("%s %s: %s; %s", _some_of(engine, of, dead, size), are, note, hint)
 
 
-def _some_of(engine: Engine, task: str, some: Sequence[Verdict], size: int) -> str:
+def _some_of(engine: Engine, of: str, some: Sequence[Verdict], size: int) -> str:
+    noun = "event" if of.startswith("stream ") else "call"
     if len(some) > 1:
-        return f"task {task}: {len(some):,} of {size:,} calls of a batch"
-    return f"call {id_at(engine, some[0].pos)} of task {task}" + (
-        f", one of a batch of {size:,}," if size > 1 else ""
-    )
+        return f"{of}: {len(some):,} of {size:,} {noun}s of a batch"
+    one = f"{noun} {id_at(engine, some[0].pos)} of {of}"
+    return f"{one}, one of a batch of {size:,}," if size > 1 else one
 
 
 class Retries:
@@ -148,11 +157,11 @@ class Retries:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._since, self._told = clock(), 0
-        self.withheld: Counter[str] = Counter()  # by task
+        self.withheld: Counter[str] = Counter()  # by whose they are
 
     def tell(
         self,
-        task: str,
+        of: str,
         number: int,
         retries: int | None,
         wait: float,
@@ -161,9 +170,10 @@ class Retries:
         *,
         asked: bool = False,
     ) -> None:
-        """Say that a call of a task is to be retried.
+        """Say that a call of a task, or an event, is to be retried.
 
         Parameters:
+            of: whose it is, as `whose` says it.
             number: which retry it is, of `retries` at most (None: no bound). wait: seconds until then.
             note: what it raised. id: reads its id, as a shell takes it; not of one that is only counted.
             asked: the task asked for it, and gave no error: it looks again later, which is worth a line at
@@ -171,19 +181,19 @@ class Retries:
         """
         if asked:
             if log.isEnabledFor(logging.DEBUG):
-                log.debug("task %s: asks to run again in %.3g s; see: respool show %s", task, wait, id())
+                log.debug("%s: asks to run again in %.3g s; see: respool show %s", of, wait, id())
             return
-        if not self.may_tell(task, 1):
+        if not self.may_tell(of, 1):
             return
-        of = "" if retries is None else f" of {retries}"
-        told = "task %s: retry %d%s in %.3g s: %s; see: respool show %s"
-        log.info(told, task, number, of, wait, one_line(note), id())
+        most = "" if retries is None else f" of {retries}"
+        told = "%s: retry %d%s in %.3g s: %s; see: respool show %s"
+        log.info(told, of, number, most, wait, one_line(note), id())
 
-    def may_tell(self, task: str, calls: int) -> bool:
+    def may_tell(self, of: str, calls: int) -> bool:
         """Say whether there may be one more line within this second; else these are counted."""
         self.look()
         if self._told >= MOST_RETRIES:
-            self.withheld[task] += calls
+            self.withheld[of] += calls
             return False
         self._told += 1
         return True
@@ -198,7 +208,8 @@ class Retries:
     def end(self) -> None:
         """Say how many others there were."""
         if self.withheld:
-            tasks = ", ".join(f"{task} ({number:,})" for task, number in self.withheld.most_common(5))
+            most = self.withheld.most_common(5)
+            tasks = ", ".join(f"{of.removeprefix('task ')} ({number:,})" for of, number in most)
             more, seconds = f"{self.withheld.total():,}", self._clock() - self._since
             log.info("and %s more retries within %.1f s: %s", more, seconds, tasks)
             self.withheld.clear()

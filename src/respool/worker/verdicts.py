@@ -159,5 +159,6 @@ def _note(how: str, error: BaseException) -> str:
         text = str(error)
     except Exception:  # noqa: BLE001 - a user's __str__ may do anything
         text = "(its message cannot be shown)"
-    note = f"{how}: {type(error).__name__}: {text}"[:NOTE_LENGTH]
+    kind = type(error).__name__
+    note = (f"{how}: {kind}: {text}" if text else f"{how}: {kind}")[:NOTE_LENGTH]
     return note.encode("utf-8", "backslashreplace").decode()  # the text may be no text
