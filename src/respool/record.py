@@ -197,8 +197,8 @@ def id_text(id: Id) -> str:
 
 def parse_id(text: str) -> Id:
     """Return the stored form of an id given as text. Raises BadArguments where it cannot be one."""
-    if not is_text(text) or not 0 < len(text.encode()) <= MAX_ID_BYTES:
-        raise BadArguments(f"an id is text of 1 to {MAX_ID_BYTES} bytes, not {text!r:.80}")
+    if not is_text(text) or not text.isprintable() or not 0 < len(text.encode()) <= MAX_ID_BYTES:
+        raise BadArguments(f"an id is printable text of 1 to {MAX_ID_BYTES} bytes, not {text!r:.80}")
     if len(text) == 36 and text[14] == "7":
         try:
             parsed = bytes.fromhex(text.replace("-", ""))

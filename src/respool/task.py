@@ -161,8 +161,8 @@ class Task(Generic[P, R]):
                 default: by the task's `key`. A key has no priority: the two exclude each other.
             priority: 0 to 9, 9 first; default: the task's, else 4. A call of priority 9 starts before all
                 that waits with a lower one; those still get a share, so that none starves.
-            task_id: an id of your own, text of up to 200 bytes, unique in the app. Sending the same id
-                with the same arguments again sends nothing and returns the handle.
+            task_id: an id of your own, printable text of up to 200 bytes, unique in the app. Sending the same
+                id with the same arguments again sends nothing and returns the handle.
             headers: text by name, carried along to `self.request.headers`.
             connection: a database connection of yours: the call is part of its transaction, see
                 `App.transaction`.

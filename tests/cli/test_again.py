@@ -489,6 +489,8 @@ def test_replay_by_what_is_in_the_calls(cli, app, worker, failed):
     assert (planned["runs"], planned["run"], planned["at_most"]) == (4, {"fetch": 3, "boom": 1}, False)
     made = cli.data(*replay, "--group", "f", "--state", "failure", "--rate", "50/s")
     assert (made["runs"], made["at_most"], made["state"]) == (5, True, "FAILURE")
+    (line,) = [row for row in cli("-A", "shop", "groups", "list").splitlines() if row.startswith("f ")]
+    assert line.endswith("state FAILURE, rate 50/s")
     text = cli(*replay, "--group", "w", "--where", "args[0] == 'good://1'", "--header", "tenant=acme")
     assert "Replay w runs at most 5 calls" in text
     assert "--dry-run counts them now" in text

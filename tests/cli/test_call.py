@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 from tests.cli.support import in_terminal, run, start, write_shop
 
-from respool import GetTimeout
+from respool import GetTimeout, TimeLimitExceeded
+from respool.cli import output
+from respool.delivery.model import Verdict
+from respool.encoding.remote import encode_error
 from respool.replay import pause, resume
 from respool.testing import work
 
@@ -141,7 +144,7 @@ def test_an_eta_that_is_over_is_told(folder):
         (["add", "1", "2", "--kw", "x"], 2, "'x' is not NAME=VALUE"),
         (["add", "1", "2", "--countdown", "soon"], 2, "'soon' is no duration"),
         (["add", "1", "2", "--timeout", "1"], 2, "--timeout goes with --wait"),
-        (["add", "1", "2", "--id", "x" * 201], 2, "an id is text of 1 to 200 bytes"),
+        (["add", "1", "2", "--id", "x" * 201], 2, "an id is printable text of 1 to 200 bytes"),
         ([], 2, "Missing argument 'TASK'"),
     ],
 )
@@ -250,6 +253,23 @@ def test_wait_for_a_task_that_fails(cli):
     )
     assert result.returncode == 1
     assert json.loads(result.stdout)["state"] == "FAILURE"
+
+
+def test_wait_for_what_was_killed_says_so_once(cli, app, worker):
+    """Where nothing was raised there is no traceback, whose only line would say the same again."""
+    given = ("call", "add", "2", "3", "--id", "mine")
+    cli("-A", "shop", *given)
+    group, lease = worker.take()
+    error = encode_error(TimeLimitExceeded("add was killed after 1 s, its time_limit"))
+    dead = Verdict(lease.spans[0].lo, "failure", error, reason="dead", task="add", error=error, note="killed")
+    worker.settle(group, lease, verdicts=[dead])
+    text = cli("-A", "shop", *given, "--wait", code=1)
+    told = "TimeLimitExceeded: add was killed after 1 s, its time_limit"
+    assert text == f"mine\nError: the task failed: {told}\n"
+
+
+def test_an_error_without_a_message_is_shown_without_a_colon():
+    assert [output.raised(ValueError()), output.raised(ValueError("no"))] == ["ValueError", "ValueError: no"]
 
 
 def test_a_question_on_a_terminal(folder):

@@ -463,7 +463,7 @@ def test_show_an_event(cli, app):
 def test_show_what_is_not_there(cli, app):
     _ = app.engine
     assert "no call nope: never appended" in cli("-A", "shop", "show", "nope", code=1)
-    assert "an id is text of 1 to 200 bytes" in cli("-A", "shop", "show", "x" * 300, code=1)
+    assert "an id is printable text of 1 to 200 bytes" in cli("-A", "shop", "show", "x" * 300, code=1)
 
 
 def test_show_a_body_that_cannot_be_decoded(cli, app):

@@ -69,9 +69,9 @@ def test_what_is_no_text_is_refused_and_nothing_is_sent(kit: EngineKit) -> None:
         add = app.task(name="add")(lambda x: x)
         keyed = app.task(name="keyed", queue="ordered", key=lambda x: lone)(lambda x: x)
         given: list[tuple[str, Callable[[], object]]] = [
-            ("an id is text", lambda: add.apply_async((1,), task_id=lone)),
-            ("an id is text", lambda: visits.publish({}, record_id=lone)),
-            ("an id is text", lambda: app.AsyncResult(lone)),
+            ("an id is printable text", lambda: add.apply_async((1,), task_id=lone)),
+            ("an id is printable text", lambda: visits.publish({}, record_id=lone)),
+            ("an id is printable text", lambda: app.AsyncResult(lone)),
             ("headers: ", lambda: add.apply_async((1,), headers={lone: "a"})),
             ("headers: ", lambda: add.apply_async((1,), headers={"a": lone})),
             ("headers: ", lambda: add.apply_async((1,), headers=[("a", "b")])),  # type: ignore[arg-type]

@@ -141,6 +141,16 @@ REFUSED: list[tuple[Call, type[Exception], str]] = [
     ),
     (lambda app: app.tasks["echo"].apply_async((1,), task_id="x" * 201), BadArguments, "1 to 200 bytes"),
     (lambda app: app.tasks["echo"].apply_async((1,), task_id=""), BadArguments, "1 to 200 bytes"),
+    (
+        lambda app: app.tasks["echo"].apply_async((1,), task_id="a b\nc"),
+        BadArguments,
+        "an id is printable text",
+    ),
+    (
+        lambda app: app.stream_handles["visits"].publish({"user": 1}, record_id="a\tb"),
+        BadArguments,
+        "an id is printable text",
+    ),
     (lambda app: app.tasks["echo"].apply_async((1,), headers={"n": 1}), BadArguments, "headers"),
     (lambda app: app.tasks["echo"].apply_async((1,), priority=10), ConfigError, "0 (last) to 9 (first)"),
 ]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from ..result import AsyncResult
 
+_HEAD = "Traceback (most recent call last)"
 FIRST, AGAIN = 1.0, 2.0  # seconds until it is said what --wait waits for, and between looks from then on
 
 
@@ -167,7 +168,7 @@ def _pair(text: str) -> tuple[str, Any]:
 
 def _wait(result: AsyncResult[Any], timeout: float | None, as_json: bool) -> None:
     from ..errors import GetTimeout, ResultError, Revoked
-    from .output import document
+    from .output import document, raised
 
     try:
         with _telling(result):
@@ -185,7 +186,9 @@ def _wait(result: AsyncResult[Any], timeout: float | None, as_json: bool) -> Non
         raise
     if isinstance(value, BaseException):
         trace = getattr(value, "remote_traceback", "") or ""
-        told = f"{type(value).__name__}: {value}"
+        told = raised(value)
+        if _HEAD not in trace:  # nothing was raised: it was killed, say
+            trace = ""
         _end(result, as_json, told, trace)
         raise Failure(f"the task failed: {told}" + (f"\n\n{trace.rstrip()}" if trace and not as_json else ""))
     if as_json:

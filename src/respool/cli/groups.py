@@ -146,6 +146,7 @@ _WINDOW = {"since": "from", "until": "up to"}
 
 
 def _bounds(group: Group) -> str:
+    from ..why import rate_shown
     from .output import when
 
     kept = group.settings
@@ -156,7 +157,9 @@ def _bounds(group: Group) -> str:
         parts.insert(0, "being moved")
     if kept.get("share"):
         parts.append(f"{100 * kept['share']:g} %")
-    parts += [f"{n} {kept[n]}" for n in ("state", "key", "where", "rate") if kept.get(n) is not None]
+    parts += [f"{n} {kept[n]}" for n in ("state", "key", "where") if kept.get(n) is not None]
+    if kept.get("rate") is not None:
+        parts.append(f"rate {rate_shown(kept['rate'])}")
     parts += [f"{name}={value}" for name, value in (kept.get("headers") or {}).items()]
     window = [f"{word} {when(kept[n])}" for n, word in _WINDOW.items() if kept.get(n) is not None]
     if window:

@@ -246,6 +246,12 @@ def number(value: int) -> str:
     return f"{value:,}" if value else "·"
 
 
+def raised(error: BaseException) -> str:
+    """Return an error's type, and what it says, where it says anything."""
+    kind, text = type(error).__name__, str(error)
+    return f"{kind}: {text}" if text else kind
+
+
 def error_shown(text: str) -> str:
     """Return an error's type, and what it says, for a narrow column: ours without their module."""
     return re.sub(r"^respool\.(\w+\.)*", "", text)

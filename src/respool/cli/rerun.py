@@ -71,6 +71,7 @@ def _debugger() -> Debugger:
 
 def _data(done: Rerun) -> dict[str, Any]:
     from ..encoding.remote import own_traceback
+    from .output import raised
 
     error = done.error
     return {
@@ -82,7 +83,7 @@ def _data(done: Rerun) -> dict[str, Any]:
         "kwargs": done.kwargs,
         "ok": done.ok,
         "value": done.value,
-        "error": None if error is None else f"{type(error).__name__}: {error}",
+        "error": None if error is None else raised(error),
         "traceback": None if error is None else own_traceback(error),
         "progress": done.progress,
         "not_sent": [
@@ -97,7 +98,7 @@ def _print(done: Rerun) -> None:
 
     from ..encoding.remote import own_traceback
     from ..reading import Input
-    from .output import counted, note
+    from .output import counted, note, raised
 
     click.secho(Input(list(done.args), done.kwargs).text(done.task, 2000), bold=True)
     if done.batch:
@@ -111,7 +112,7 @@ def _print(done: Rerun) -> None:
     if done.error is None:
         click.echo(f"  returned {done.value!r}")
     else:
-        click.secho(f"  raised {type(done.error).__name__}: {done.error}", fg="red")
+        click.secho(f"  raised {raised(done.error)}", fg="red")
         sys.stdout.flush()
         click.echo(textwrap.indent(own_traceback(done.error), "    "))
     for sent in done.sent[:20]:
