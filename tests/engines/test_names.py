@@ -100,6 +100,7 @@ def test_what_is_no_text_is_refused_and_nothing_is_sent(kit: EngineKit) -> None:
 
 def test_text_with_whatever_in_it_arrives(kit: EngineKit) -> None:
     odd = "a\0b \n\x7f \u2028 наш 🎈"
+    id = "a\\0b 'наш' \"%s\" 🎈"  # which commands print, and are given
     with App("shop", url=kit.url) as app:
         visits = app.stream("visits", key="id")
         seen: list[Any] = []
@@ -109,11 +110,11 @@ def test_text_with_whatever_in_it_arrives(kit: EngineKit) -> None:
             request = self.request
             seen.append((x, request.id, dict(request.headers), self.once("step", lambda: odd)))
 
-        asked = ask.apply_async((odd,), task_id=odd, headers={odd: odd})
+        asked = ask.apply_async((odd,), task_id=id, headers={odd: odd})
         assert ask.delay(odd) == asked, "there is one like it"
-        visits.publish({"id": odd}, record_id=odd, headers={odd: odd}, type=odd.replace("\0", ""))
+        visits.publish({"id": odd}, record_id=id, headers={odd: odd}, type=odd.replace("\0", ""))
         work(app)
-        assert seen == [(odd, odd, {odd: odd}, odd)]
+        assert seen == [(odd, id, {odd: odd}, odd)]
         (event,) = visits.read()
-        assert (event.id, event.key, event.type) == (odd, odd, odd.replace("\0", ""))
+        assert (event.id, event.key, event.type) == (id, odd, odd.replace("\0", ""))
         assert (event.value, event.headers) == ({"id": odd}, {odd: odd})
