@@ -126,7 +126,7 @@ def test_what_the_client_fetches_no_more_is_taken_up_anew(
     assert offsets(reader, place, 0, 3) == [0, 1, 2]
     reader._consumer = Stuck(reader._consumer)  # type: ignore[assignment]
     fill(engine, log, 2)
-    monkeypatch.setattr(module, "STUCK", 0.5)
+    monkeypatch.setattr(module, "STUCK", 0.05)
     assert offsets(reader, place, 3, 5) == [3, 4]
     assert offsets(reader, place, 0, 5) == [0, 1, 2, 3, 4]
 

@@ -1997,12 +1997,12 @@ def test_who_waits_hears_again_after_its_connection_broke(engine: Any, log: int)
 def test_nothing_is_read_while_flags_are_held(engine: Any, main: Group, log: int, monkeypatch: Any) -> None:
     """A waiter that found none free would look only later: the rows of a lease are read before."""
     order: list[str] = []
-    for name in ("read_ahead", "_ring_settled"):
+    for name in ("read_ahead", "ring_written"):
         inner = getattr(engine, name)
         monkeypatch.setattr(engine, name, lambda *a, n=name, f=inner: (order.append(n), f(*a))[1])
     engine.append_row(row(log))
     Reader(engine, main).drain()
-    assert order[:2] == ["read_ahead", "_ring_settled"]
+    assert order[:2] == ["read_ahead", "ring_written"]
 
 
 def test_what_is_prepared_is_prepared_again_after_a_rollback(engine: Any) -> None:

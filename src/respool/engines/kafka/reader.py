@@ -26,7 +26,7 @@ WAIT = 0.2  # seconds of one look
 _TRIMMED = (KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._AUTO_OFFSET_RESET)
 SLOW = 0.02  # seconds between two reads, from which on a partition is put away while there is …
 PLENTY = 50  # … so much of it at hand, and as much as was read last
-STUCK = 2.0  # seconds without a record, from which on partitions are taken up anew
+STUCK = 0.5  # of the time that it waits: so long without a record, partitions are taken up anew, once
 IDLE = 1.0  # seconds after which who reads nothing asks the brokers for nothing
 
 
@@ -129,7 +129,7 @@ class Reader:
         found: list[list[Any]] = [wanted[place][2] for place, _, _ in ranges]
         open_: set[Place] = {place for place in wanted if not self._served(place, *wanted[place])}
         self._take_up(consumer, open_)
-        came = anew = time.monotonic()
+        came, anew = time.monotonic(), False
         size = sum(hi - lo for _, lo, hi in ranges)
         while open_:
             first = consumer.poll(WAIT)
@@ -142,9 +142,9 @@ class Reader:
                         f"{self._cluster.options.shown}: nothing came of topic {names} for "
                         f"{self._cluster.timeout:g} s; nothing was sent"
                     )
-                if now > anew + STUCK:
+                if now > came + STUCK * self._cluster.timeout and not anew:
+                    anew = True  # once: answers may be slow
                     self._take_anew(consumer, open_)
-                    anew = now
                 continue
             more = consumer.consume(min(size, AT_ONCE), 0) if size > 1 else ()
             touched: set[Place | None] = {self._take(message) for message in (first, *more)}
@@ -156,7 +156,7 @@ class Reader:
                         open_.discard(each)
                 else:
                     self._leave_unwanted(consumer, each, wanted)
-            came = anew = time.monotonic()
+            came, anew = time.monotonic(), False
         return found
 
     def came(self, place: Place) -> Came | None:
