@@ -33,6 +33,18 @@ def _some_time(value: Any, what: str) -> float:
     return seconds
 
 
+SHORTEST = 0.01  # seconds between two looks
+
+
+def _interval(value: Any, what: str) -> float:
+    seconds = duration(value, what)
+    if seconds < SHORTEST:
+        raise ConfigError(
+            f"{what}: {value!r} is too short; at least {SHORTEST:g} seconds, or nothing else is done"
+        )
+    return seconds
+
+
 def _count(value: object, what: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
@@ -102,11 +114,11 @@ SETTINGS: dict[str, Setting] = {
         "seconds after which the calls of a run leave before it ends; None: only when it ends",
     ),
     "max_deliveries": Setting(_count, 3, "runs of a call that may end with the death of their process"),
-    "beat": Setting(duration, 1.0, "seconds between a worker's signs of life"),
+    "beat": Setting(_interval, 1.0, "seconds between a worker's signs of life"),
     "worker_ttl": Setting(
         duration, 10.0, "seconds without a beat after which a worker elsewhere is taken for dead"
     ),
-    "poll_interval": Setting(duration, 1.0, "seconds between looks at the log when no doorbell rings"),
+    "poll_interval": Setting(_interval, 1.0, "seconds between looks at the log when no doorbell rings"),
     "max_limited": Setting(
         _count,
         1_000_000,

@@ -9,6 +9,7 @@ import math
 import pickle
 import sys
 import traceback
+from asyncio import CancelledError
 from collections import OrderedDict, namedtuple
 from contextlib import suppress
 from dataclasses import dataclass
@@ -545,7 +546,6 @@ def raised(exc: BaseException) -> BaseException:
         UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
         StopIteration(3),
         AppendUnknown("lost", ("a",)),
-        SystemExit(3),
         ImportError("no", name="x"),
         Plain(date.min, {1}, Decimal(1)),
     ],
@@ -683,3 +683,11 @@ def test_a_damaged_exception_is_corrupt(body: bytes) -> None:
     for decode in (decode_error, error_summary):
         with pytest.raises(CorruptBody):
             decode(body)
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, CancelledError])
+def test_what_is_no_exception_ends_nobody_who_asks_for_it(kind: type[BaseException]) -> None:
+    got = decode_error(encode_error(raised(kind("over"))))
+    assert type(got) is RemoteError
+    assert f"{kind.__name__}: over" in str(got)
+    assert "in raised" in got.remote_traceback

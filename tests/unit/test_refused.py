@@ -173,6 +173,9 @@ DECLARED: list[tuple[Callable[[App], Any], type[Exception], str]] = [
     (lambda app: App("other", durability="disk"), ConfigError, "durability"),
     (lambda app: App("other", append_timeout="soon"), ConfigError, "append_timeout"),
     (lambda app: App("other", beat=5, worker_ttl=10), ConfigError, "three beats"),
+    (lambda app: App("other", beat=0), ConfigError, "beat: 0 is too short; at least 0.01 seconds"),
+    (lambda app: App("other", poll_interval="0s"), ConfigError, "poll_interval: '0s' is too short"),
+    (lambda app: App("other", poll_interval=1e-9), ConfigError, "at least 0.01 seconds"),
     (
         lambda app: App("other", task_defaults={"max_retrys": 1}).task(name="f")(print),
         UnknownName,

@@ -107,6 +107,8 @@ def encode_error(
 def decode_error(body: bytes) -> BaseException:
     """Return the exception that `encode_error` was given, or a `RemoteError` where its type is not to be had.
 
+    Nor is one to be had that is no `Exception`, as SystemExit: it would end whoever asks for the call.
+
     The exception has `remote_traceback` (text), `remote_causes` (pairs of type name and message) and, so that
     the traceback in the worker is printed with it, a `RemoteTraceback` as its `__cause__`.
 
@@ -253,7 +255,7 @@ def _own_type(failure: _Failure) -> BaseException | None:
     return exc
 
 
-def _find(module: str, qualname: str) -> type[BaseException] | None:
+def _find(module: str, qualname: str) -> type[Exception] | None:
     """The exception class of this name; anything else of this name is left alone."""
     if module == "__main__" or "<locals>" in qualname:
         return None  # another program's
@@ -263,9 +265,9 @@ def _find(module: str, qualname: str) -> type[BaseException] | None:
             found = getattr(found, part)
     except (Exception, SystemExit):  # noqa: BLE001 - importing runs code, which may do anything
         return None
-    if isinstance(found, type) and issubclass(found, BaseException):
+    if isinstance(found, type) and issubclass(found, Exception):
         return found
-    return None
+    return None  # SystemExit and the like would end, or cancel, who asks for the call
 
 
 def _rebuilt(kind: type[BaseException], failure: _Failure) -> BaseException | None:
