@@ -32,7 +32,7 @@ def pid(n):
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_warm_shutdown(place: Place, number: int) -> None:
     module = place.module(CODE)
     slow = module.slow.delay(1)
@@ -54,6 +54,38 @@ def test_warm_shutdown(place: Place, number: int) -> None:
     assert [a.how for r in rest for a in r.history()] == []
     assert not list(place.folder.glob("*/worker-*"))
     place.check()
+
+
+@pytest.mark.parametrize("pool", ["processes", "solo"])
+def test_a_terminal_that_is_closed_stops_it_warmly_however_often_it_says_so(place: Place, pool: str) -> None:
+    module = place.module(CODE)
+    slow = module.slow.delay(1)
+    worker = place.worker(1, pool=pool)
+    place.await_start("slow", "1")
+    os.killpg(worker.pid, signal.SIGHUP)
+    worker.said("once more to end")
+    os.killpg(worker.pid, signal.SIGHUP)
+    beat = place.registered()[0].beat
+    eventually(lambda: place.registered()[0].beat > beat + 1)
+    assert worker.process.poll() is None
+    place.touch("go-1")
+    assert worker.wait() == 0
+    assert slow.get(timeout=1) == 1
+    assert place.runs("slow") == {"1": 1}
+
+
+@pytest.mark.parametrize("pool", ["processes", "solo"])
+def test_under_nohup_it_goes_on(place: Place, pool: str) -> None:
+    module = place.module(CODE)
+    before = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+    slow = module.slow.delay(1)
+    worker = place.worker(1, pool=pool, before=before)
+    place.await_start("slow", "1")
+    os.killpg(worker.pid, signal.SIGHUP)
+    place.touch("go-1")
+    assert slow.get(timeout=20) == 1
+    assert module.fine.delay(2).get(timeout=20) == 2
+    assert worker.stop() == 0
 
 
 def test_rest_of_a_lease_goes_back(place: Place) -> None:

@@ -25,7 +25,7 @@ from ..loading import AppImportError, is_misuse, load_app
 from ..location import refuse_memory
 from . import page as p
 from .executor import Executor
-from .host import LogFile, Woken, idle
+from .host import LogFile, Woken, idle, stop_signals
 from .options import (
     EXIT_LATE,
     EXIT_LOST,
@@ -238,7 +238,12 @@ def _ignore(*_: Any) -> None:
 
 def _obey() -> None:
     """A process that a task forks ends when it is told to: multiprocessing.Pool relies on it."""
-    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+    usual_handlers = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    for number, usual in usual_handlers.items():
         if signal.getsignal(number) is _ignore:
             signal.signal(number, usual)
 
@@ -246,8 +251,8 @@ def _obey() -> None:
 def main() -> None:
     """Run a child as the supervisor starts it: control socket, life pipe, its pid, the log file."""
     control, life, parent = (int(argument) for argument in sys.argv[1:4])
-    signal.signal(signal.SIGINT, _ignore)
-    signal.signal(signal.SIGTERM, _ignore)
+    for number in stop_signals():
+        signal.signal(number, _ignore)
     os.register_at_fork(after_in_child=_obey)
     die_with(parent, life)
     os.set_inheritable(control, False)

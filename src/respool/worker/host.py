@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import socket
 import time
 from collections.abc import Collection, Sequence
@@ -109,6 +110,12 @@ def is_gone(worker: Worker) -> bool:
     except PermissionError:  # somebody else's
         return False
     return False
+
+
+def stop_signals() -> list[int]:
+    """Return the signals that stop a worker: also that of a terminal that is closed, but under `nohup`."""
+    heeds = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if heeds else [])]
 
 
 def farewell(engine: Any, groups: Sequence[Any], handled: int, seconds: float) -> str:

@@ -37,6 +37,7 @@ from .host import (
     pid_space,
     refuse_moved,
     running_info,
+    stop_signals,
     version,
 )
 from .housekeeping import keep_house
@@ -90,11 +91,8 @@ class Solo:
         executor = Executor(
             self.engine, self.services, self.worker, 0, self.slot, self, self.app.settings["outbox_hold"]
         )
-        handlers = {
-            signal.SIGINT: self._on_signal,
-            signal.SIGTERM: self._on_signal,
-            signal.SIGUSR1: executor.caller.on_soft_limit,
-        }
+        handlers: dict[int, Any] = dict.fromkeys(stop_signals(), self._on_signal)
+        handlers[signal.SIGUSR1] = executor.caller.on_soft_limit
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         beating = threading.Thread(
             target=self._keep_beating, args=(executor,), name="respool-beat", daemon=True
@@ -158,6 +156,8 @@ class Solo:
         os.close(self._wake_write)
 
     def _on_signal(self, number: int, frame: Any) -> None:
+        if number == signal.SIGHUP and self._signals:
+            return  # a shell passes it on: twice is no "at once"
         self._signals += 1
         if self._signals == 2:
             raise EndNow

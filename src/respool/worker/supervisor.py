@@ -45,6 +45,7 @@ from .host import (
     pid_space,
     refuse_moved,
     running_info,
+    stop_signals,
     version,
 )
 from .housekeeping import House
@@ -106,7 +107,7 @@ class Supervisor:
         """Work until told to stop; return the command's exit status."""
         wake_read, wake_write = os.pipe()
         os.set_blocking(wake_write, False)
-        old = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        old = {number: signal.signal(number, self._on_signal) for number in stop_signals()}
         old[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)  # it ends our sleep
         signal.set_wakeup_fd(wake_write)
         self._wake = wake_read
@@ -147,7 +148,8 @@ class Supervisor:
             os.close(wake_write)
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        self._signals += 1
+        if number != signal.SIGHUP or not self._signals:  # a shell passes it on: twice is no "at once"
+            self._signals += 1
 
     def _rest(self, seconds: float) -> bool:
         """Wait before the next start; False where we are told to stop."""
