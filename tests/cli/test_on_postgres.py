@@ -63,7 +63,7 @@ def test_calls_from_their_sending_to_a_replay(shop, folder):
     sum_ = shop("call", "add", "2", "3").strip()
     bad = shop("call", "fetch", "bad://x").strip()
     later = shop("call", "mail", "me", "--countdown", "1h").strip()
-    assert "worked through 3 records; left: 1 scheduled, 1 dead" in shop("worker", "-c", "2", "--burst")
+    assert "worked through 2 records; left: 1 scheduled, 1 dead" in shop("worker", "-c", "2", "--burst")
     assert "returned 5" in shop("show", sum_)
     (row,) = [json.loads(line) for line in shop("dead", "list", "--json").splitlines()]
     assert row["id"] == bad

@@ -156,6 +156,18 @@ def some(events):
     assert not _lines(log, "child:", "task"), log
 
 
+def test_what_a_process_had_worked_through_counts_though_it_was_killed(place: Place) -> None:
+    """And what was only put by does not: it is worked through when it has run."""
+    module = place.module(CODE)
+    for _ in range(2):
+        module.plain.delay_many(range(8))
+        module.hangs.delay()
+    module.plain.apply_async((1,), countdown=3600)
+    module.app.send_task("nobody", (1,))
+    log = place.burst().log
+    assert "worked through 18 records; left: 1 scheduled, 1 unknown, 2 dead" in log, log
+
+
 @pytest.mark.parametrize(("task", "pool"), [("plain", "processes"), ("positive", "solo")])
 def test_what_a_replay_leaves_out_is_not_worked_through(place: Place, task: str, pool: str) -> None:
     module = place.module(CODE)

@@ -197,7 +197,7 @@ class Batching:
                 return False
             out, self._out = self._out, []
             self._keep(service, lease, [verdict.pos for verdict in out], out, [])
-            self._end(len(out), sum(verdict.skipped for verdict in out))
+            self._end(len(out), sum(map(verdicts.is_no_work, out)))
         began, ran = boottime_ns(), 0
         while self._ready:
             batch = self._ready[0]
@@ -223,7 +223,7 @@ class Batching:
         return True
 
     def _end(self, size: int, left_out: int = 0) -> None:
-        """Say that what `_start` began is at its end; of `left_out` records the group's filter left out."""
+        """Say that what `_start` began is at its end; `left_out` of the records were nobody's work."""
         ex, words = self._executor, self._executor.slot.words
         self._at += size
         words[p.FINISHED] = self._at

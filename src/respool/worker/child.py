@@ -238,14 +238,10 @@ def _ignore(*_: Any) -> None:
 
 def _obey() -> None:
     """A process that a task forks ends when it is told to: multiprocessing.Pool relies on it."""
-    usual_handlers = {
-        signal.SIGINT: signal.default_int_handler,
-        signal.SIGTERM: signal.SIG_DFL,
-        signal.SIGHUP: signal.SIG_DFL,
-    }
-    for number, usual in usual_handlers.items():
+    usual: dict[int, Any] = {signal.SIGINT: signal.default_int_handler}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is _ignore:
-            signal.signal(number, usual)
+            signal.signal(number, usual.get(number, signal.SIG_DFL))
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ class LeaseRun:
         self._spans = None if plain else Finder(lease.spans)
         self.careful = not plain or bool(executor.skip) or bool(executor.keyless)
         """Whether each record may have more to it than a body."""
-        self.left_out = 0  # records that the group's filter leaves out: nobody's work
+        self.left_out = 0  # records that the group's filter leaves out, or that were put by: nobody's work
         self._held: set[int] = set()  # keys of which a record is to run again: what follows waits for it (P8)
         self._keys: dict[int, int] = {}  # by position, once it matters
         self._go_on_from(0)
@@ -96,7 +96,7 @@ class LeaseRun:
         if self._charged and verdict.reason is not None:
             verdict.charge = -1  # the run has ended (H7)
         self._verdicts.append(verdict)
-        self.left_out += verdict.skipped
+        self.left_out += verdicts.is_no_work(verdict)
         self.full = not self._executor.slot.add(verdict)
         if not self.full:
             self._executor.slot.words[p.FINISHED] = count

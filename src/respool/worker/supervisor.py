@@ -525,6 +525,12 @@ class Supervisor:
         aftermath.of_child(child.index, seen, cause, how)
         if child.slot is not None:
             self._handled += child.slot.words[p.DONE]
+            if (
+                seen is not None and seen.running and not seen.together
+            ):  # in the midst of a lease, not counted yet
+                self._handled += len(seen.through)
+            if limit is not None and child.limit_kept:
+                self._handled += len(limit[0])
             child.slot.clear()
         if not self._draining:
             self._replacements.plan(child, status)

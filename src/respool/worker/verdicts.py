@@ -141,6 +141,11 @@ def skipped(pos: int) -> Verdict:
     return Verdict(pos, skipped=True)
 
 
+def is_no_work(verdict: Verdict) -> bool:
+    """Say whether a record was left out, or put by without a run."""
+    return verdict.skipped or verdict.reason in ("scheduled", "unknown", "blocked", "limited")
+
+
 def ran_too_often(row: Row, span: Span, now: float) -> Verdict:
     """Return the verdict on a call that may have run, and may not run again (H7)."""
     encoded = encode_error(
