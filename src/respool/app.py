@@ -465,10 +465,12 @@ class App:
         >>> app.dead_letters(task="fetch", error="TimeoutError").redrive(rate="50/s")  # doctest: +SKIP
         """
         from .dead import DeadFilter, DeadLetters
+        from .dead.find import checked
 
         low, high = (None if each is None else moment(each) for each in (since, until))
         name = self.queue_name(queue)
-        return DeadLetters(self, DeadFilter(name, group, task, ids, error, message, low, high, key, headers))
+        chosen = DeadFilter(name, group, task, ids, error, message, low, high, key, headers)
+        return DeadLetters(self, checked(chosen))
 
     def groups(self) -> list[Group]:
         """Return all consumer groups on the log, as of now."""

@@ -126,6 +126,8 @@ class StreamHandle:
             `error.stored` of them, which stay.
         """
         type = checked_type(type)
+        if not isinstance(values, Iterable):
+            raise BadArguments(f"stream {self.name}: {values!r:.80} is no list or other iterable of events")
         if self.key is None and not self.foreign:
             encode = self.codec.encode
             bodies = (encode(value) for value in values)

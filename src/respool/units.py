@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time as os_time
 from datetime import UTC, datetime, time, timedelta, timezone, tzinfo
@@ -85,7 +86,7 @@ def moment(value: datetime | float, what: str = "moment") -> float:
                 f"{what}: {value.isoformat()} has no time zone; take datetime.now(UTC) or .astimezone()"
             )
         return value.timestamp()
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     raise ConfigError(f"{what}: {value!r} is not an aware datetime")
 

@@ -94,6 +94,12 @@ REFUSED: list[tuple[Call, type[Exception], str]] = [
     # Moments and spans of time
     (lambda app: app.tasks["echo"].apply_async((1,), eta=NAIVE), ConfigError, "eta"),
     (lambda app: app.tasks["echo"].apply_async((1,), expires=NAIVE), ConfigError, "expires"),
+    (lambda app: app.tasks["echo"].apply_async((1,), eta=float("nan")), ConfigError, "eta: nan is not an"),
+    (
+        lambda app: app.stream_handles["visits"].publish_many(5),
+        BadArguments,
+        "stream visits: 5 is no list or other iterable of events",
+    ),
     (lambda app: app.tasks["echo"].apply_async((1,), countdown=-1), ConfigError, "countdown"),
     (lambda app: app.tasks["echo"].apply_async((1,), countdown="soon"), ConfigError, "countdown"),
     (
@@ -438,6 +444,33 @@ def test_dead_letters_of_a_task_that_nothing_knows(app: App, look: Callable[[App
     with pytest.raises(UnknownName, match="unknown task 'ecoh'; did you mean 'echo'"):
         look(app)
     assert app.dead_letters(task="echo").count() == 0
+
+
+@pytest.mark.parametrize(
+    ("chosen", "told"),
+    [
+        ({"task": ["echo", "add"]}, "dead_letters: task=['echo', 'add'] is not text"),
+        ({"error": TimeoutError}, "dead_letters: error=<class 'TimeoutError'> is not text"),
+        ({"queue": 3}, "dead_letters: queue=3 is not text"),
+        ({"group": 3}, "dead_letters: group=3 is not text"),
+        ({"message": 3}, "dead_letters: message=3 is not text"),
+        ({"key": 3}, "dead_letters: key=3 is not text"),
+        ({"ids": "order-7"}, "dead_letters: ids='order-7' is no list of ids"),
+        ({"ids": 3}, "dead_letters: ids=3 is no list of ids"),
+        ({"headers": "tenant=acme"}, "dead_letters: headers='tenant=acme' is no dict of text by name"),
+    ],
+)
+def test_dead_letters_by_what_is_of_another_type(app: App, chosen: Any, told: str) -> None:
+    """It would find none, as if there were none."""
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        app.dead_letters(**chosen)
+
+
+def test_a_redrive_by_what_is_of_another_type(app: App) -> None:
+    with pytest.raises(ConfigError, match="redrive: set='x' is no dict of values by path"):
+        app.dead_letters().redrive(set="x")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="redrive: edit='x' is not a function"):
+        app.dead_letters().redrive(edit="x")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("declare", "kind", "told"), DECLARED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -47,6 +47,20 @@ class DeadFilter(NamedTuple):
 
 
 ANY = DeadFilter()
+_TEXTS = ("queue", "group", "task", "error", "message", "key")
+
+
+def checked(chosen: DeadFilter) -> DeadFilter:
+    """Return what was chosen. Raises ConfigError for a value of another type, which would find nothing."""
+    for name in _TEXTS:
+        value = getattr(chosen, name)
+        if value is not None and not isinstance(value, str):
+            raise ConfigError(f"dead_letters: {name}={value!r:.80} is not text")
+    if isinstance(chosen.ids, str | bytes | Mapping) or not isinstance(chosen.ids, Collection):
+        raise ConfigError(f"dead_letters: ids={chosen.ids!r:.80} is no list of ids")
+    if chosen.headers is not None and not isinstance(chosen.headers, Mapping):
+        raise ConfigError(f"dead_letters: headers={chosen.headers!r:.80} is no dict of text by name")
+    return chosen
 
 
 class DeadLetter(NamedTuple):

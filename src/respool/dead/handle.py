@@ -79,6 +79,10 @@ class DeadLetters:
         """
         if set is not None and edit is not None:
             raise ConfigError("redrive: give set= or edit=, not both")
+        if set is not None and not isinstance(set, Mapping):
+            raise ConfigError(f"redrive: set={set!r:.80} is no dict of values by path")
+        if edit is not None and not callable(edit):
+            raise ConfigError(f"redrive: edit={edit!r:.80} is not a function")
         key = self._app.settings["pickle_key"]
         blobs = None if self._app.payloads.store is None else self._app.payloads.blobs
         change: Edit | None = None
