@@ -32,7 +32,7 @@ RespoolError
 │   ├── Revoked                 expired, purged or revoked: it will not run
 │   ├── UnknownCall             never appended, past retention, or outside the group
 │   ├── GetInsideTask           `get()` within a run would block the worker
-│   └── RemoteError             the task's exception, where its own type cannot be imported
+│   └── RemoteError             the task's exception, where its own type cannot be had, as SystemExit's
 ├── Retry                       raised by `self.retry()`: not a failure, run it again later
 ├── MaxRetriesExceeded          `self.retry()` without an error of its own, once too often
 ├── SoftTimeLimitExceeded       raised inside a task that ran longer than `soft_time_limit`
@@ -234,7 +234,7 @@ class GetInsideTask(ResultError, RuntimeError):
 
 
 class RemoteError(ResultError):
-    """A task's exception whose own type cannot be imported or rebuilt here.
+    """A task's exception whose own type cannot be imported or rebuilt here, or would end whoever asks for it.
 
     `type_name` is its qualified name, `remote_traceback` the traceback in the worker.
     """
