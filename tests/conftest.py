@@ -34,6 +34,8 @@ settings.load_profile("soak" if os.environ.get("SOAK") else "ci" if os.environ.g
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so it is for what a shell runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a command under test must hear Ctrl-C
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # so it is under nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a worker under test must hear that its terminal is closed
 
 _SERVERS = ("postgres", "kafka", "newest", "oldest", "pgbouncer", "server")
 """How fixtures begin that start a server, and parameters that name one."""
