@@ -58,7 +58,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Mark what needs a server, by its fixtures or by what it is run for; put first what is long."""
     for item in items:
         named = {*getattr(item, "fixturenames", ()), *_texts(item)}
-        if any(name.startswith(_SERVERS) or name in _OF_SERVERS for name in named):
+        if any(name.startswith(_SERVERS) or name in _OF_SERVERS for name in named) or _starts_one(item):
             item.add_marker("server")
     items[:] = _long_first(items, getattr(config, "workerinput", {}).get("workercount", 1))
 
@@ -85,7 +85,17 @@ def pytest_collection_finish() -> None:
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 
-_OF_SERVERS = ("database", "session_database", "session_newest", "session_oldest", "session_pooled")
+_OF_SERVERS = (
+    *("database", "session_database", "session_newest", "session_oldest", "session_pooled"),
+    *("broker", "secured"),
+)
+_STARTED = {"PostgresServer", "KafkaServer", "PgBouncer"}
+
+
+def _starts_one(item: pytest.Item) -> bool:
+    """Say whether a test's own code starts a server."""
+    code = getattr(getattr(item, "function", None), "__code__", None)
+    return code is not None and not _STARTED.isdisjoint(code.co_names)
 
 
 def _texts(item: pytest.Item) -> Iterator[str]:
