@@ -81,7 +81,7 @@ def test_forked_processes_relay_under_numbers_of_their_own() -> None:
     """One that forks its workers may have read this module before: a dead one's work is not another's."""
     code = (
         "import os; from respool.engines.kafka.relay import _number\n"
-        "child = os.fork(); print(_number(), flush=True); child and os.waitpid(child, 0)"
+        "child = os.fork(); child and os.waitpid(child, 0); print(_number(), flush=True)"
     )
     done = warm.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True, check=True)
     assert len(set(done.stdout.split())) == 2
