@@ -308,6 +308,6 @@ def suggest(name: object, known: Iterable[str]) -> str:
     return f"; known: {shown}"
 
 
-def unsent(error: RespoolError) -> str:
-    """Return what an error says, for one who was sending nothing: without that nothing was sent."""
-    return str(error).removesuffix("; nothing was sent")
+def unsent(said: RespoolError | str) -> str:
+    """Return an error, or what it says, for one who was sending nothing: without that nothing was sent."""
+    return str(said).removesuffix("; nothing was sent")

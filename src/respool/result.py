@@ -24,6 +24,7 @@ from .errors import (
     ResultExpired,
     Revoked,
     UnknownCall,
+    unsent,
 )
 from .misspelt import suggests
 from .places import Places
@@ -308,7 +309,7 @@ class AsyncResult(Generic[R]):
         engine = self._app.engine
         mark = engine.mark()
         if mark is not None and mark.phase == "moved":
-            raise LogMoved(told(mark, engine.shown).removesuffix("; nothing was sent"))
+            raise LogMoved(unsent(told(mark, engine.shown)))
 
     def _timed_out(self, timeout: Any, found: Found, pos: int, group: Group) -> GetTimeout:
         why = _why(self._app, found, pos, group)

@@ -15,6 +15,7 @@ from .engines import public_id
 from .engines.base import Engine, Group, ParkedFilter, Stream, Worker
 from .engines.moving import told
 from .engines.things import is_ordered
+from .errors import unsent
 from .keys import key_hash
 from .location import without_password
 from .record import first_pos, id_text, log_of
@@ -122,7 +123,7 @@ def explain_waiting(engine: Engine, stream: Stream, group: Group, pos: int, app:
     """Say what an unfinished record waits for: no worker, so many before it, running since, due when."""
     mark = engine.mark()
     if mark is not None and mark.is_source:
-        return told(mark, engine.shown).removesuffix("; nothing was sent")
+        return unsent(told(mark, engine.shown))
     known = [w for w in engine.workers() if group.id in w.info.get("groups", ())]
     workers = [w for w in known if wall_clock() - w.beaten < GONE]
     served = served_as(stream, group)

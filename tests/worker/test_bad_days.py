@@ -558,12 +558,16 @@ def _files(place: Place) -> list[Path]:
     return [place.folder / f"log.db{end}" for end in ("", "-wal", "-shm")]
 
 
+def _delete_log(place: Place) -> None:
+    for path in _files(place):
+        path.unlink(missing_ok=True)
+
+
 def test_log_deleted_under_an_idle_worker(place: Place) -> None:
     module = place.module(CODE)
     worker = place.worker(1)
     assert module.fine.delay(1).get(timeout=20) == 1
-    for path in _files(place):
-        path.unlink(missing_ok=True)
+    _delete_log(place)
     worker.said("deleted or replaced")
     used = cpu_seconds(worker.pid)
     began = time.monotonic()
@@ -597,8 +601,7 @@ def test_child_that_is_replaced_after_the_log_was_deleted_makes_no_new_one(place
     if how == "deleted at import":
         place.touch("unlink")
     else:
-        for path in _files(place):
-            path.unlink(missing_ok=True)
+        _delete_log(place)
     if how == "opened at import":
         place.touch("opens")
     if how == "replaced":
@@ -622,8 +625,7 @@ def test_log_deleted_while_a_task_runs(place: Place) -> None:
     worker = place.worker(1)
     module.slow.delay(1)
     place.await_start("slow", "1")
-    for path in _files(place):
-        path.unlink(missing_ok=True)
+    _delete_log(place)
     worker.said("deleted or replaced")
     worker.signal(signal.SIGTERM)
     worker.wait()
@@ -637,8 +639,7 @@ def test_child_whose_log_was_deleted_says_so_in_a_line(place: Place) -> None:
     worker = place.worker(1)
     module.slow.delay(1)
     place.await_start("slow", "1")
-    for path in _files(place):
-        path.unlink(missing_ok=True)
+    _delete_log(place)
     place.touch("go")
     worker.said("child: the process ends: ")
     worker.signal(signal.SIGTERM)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from ..errors import ConfigError, UnknownName, suggest
+from ..errors import ConfigError, UnknownName, suggest, unsent
 from .common import common
 from .loading import find_spec, load_app
 
@@ -252,7 +252,7 @@ def _say_moved(mark: Mark, shown: str) -> None:
 
     from ..engines.moving import told
 
-    text = told(mark, shown).removesuffix("; nothing was sent")
+    text = unsent(told(mark, shown))
     if mark.phase == "moved":
         text += f". This is what it was then; to see it there: --url {shlex.quote(mark.other)}"
     click.echo(text, err=True)

@@ -11,21 +11,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from .model import Change, Lease, Parked, Position, View
-from .order import is_stopped, key_map, keys_of, packed_keys, stopped_keys
+from .order import firsts, is_stopped, key_map, keys_of, packed_keys, stopped_keys
 from .spans import Span, joined
 
 if TYPE_CHECKING:
     from .claim import Request
-
-
-def _firsts(leases: Sequence[Lease]) -> dict[int, int]:
-    """Return the first position of each key of some leases."""
-    firsts: dict[int, int] = {}
-    for lease in leases:
-        for pos, key in key_map(lease).items():
-            if key:
-                firsts[key] = min(firsts.get(key, pos), pos)
-    return firsts
 
 
 class _Item:
@@ -67,7 +57,7 @@ class _Grant:
     @cached_property
     def firsts(self) -> dict[int, int]:
         """The first position of each key that waits with its task, and all after it."""
-        return _firsts(self._stopped)
+        return firsts(pair for lease in self._stopped for pair in key_map(lease).items())
 
     # What is open
 

@@ -63,6 +63,15 @@ def _united(packed: tuple[bytes, ...]) -> frozenset[int]:
     return frozenset(keys) - {0}
 
 
+def firsts(keyed: Iterable[tuple[int, int]]) -> dict[int, int]:
+    """Return the first position of each key, of pairs (position, key)."""
+    found: dict[int, int] = {}
+    for pos, key in keyed:
+        if key:
+            found[key] = min(found.get(key, pos), pos)
+    return found
+
+
 def _places(spans: Iterable[Span]) -> Iterator[int]:
     return chain.from_iterable(range(span.lo, span.hi) for span in spans)
 
@@ -225,9 +234,7 @@ def sort_out(
         left = _block(change, lease, left, keys, stopped, now)
     cuts = [(span.lo, span.hi) for span in limited]
     staying = {keys[pos] for pos in _places(subtract(left, cuts))}
-    stopped_at: dict[int, int] = {}
-    for pos in _places(intersect(left, cuts)):
-        stopped_at[keys[pos]] = min(pos, stopped_at.get(keys[pos], pos))
+    stopped_at = firsts((pos, keys[pos]) for pos in _places(intersect(left, cuts)))
     free({*keys.values()} - staying - {0}, view, change, now, stopped_at)
     return left
 

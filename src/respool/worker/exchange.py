@@ -16,7 +16,7 @@ from ..delivery.order import Claimant
 from ..delivery.settle import settle
 from ..delivery.spans import Finder
 from ..engines.base import Reads
-from ..errors import LogMoved, RespoolError
+from ..errors import LogMoved, RespoolError, unsent
 from .host import PATIENCE
 from .limiting import OPEN_BUCKETS
 from .looking import Looks
@@ -153,7 +153,7 @@ class Exchange:
         self._only_settle(service, settlement)
         if self._moved != str(moved):
             self._moved = str(moved)
-            log.warning("%s", self._moved.removesuffix("; nothing was sent"))
+            log.warning("%s", unsent(self._moved))
         ex.host.pause(PATIENCE[-1])
 
     def _only_settle(self, service: Service, settlement: Settlement | None) -> None:

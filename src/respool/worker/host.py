@@ -20,7 +20,15 @@ from ..delivery.seek import held
 from ..delivery.spans import ranges_of
 from ..engines.base import Counts, Engine, Group, Reads, Worker
 from ..engines.moving import told
-from ..errors import OF_ONE_STREAM, DatabaseGone, EngineUnavailable, LogMoved, RespoolError, StreamBroken
+from ..errors import (
+    OF_ONE_STREAM,
+    DatabaseGone,
+    EngineUnavailable,
+    LogMoved,
+    RespoolError,
+    StreamBroken,
+    unsent,
+)
 from .holds import held_back
 from .resting import Resting
 from .services import Service
@@ -260,7 +268,7 @@ def refuse_moved(engine: Any, *, waits: bool = True) -> None:
     """Raise LogMoved where the log was moved elsewhere; if we do not wait, also where it is being moved."""
     mark = engine.mark()
     if mark is not None and mark.is_source and (mark.phase == "moved" or not waits):
-        raise LogMoved(told(mark, engine.shown).removesuffix("; nothing was sent"))
+        raise LogMoved(unsent(told(mark, engine.shown)))
 
 
 def all_done(
